@@ -1,0 +1,209 @@
+"""From scores and a budget to a selection: which units go, so that the cost just fits.
+
+In every group the units form *levels*: the smallest sets that may go together under the group's constraints, the
+lowest scores first. Removing is walking down these stairs, so a lower-scored unit never outlives a higher-scored one of
+its group. Across groups a level's *key* decides, as the budget's scope says. The number of levels that go is found by
+bisection, since the cost falls with every level; what that overshoots is given back.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import math
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .budget import Budget
+from .costs import CostModel, Ints
+from .errors import BudgetError, PlanError, ScoreError
+from .plan import Plan, Selection
+from .stairs import Floats, Levels
+
+__all__ = ["TOLERANCE", "Budget", "allocate"]
+
+TOLERANCE = 0.99
+"""A selection that costs at least this share of the target is close enough to stop searching."""
+_MAX_STATES = 1 << 14
+_MAX_MOVES = 256
+
+
+def allocate(model: nn.Module, plan: Plan, scores: Tensor, *, budget: Budget) -> Selection:
+    """The units that stay: the highest-scored ones that fit the budget.
+
+    The cost never exceeds the target. It is within 1 % of it, or no single level can be given back or exchanged to come
+    closer. A dense model that fits already keeps everything.
+
+    Args:
+        model: the model that the plan was traced from; only names and shapes are read.
+        plan: the plan.
+        scores: float [plan.n_units], any device; higher is more important. Scores of locked groups
+            must be finite, and are not used.
+        budget: the target and the rules.
+
+    Raises:
+        PlanError: the model is not the plan's, or every group is locked.
+        ScoreError: the scores have another shape, or are not finite.
+        BudgetError: nothing that may be removed is enough; the message says what is reachable.
+    """
+    plan.check(model)
+    if not plan.prunable:
+        raise PlanError(
+            f"the plan has no prunable group (all {len(plan.groups)} are locked): print(plan) says why for each."
+        )
+    values = _checked(plan, scores)
+    costs = CostModel(plan)
+    target = budget.target(costs.dense)
+    if getattr(costs.dense, budget.quantity) <= target:
+        return Selection.from_flat(plan, torch.ones(plan.n_units, dtype=torch.bool))
+    levels = Levels(costs, values, budget)
+    least = levels.one(levels.n_levels)
+    if least > target:
+        raise BudgetError(
+            f"{budget.words} is out of reach: the closest is {budget.reached(costs.dense, least)}, with every group at "
+            "its floor. Ask for that, lower min_units, raise max_ratio, lower round_to, or unlock groups (print(plan) "
+            "says why they are locked)."
+        )
+    return Selection.from_flat(plan, torch.from_numpy(levels.keep(_Search(levels, target).solve())))
+
+
+def _checked(plan: Plan, scores: Tensor) -> Floats:
+    """The scores as float64 [n_units] on the CPU."""
+    if not isinstance(scores, Tensor) or scores.is_complex() or tuple(scores.shape) != (plan.n_units,):
+        found = f"{scores.dtype} {list(scores.shape)}" if isinstance(scores, Tensor) else type(scores).__name__
+        raise ScoreError(f"expected real scores of shape [{plan.n_units}], one for each unit of the plan, got {found}.")
+    flat = scores.detach().to("cpu", torch.float64)
+    for group, span in plan.spans():
+        bad = ~flat[span].isfinite()
+        if bool(bad.any()):
+            first = int(bad.nonzero()[0])
+            raise ScoreError(
+                f"Group {group.name!r}: {int(bad.sum())} of {group.n_units} scores are not finite (unit {first}: "
+                f"{float(flat[span][first])}); look for NaN or infinite weights, or a diverged training."
+            )
+    return np.asarray(flat.numpy(), dtype=np.float64)
+
+
+class _Search:
+    """Looks for the point whose cost is highest below the target, changing the order of removal as little as it can."""
+
+    def __init__(self, levels: Levels, target: int) -> None:
+        self.levels, self.target = levels, target
+        self.n_levels, self.position = levels.n_levels, levels.position
+
+    def near(self, cost: int) -> bool:
+        """Whether the cost is so close below the target that the search may end."""
+        return cost >= TOLERANCE * self.target
+
+    def solve(self) -> Ints:
+        """How many levels of each column go, int64 [n_columns]."""
+        k = self._fill(self._bisect(), spare_dead=True)
+        if not self.near(self.levels.one(k)):
+            k = self._fill(k, spare_dead=False)
+        if self.near(self.levels.one(k)):
+            return k
+        if math.prod((self.n_levels + 1).tolist()) <= _MAX_STATES:
+            return self._enumerate()
+        return self._exchange(k)
+
+    def _bisect(self) -> Ints:
+        """The shortest run of levels, in order, whose removal meets the target."""
+        low, high = 0, len(self.levels.order)
+        while high - low > 1:
+            middle = (low + high) // 2
+            if self.levels.one(self.levels.prefix(middle)) <= self.target:
+                high = middle
+            else:
+                low = middle
+        return self.levels.prefix(high)
+
+    def _fill(self, k: Ints, *, spare_dead: bool) -> Ints:
+        """Give levels back, the last removed first, as long as they fit; dead ones (all scores zero) only if asked.
+
+        A level that does not fit never fits later, because every other level given back makes it dearer.
+        """
+        k = k.copy()
+        heap = [(-int(self.position[c][k[c] - 1]), c) for c in np.flatnonzero(k).tolist()]
+        heapq.heapify(heap)
+        while heap:
+            c = heapq.heappop(heap)[1]
+            if spare_dead and self.levels.columns[c].dead[k[c] - 1]:
+                continue
+            k[c] -= 1
+            if self.levels.one(k) > self.target:
+                k[c] += 1
+            elif k[c]:
+                heapq.heappush(heap, (-int(self.position[c][k[c] - 1]), c))
+        return k
+
+    def _enumerate(self) -> Ints:
+        """The best of all points: close to the target with the least important levels gone, else the closest."""
+        points = np.indices(tuple(self.n_levels + 1)).reshape(len(self.n_levels), -1).T
+        costs = self.levels.cost(points)
+        fits = costs <= self.target
+        near = fits & (costs >= TOLERANCE * self.target)
+        if not near.any():
+            near = costs == costs[fits].max()
+        loss = np.zeros(len(points))
+        for c, position in enumerate(self.position):
+            loss += np.append(0, position.cumsum())[points[:, c]]
+        candidates = np.flatnonzero(near)
+        return np.asarray(points[candidates[loss[candidates].argmin()]])
+
+    def _exchange(self, k: Ints) -> Ints:
+        """Exchange levels between two columns while that comes closer: one for one, then any numbers of them."""
+        for _ in range(_MAX_MOVES):
+            cost = self.levels.one(k)
+            if self.near(cost):
+                break
+            found = self._swap(k, cost)
+            if found is None:
+                found = self._trade(k, cost)
+            if found is None:
+                break
+            k = self._fill(found, spare_dead=False)
+        return k
+
+    def _swap(self, k: Ints, best: int) -> Ints | None:
+        """The best point above the cost ``best`` with one level more gone and one of another column back."""
+        found = None
+        eye = np.eye(len(k), dtype=np.int64)
+        for c in sorted(np.flatnonzero(k < self.n_levels).tolist(), key=lambda c: int(self.position[c][k[c]])):
+            back = [b for b in np.flatnonzero(k).tolist() if b != c]
+            if not back or self.near(best):
+                continue
+            points = k + eye[c] - eye[back]
+            costs = self.levels.cost(points)
+            costs = np.where(costs <= self.target, costs, -1)
+            if costs.max() > best:
+                best, found = int(costs.max()), points[costs.argmax()]
+        return found
+
+    def _trade(self, k: Ints, best: int) -> Ints | None:
+        """The best point above the cost ``best`` in which only two columns differ."""
+        found = None
+        for a, b in itertools.permutations(range(len(k)), 2):
+            if self.near(best):
+                break
+            if self.n_levels[a] > self.n_levels[b]:
+                continue  # (b, a) covers it with fewer points
+            points = self._refill(k, a, b)
+            costs = self.levels.cost(points)
+            costs = np.where(costs <= self.target, costs, -1)
+            if costs.max() > best:
+                best, found = int(costs.max()), points[costs.argmax()]
+        return found
+
+    def _refill(self, k: Ints, a: int, b: int) -> Ints:
+        """For every number of levels of column ``a`` the point with the fewest of column ``b`` gone that fits."""
+        points = np.repeat(k[None], self.n_levels[a] + 1, axis=0)
+        points[:, a] = np.arange(self.n_levels[a] + 1)
+        low, high = np.full(len(points), -1), np.full(len(points), self.n_levels[b])
+        while (high - low > 1).any():
+            points[:, b] = np.maximum((low + high) // 2, 0)
+            fits = self.levels.cost(points) <= self.target
+            low, high = np.where(fits, low, points[:, b]), np.where(fits, points[:, b], high)
+        points[:, b] = high
+        return points

@@ -1,0 +1,166 @@
+"""The sliced parameters of a live model: which optimizer holds them, which are frozen, whether they still fit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from .configured import some
+from .errors import ForceError, PlanError
+from .plan import Plan, as_tensor
+from .units import Units, extend
+
+
+class Binding:
+    """The sliced parameters of one model, found once and checked cheaply in every step.
+
+    Attributes:
+        tensors: the parameters, by name.
+        active: 1.0 for units that a force may act on, else 0.0, [n_units]: not in a locked group, no frozen slice.
+        frozen: name of each group that is only kept from the force by frozen parameters -> their names.
+        owner: index of the optimizer's parameter group that holds a trainable parameter, by name; see :meth:`hold`.
+    """
+
+    def __init__(self, model: nn.Module, plan: Plan, units: Units) -> None:
+        self.model = model
+        self.plan = plan
+        self._units = units
+        self._homes: dict[str, tuple[nn.Module, str]] = {}
+        self.tensors: dict[str, nn.Parameter] = {}
+        for name in units.axes:
+            path, _, leaf = name.rpartition(".")
+            module = model.get_submodule(path)
+            self._homes[name] = (module, leaf)
+            self.tensors[name] = getattr(module, leaf)
+        apart = [name for name, tensor in self.tensors.items() if tensor.device != units.device]
+        if apart:
+            raise PlanError(
+                f"{apart[0]} is on {self.tensors[apart[0]].device}, other parameters are on {units.device}: "
+                "a force needs all parameters of a plan on one device."
+            )
+        self._flags: tuple[bool, ...] = ()
+        self.active = torch.zeros(0)
+        self.frozen: dict[str, tuple[str, ...]] = {}
+        self.owner: dict[str, int] = {}
+        self.refresh()
+
+    def refresh(self) -> bool:
+        """Read anew which parameters are frozen; returns whether that has changed."""
+        flags = tuple(tensor.requires_grad for tensor in self.tensors.values())
+        if flags == self._flags:
+            return False
+        self._flags = flags
+        active = torch.ones(self.plan.n_units, dtype=self._units.dtype)
+        self.frozen = {}
+        for group, span in self.plan.spans():
+            stuck = [s for s in group.slices if s.tensor in self.tensors and not self.tensors[s.tensor].requires_grad]
+            if group.locked is not None:
+                active[span] = 0
+            elif stuck:
+                self.frozen[group.name] = tuple(dict.fromkeys(s.tensor for s in stuck))
+                for piece in stuck:
+                    active[span][as_tensor(piece.unit)] = 0
+        self.active = active.to(self._units.device)
+        return True
+
+    def check(self) -> None:
+        """Raise unless the parameters are the ones that were found, with the plan's shapes, on the same device."""
+        for name, (module, leaf) in self._homes.items():
+            tensor = module._parameters.get(leaf)
+            if tensor is None or tensor.device != self._units.device or tuple(tensor.shape) != self.plan.tensors[name]:
+                self.plan.check(self.model)
+                where = "gone" if tensor is None else f"on {tensor.device}, was on {self._units.device}"
+                raise PlanError(f"{name} is {where}: make a new regularizer for the model as it is now.")
+            if tensor is not self.tensors[name]:
+                raise ForceError(f"{name} is another parameter than when the regularizer was made: make it anew.")
+
+    def hold(self, optimizer: Optimizer) -> None:
+        """Find the parameter group of each trainable parameter that a force acts on.
+
+        Raises:
+            ForceError: a parameter is in no group, or nothing is left to act on.
+        """
+        index = {id(p): i for i, group in enumerate(optimizer.param_groups) for p in group["params"]}
+        wanted = dict.fromkeys(s.tensor for g in self.plan.prunable for s in g.slices if s.tensor in self.tensors)
+        trainable = [name for name in wanted if self.tensors[name].requires_grad]
+        absent = [name for name in trainable if id(self.tensors[name]) not in index]
+        if absent:
+            raise ForceError(
+                f"the optimizer does not hold {some(absent)}, on which the force has to act: give it all parameters "
+                "of the model (model.parameters()), or freeze these (requires_grad_(False)), or lock their groups."
+            )
+        if not bool(self.active.any()):
+            raise ForceError(f"no unit is left for the force to act on: {self.describe_frozen()}")
+        self.owner = {name: index[id(self.tensors[name])] for name in trainable}
+
+    def grain(self) -> float:
+        """The smallest relative change that every held weight can follow: four times the coarsest rounding step."""
+        return 4 * max(torch.finfo(self.tensors[name].dtype).eps for name in self.owner)
+
+    @torch.no_grad()
+    def add_gradient_(self, pull: Tensor) -> None:
+        """Add to the gradient of every slice of every unit its weights times ``pull`` [n_units]."""
+        parts = self._units.positions(extend(pull, 0))
+        for name in self.owner:
+            tensor = self.tensors[name]
+            if tensor.grad is None:
+                tensor.grad = torch.zeros_like(tensor)
+            for part in parts[name]:
+                tensor.grad.addcmul_(tensor.detach(), part.to(tensor.dtype))
+
+    @torch.no_grad()
+    def scale_(self, factors: Mapping[int, Tensor]) -> None:
+        """Multiply every slice of every unit by the factor [n_units] for the parameter group that holds it."""
+        parts = {index: self._units.positions(extend(factor, 1)) for index, factor in factors.items()}
+        for name, index in self.owner.items():
+            for part in parts[index][name]:
+                self.tensors[name].mul_(part)
+
+    def describe_frozen(self) -> str:
+        """One sentence on the groups that frozen parameters keep from the force; empty if there are none."""
+        if not self.frozen:
+            return ""
+        names = dict.fromkeys(name for names in self.frozen.values() for name in names)
+        return (
+            f"{some(names)} {'is' if len(names) == 1 else 'are'} frozen, so no force acts on units of "
+            f"{some(self.frozen)}: a unit with a frozen slice cannot become zero."
+        )
+
+
+def step_size(group: Mapping[str, Any]) -> float | Tensor:
+    """η_eff = lr·(1 − dampening)/(1 − momentum): how far a constant unit gradient moves a weight in one step."""
+    rate, momentum = group.get("lr"), group.get("momentum", 0)
+    if rate is None:
+        raise ForceError("the optimizer sets its learning rate itself (lr=None), so mode='prox' has no step size.")
+    if not 0 <= momentum < 1:
+        raise ForceError(f"momentum={momentum!r} leaves no finite step size; it must lie in [0, 1).")
+    scaled: float | Tensor = rate * (1 - group.get("dampening", 0)) / (1 - momentum)
+    return scaled
+
+
+def largest(values: Sequence[float | Tensor]) -> float | Tensor:
+    """The maximum, on the device if a value is a tensor, so that the host need not wait for it."""
+    plain = max((float(v) for v in values if not isinstance(v, Tensor)), default=0.0)
+    found: float | Tensor = plain
+    for value in values:
+        if isinstance(value, Tensor):
+            found = value.clamp_min(plain) if not isinstance(found, Tensor) else torch.maximum(found, value)
+    return found
+
+
+def prox_factors(ratio: Tensor, ripe: Tensor, sizes: Mapping[int, float | Tensor]) -> dict[int, Tensor]:
+    """max(0, 1 − η_i/η_max·ratio) for ripe units and 1 for others, [n_units] for each parameter group i.
+
+    Args:
+        ratio: η_max β κ F(d_u)/‖w_u‖, [n_units].
+        ripe: bool [n_units].
+        sizes: η_i by index of the parameter group.
+    """
+    most = largest(list(sizes.values()))
+    # The bound keeps 0/0 out of tensors that hold a learning rate of zero; for plain numbers nobody calls this then.
+    bound = most.clamp_min(1e-30) if isinstance(most, Tensor) else most
+    return {i: torch.where(ripe, (1 - ratio * (size / bound)).clamp_min(0), 1.0) for i, size in sizes.items()}

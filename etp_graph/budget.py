@@ -1,0 +1,114 @@
+"""What a pruned model may cost: one target and the rules for reaching it."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from typing import Any, Literal, get_args
+
+from .costs import Cost
+from .errors import BudgetError
+
+Scope = Literal["global", "local", "isomorphic"]
+Rank = Literal["score", "score_per_mac"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Budget:
+    """What the pruned model may cost: exactly one of ``speed_up``, ``macs`` and ``params``, and how to get there.
+
+    Attributes:
+        speed_up: dense MACs divided by the pruned model's MACs is at least this.
+        macs: at most this many multiply-adds for the example inputs.
+        params: at most this many parameters.
+        min_units: every group keeps at least this many units (Torque's minimum-filter rule).
+        max_ratio: at most this share of the units of a group goes.
+        round_to: the number of kept units is a multiple of this, or the group stays whole.
+        scope: ``global`` compares scores across groups; ``local`` removes the same share of every group;
+            ``isomorphic`` compares ranks within classes of equally built groups (Fang et al. 2024).
+        rank: ``score``, or ``score_per_mac``: the score divided by the MACs that the unit alone costs.
+
+    Raises:
+        BudgetError: a value is out of its range, or not exactly one target is given.
+    """
+
+    speed_up: float | None = None
+    macs: int | None = None
+    params: int | None = None
+    min_units: int = 1
+    max_ratio: float = 1.0
+    round_to: int = 1
+    scope: Scope = "global"
+    rank: Rank = "score"
+
+    def __post_init__(self) -> None:
+        given = [name for name in ("speed_up", "macs", "params") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise BudgetError(
+                f"a budget has one target, found {' and '.join(given) or 'none'}: "
+                "give exactly one of speed_up=, macs= and params=."
+            )
+        least = 1 if given[0] == "speed_up" else 0
+        _check_number(given[0], getattr(self, given[0]), least, math.inf)
+        if given[0] != "speed_up":
+            object.__setattr__(self, given[0], math.floor(getattr(self, given[0])))
+        _check_number("max_ratio", self.max_ratio, 0, 1)
+        for name in ("min_units", "round_to"):
+            value = getattr(self, name)
+            if type(value) is not int or value < 1:
+                raise BudgetError(f"{name}={value!r}: give an integer of at least 1.")
+        for name, allowed in (("scope", get_args(Scope)), ("rank", get_args(Rank))):
+            if getattr(self, name) not in allowed:
+                raise BudgetError(f"{name}={getattr(self, name)!r}: give one of {', '.join(map(repr, allowed))}.")
+
+    @property
+    def quantity(self) -> Literal["macs", "params"]:
+        """What is counted against the target."""
+        return "macs" if self.params is None else "params"
+
+    def target(self, dense: Cost) -> int:
+        """The largest allowed number of MACs or parameters, given the dense cost."""
+        if self.quantity == "macs" and not dense.macs:
+            raise BudgetError("the plan counts no MACs, so none can be saved: give params=.")
+        if self.speed_up is not None:
+            return int(dense.macs / Fraction(self.speed_up))  # a fraction, so that no rounding exceeds the target
+        return int(getattr(self, self.quantity))
+
+    @property
+    def words(self) -> str:
+        """The target as it was given."""
+        return (
+            f"speed_up={self.speed_up}"
+            if self.speed_up is not None
+            else f"{self.quantity}={getattr(self, self.quantity)}"
+        )
+
+    def reached(self, dense: Cost, value: int) -> str:
+        """``value`` MACs or parameters in the quantity of the target, rounded to what can be asked for."""
+        if self.speed_up is not None:
+            return f"speed_up={math.floor(Fraction(dense.macs, max(value, 1)) * 10_000) / 10_000}"
+        return f"{self.quantity}={value}"
+
+    def to_json(self) -> str:
+        """As JSON text; :meth:`from_json` reads it back."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Budget:
+        """The budget that :meth:`to_json` wrote. Raises :class:`BudgetError` if the text is something else."""
+        try:
+            return cls(**json.loads(text))
+        except (TypeError, ValueError) as error:
+            raise BudgetError(f"this text is not a budget: {error}") from error
+
+
+def _check_number(name: str, value: Any, least: float, most: float) -> None:
+    """Raise :class:`BudgetError` unless ``value`` is a finite real number in [least, most]."""
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if (whole or (isinstance(value, float) and math.isfinite(value))) and least <= value <= most:
+        return
+    end = "" if math.isinf(most) else f" and at most {most:g}"
+    hint = "; a speed_up of 2 halves the MACs" if name == "speed_up" else ""
+    raise BudgetError(f"{name}={value!r}: give a finite number of at least {least:g}{end}{hint}.")

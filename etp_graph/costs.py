@@ -1,0 +1,218 @@
+"""MACs and parameters of a model for any selection, exactly and without touching the model.
+
+Convention: one MAC is one multiply-add (fvcore's and DepGraph's convention; ``torch.utils.flop_counter`` counts two
+operations for it). Element-wise operators, norms and pooling are not counted, as everywhere in the pruning literature;
+operators that multiply and were not understood are listed in :attr:`Cost.uncounted`.
+
+Both counts are polynomials in the sizes of the sliced axes: a term is ``coefficient * product of kept sizes``. Axes
+that are cut alike (a convolution's output, its norm, the next convolution's input) are one variable, a *dimension*.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from .errors import PlanError
+from .plan import Plan, Selection
+from .units import axes
+
+Ints = npt.NDArray[np.int64]
+"""Integers; an array of Python integers where a count would not fit into 64 bits."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """What one forward with the example inputs costs.
+
+    Attributes:
+        macs: multiply-adds.
+        params: numbers in the parameters (buffers are not parameters).
+        uncounted: operators that ran and are not in ``macs``.
+    """
+
+    macs: int
+    params: int
+    uncounted: tuple[str, ...] = ()
+
+    def to_json(self) -> str:
+        """As JSON text; :meth:`from_json` reads it back."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Cost:
+        """The cost that :meth:`to_json` wrote. Raises :class:`PlanError` if the text is something else."""
+        try:
+            body = json.loads(text)
+            macs, params, uncounted = body["macs"], body["params"], tuple(body["uncounted"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise PlanError(f"this text is not a cost: {error!r}") from error
+        if type(macs) is not int or type(params) is not int or not all(isinstance(name, str) for name in uncounted):
+            raise PlanError(f"this text is not a cost: macs {macs!r}, params {params!r}, uncounted {uncounted!r}.")
+        return cls(macs=macs, params=params, uncounted=uncounted)
+
+
+def cost(model: nn.Module, plan: Plan, selection: Selection | None = None) -> Cost:
+    """MACs and parameters of ``model`` with only the units of ``selection``; exact integers, nothing is changed.
+
+    Args:
+        model: the model that the plan was traced from; only its names and shapes are read, as a check.
+        plan: the plan.
+        selection: which units stay; ``None`` for the dense model.
+
+    Raises:
+        PlanError: the model is not the one that the plan describes.
+        SelectionError: the selection violates a constraint of the plan.
+    """
+    plan.check(model)
+    if selection is None:
+        return CostModel(plan).dense
+    selection.check(plan)
+    return CostModel(plan).evaluate(selection.flat(plan))
+
+
+class CostModel:
+    """The cost of a plan as polynomials: evaluates many selections quickly.
+
+    Attributes:
+        plan: the plan.
+        sizes: dense size of every dimension, int64 [n_dims].
+        maps: for every dimension its layers of flat unit numbers, each int64 [size]; ``plan.n_units`` is no unit.
+        dense: the cost with all units.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.maps: list[tuple[Ints, ...]] = []
+        self._number: dict[tuple[str, int], int] = {}
+        known: dict[tuple[bytes, ...], int] = {}
+        for name, parts in axes(plan).items():
+            for part in parts:
+                layers = tuple(layer.numpy() for layer in part.layers)
+                number = known.setdefault(tuple(sorted(layer.tobytes() for layer in layers)), len(known))
+                if number == len(self.maps):
+                    self.maps.append(layers)
+                self._number[name, part.axis] = number
+        self.sizes: Ints = np.array([len(layers[0]) for layers in self.maps], dtype=np.int64)
+        self._set_terms()
+        self.dense = self.evaluate(torch.ones(plan.n_units, dtype=torch.bool))
+
+    def _set_terms(self) -> None:
+        """Collect like terms: one row of dimensions with its coefficients in MACs and in parameters."""
+        terms: dict[tuple[int, ...], list[int]] = {}
+        for op in self.plan.ops:
+            self._add_term(terms, 0, op.coefficient, op.axes)
+        for name in self.plan.parameters:
+            self._add_term(terms, 1, 1, ((name, axis) for axis in range(len(self.plan.tensors[name]))))
+        width = max((len(dims) for dims in terms), default=0)
+        one = len(self.maps)  # a dimension of size 1, so that all rows have one length
+        self._dims: Ints = np.array([(*dims, *[one] * (width - len(dims))) for dims in terms], dtype=np.int64)
+        self._dims = self._dims.reshape(len(terms), width)
+        sizes = [*self.sizes.tolist(), 1]
+        dense = [[c * prod(sizes[d] for d in dims) for c in pair] for dims, pair in terms.items()]
+        exact = max((sum(column) for column in zip(*dense, strict=True)), default=0) < 2**62
+        self._coefficients: Any = np.array(list(terms.values()), dtype=np.int64 if exact else object)
+        self._coefficients = self._coefficients.reshape(len(terms), 2)
+
+    def _add_term(
+        self, terms: dict[tuple[int, ...], list[int]], column: int, coefficient: int, pairs: Iterable[tuple[str, int]]
+    ) -> None:
+        dims = []
+        for tensor, axis in pairs:
+            if (tensor, axis) in self._number:
+                dims.append(self._number[tensor, axis])
+                continue
+            shape = self.plan.tensors.get(tensor, ())
+            if not 0 <= axis < len(shape):
+                raise PlanError(f"the cost names axis {axis} of {tensor!r}, which the plan does not have: trace again.")
+            coefficient *= shape[axis]
+        terms.setdefault(tuple(sorted(dims)), [0, 0])[column] += coefficient
+
+    def evaluate(self, keep: Tensor) -> Cost:
+        """The cost with only the units that ``keep`` (bool [n_units]) names."""
+        flags = np.append(keep.detach().cpu().numpy().astype(np.bool_), True)
+        counts = [int(np.logical_and.reduce([flags[layer] for layer in layers]).sum()) for layers in self.maps]
+        macs, params = self.totals(np.array([counts], dtype=np.int64))[0].tolist()
+        return Cost(macs=int(macs), params=int(params), uncounted=self.plan.uncounted)
+
+    def totals(self, counts: Ints) -> Ints:
+        """MACs and parameters, [n, 2], of n models given their kept sizes ``counts`` int64 [n, n_dims]."""
+        counts = np.concatenate([counts, np.ones((len(counts), 1), dtype=np.int64)], axis=1)
+        products = counts[:, self._dims].astype(self._coefficients.dtype, copy=False).prod(axis=2)
+        return np.asarray(products @ self._coefficients)
+
+    def marginal(self) -> tuple[Tensor, Tensor]:
+        """MACs and parameters saved by removing one unit alone from the dense model, two float64 [n_units]."""
+        n_units = self.plan.n_units
+        owned = [np.unique(np.concatenate(layers), return_counts=True) for layers in self.maps]
+        saved = np.zeros((n_units + 1, 2))
+        gone = np.zeros(n_units + 1)
+        sizes = np.append(self.sizes, 1).astype(np.float64)
+        for dims, pair in zip(self._dims, self._coefficients.astype(np.float64), strict=True):
+            real = [d for d in dims.tolist() if d < len(self.maps)]
+            if not real:
+                continue
+            units = np.unique(np.concatenate([owned[d][0] for d in real]))
+            left = np.ones(len(units))
+            for d in real:
+                gone[owned[d][0]] = owned[d][1]
+                left *= sizes[d] - gone[units]
+                gone[owned[d][0]] = 0.0
+            saved[units] += np.outer(sizes[dims].prod() - left, pair)
+        flat = torch.from_numpy(saved[:n_units])
+        return flat[:, 0].contiguous(), flat[:, 1].contiguous()
+
+
+class Staircase:
+    """The cost after removing the first ``k[c]`` *levels* (disjoint sets of units) of each column c, for many k.
+
+    Args:
+        model: the cost model.
+        column: the column of each unit, int64 [n_units]; -1 for a unit that is never removed.
+        level: the level of each unit in its column, int64 [n_units].
+        n_levels: the number of levels of each column, int64 [n_columns].
+    """
+
+    def __init__(self, model: CostModel, *, column: Ints, level: Ints, n_levels: Ints) -> None:
+        self._model = model
+        self._mixed: list[tuple[int, list[tuple[Ints, Ints]]]] = []
+        column, level = np.append(column, -1), np.append(level, 0)
+        tables: list[Ints] = []
+        entries: list[tuple[int, int]] = []
+        for dim, layers in enumerate(model.maps):
+            if len(layers) > 1:  # a position stays only if all of its units stay: not a sum over columns
+                self._mixed.append((dim, [_steps(column[layer], level[layer]) for layer in layers]))
+                continue
+            owner, height = column[layers[0]], level[layers[0]]
+            for c in np.unique(owner[owner >= 0]).tolist():
+                removed = np.bincount(height[owner == c], minlength=int(n_levels[c]))
+                tables.append(np.concatenate([[0], removed.cumsum()]))
+                entries.append((dim, c))
+        self._tables: Ints = np.concatenate(tables) if tables else np.zeros(0, dtype=np.int64)
+        self._offsets: Ints = np.cumsum([0, *map(len, tables)], dtype=np.int64)[:-1]
+        self._columns: Ints = np.array([c for _, c in entries], dtype=np.int64)
+        self._dims, self._starts = np.unique(np.array([d for d, _ in entries], dtype=np.int64), return_index=True)
+
+    def __call__(self, k: Ints) -> Ints:
+        """MACs and parameters, [n, 2], for n points of the staircase ``k`` int64 [n, n_columns]."""
+        counts = np.repeat(self._model.sizes[None], len(k), axis=0)
+        if len(self._dims):
+            removed = self._tables[self._offsets + k[:, self._columns]]
+            counts[:, self._dims] -= np.add.reduceat(removed, self._starts, axis=1)
+        for dim, layers in self._mixed:
+            counts[:, dim] = np.logical_and.reduce([k[:, c] <= height for c, height in layers]).sum(1)
+        return self._model.totals(counts)
+
+
+def _steps(column: Ints, level: Ints) -> tuple[Ints, Ints]:
+    """Column and level of each position; a position that never goes has a level above all."""
+    fixed = column < 0
+    return np.where(fixed, 0, column), np.where(fixed, np.iinfo(np.int64).max, level)

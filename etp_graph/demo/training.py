@@ -1,0 +1,209 @@
+"""A plain training loop on tensors in memory: the same data in the same order for every method."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from math import ceil
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .data import Split
+
+Augment = Callable[[Tensor, torch.Generator], Tensor]
+"""Maps a batch [n, c, h, w] to another of the same shape; all its randomness comes from the generator."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """Where training stands after an optimizer step.
+
+    Attributes:
+        number: steps done, from 1.
+        total: steps of the whole call.
+        epoch: epochs begun, from 1.
+        loss: the batch's loss before the step, a detached scalar tensor (reading it waits for the device).
+        lr: learning rate of the step.
+    """
+
+    number: int
+    total: int
+    epoch: int
+    loss: Tensor
+    lr: float
+
+
+def train_epochs(
+    model: nn.Module,
+    split: Split,
+    *,
+    epochs: int,
+    lr: float = 0.1,
+    momentum: float = 0.9,
+    weight_decay: float = 5e-4,
+    batch_size: int = 128,
+    seed: int = 0,
+    augment: Augment | None = None,
+    warmup: float = 0.1,
+    attach: Callable[[torch.optim.Optimizer], object] | None = None,
+    on_step: Callable[[Step], object] | None = None,
+    progress: Callable[[int, int, float], object] | None = None,
+) -> list[float]:
+    """Train with cross-entropy, SGD with Nesterov momentum, and one linear-up, linear-down cycle of the learning rate.
+
+    The order of the images and their augmentation depend on ``seed``, ``epochs`` and ``batch_size`` only, not on the
+    model or on anything that ``attach`` draws. A last batch of a single image is left out: BatchNorm needs two.
+
+    Args:
+        model: trained in place, on its own device; it is in train mode afterwards.
+        split: ``train_x`` and ``train_y`` are used. Images that are already on the device are not copied.
+        epochs: passes over the training images.
+        lr: peak of the learning rate; it is reached after the share ``warmup`` of all steps and falls to 1 % of it.
+        momentum: of SGD; 0 turns Nesterov off.
+        weight_decay: of SGD, on every parameter.
+        batch_size: images of one step.
+        seed: of the data order and the augmentation.
+        augment: for example :func:`crop_flip` or :func:`shift`.
+        warmup: see ``lr``.
+        attach: is given the optimizer before the first step; whatever it registers there acts on this call alone.
+        on_step: is called after every optimizer step.
+        progress: is called after every epoch with (epochs done, epochs, mean loss of the epoch).
+
+    Returns:
+        The mean training loss of each epoch.
+
+    Raises:
+        ValueError: nothing to train on, or a number out of its range.
+        FloatingPointError: the loss of an epoch is not finite.
+    """
+    n = len(split.train_x)
+    if epochs < 0 or batch_size < 2 or n < 2 or not 0 <= warmup < 1:
+        raise ValueError(
+            f"train_epochs: epochs={epochs}, batch_size={batch_size}, images={n}, warmup={warmup}; "
+            "need epochs >= 0, batch_size >= 2, two images or more, 0 <= warmup < 1."
+        )
+    optimizer = torch.optim.SGD(
+        model.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay, nesterov=momentum > 0
+    )
+    if attach is not None:
+        attach(optimizer)
+    total = epochs * (ceil(n / batch_size) - (n % batch_size == 1))
+    batches = _batches(model, split, batch_size=batch_size, seed=seed, augment=augment)
+    model.train()
+    losses: list[float] = []
+    number = 0
+    for epoch in range(1, epochs + 1):
+        seen: list[Tensor] = []
+        for x, y in batches():
+            rate = _triangle(number / max(total - 1, 1), lr, warmup)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            loss = _step(model, optimizer, x, y)
+            number += 1
+            seen.append(loss)
+            if on_step is not None:
+                on_step(Step(number=number, total=total, epoch=epoch, loss=loss, lr=rate))
+        losses.append(float(torch.stack(seen).mean()))
+        if not torch.isfinite(torch.tensor(losses[-1])):
+            raise FloatingPointError(f"the loss of epoch {epoch} is {losses[-1]}; lower lr={lr} or the regularization.")
+        if progress is not None:
+            progress(epoch, epochs, losses[-1])
+    return losses
+
+
+def _step(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor) -> Tensor:
+    optimizer.zero_grad(set_to_none=True)
+    loss = F.cross_entropy(model(x), y)
+    loss.backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+    return loss.detach()
+
+
+def _triangle(done: float, peak: float, warmup: float) -> float:
+    """Learning rate at the share ``done`` of the steps: up to ``peak`` at ``warmup``, then down to 1 % of it."""
+    if done < warmup:
+        return peak * (0.1 + 0.9 * done / warmup)
+    return peak * (1 - 0.99 * (done - warmup) / (1 - warmup))
+
+
+def _batches(
+    model: nn.Module, split: Split, *, batch_size: int, seed: int, augment: Augment | None
+) -> Callable[[], Iterator[tuple[Tensor, Tensor]]]:
+    """One shuffled pass over the training images per call, on the model's device."""
+    generator = torch.Generator().manual_seed(seed)
+    device = next(model.parameters()).device
+
+    def one_pass() -> Iterator[tuple[Tensor, Tensor]]:
+        order = torch.randperm(len(split.train_x), generator=generator)
+        for chosen in torch.split(order, batch_size):
+            if len(chosen) < 2:
+                return
+            x, y = _take(split.train_x, chosen), _take(split.train_y, chosen)
+            if augment is not None:
+                x = augment(x, generator)
+            yield _to_device(x, device), y.to(device, non_blocking=True)
+
+    return one_pass
+
+
+def _take(tensor: Tensor, index: Tensor) -> Tensor:
+    return tensor.index_select(0, index.to(tensor.device))
+
+
+def _to_device(x: Tensor, device: torch.device) -> Tensor:
+    """On the device; with the channels last where there are several, which convolutions compute faster."""
+    x = x.to(device, non_blocking=True)
+    return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 and x.shape[1] > 1 else x
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, x: Tensor, y: Tensor, *, batch: int = 512) -> float:
+    """Share of images [n, ...] whose largest logit is the label [n], in eval mode; the mode is restored.
+
+    Raises:
+        ValueError: no images, or not one label for each.
+    """
+    if len(x) == 0 or len(x) != len(y):
+        raise ValueError(f"accuracy: {len(x)} images and {len(y)} labels; need one label for each of one or more.")
+    device = next(model.parameters()).device
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        right = [
+            (model(_to_device(images, device)).argmax(1) == labels.to(device)).sum()
+            for images, labels in zip(torch.split(x, batch), torch.split(y, batch), strict=True)
+        ]
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    return int(torch.stack(right).sum()) / len(x)
+
+
+def shift(x: Tensor, generator: torch.Generator, *, pad: int = 1) -> Tensor:
+    """Move every image by up to ``pad`` pixels in each direction; what is uncovered repeats the border."""
+    n, _, height, width = x.shape
+    offsets = torch.randint(-pad, pad + 1, (2, n), generator=generator).to(x.device)
+    rows = (torch.arange(height, device=x.device) + offsets[0, :, None]).clamp(0, height - 1)
+    columns = (torch.arange(width, device=x.device) + offsets[1, :, None]).clamp(0, width - 1)
+    images = torch.arange(n, device=x.device)[:, None, None]
+    # Advanced indices around a slice put their own dimensions first: [n, h, w, c].
+    return x[images, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def crop_flip(x: Tensor, generator: torch.Generator, *, pad: int = 4) -> Tensor:
+    """Pad by ``pad`` zeros, crop back at random, mirror every other image (He et al. 2016).
+
+    The zeros are added to normalised images, so the border has the mean colour.
+    """
+    n, _, height, width = x.shape
+    padded = F.pad(x, (pad, pad, pad, pad))
+    offsets = torch.randint(0, 2 * pad + 1, (2, n), generator=generator).to(x.device)
+    mirrored = (torch.rand(n, generator=generator) < 0.5).to(x.device)
+    along = torch.arange(width, device=x.device).expand(n, -1)
+    along = torch.where(mirrored[:, None], along.flip(1), along)
+    rows = torch.arange(height, device=x.device) + offsets[0, :, None]
+    columns = along + offsets[1, :, None]
+    images = torch.arange(n, device=x.device)[:, None, None]
+    return padded[images, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)

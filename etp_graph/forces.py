@@ -1,0 +1,178 @@
+"""Forces: how hard a unit is pushed to zero, given its distance from the pivot. The body is the equation.
+
+A force is called on the units that are ranked together (a group, or one of its blocks), or on all of a
+plan at once, with the context of each unit as tensors::
+
+    force = exponential(rate=5.0)
+    force(distance)                                      # distance [n] in [0, 1] -> force [n] >= 0
+    force(distance, size=size, importance=importance)    # what `linear` and `growing` need as well
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from .configured import Configured, build, number, require
+from .errors import ForceError
+
+
+class Force(Configured):
+    """A map from distance to force; subclass it, as a frozen dataclass, for a force of your own.
+
+    Attributes:
+        squared: the force acts on squared norms, F/2·‖w‖² instead of F·‖w‖: it shrinks by a factor, so it never
+            ends in exact zeros by itself.
+        adaptive: the force depends on the importance of the units and is therefore evaluated anew in every step.
+    """
+
+    __slots__ = ()
+    squared: ClassVar[bool] = False
+    adaptive: ClassVar[bool] = False
+
+    def __call__(
+        self, distance: Tensor, *, size: int | Tensor | None = None, importance: Tensor | None = None
+    ) -> Tensor:
+        """The force on each unit.
+
+        Args:
+            distance: |ρ_u − ρ_p| / max distance, in [0, 1], shape [n].
+            size: number of units that are ranked together, one for all or one for each unit [n]; default: n.
+            importance: importance of each unit relative to its group, (I_u − I_min)/(I_max − I_min), shape [n].
+
+        Returns:
+            The force, non-negative, shape [n].
+        """
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Linear(Force):
+    """F(d) = (N − 1)·d, which is F = n for the unit at index n (Torque: Gupta et al. 2024, eq. 9)."""
+
+    name: ClassVar[str] = "linear"
+
+    def __call__(
+        self, distance: Tensor, *, size: int | Tensor | None = None, importance: Tensor | None = None
+    ) -> Tensor:
+        """See :class:`Force`."""
+        return distance * ((distance.numel() if size is None else size) - 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Heaviside(Force):
+    """F(d) = ε·1[d ≥ d_h] (ETP: Modi et al. 2025, eq. 6).
+
+    Attributes:
+        epsilon: ε, the force beyond the threshold.
+        threshold: d_h, in [0, 1].
+    """
+
+    name: ClassVar[str] = "heaviside"
+    epsilon: float = 1.0
+    threshold: float = 0.5
+
+    def __post_init__(self) -> None:
+        require(
+            number(self.epsilon) and 0 < self.epsilon < math.inf,
+            f"heaviside: epsilon={self.epsilon!r}; it must be positive and finite.",
+        )
+        require(
+            number(self.threshold) and 0 <= self.threshold <= 1,
+            f"heaviside: threshold={self.threshold!r}; distances lie in [0, 1], so must the threshold.",
+        )
+
+    def __call__(
+        self, distance: Tensor, *, size: int | Tensor | None = None, importance: Tensor | None = None
+    ) -> Tensor:
+        """See :class:`Force`."""
+        return self.epsilon * (distance >= self.threshold).to(distance.dtype)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exponential(Force):
+    """F(d) = exp(r·d) (ETP: Modi et al. 2025, eq. 8, with λ = exp(r/N) per index).
+
+    A fixed λ per index overflows float32 in wide layers; a rate per unit of distance does not.
+
+    Attributes:
+        rate: r, how many times e the force grows from the pivot to the farthest unit; in [0, 80].
+    """
+
+    name: ClassVar[str] = "exponential"
+    rate: float = 5.0
+
+    def __post_init__(self) -> None:
+        require(
+            number(self.rate) and 0 <= self.rate <= 80,
+            f"exponential: rate={self.rate!r}; it must lie in [0, 80], beyond which exp overflows float32.",
+        )
+
+    def __call__(
+        self, distance: Tensor, *, size: int | Tensor | None = None, importance: Tensor | None = None
+    ) -> Tensor:
+        """See :class:`Force`."""
+        return torch.exp(self.rate * distance)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Uniform(Force):
+    """F(d) = 1: the group lasso (Yuan & Lin 2006)."""
+
+    name: ClassVar[str] = "uniform"
+
+    def __call__(
+        self, distance: Tensor, *, size: int | Tensor | None = None, importance: Tensor | None = None
+    ) -> Tensor:
+        """See :class:`Force`."""
+        return torch.ones_like(distance)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Growing(Force):
+    """F = 2^(a·(I_max − I_u)/(I_max − I_min)) on squared norms (DepGraph: Fang et al. 2023, eq. 5, a = 4).
+
+    Attributes:
+        alpha: a, the exponent for the least important unit of a group; in [0, 100].
+    """
+
+    name: ClassVar[str] = "growing"
+    squared: ClassVar[bool] = True
+    adaptive: ClassVar[bool] = True
+    alpha: float = 4.0
+
+    def __post_init__(self) -> None:
+        require(
+            number(self.alpha) and 0 <= self.alpha <= 100,
+            f"growing: alpha={self.alpha!r}; it must lie in [0, 100], beyond which 2^alpha nears float32's limit.",
+        )
+
+    def __call__(
+        self, distance: Tensor, *, size: int | Tensor | None = None, importance: Tensor | None = None
+    ) -> Tensor:
+        """See :class:`Force`. Raises :class:`ForceError` without ``importance``."""
+        if importance is None:
+            raise ForceError(
+                "growing: the force depends on the importance of the units; pass importance=[n] in [0, 1]."
+            )
+        return torch.exp2(self.alpha * (1 - importance))
+
+
+linear = Linear
+heaviside = Heaviside
+exponential = Exponential
+uniform = Uniform
+growing = Growing
+
+FORCES: Mapping[str, type[Force]] = {force.name: force for force in (Linear, Heaviside, Exponential, Uniform, Growing)}
+"""Every force of the library, by name."""
+
+
+def from_json(source: str | Mapping[str, Any]) -> Force:
+    """The force that ``to_json`` or ``to_dict`` wrote. Raises :class:`ForceError` if it is something else."""
+    return build(FORCES, source, what="force")

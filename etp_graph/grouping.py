@@ -1,0 +1,170 @@
+"""From resolved labels to groups: units with the same signature form one group."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from .labels import Labels
+from .operators import compact, varying
+from .plan import Attribute, Group, Slice, as_index
+
+
+@dataclass(slots=True)
+class _Place:
+    """One axis of a tensor, or one module attribute, with the unit (representative label, 0: none) of each position."""
+
+    key: tuple[str, int] | tuple[str, str, int | None]
+    units: Tensor
+    passive: bool = False
+
+
+def build_groups(labels: Labels, bare: dict[str, Tensor]) -> tuple[Group, ...]:
+    """The groups of a trace, in the order of their first producers.
+
+    Units belong to one group if they live in the same places, equally often, and share their fate (locked or not):
+    ranking them against each other is then fair, and every group is a block of equal columns.
+    """
+    root, locked = labels.resolve()
+    produced = torch.zeros(len(root), dtype=torch.bool)
+    for producer in labels.producers.values():
+        produced[root[labels.axes[producer.axis]]] = True
+    produced[0] = False
+    places = list(_places(labels, bare, root, produced, locked))
+    units, group_of, position, reasons = _partition(root, produced, places, locked)
+    n_groups = len(reasons)
+    slices: list[list[Slice]] = [[] for _ in range(n_groups)]
+    attributes: list[list[Attribute]] = [[] for _ in range(n_groups)]
+    for place in places:
+        for group, index, unit in _split(place.units, group_of, position):
+            if len(place.key) == 2:
+                tensor, axis = place.key
+                piece = Slice(tensor=tensor, axis=axis, index=index, unit=unit, passive=place.passive)
+                slices[group].append(piece)
+            else:
+                module, name, item = place.key
+                attributes[group].append(Attribute(module=module, name=name, item=item, index=index, unit=unit))
+    sizes = torch.bincount(group_of[units], minlength=n_groups).tolist() if len(units) else []
+    names, kinds = _names(labels, root, group_of, n_groups)
+    groups = [
+        Group(name=names[g], kind=kinds[g], n_units=sizes[g], slices=tuple(slices[g]),
+              attributes=tuple(attributes[g]), locked=reasons[g])
+        for g in range(n_groups)
+    ]  # fmt: skip
+    for ids, blocks, where in labels.blocks:
+        _constrain(groups, root[ids], group_of, position, blocks, where)
+    return tuple(groups)
+
+
+def _places(
+    labels: Labels, bare: dict[str, Tensor], root: Tensor, produced: Tensor, locked: dict[int, str]
+) -> Iterator[_Place]:
+    def units(ids: Tensor) -> Tensor:
+        found = root[ids]
+        return torch.where(produced[found], found, 0)
+
+    for axis, ids in labels.axes.items():
+        yield _Place(axis, units(ids), axis in labels.passive)
+    for key, ids in labels.attributes.items():
+        yield _Place(key, units(ids))
+    for name, ids in bare.items():
+        small = compact(units(ids))
+        if small is None:
+            continue
+        dims = varying(small)
+        if len(dims) == 1:
+            yield _Place((name, dims[0]), small.flatten())
+        elif ids.numel() > 1:
+            for unit in small.unique().tolist():
+                locked.setdefault(unit, f"meets several axes of the parameter {name}")
+
+
+def _partition(
+    root: Tensor, produced: Tensor, places: list[_Place], locked: dict[int, str]
+) -> tuple[Tensor, Tensor, Tensor, list[str | None]]:
+    """Units, group of each label, position inside the group of each label, reason of each group."""
+    signature = torch.zeros(len(root), dtype=torch.int64)
+    for place in places:
+        digest = hashlib.blake2b(repr(place.key).encode(), digest_size=8).digest()
+        code = int.from_bytes(digest, "little", signed=True)
+        signature.index_add_(0, place.units, torch.full_like(place.units, code))
+    units = torch.unique(root[produced[root]])
+    keys: dict[tuple[int, str | None], int] = {}
+    group_of = torch.full((len(root),), -1)
+    position = torch.zeros(len(root), dtype=torch.int64)
+    counts: list[int] = []
+    of, at = [], []
+    for unit, code in zip(units.tolist(), signature[units].tolist(), strict=True):
+        group = keys.setdefault((code, locked.get(unit)), len(keys))
+        if group == len(counts):
+            counts.append(0)
+        of.append(group)
+        at.append(counts[group])
+        counts[group] += 1
+    group_of[units] = torch.tensor(of, dtype=torch.int64)
+    position[units] = torch.tensor(at, dtype=torch.int64)
+    return units, group_of, position, [reason for _, reason in keys]
+
+
+def _split(units: Tensor, group_of: Tensor, position: Tensor) -> Iterator[tuple[int, object, object]]:
+    groups = group_of[units]
+    for group in torch.unique(groups[groups >= 0]).tolist():
+        index = (groups == group).nonzero().flatten()
+        yield group, as_index(index), as_index(position[units[index]])
+
+
+def _names(labels: Labels, root: Tensor, group_of: Tensor, n_groups: int) -> tuple[list[str], list[str]]:
+    names: list[str] = [""] * n_groups
+    kinds: list[str] = [""] * n_groups
+    taken: dict[str, int] = {}
+    for producer in labels.producers.values():
+        for group in torch.unique(group_of[root[labels.axes[producer.axis]]]).tolist():
+            if group < 0:
+                continue
+            if not names[group]:
+                base = producer.module or producer.axis[0]
+                taken[base] = taken.get(base, 0) + 1
+                names[group] = base if taken[base] == 1 else f"{base}#{taken[base]}"
+                kinds[group] = producer.kind
+            elif producer.kind == "conv-groups":
+                kinds[group] = producer.kind
+    return names, kinds
+
+
+def _constrain(
+    groups: list[Group], units: Tensor, group_of: Tensor, position: Tensor, blocks: int, where: str
+) -> None:
+    """Every normalisation group of ``where`` must keep equally many channels; lock what cannot promise it."""
+    owners = torch.unique(group_of[units]).tolist()
+    if owners == [-1]:
+        return
+    if len(owners) == 1 and _apply_blocks(groups, owners[0], position[units], blocks):
+        return
+    for owner in owners:
+        if owner >= 0 and groups[owner].locked is None:
+            reason = f"its channels do not fill the {blocks} normalisation groups of {where} evenly"
+            groups[owner] = replace(groups[owner], locked=reason)
+
+
+def _apply_blocks(groups: list[Group], owner: int, positions: Tensor, blocks: int) -> bool:
+    group = groups[owner]
+    table = torch.zeros(blocks, group.n_units, dtype=torch.int64)
+    block = torch.arange(len(positions)) // (len(positions) // blocks)
+    table.index_put_((block, positions), torch.ones_like(positions), accumulate=True)
+    if bool((table == table[0]).all()):
+        return True  # every unit has an equal share in every block
+    if group.n_units % blocks:
+        return False
+    expected = torch.arange(group.n_units) // (group.n_units // blocks)
+    alone = (table > 0).sum(0) == 1
+    if not bool(alone.all()) or not torch.equal(table.argmax(0), expected) or int(table.max()) != int(table.sum(0).min()):
+        return False
+    fine, coarse = max(blocks, group.blocks), min(blocks, group.blocks)
+    if fine % coarse:
+        return False
+    groups[owner] = replace(group, blocks=fine, min_units=max(group.min_units, fine))
+    return True

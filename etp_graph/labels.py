@@ -1,0 +1,114 @@
+"""Unit labels: which unit each position of each tensor belongs to, and which units are one and the same.
+
+Every dense layer creates one fresh label per output unit. Labels travel with the activations; wherever two of
+them must live or die together (a residual add, a depthwise convolution) they are united, wherever a unit cannot
+be removed it is locked with a reason. Label 0 means "no unit: this position has a fixed size".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+Axis = tuple[str, int]
+AttributeKey = tuple[str, str, int | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Producer:
+    """A tensor axis whose positions are new units: its module and what the units are called."""
+
+    axis: Axis
+    module: str
+    kind: str
+
+
+@dataclass(slots=True)
+class Labels:
+    """The labels of one trace.
+
+    Attributes:
+        axes: labels [size] of every tensor axis that holds units.
+        attributes: labels [value] of every module attribute that counts units.
+        producers: in the order of execution.
+        blocks: (labels [channels], number of runs that must stay equally long, module name).
+        passive: axes that are cut with their units but are no part of their norm.
+    """
+
+    axes: dict[Axis, Tensor] = field(default_factory=dict)
+    attributes: dict[AttributeKey, Tensor] = field(default_factory=dict)
+    producers: dict[Axis, Producer] = field(default_factory=dict)
+    blocks: list[tuple[Tensor, int, str]] = field(default_factory=list)
+    passive: set[Axis] = field(default_factory=set)
+    _next: int = 1
+    _pairs: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    _locks: list[tuple[Tensor, str]] = field(default_factory=list)
+
+    def fresh(self, size: int) -> Tensor:
+        """New labels, int64 [size]."""
+        first, self._next = self._next, self._next + size
+        return torch.arange(first, first + size)
+
+    def produce(self, producer: Producer, size: int) -> Tensor:
+        """The labels of a producing axis: fresh at its first use, the same at every later one."""
+        if producer.axis not in self.axes:
+            self.axes[producer.axis] = self.fresh(size)
+        self.producers.setdefault(producer.axis, producer)
+        return self.axes[producer.axis]
+
+    def unite(self, a: Tensor, b: Tensor, reason: str) -> Tensor:
+        """Unite labels of equal shape position by position; a unit that meets a fixed position is locked."""
+        differ = a != b
+        if bool(differ.any()):
+            left, right = a[differ], b[differ]
+            fixed = (left == 0) | (right == 0)
+            self.lock(torch.maximum(left, right)[fixed], reason)
+            self._pairs.append((left[~fixed], right[~fixed]))
+        return torch.where(a == 0, b, a)
+
+    def lock(self, labels: Tensor | None, reason: str) -> None:
+        """No unit among the labels may be removed."""
+        if labels is not None and bool((labels > 0).any()):
+            self._locks.append((labels[labels > 0].unique(), reason))
+
+    def record(self, axis: Axis, labels: Tensor) -> None:
+        """A tensor axis holds these units; at a second call they are united with those of the first."""
+        known = self.axes.get(axis)
+        reason = f"{axis[0]} is shared with a layer whose channels are fixed"
+        self.axes[axis] = labels if known is None else self.unite(known, labels, reason)
+
+    def count(self, key: AttributeKey, labels: Tensor) -> None:
+        """A module attribute counts these units."""
+        self.attributes.setdefault(key, labels)
+
+    def resolve(self) -> tuple[Tensor, dict[int, str]]:
+        """The representative of every label, int64 [number of labels + 1], and the locked ones with the reason."""
+        root = torch.arange(self._next)
+        if self._pairs:
+            a = torch.cat([left for left, _ in self._pairs])
+            b = torch.cat([right for _, right in self._pairs])
+            root = components(self._next, a, b)
+        locked: dict[int, str] = {}
+        for labels, reason in self._locks:
+            for label in root[labels].unique().tolist():
+                locked.setdefault(label, reason)
+        return root, locked
+
+
+def components(n: int, a: Tensor, b: Tensor) -> Tensor:
+    """Connected components of the graph with edges a[i] - b[i]: the smallest member of each node's component, [n].
+
+    Minimum-label propagation with pointer jumping: a logarithmic number of passes over all edges at once.
+    """
+    root = torch.arange(n)
+    while True:
+        low = torch.minimum(root[a], root[b])
+        before = root.clone()
+        root.scatter_reduce_(0, before[a], low, "amin")
+        root.scatter_reduce_(0, before[b], low, "amin")
+        while not torch.equal(root, root[root]):
+            root = root[root]
+        if torch.equal(root, before):
+            return root

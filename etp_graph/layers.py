@@ -1,0 +1,150 @@
+"""The layer table: which function a layer calls, which axes of its tensors hold channels, which attributes count them.
+
+Layers are recognised by the function of ``torch.nn.functional`` that they call, not by their class: a subclass
+with a forward of its own (torchvision's ``LayerNorm2d``), a functional call on a bare parameter and the plain
+module take the same row. Classes appear only where attributes have to follow the tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch.nn.functional as F
+from torch import nn
+
+_CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+_TRANSPOSED = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dense:
+    """A layer that mixes its input units into new output units.
+
+    Attributes:
+        arguments: names of the positional arguments of the function.
+        spatial: number of spatial dimensions; the channels are at ``-(spatial + 1)`` of input and output.
+        out_axis, in_axis: axes of the weight that belong to the output and to the input units.
+        kind: what an output unit is called.
+    """
+
+    arguments: tuple[str, ...]
+    spatial: int
+    out_axis: int = 0
+    in_axis: int = 1
+    kind: str = "channels"
+
+    @property
+    def transposed(self) -> bool:
+        """Whether every input position (not every output position) meets the whole kernel."""
+        return self.out_axis == 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pass:
+    """A layer that works on every channel by itself (or normalises over them) and owns tensors along the channels.
+
+    Attributes:
+        arguments: names of the positional arguments of the function.
+        tensors: those arguments that are tensors of shape [channels].
+        trailing: the channels are the trailing dimensions that ``normalized_shape`` names, not dimension 1.
+    """
+
+    arguments: tuple[str, ...]
+    tensors: tuple[str, ...]
+    trailing: bool = False
+
+
+DENSE: Mapping[Callable[..., Any], Dense] = {
+    F.conv1d: Dense(arguments=_CONV, spatial=1),
+    F.conv2d: Dense(arguments=_CONV, spatial=2),
+    F.conv3d: Dense(arguments=_CONV, spatial=3),
+    F.conv_transpose1d: Dense(arguments=_TRANSPOSED, spatial=1, out_axis=1, in_axis=0),
+    F.conv_transpose2d: Dense(arguments=_TRANSPOSED, spatial=2, out_axis=1, in_axis=0),
+    F.conv_transpose3d: Dense(arguments=_TRANSPOSED, spatial=3, out_axis=1, in_axis=0),
+    F.linear: Dense(arguments=("input", "weight", "bias"), spatial=0, kind="neurons"),
+}
+
+PASS: Mapping[Callable[..., Any], Pass] = {
+    F.batch_norm: Pass(
+        arguments=("input", "running_mean", "running_var", "weight", "bias"),
+        tensors=("running_mean", "running_var", "weight", "bias"),
+    ),
+    F.instance_norm: Pass(
+        arguments=("input", "running_mean", "running_var", "weight", "bias"),
+        tensors=("running_mean", "running_var", "weight", "bias"),
+    ),
+    F.group_norm: Pass(arguments=("input", "num_groups", "weight", "bias"), tensors=("weight", "bias")),
+    F.layer_norm: Pass(
+        arguments=("input", "normalized_shape", "weight", "bias"), tensors=("weight", "bias"), trailing=True
+    ),
+    F.rms_norm: Pass(arguments=("input", "normalized_shape", "weight"), tensors=("weight",), trailing=True),
+    F.prelu: Pass(arguments=("input", "weight"), tensors=("weight",)),
+}
+
+POOLS: Mapping[Callable[..., Any], int] = {
+    F.adaptive_avg_pool1d: 1,
+    F.adaptive_avg_pool2d: 2,
+    F.adaptive_avg_pool3d: 3,
+}
+"""Pools whose operators depend on the memory format -> number of spatial dimensions; the others are operators."""
+
+EMBEDDING_ARGUMENTS = ("input", "weight")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counts:
+    """The attributes of a module class that count output units, input units, and groups of a grouped convolution."""
+
+    out: str | None = None
+    into: str | None = None
+    groups: str | None = None
+
+
+ATTRIBUTES: Mapping[type[nn.Module], Counts] = {
+    nn.modules.conv._ConvNd: Counts(out="out_channels", into="in_channels", groups="groups"),
+    nn.Linear: Counts(out="out_features", into="in_features"),
+    nn.modules.batchnorm._NormBase: Counts(into="num_features"),
+    nn.GroupNorm: Counts(into="num_channels"),
+    nn.LayerNorm: Counts(into="normalized_shape"),
+    nn.RMSNorm: Counts(into="normalized_shape"),
+    nn.PReLU: Counts(into="num_parameters"),
+    nn.Embedding: Counts(out="embedding_dim"),
+}
+
+PADDINGS: dict[type[nn.Module], tuple[str, str]] = {}
+"""Module classes that pad the channels with zeros -> their attributes for the widths before and after."""
+
+
+def register_padding(cls: type[nn.Module], *, before: str = "before", after: str = "after") -> None:
+    """Declare that ``cls.forward`` pads its channels by the widths in two integer attributes of the module.
+
+    Surgery then narrows the padding with the units that meet it (CIFAR ResNet's option A shortcut); the padding
+    of any other module has a fixed width, and the units that meet it are locked.
+    """
+    PADDINGS[cls] = (before, after)
+
+
+def counts(module: nn.Module | None) -> Counts:
+    """The row of the module's class or of its nearest base class; an empty row if there is none."""
+    for cls in type(module).__mro__:
+        if cls in ATTRIBUTES:
+            return ATTRIBUTES[cls]
+    return Counts()
+
+
+def bind(names: tuple[str, ...], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of a call by name; builtins such as ``F.conv2d`` have no signature to inspect."""
+    return {**dict(zip(names, args, strict=False)), **kwargs}
+
+
+EDITABLE = frozenset(
+    {name for row in ATTRIBUTES.values() for name in (row.out, row.into, row.groups) if name} | {"before", "after"}
+)
+"""Names of the attributes that surgery may write and a checkpoint may restore."""
+
+
+def editable(module: nn.Module, name: str) -> bool:
+    """Whether surgery may write this attribute of this module."""
+    return name in EDITABLE or name in PADDINGS.get(type(module), ())

@@ -1,0 +1,123 @@
+"""The masked model: what a pruned model must compute, without removing anything.
+
+Units are zeroed in every slice, and norms that average over channels (layer, group and RMS norm) are reduced over the
+kept entries: the definition against which surgery is proved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.parametrizations import _WeightNorm
+from torch.overrides import TorchFunctionMode
+
+from . import layers
+from .forward import Running
+from .plan import Plan, named_tensors
+from .units import Axis, attribute_units, axes, extend
+
+
+class Masked(TorchFunctionMode):
+    """Inside this context the given model runs with norms reduced over the kept entries.
+
+    Args:
+        model: a copy of the traced model; its removed units are set to zero here, in place.
+        plan: the plan of the model.
+        keep: which units stay, bool [plan.n_units].
+    """
+
+    def __init__(self, model: nn.Module, plan: Plan, keep: Tensor) -> None:
+        super().__init__()
+        full = extend(keep.cpu(), True)
+        tensors = dict(named_tensors(model))
+        self._running = Running()
+        self._by_weight: dict[int, dict[int, Tensor]] = {}
+        self._by_module: dict[int, dict[int, Tensor]] = {}
+        gone: list[tuple[Tensor, int, Tensor]] = []
+        for name, tensor in _plain(model, plan, tensors).items():
+            for axis in axes(plan)[name]:
+                kept = axis.kept(full)
+                self._by_weight.setdefault(id(tensor), {})[axis.axis] = kept
+                gone.append((tensor, axis.axis, (~kept).nonzero().flatten()))
+        for (module, _, item), maps in attribute_units(plan).items():
+            kept = Axis(module, 0, tuple(maps)).kept(full)  # type: ignore[arg-type]
+            self._by_module.setdefault(id(model.get_submodule(module)), {})[0 if item is None else item] = kept
+        with torch.no_grad():
+            for tensor, axis_, index in gone:
+                tensor.index_fill_(axis_, index.to(tensor.device), 0)
+
+    def __enter__(self) -> Masked:
+        self._running.__enter__()
+        return super().__enter__()  # type: ignore[no-any-return, no-untyped-call]
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        self._running.__exit__(*error)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func not in (F.layer_norm, F.rms_norm, F.group_norm):
+            return func(*args, **kwargs)
+        row = layers.PASS[func]
+        call = layers.bind(row.arguments, args, kwargs)
+        rest = {k: v for k, v in layers.bind((*row.arguments, "eps"), args, kwargs).items() if k == "eps"}
+        return _reduced(func, call, self._masks(call, row.trailing), rest)
+
+    def _masks(self, call: dict[str, Any], trailing: bool) -> dict[int, Tensor]:
+        """Dimension of the input -> which of its positions are kept."""
+        x, weight = call["input"], call.get("weight")
+        if trailing:
+            first = x.ndim - len(call["normalized_shape"])
+            if weight is not None:
+                return {first + axis: kept for axis, kept in self._by_weight.get(id(weight), {}).items()}
+            return {item % x.ndim: kept for item, kept in self._module().items()}
+        found = self._by_weight.get(id(weight), {}) if weight is not None else self._module()
+        return {1: kept for kept in found.values()}
+
+    def _module(self) -> dict[int, Tensor]:
+        return self._by_module.get(id(self._running.modules[-1]), {}) if self._running.modules else {}
+
+
+def _reduced(func: Callable[..., Tensor], call: dict[str, Any], masks: dict[int, Tensor], rest: dict[str, Any]) -> Tensor:
+    """The norm over the kept entries, zeros elsewhere."""
+    x: Tensor = call.pop("input")
+    out_shape, index = x.shape, {}
+    trailing = "normalized_shape" in call
+    for dim, kept in masks.items():
+        index[dim] = kept.nonzero().flatten().to(x.device)
+        x = x.index_select(dim, index[dim])
+    first = x.ndim - len(call["normalized_shape"]) if trailing else 1
+    for name in ("weight", "bias"):
+        if call.get(name) is not None:
+            for dim, positions in index.items():
+                call[name] = call[name].index_select(dim - first, positions)
+    if trailing:
+        call["normalized_shape"] = list(x.shape[first:])
+    out = func(x, **{**call, **rest})
+    for dim, positions in reversed(index.items()):
+        shape = list(out.shape)
+        shape[dim] = out_shape[dim]
+        out = out.new_zeros(shape).index_copy(dim, positions, out)
+    return out
+
+
+def _plain(model: nn.Module, plan: Plan, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The sliced tensors by name; weight-normalised weights are computed once and stand for their direction."""
+    found = {name: tensors[name] for name in axes(plan)}
+    for prefix, module in list(model.named_modules()):
+        if not parametrize.is_parametrized(module, "weight"):
+            continue
+        chain = module.parametrizations["weight"]  # type: ignore[index]
+        if len(chain) == 1 and isinstance(chain[0], _WeightNorm):
+            stem = f"{prefix}.parametrizations.weight.original"
+            parametrize.remove_parametrizations(module, "weight")
+            found.pop(f"{stem}0", None)
+            if f"{stem}1" in found:
+                weight: Any = module.weight
+                found[f"{stem}1"] = weight
+    return found

@@ -1,0 +1,223 @@
+"""How labels pass through operators that own no weights: element-wise, movement, pooling and reduction.
+
+Every rule gets the labels of the tensors in *compact* form: as many dimensions as the tensor, of size 1 where the
+label does not change along the dimension. Movement operators are simply run on the labels. An operator that
+no rule knows mixes units in a way we cannot follow: its inputs are locked, so that its outputs keep their size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .labels import Labels
+
+# Element-wise operators without torch.Tag.pointwise, and copies: the labels of the operands are united.
+ELEMENTWISE = frozenset(
+    "clone contiguous detach alias lift_fresh lift_fresh_copy _to_copy to copy copy_ positive native_dropout dropout "
+    "zeros_like ones_like empty_like full_like rand_like randn_like bernoulli where masked_fill hardtanh leaky_relu "
+    "hardswish hardsigmoid silu gelu mish elu celu selu softplus glu_jvp threshold nan_to_num clamp rrelu_with_noise "
+    "fill fill_ zero_ log_sigmoid_forward dropout_ relu6 lerp addcmul addcdiv".split()
+)
+# name -> number of trailing spatial dimensions that the operator resizes
+SPATIAL = {
+    **{f"{p}{d}d": d for d in (1, 2, 3) for p in ("avg_pool", "adaptive_avg_pool", "_adaptive_avg_pool")},
+    **{f"{p}{d}d": d for d in (1, 2, 3) for p in ("adaptive_max_pool", "reflection_pad", "replication_pad")},
+    **{f"max_pool{d}d_with_indices": d for d in (1, 2, 3)},
+    **{name: 2 for name in ("upsample_nearest2d", "upsample_bilinear2d", "upsample_bicubic2d", "max_pool2d",
+                            "_upsample_nearest_exact2d", "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa")},
+    **{name: 1 for name in ("upsample_nearest1d", "upsample_linear1d", "max_pool1d")},
+    **{name: 3 for name in ("upsample_nearest3d", "upsample_trilinear3d", "max_pool3d")},
+}  # fmt: skip
+REDUCTIONS = frozenset(
+    "mean sum amax amin max min var std var_mean std_mean linalg_vector_norm norm logsumexp argmax argmin any all "
+    "prod median nanmean nansum".split()
+)
+# Same shape, but mixing along one dimension.
+ALONG = frozenset("_softmax _log_softmax softmax log_softmax cumsum cumprod logcumsumexp sort cummax cummin".split())
+MOVEMENT = frozenset(
+    "view _unsafe_view reshape _reshape_alias unsqueeze unsqueeze_ squeeze squeeze_ permute transpose transpose_ t "
+    "expand flip repeat select slice index_select split split_with_sizes unbind roll pixel_shuffle pixel_unshuffle "
+    "channel_shuffle native_channel_shuffle split_copy unbind_copy view_copy expand_copy permute_copy".split()
+)
+JOINS = frozenset(("cat", "stack"))
+
+
+class UnknownOperator(Exception):
+    """No rule can follow the labels through this call."""
+
+
+@dataclass(slots=True)
+class Operand:
+    """A tensor argument: its shape and its labels (compact), or ``None`` if all its positions are fixed."""
+
+    shape: torch.Size
+    label: Tensor | None
+
+
+def compact(label: Tensor) -> Tensor | None:
+    """Shrink every dimension along which the labels are constant to size 1; ``None`` if there are no units."""
+    for d in range(label.ndim):
+        if label.shape[d] > 1:
+            first = label.narrow(d, 0, 1)
+            if label.stride(d) == 0 or bool((label == first).all()):
+                label = first
+    return label if bool((label != 0).any()) else None
+
+
+def varying(label: Tensor) -> list[int]:
+    """The dimensions along which a compact label changes."""
+    return [d for d in range(label.ndim) if label.shape[d] > 1]
+
+
+def _align(operand: Operand, ndim: int) -> tuple[tuple[int, ...], Tensor | None]:
+    """Shape and label with leading dimensions of size 1, as broadcasting would add them."""
+    missing = ndim - len(operand.shape)
+    shape = (1,) * missing + tuple(operand.shape)
+    return shape, None if operand.label is None else operand.label.reshape((1,) * missing + operand.label.shape)
+
+
+def elementwise(labels: Labels, operands: Sequence[Operand], out: torch.Size, where: str) -> Tensor | None:
+    """Unite the operands position by position; what broadcasts over other units, or has a fixed size, locks."""
+    aligned = [_align(op, len(out)) for op in operands]
+    dims = {d for _, label in aligned if label is not None for d in varying(label)}
+    result: Tensor | None = None
+    for shape, label in sorted(aligned, key=lambda pair: 0 if pair[1] is None else pair[1].numel()):
+        if label is None:
+            continue
+        if any(shape[d] == 1 and out[d] > 1 for d in dims):
+            labels.lock(label, f"is broadcast over other units in {where}")
+        elif result is None:
+            result = label
+        else:
+            a, b = torch.broadcast_tensors(result, label)
+            united = labels.unite(a, b, f"meets channels of fixed width in {where}")
+            result = result if bool((result > 0).all()) else compact(united)
+    if result is not None and any(lab is None and any(shape[d] > 1 for d in dims) for shape, lab in aligned):
+        labels.lock(result, f"is combined with a tensor of fixed width in {where}")
+    return result
+
+
+def spatial(labels: Labels, label: Tensor, n_spatial: int) -> Tensor:
+    """Pooling and resizing of the last dimensions: the labels must not change along them."""
+    if any(d >= label.ndim - n_spatial for d in varying(label)):
+        raise UnknownOperator
+    return label
+
+
+def _dims(args: Sequence[Any], kwargs: dict[str, Any], ndim: int) -> list[int]:
+    dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
+    if isinstance(dim, (float, bool)) or (dim is not None and not isinstance(dim, (int, list, tuple))):
+        dim = args[2] if len(args) > 2 else None
+    dims = range(ndim) if dim is None or dim == [] else ([dim] if isinstance(dim, int) else dim)
+    return [d % ndim for d in dims] if ndim else []
+
+
+def reduction(label: Tensor, name: str, args: Sequence[Any], kwargs: dict[str, Any], out_ndim: int) -> Tensor:
+    """Mean, sum, max, norm ...: the labels must not change along the reduced dimensions."""
+    if "norm" in name:
+        args = (args[0], *args[2:])
+    dims = _dims(args, kwargs, label.ndim)
+    if set(dims) & set(varying(label)):
+        raise UnknownOperator
+    keep = out_ndim == label.ndim
+    return label if keep else label.reshape([s for d, s in enumerate(label.shape) if d not in dims])
+
+
+def along(label: Tensor, args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
+    """Softmax, cumulative sums, sorting: not along the units."""
+    if set(_dims(args, kwargs, label.ndim)) & set(varying(label)):
+        raise UnknownOperator
+    return label
+
+
+def join(labels: Labels, name: str, operands: Sequence[Operand], dim: int, where: str) -> Tensor | None:
+    """``cat`` and ``stack``: along the units the labels are concatenated, across them they are united."""
+    if name == "stack":
+        ndim = len(operands[0].shape) + 1
+        dim %= ndim
+        operands = [
+            Operand(torch.Size((*o.shape[:dim], 1, *o.shape[dim:])), None if o.label is None else o.label.unsqueeze(dim))
+            for o in operands
+        ]
+    operands = [o for o in operands if len(o.shape) == max(len(p.shape) for p in operands)]
+    dim %= len(operands[0].shape)
+    dims = {d for o in operands if o.label is not None for d in varying(o.label)}
+    if dims - {dim}:
+        if dim in dims:
+            raise UnknownOperator
+        flat = [Operand(torch.Size(1 if d == dim else s for d, s in enumerate(o.shape)), o.label) for o in operands]
+        return elementwise(labels, flat, flat[0].shape, where)
+    pieces = []
+    for o in operands:
+        shape = [s if d == dim else 1 for d, s in enumerate(o.shape)]
+        pieces.append(torch.zeros(shape, dtype=torch.int64) if o.label is None else o.label.expand(shape))
+    return torch.cat(pieces, dim)
+
+
+def movement(
+    labels: Labels, func: Callable[..., Any], name: str, operand: Operand, args: Sequence[Any], kwargs: dict[str, Any],
+    where: str,
+) -> Any:  # fmt: skip
+    """Run the operator on the labels; lock or tie what a smaller tensor would not reproduce."""
+    label = operand.label
+    assert label is not None
+    dims = varying(label)
+    full = label.expand(operand.shape)
+    if name in ("slice", "select", "index_select", "roll", "unbind"):
+        _fixed_positions(labels, name, label, operand.shape, args, kwargs, where)
+    moved = torch.reshape(full, args[1]) if name in ("view", "_unsafe_view") else func(full, *args[1:], **kwargs)
+    if name in ("split", "split_with_sizes"):
+        return _tie_pieces(labels, name, label, moved, args, kwargs, where)
+    if name in ("view", "_unsafe_view", "reshape", "_reshape_alias", "pixel_shuffle"):
+        return _tie_folded(labels, moved, dims, where)
+    return moved
+
+
+def _fixed_positions(
+    labels: Labels, name: str, label: Tensor, shape: torch.Size, args: Sequence[Any], kwargs: dict[str, Any], where: str
+) -> None:
+    dims = args[2] if name == "roll" and len(args) > 2 else kwargs.get("dim", args[1] if len(args) > 1 else 0)
+    for dim in dims if isinstance(dims, (list, tuple)) else [dims]:
+        dim %= len(shape)
+        if label.shape[dim] == 1:
+            continue
+        if name == "slice":
+            start, end, step = (*args[2:], *(None, None, None)[len(args) - 2 :])[:3]
+            if not start and (end is None or end >= shape[dim]) and step in (None, 1):
+                continue
+        labels.lock(label, f"is taken by fixed positions ({name}) in {where}")
+
+
+def _tie_pieces(
+    labels: Labels, name: str, label: Tensor, pieces: Sequence[Tensor], args: Sequence[Any], kwargs: dict[str, Any],
+    where: str,
+) -> Sequence[Tensor]:  # fmt: skip
+    """``chunk`` follows the width of the tensor: equal pieces stay equal if their units go together."""
+    dim = kwargs.get("dim", args[2] if len(args) > 2 else 0) % label.ndim
+    if label.shape[dim] > 1:
+        if name == "split" and len({piece.shape[dim] for piece in pieces}) == 1:
+            for piece in pieces[1:]:
+                labels.unite(pieces[0], piece, f"meets channels of fixed width in {where}")
+        else:
+            labels.lock(label, f"is split into pieces of fixed widths in {where}")
+    return pieces
+
+
+def _tie_folded(labels: Labels, moved: Tensor, dims: list[int], where: str) -> Tensor:
+    """A view that folds the unit axis into two keeps its outer size: units of one inner position go together."""
+    small = compact(moved)
+    if small is None:
+        return moved
+    now = varying(small)
+    if len(now) <= max(len(dims), 1):
+        return small
+    for d in now[:-1]:
+        first = small.narrow(d, 0, 1)
+        labels.unite(small, first.expand_as(small), f"meets channels of fixed width in {where}")
+        small = first
+    return small

@@ -1,0 +1,392 @@
+"""The vocabulary: units, slices, groups, plans and selections. Immutable, printable, and JSON both ways."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import BoolTensor, LongTensor, Tensor, nn
+
+from .errors import PlanError, SelectionError
+
+Index = LongTensor | range
+"""Positions along an axis, or the units that they belong to. Identity maps stay ranges."""
+
+FORMAT = 1
+
+
+def as_tensor(index: Index) -> LongTensor:
+    """The index as int64 tensor on the CPU, shape [k]."""
+    if isinstance(index, range):
+        return torch.arange(index.start, index.stop, index.step)  # type: ignore[return-value]
+    return index
+
+
+def as_index(values: Tensor | Iterable[int]) -> Index:
+    """A range if the values count up by one, else an int64 tensor on the CPU, shape [k]."""
+    tensor = torch.as_tensor(values if isinstance(values, Tensor) else list(values), dtype=torch.int64).cpu()
+    if tensor.numel():
+        start = int(tensor[0])
+        if torch.equal(tensor, torch.arange(start, start + tensor.numel())):
+            return range(start, start + tensor.numel())
+    return tensor  # type: ignore[return-value]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Slice:
+    """Where the units of one group live in one tensor: position ``index[i]`` of ``axis`` belongs to ``unit[i]``.
+
+    A ``passive`` slice is cut with its units but is no part of their norm: no force ever shrinks it
+    (the direction of a weight-normalised layer, whose magnitude is shrunk instead).
+    """
+
+    tensor: str
+    axis: int
+    index: Index
+    unit: Index
+    passive: bool = False
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Attribute:
+    """An integer attribute of a module that counts entries of units (``Conv2d.in_channels``, ``groups``).
+
+    Surgery lowers it by the number of positions ``index[i]`` whose ``unit[i]`` is removed. ``item`` picks
+    the entry of a tuple attribute (``LayerNorm.normalized_shape[-1]``); ``None`` for a plain integer.
+    """
+
+    module: str
+    name: str
+    item: int | None
+    index: Index
+    unit: Index
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Group:
+    """Units that are ranked together, with all their slices.
+
+    Attributes:
+        name: name of the module that produces the units.
+        kind: what a unit is: ``channels``, ``neurons``, ``features``, ``conv-groups``, ...
+        n_units: number of units.
+        slices: every place in every tensor that a unit occupies.
+        attributes: module attributes that count these units.
+        blocks: the units form this many runs of equal length, and each run keeps the same number of units.
+        multiple: the number of kept units is a multiple of this.
+        min_units: at least this many units are kept.
+        locked: why no unit of this group may be removed, or ``None``.
+    """
+
+    name: str
+    kind: str
+    n_units: int
+    slices: tuple[Slice, ...]
+    attributes: tuple[Attribute, ...] = ()
+    blocks: int = 1
+    multiple: int = 1
+    min_units: int = 1
+    locked: str | None = None
+
+    @property
+    def constraint(self) -> str:
+        """The constraints in words, or an empty string."""
+        parts = []
+        if self.blocks > 1:
+            parts.append(f"equal in {self.blocks} blocks")
+        if self.multiple > 1:
+            parts.append(f"multiple of {self.multiple}")
+        if self.min_units > 1:
+            parts.append(f"at least {self.min_units}")
+        return ", ".join(parts)
+
+    def check_keep(self, keep: Tensor) -> None:
+        """Raise :class:`SelectionError` unless ``keep`` (bool [n_units]) satisfies every constraint."""
+        where = f"Group {self.name!r} ({len(self.slices)} slices)"
+        if keep.dtype != torch.bool or tuple(keep.shape) != (self.n_units,):
+            raise SelectionError(
+                f"{where}: expected a bool tensor of shape [{self.n_units}], got {keep.dtype} {list(keep.shape)}."
+            )
+        kept = int(keep.sum())
+        if kept == self.n_units:
+            return
+        if self.locked is not None:
+            raise SelectionError(f"{where} is locked ({self.locked}); keep all of its {self.n_units} units.")
+        if kept < self.min_units:
+            raise SelectionError(f"{where}: keeping {kept} of {self.n_units} units; keep at least {self.min_units}.")
+        if kept % self.multiple:
+            raise SelectionError(
+                f"{where}: keeping {kept} of {self.n_units} units; keep a multiple of {self.multiple}."
+            )
+        per_block = keep.view(self.blocks, -1).sum(1)
+        if bool((per_block != per_block[0]).any()):
+            raise SelectionError(
+                f"{where}: keeping {per_block.tolist()} units in its {self.blocks} blocks; "
+                f"keep the same number in each, or trace with ignore={self.name!r}."
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Op:
+    """A term of the cost: ``coefficient`` MACs times the sizes of these (tensor, axis) pairs."""
+
+    name: str
+    coefficient: int
+    axes: tuple[tuple[str, int], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Plan:
+    """All groups of a model and everything they touch. Made by :func:`etp_graph.trace`; holds no weights.
+
+    Attributes:
+        groups: the groups. Scores and forces are flat ``[n_units]`` vectors; group i owns
+            ``offsets[i]:offsets[i + 1]``.
+        tensors: shape of every parameter and buffer of the traced model, by name.
+        parameters: the names among ``tensors`` that are parameters.
+        ops: the terms of the MACs count for one forward with the example inputs.
+        uncounted: operators that ran and are not in the count.
+        modes: in which modes the model was traced: ``eval``, and ``train`` where only that reaches all parameters.
+        unreached: parameters that no traced forward used; surgery leaves them alone.
+        notes: remarks of the tracer that a user should read.
+        device: type of the device of the traced model.
+    """
+
+    groups: tuple[Group, ...]
+    tensors: Mapping[str, tuple[int, ...]]
+    parameters: tuple[str, ...]
+    ops: tuple[Op, ...] = ()
+    uncounted: tuple[str, ...] = ()
+    modes: tuple[str, ...] = ("eval",)
+    unreached: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    device: str = "cpu"
+    offsets: tuple[int, ...] = field(init=False)
+    fingerprint: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "offsets", (0, *accumulate(group.n_units for group in self.groups)))
+        text = json.dumps({**self._body(), "device": ""}, sort_keys=True)
+        object.__setattr__(self, "fingerprint", hashlib.sha256(text.encode()).hexdigest())
+
+    @property
+    def n_units(self) -> int:
+        """Number of units in all groups: the length of score and force vectors."""
+        return self.offsets[-1]
+
+    @property
+    def prunable(self) -> tuple[Group, ...]:
+        """The groups that are not locked."""
+        return tuple(group for group in self.groups if group.locked is None)
+
+    def __getitem__(self, name: str) -> Group:
+        for group in self.groups:
+            if group.name == name:
+                return group
+        raise KeyError(name)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Plan) and self.fingerprint == other.fingerprint and self.device == other.device
+
+    def __hash__(self) -> int:
+        return hash(self.fingerprint)
+
+    def spans(self) -> Iterator[tuple[Group, slice]]:
+        """Each group with its place in a flat ``[n_units]`` vector."""
+        for group, start, stop in zip(self.groups, self.offsets, self.offsets[1:], strict=False):
+            yield group, slice(start, stop)
+
+    def to(self, device: str | torch.device) -> Plan:
+        """The same plan for the model on another device."""
+        return replace(self, device=torch.device(device).type)
+
+    def lock(self, reasons: Mapping[str, str]) -> Plan:
+        """A copy in which the named groups are locked, each with its reason."""
+        for name in reasons:
+            if all(group.name != name for group in self.groups):
+                raise PlanError(f"no group named {name!r} to lock; print(plan) lists the names.")
+        return replace(
+            self, groups=tuple(replace(g, locked=g.locked or reasons.get(g.name)) for g in self.groups)
+        )
+
+    def check(self, model: nn.Module) -> None:
+        """Raise :class:`PlanError` unless this plan was traced from a model of exactly this shape and device."""
+        if type(model).__name__ == "OptimizedModule":
+            raise PlanError("the model is compiled; pass the original module (model._orig_mod) and compile it afterwards.")
+        found = {name: tensor for name, tensor in named_tensors(model)}
+        for name, shape in self.tensors.items():
+            if name not in found:
+                raise PlanError(f"the plan knows a tensor {name!r} that this model lacks: trace this model.")
+            have = tuple(found[name].shape)
+            if have != shape:
+                smaller = len(have) == len(shape) and all(a <= b for a, b in zip(have, shape, strict=True))
+                why = "it was pruned after tracing" if smaller else "it is another model"
+                raise PlanError(f"{name} has shape {list(have)}, the plan says {list(shape)}: {why}. Trace it again.")
+            if found[name].device.type != self.device:
+                raise PlanError(
+                    f"{name} is on {found[name].device}, the plan was traced on {self.device!r}: "
+                    f"use plan.to({found[name].device.type!r}), or move the model back."
+                )
+        for name in found:
+            if name not in self.tensors:
+                raise PlanError(f"the model has a tensor {name!r} that the plan does not know: trace this model.")
+
+    def _body(self) -> dict[str, Any]:
+        return {
+            "format": FORMAT,
+            "groups": [_group_json(group) for group in self.groups],
+            "tensors": {name: list(shape) for name, shape in self.tensors.items()},
+            "parameters": list(self.parameters),
+            "ops": [[op.name, op.coefficient, [list(axis) for axis in op.axes]] for op in self.ops],
+            "uncounted": list(self.uncounted),
+            "modes": list(self.modes),
+            "unreached": list(self.unreached),
+            "notes": list(self.notes),
+            "device": self.device,
+        }
+
+    def to_json(self) -> str:
+        """The plan as JSON text; :meth:`from_json` reads it back."""
+        return json.dumps(self._body())
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """The plan that :meth:`to_json` wrote. Raises :class:`PlanError` if the text is something else."""
+        try:
+            body = json.loads(text)
+            if body["format"] != FORMAT:
+                raise PlanError(f"plan format {body['format']!r} is unknown; this version reads format {FORMAT}.")
+            return cls(
+                groups=tuple(_group_from_json(group) for group in body["groups"]),
+                tensors={name: tuple(shape) for name, shape in body["tensors"].items()},
+                parameters=tuple(body["parameters"]),
+                ops=tuple(
+                    Op(name=name, coefficient=coefficient, axes=tuple((tensor, axis) for tensor, axis in axes))
+                    for name, coefficient, axes in body["ops"]
+                ),
+                uncounted=tuple(body["uncounted"]),
+                modes=tuple(body["modes"]),
+                unreached=tuple(body["unreached"]),
+                notes=tuple(body["notes"]),
+                device=body["device"],
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise PlanError(f"this text is not a plan: {error!r}") from error
+
+    def __str__(self) -> str:
+        from .render import plan_table
+
+        return plan_table(self)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Selection:
+    """Which units stay: group name -> bool [n_units of the group]. Groups that are not named keep everything."""
+
+    keep: Mapping[str, BoolTensor]
+
+    @classmethod
+    def from_flat(cls, plan: Plan, keep: Tensor) -> Selection:
+        """From one flat bool ``[plan.n_units]`` vector."""
+        if tuple(keep.shape) != (plan.n_units,):
+            raise SelectionError(f"expected a flat vector of shape [{plan.n_units}], got {list(keep.shape)}.")
+        flat = keep.detach().to("cpu", torch.bool)
+        return cls({group.name: flat[span].clone() for group, span in plan.spans()})  # type: ignore[misc]
+
+    def flat(self, plan: Plan) -> BoolTensor:
+        """As one bool ``[plan.n_units]`` vector on the CPU."""
+        parts = [self.keep.get(g.name, torch.ones(g.n_units, dtype=torch.bool)) for g in plan.groups]
+        return torch.cat([part.cpu() for part in parts]) if parts else torch.ones(0, dtype=torch.bool)  # type: ignore
+
+    def check(self, plan: Plan) -> None:
+        """Raise :class:`SelectionError` unless every group and every constraint of the plan is respected."""
+        known = {group.name: group for group in plan.groups}
+        for name, keep in self.keep.items():
+            if name not in known:
+                raise SelectionError(f"the selection names a group {name!r} that the plan does not have.")
+            known[name].check_keep(keep)
+
+    @property
+    def n_removed(self) -> int:
+        """Number of units that go."""
+        return sum(int((~keep).sum()) for keep in self.keep.values())
+
+    def to_json(self) -> str:
+        """As JSON text: group name -> [number of units, removed units]."""
+        return json.dumps({name: [len(k), (~k).nonzero().flatten().tolist()] for name, k in self.keep.items()})
+
+    @classmethod
+    def from_json(cls, text: str) -> Selection:
+        """The selection that :meth:`to_json` wrote. Raises :class:`SelectionError` if the text is something else."""
+        keep: dict[str, BoolTensor] = {}
+        try:
+            for name, (size, removed) in json.loads(text).items():
+                mask = torch.ones(size, dtype=torch.bool)
+                mask[torch.tensor(removed, dtype=torch.int64)] = False
+                keep[name] = mask  # type: ignore[assignment]
+        except (TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
+            raise SelectionError(f"this text is not a selection: {error!r}") from error
+        return cls(keep)
+
+
+def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Every parameter and buffer once, under its first name, parameters first."""
+    yield from model.named_parameters()
+    yield from model.named_buffers()
+
+
+def _index_json(index: Index) -> list[int] | dict[str, list[int]]:
+    return {"range": [index.start, index.stop]} if isinstance(index, range) else index.tolist()
+
+
+def _index_from_json(value: Any) -> Index:
+    if isinstance(value, dict):
+        start, stop = value["range"]
+        return range(start, stop)
+    return torch.tensor(value, dtype=torch.int64)  # type: ignore[return-value]
+
+
+def _group_json(group: Group) -> dict[str, Any]:
+    return {
+        "name": group.name,
+        "kind": group.kind,
+        "n_units": group.n_units,
+        "slices": [
+            [s.tensor, s.axis, _index_json(s.index), _index_json(s.unit), s.passive] for s in group.slices
+        ],
+        "attributes": [
+            [a.module, a.name, a.item, _index_json(a.index), _index_json(a.unit)] for a in group.attributes
+        ],
+        "blocks": group.blocks,
+        "multiple": group.multiple,
+        "min_units": group.min_units,
+        "locked": group.locked,
+    }
+
+
+def _group_from_json(body: dict[str, Any]) -> Group:
+    return Group(
+        name=body["name"],
+        kind=body["kind"],
+        n_units=body["n_units"],
+        slices=tuple(
+            Slice(tensor=t, axis=a, index=_index_from_json(i), unit=_index_from_json(u), passive=p)
+            for t, a, i, u, p in body["slices"]
+        ),
+        attributes=tuple(
+            Attribute(module=m, name=n, item=item, index=_index_from_json(i), unit=_index_from_json(u))
+            for m, n, item, i, u in body["attributes"]
+        ),
+        blocks=body["blocks"],
+        multiple=body["multiple"],
+        min_units=body["min_units"],
+        locked=body["locked"],
+    )

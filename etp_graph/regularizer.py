@@ -1,0 +1,306 @@
+"""The regularizer: a force on every slice of every unit, applied in the user's own training loop."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from .binding import Binding, largest, prox_factors, step_size
+from .configured import some
+from .errors import ForceError, PlanError
+from .forces import Exponential, Force
+from .plan import Plan
+from .schedules import Schedule
+from .settings import FORMAT, Kappa, Mode, Order, RegularizerSettings, read_state
+from .units import Runs, Units
+
+_EXPONENTIAL = Exponential()
+
+
+class Regularizer:
+    """Drives units to zero while a model trains: penalty β·s(t)·Σ_g κ_g Σ_u F(d_u)·‖w_u‖ (ETP eq. 10).
+
+    Units of locked groups feel no force. Nor do units with a frozen slice (``requires_grad`` is False): they cannot
+    become zero as a whole, so removing them would change the output; ``attach`` warns about them.
+
+    Args:
+        model: the model that the plan was traced from, not a wrapper of it (DDP, ``torch.compile``).
+        plan: the plan.
+        force: F, see :mod:`etp_graph.forces`.
+        beta: β ≥ 0, the strength.
+        order: the ranking ρ behind the distance: ``"index"`` (pivot 0, the papers'), ``"random"``, or
+            ``"importance"`` (by group norm; the pivot is the largest). Blocks of a group are ranked separately.
+        refresh_every: rank anew after this many steps; only with ``order="importance"``; 0: never after attaching.
+        mode: ``"prox"``: after each optimizer step w_u <- w_u·max(0, 1 − η_eff β κ F/‖w_u‖), with
+            η_eff = lr·(1 − dampening)/(1 − momentum) of each parameter's own group: decoupled from the optimizer,
+            ends in exact zeros. ``"gradient"``: added to ``.grad`` before the step (Torque eq. 11-13).
+            ``"loss"``: the user adds :meth:`penalty` to the loss (ETP eq. 10).
+        kappa: κ_g: ``"sqrt"`` of the numbers per unit, or ``"one"``. Forces on squared norms always take one.
+        every: apply the force of this many steps at once (``prox`` and ``gradient``).
+        seed: of the random order.
+        schedule: s(t) with t = step/steps, see :mod:`etp_graph.schedules`; default: constant.
+        steps: number of optimizer steps of the phase; needed by a schedule.
+
+    Raises:
+        ForceError: an argument is out of range.
+        PlanError: the plan is not of this model, or has no group that may be pruned.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        plan: Plan,
+        *,
+        force: Force = _EXPONENTIAL,
+        beta: float = 1e-4,
+        order: Order = "index",
+        refresh_every: int = 0,
+        mode: Mode = "prox",
+        kappa: Kappa = "sqrt",
+        every: int = 1,
+        seed: int = 0,
+        schedule: Schedule | None = None,
+        steps: int | None = None,
+    ) -> None:
+        self.settings = RegularizerSettings(
+            force=force, beta=beta, order=order, refresh_every=refresh_every, mode=mode, kappa=kappa,
+            every=every, seed=seed, schedule=schedule, steps=steps,
+        )  # fmt: skip
+        plan.check(model)
+        if not plan.prunable:
+            raise PlanError("no group of this plan may be pruned, so there is nothing to drive to zero; print(plan).")
+        self.model = model
+        self.plan = plan
+        self.steps_done = 0
+        self._units = Units(model, plan)
+        self._runs = Runs.of(plan, self._units.device)
+        self._binding = Binding(model, plan, self._units)
+        plain = kappa == "one" or force.squared
+        sizes = self._units.sizes().to(self._units.dtype)
+        self._kappa = torch.ones_like(sizes) if plain else sizes.sqrt()
+        self._pending = torch.zeros_like(sizes)
+        self._fixed: Tensor | None = None
+        self._optimizer: Optimizer | None = None
+        self._handles: list[Any] = []
+        self._rank()
+        self._check_values()
+
+    # What acts on which unit.
+
+    @property
+    def force(self) -> Force:
+        """The force F."""
+        return self.settings.force
+
+    @property
+    def kappa(self) -> Tensor:
+        """κ of the group of each unit, [n_units]."""
+        return self._kappa
+
+    @property
+    def strength(self) -> float:
+        """β·s(t) at the present step."""
+        schedule, steps = self.settings.schedule, self.settings.steps
+        if schedule is None or steps is None:
+            return self.settings.beta
+        return self.settings.beta * schedule(min(1.0, self.steps_done / steps))
+
+    def distances(self) -> Tensor:
+        """Distance d_u of each unit from the pivot of its group (or block), in [0, 1], shape [n_units]."""
+        return self._distance.clone()
+
+    def forces(self) -> Tensor:
+        """F(d_u), zero where no force acts (locked groups, frozen slices), shape [n_units]."""
+        self._binding.refresh()
+        return self._force() * self._binding.active
+
+    def penalty(self) -> Tensor:
+        """β·s(t)·Σ_u κ F(d_u)·‖w_u‖ (or F/2·‖w_u‖²), differentiable, a scalar; add it to the loss with ``mode="loss"``.
+
+        The force is a constant under differentiation, and a unit at zero has gradient zero. A loss that is divided
+        for gradient accumulation divides this term, too.
+        """
+        self._binding.refresh()
+        squares = self._units.reduce(self._binding.tensors, transform=torch.square)
+        pull = self._pull(squares.detach().sqrt()) * self.strength
+        if self.force.squared:
+            return (pull * squares).sum() / 2
+        positive = squares > 0  # the square root has an infinite slope at zero, and 0·inf is NaN
+        return (pull * torch.where(positive, squares, 1.0).sqrt() * positive).sum()
+
+    # Life in a training loop.
+
+    def attach(self, optimizer: Optimizer) -> Regularizer:
+        """Apply the force in every ``optimizer.step()`` from now on; returns itself, also for use in ``with``.
+
+        With ``mode="loss"`` this only counts steps, which schedules and ``refresh_every`` go by.
+
+        Raises:
+            ForceError: already attached, not a :class:`torch.optim.Optimizer`, or the optimizer lacks a parameter
+                that the force has to act on.
+            PlanError: the model no longer fits the plan.
+        """
+        if not isinstance(optimizer, Optimizer):
+            raise ForceError(f"attach needs a torch.optim.Optimizer, not {type(optimizer).__name__}; unwrap it first.")
+        if self._optimizer is not None:
+            raise ForceError("this regularizer is already attached; detach() it first.")
+        self.plan.check(self.model)
+        self._binding.check()
+        self._binding.refresh()
+        self._binding.hold(optimizer)
+        if self.settings.mode == "prox":
+            for index in set(self._binding.owner.values()):
+                step_size(optimizer.param_groups[index])
+        if self._binding.frozen:
+            warnings.warn(self._binding.describe_frozen(), stacklevel=2)
+        if self.steps_done == 0 and self.settings.order == "importance":
+            self._rank()
+        self._optimizer = optimizer
+        before = optimizer.register_step_pre_hook(self._before)
+        self._handles = [before, optimizer.register_step_post_hook(self._after)]
+        return self
+
+    def detach(self) -> None:
+        """Leave the optimizer as it was before :meth:`attach`. Does nothing if not attached."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        self._optimizer = None
+
+    def __enter__(self) -> Regularizer:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.detach()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that an identical continuation needs: plain values and two tensors [n_units] on the CPU."""
+        return {
+            "format": FORMAT,
+            "plan": self.plan.fingerprint,
+            "settings": self.settings.to_dict(),
+            "steps_done": self.steps_done,
+            "distance": self._distance.detach().cpu().clone(),
+            "pending": self._pending.detach().cpu().clone(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue where :meth:`state_dict` was taken.
+
+        Raises:
+            PlanError: the state belongs to another plan.
+            ForceError: it is not a state, of another format, or of a regularizer with other settings.
+        """
+        self.steps_done, distance, pending = read_state(state, self.plan, self.settings)
+        self._distance, self._pending = (v.to(self._pending, copy=True) for v in (distance, pending))
+        self._fixed = None
+
+    # One step.
+
+    @torch.no_grad()
+    def _rank(self) -> None:
+        n, device = self.plan.n_units, self._units.device
+        if self.settings.order == "importance":
+            key = -self._norms()
+        elif self.settings.order == "random":
+            key = torch.rand(n, generator=torch.Generator().manual_seed(self.settings.seed)).to(device)
+        else:
+            key = torch.arange(n, device=device)
+        self._distance = self._runs.distance(self._runs.rank(key), self._units.dtype)
+        self._fixed = None
+
+    def _norms(self) -> Tensor:
+        return self._units.reduce(self._binding.tensors, transform=torch.square).sqrt()
+
+    @torch.no_grad()
+    def _force(self, norms: Tensor | None = None) -> Tensor:
+        """F(d_u) of every unit; evaluated once per ranking unless the force adapts to the weights."""
+        if self._fixed is None or self.force.adaptive:
+            norms = self._norms() if norms is None else norms
+            self._fixed = self.force(self._distance, size=self._runs.size, importance=self._runs.relative(norms))
+        return self._fixed
+
+    def _check_values(self) -> None:
+        bad = [name for name, tensor in self._binding.tensors.items() if not bool(tensor.isfinite().all())]
+        if bad:
+            raise ForceError(f"{some(bad)} of the model hold NaN or infinite values: repair them before training on.")
+        force = self._force()
+        if tuple(force.shape) != (self.plan.n_units,) or not bool((force.isfinite() & (force >= 0)).all()):
+            raise ForceError(f"{self.force} gives forces that are not finite, not positive, or not one for each unit.")
+
+    def _pull(self, norms: Tensor | None = None) -> Tensor:
+        """κ F(d_u), zero where no force acts: the size of the gradient (over ‖w_u‖ for forces on squared norms)."""
+        return self._force(norms) * self._kappa * self._binding.active
+
+    def _before(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Pre-step hook: the checks, before anything has changed, and the force of the mode ``gradient``."""
+        self._binding.check()
+        if self._binding.refresh():
+            self._binding.hold(optimizer)
+        if self.settings.mode != "gradient" or not self._due():
+            return None
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        if closure is None:
+            self._add_gradient(optimizer)
+            return None
+
+        def with_force() -> Any:
+            # A closure computes the gradients inside of step(), so the force has to follow it there.
+            with torch.enable_grad():
+                loss = closure()
+            self._add_gradient(optimizer)
+            return loss
+
+        return (args[0], with_force), {k: v for k, v in kwargs.items() if k != "closure"}
+
+    def _after(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Post-step hook: the force of the mode ``prox``, and the count of steps."""
+        if self.settings.mode == "prox":
+            self._shrink(optimizer)
+        self.steps_done += 1
+        if self.settings.refresh_every and self.steps_done % self.settings.refresh_every == 0:
+            self._rank()
+
+    def _due(self) -> bool:
+        return (self.steps_done + 1) % self.settings.every == 0
+
+    @torch.no_grad()
+    def _add_gradient(self, optimizer: Optimizer) -> None:
+        """∇_u <- ∇_u + β κ F(d_u) w_u/‖w_u‖ (Torque eq. 11-13), zero for a unit at zero."""
+        norms = self._norms()
+        pull = self._pull(norms) * (self.strength * self.settings.every)
+        if not self.force.squared:
+            pull = torch.where(norms > 0, pull / norms, 0.0)
+        scale = getattr(optimizer, "grad_scale", None)
+        if scale is not None:  # a fused optimizer divides by GradScaler's factor itself, after this
+            pull = pull * scale.to(pull)
+        self._binding.add_gradient_(pull)
+
+    @torch.no_grad()
+    def _shrink(self, optimizer: Optimizer) -> None:
+        """w_u <- w_u·max(0, 1 − η_eff β κ F(d_u)/‖w_u‖), each slice with the η_eff of its own parameter group.
+
+        The force waits in ``_pending`` until it is due and large enough for the weights' number format: a factor
+        of 1 − 1e-4 would be rounded to 1 in bfloat16, and the force lost.
+        """
+        sizes = {index: step_size(optimizer.param_groups[index]) for index in set(self._binding.owner.values())}
+        most = largest(list(sizes.values()))
+        push: float | Tensor = self.strength * most
+        skipped = getattr(optimizer, "found_inf", None)
+        if skipped is not None:  # a fused optimizer skips the step itself where gradients overflowed
+            push = push * (1 - skipped)
+        norms = self._norms() if self._due() or self.force.squared or self.force.adaptive else None
+        pull = self._pull(norms) * push
+        self._pending += pull * norms if self.force.squared and norms is not None else pull
+        if norms is None or not self._due() or (not isinstance(most, Tensor) and most == 0):
+            return
+        # The bounds keep 0·inf, which is NaN, out of units at zero and of parameter groups with lr = 0.
+        ratio = (self._pending / norms.clamp_min(1e-30)).clamp_max(1e6)
+        ripe = ratio >= self._binding.grain()
+        self._pending.masked_fill_(ripe, 0)
+        self._binding.scale_(prox_factors(ratio, ripe, sizes))

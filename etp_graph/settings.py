@@ -1,0 +1,145 @@
+"""The settings of a regularizer: everything about it that is not the model, as a configuration."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from . import forces, schedules
+from .configured import number, require
+from .errors import ForceError, PlanError
+from .forces import Force
+from .plan import Plan
+from .schedules import Schedule
+
+Mode = Literal["prox", "gradient", "loss"]
+Order = Literal["index", "random", "importance"]
+Kappa = Literal["sqrt", "one"]
+FORMAT = 1
+_EXPONENTIAL = forces.Exponential()
+
+
+def _count(name: str, value: object, least: int) -> None:
+    require(
+        isinstance(value, int) and not isinstance(value, bool) and value >= least,
+        f"{name}={value!r}; it must be an integer of at least {least}.",
+    )
+
+
+def _choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    require(value in choices, f"{name}={value!r}; choose one of {', '.join(map(repr, choices))}.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RegularizerSettings:
+    """See :class:`etp_graph.Regularizer` for each field. Raises :class:`ForceError` for values out of range."""
+
+    force: Force = _EXPONENTIAL
+    beta: float = 1e-4
+    order: Order = "index"
+    refresh_every: int = 0
+    mode: Mode = "prox"
+    kappa: Kappa = "sqrt"
+    every: int = 1
+    seed: int = 0
+    schedule: Schedule | None = None
+    steps: int | None = None
+
+    def __post_init__(self) -> None:
+        require(
+            isinstance(self.force, Force),
+            f"force={self.force!r}; pass one such as forces.exponential() (with parentheses).",
+        )
+        require(
+            number(self.beta) and 0 <= self.beta < math.inf,
+            f"beta={self.beta!r}; the strength must be a finite number of at least 0.",
+        )
+        _choice("order", self.order, get_args(Order))
+        _choice("mode", self.mode, get_args(Mode))
+        _choice("kappa", self.kappa, get_args(Kappa))
+        _count("refresh_every", self.refresh_every, 0)
+        _count("every", self.every, 1)
+        require(isinstance(self.seed, int), f"seed={self.seed!r}; it must be an integer.")
+        self._check_relations()
+
+    def _check_relations(self) -> None:
+        require(
+            self.refresh_every == 0 or self.order == "importance",
+            f"refresh_every={self.refresh_every} with order={self.order!r}: only the order 'importance' ever changes.",
+        )
+        require(
+            self.every == 1 or self.mode != "loss",
+            f"every={self.every} with mode='loss': the loss is the user's; add penalty() as often as it should act.",
+        )
+        require(
+            self.schedule is None or isinstance(self.schedule, Schedule),
+            f"schedule={self.schedule!r}; pass one such as schedules.cubic() (with parentheses).",
+        )
+        if self.steps is not None:
+            _count("steps", self.steps, 1)
+        require(
+            self.schedule is None or self.steps is not None,
+            "a schedule goes by step / steps: pass steps, the number of optimizer steps of the phase.",
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every field, ready for JSON."""
+        body = {field.name: getattr(self, field.name) for field in fields(self)}
+        body["force"] = self.force.to_dict()
+        body["schedule"] = None if self.schedule is None else self.schedule.to_dict()
+        return body
+
+    def to_json(self) -> str:
+        """Every field as JSON text."""
+        return json.dumps(self.to_dict())
+
+    @classmethod
+    def from_json(cls, source: str | Mapping[str, Any]) -> RegularizerSettings:
+        """The settings that ``to_json`` or ``to_dict`` wrote. Raises :class:`ForceError` if it is something else."""
+        try:
+            body = dict(json.loads(source) if isinstance(source, str) else source)
+            body["force"] = forces.from_json(body["force"])
+            if body.get("schedule") is not None:
+                body["schedule"] = schedules.from_json(body["schedule"])
+            return cls(**body)
+        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            raise ForceError(f"these are not settings of a regularizer: {error!r}.") from error
+
+    def require_equal(self, other: Mapping[str, Any]) -> None:
+        """Raise :class:`ForceError` naming every field in which ``other`` (from ``to_dict``) differs."""
+        mine = self.to_dict()
+        differ = [f"{k}: {other.get(k)!r}, here {v!r}" for k, v in mine.items() if other.get(k) != v]
+        if differ:
+            raise ForceError(f"the state was saved with other settings ({'; '.join(differ)}): use the same ones.")
+
+
+def read_state(state: Mapping[str, Any], plan: Plan, settings: RegularizerSettings) -> tuple[int, Tensor, Tensor]:
+    """The number of steps, the distances and the pending force [n_units] of a regularizer's state.
+
+    Raises:
+        PlanError: the state belongs to another plan.
+        ForceError: it is not a state, of another format, damaged, or of a regularizer with other settings.
+    """
+    missing = {"format", "plan", "settings", "steps_done", "distance", "pending"} - set(state)
+    if missing or state["format"] != FORMAT:
+        raise ForceError(f"this is not a regularizer's state of format {FORMAT}; missing: {sorted(missing)}.")
+    if state["plan"] != plan.fingerprint:
+        raise PlanError("this state was saved with another plan; make the regularizer with that plan.")
+    settings.require_equal(state["settings"])
+    distance, pending, steps = (
+        torch.as_tensor(state["distance"]),
+        torch.as_tensor(state["pending"]),
+        state["steps_done"],
+    )
+    sound = all(tuple(v.shape) == (plan.n_units,) and bool(v.isfinite().all()) for v in (distance, pending))
+    if not sound or not isinstance(steps, int) or steps < 0:
+        raise ForceError(
+            f"this state is damaged: expected finite vectors of shape [{plan.n_units}] and a count of steps."
+        )
+    return steps, distance, pending

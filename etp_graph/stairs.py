@@ -1,0 +1,157 @@
+"""The levels of a plan under a budget: the smallest steps of removal in every group, and the order among them."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .budget import Budget
+from .costs import CostModel, Ints, Staircase
+from .plan import Group, Plan
+
+Floats = npt.NDArray[np.float64]
+
+
+def _levels(group: Group, ranks: Floats, budget: Budget) -> Ints:
+    """The level of every unit, int64 [n_units]: level 0 goes first; -1 never goes.
+
+    One step down removes the lowest unit of every block; a level is as many steps as it takes to reach the next
+    admissible number of kept units, so the first one may be smaller than the others.
+    """
+    width = group.n_units // group.blocks
+    step = math.lcm(group.multiple, budget.round_to, group.blocks) // group.blocks
+    share = group.n_units - math.floor(budget.max_ratio * group.n_units + 1e-9)
+    floor = max(group.min_units, budget.min_units, share)
+    kept = [width, *range((width - 1) // step * step, -1, -step)]
+    kept = [width, *(n for n in kept[1:] if n * group.blocks >= floor)]
+    stairs = np.full(width, -1, dtype=np.int64)
+    stairs[: width - kept[-1]] = np.repeat(np.arange(len(kept) - 1), -np.diff(kept))
+    # of equal scores the later unit goes first: where forces grow with the index, it was pushed harder
+    order = width - 1 - np.argsort(ranks.reshape(group.blocks, width)[:, ::-1], axis=1, kind="stable")
+    level = np.empty((group.blocks, width), dtype=np.int64)
+    np.put_along_axis(level, order, np.broadcast_to(stairs, order.shape), axis=1)
+    return level.reshape(-1)
+
+
+def _signature(plan: Plan, group: Group) -> tuple[Any, ...]:
+    """Equal for groups that are built alike, whatever their sizes: the same slices and attributes of the same kinds."""
+    slices = Counter((s.tensor.rpartition(".")[2], s.axis, len(plan.tensors[s.tensor])) for s in group.slices)
+    attributes = Counter((a.name, a.item) for a in group.attributes)
+    return group.kind, group.blocks > 1, frozenset(slices.items()), frozenset(attributes.items())
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """The levels of one group, lowest first. All arrays are [n_levels].
+
+    ``key``: mean rank value of a level, made monotone. ``end``: share of the group's units gone after the level.
+    ``middle``: the same half-way, so that a level of many units is removed at the nearest share. ``dead``: only zeros.
+    """
+
+    group: Group
+    key: Floats
+    end: Floats
+    middle: Floats
+    dead: npt.NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, group: Group, level: Ints, ranks: Floats, scores: Floats) -> Column:
+        """From the level, rank value and score of each of the group's units, all [n_units of the group]."""
+        goes = level >= 0
+        sizes = np.bincount(level[goes])
+        end = sizes.cumsum() / group.n_units
+        return cls(
+            group=group,
+            key=np.maximum.accumulate(np.bincount(level[goes], weights=ranks[goes]) / sizes),
+            end=end,
+            middle=end - sizes / group.n_units / 2,
+            dead=np.bincount(level[goes & (scores != 0)], minlength=len(sizes)) == 0,
+        )
+
+
+class Levels:
+    """Columns of levels, one for each group that can lose any, in the order of the groups' names.
+
+    A point ``k`` int64 [n_columns] says how many levels of each column are gone.
+
+    Attributes:
+        columns: the columns.
+        column: the column of every unit, int64 [n_units]; -1 for a unit that never goes.
+        level: the level of every unit in its column, int64 [n_units]; -1 for a unit that never goes.
+        n_levels: number of levels of each column, int64 [n_columns].
+        order: the column of each level, in the order of removal, int64 [sum of n_levels].
+        position: for each column the places of its levels in that order, ascending.
+    """
+
+    def __init__(self, costs: CostModel, scores: Floats, budget: Budget) -> None:
+        self.costs, self.budget = costs, budget
+        plan = costs.plan
+        ranks = scores
+        if budget.rank == "score_per_mac":
+            ranks = scores / np.maximum(costs.marginal()[0].numpy(), 1.0)
+        self.column: Ints = np.full(plan.n_units, -1, dtype=np.int64)
+        self.level: Ints = np.full(plan.n_units, -1, dtype=np.int64)
+        self.columns: list[Column] = []
+        # in the order of the names, so that ties do not depend on the order of the groups
+        for group, span in sorted(plan.spans(), key=lambda pair: pair[0].name):
+            if group.locked is not None:
+                continue
+            level = _levels(group, ranks[span], budget)
+            if (level >= 0).any():
+                self.level[span] = level
+                self.column[span] = np.where(level >= 0, len(self.columns), -1)
+                self.columns.append(Column.of(group, level, ranks[span], scores[span]))
+        self.n_levels: Ints = np.array([len(column.key) for column in self.columns], dtype=np.int64)
+        self._stairs = Staircase(costs, column=self.column, level=self.level, n_levels=self.n_levels)
+        self._set_order()
+
+    def _set_order(self) -> None:
+        """Sort all levels into the order of removal: by key, then by place in the group, then by name."""
+        owner = np.repeat(np.arange(len(self.columns)), self.n_levels)
+        middle = np.concatenate([np.zeros(0), *(column.middle for column in self.columns)])
+        key = np.concatenate([np.zeros(0), *(column.key for column in self.columns)])
+        if self.budget.scope == "local":
+            key = middle
+        elif self.budget.scope == "isomorphic":
+            key = self._class_ranks(owner, np.lexsort((owner, middle, key)))
+        order = np.lexsort((owner, middle, key))
+        position = np.empty(len(order), dtype=np.int64)
+        position[order] = np.arange(len(order))
+        self.order: Ints = owner[order]
+        self.position = np.split(position, np.cumsum(self.n_levels)[:-1])
+
+    def _class_ranks(self, owner: Ints, order: Ints) -> Floats:
+        """For each level the share of its class's units that ranks below its middle (Fang et al. 2024)."""
+        classes: dict[tuple[Any, ...], int] = {}
+        marks = [_signature(self.costs.plan, column.group) for column in self.columns]
+        number = np.array([classes.setdefault(mark, len(classes)) for mark in marks], dtype=np.int64)
+        sizes = np.array([column.group.n_units for column in self.columns], dtype=np.float64)
+        units = np.concatenate([np.zeros(0), *(np.diff(c.end, prepend=0.0) * c.group.n_units for c in self.columns)])
+        key = np.empty(len(owner))
+        for c in range(len(classes)):
+            mine = order[number[owner[order]] == c]
+            key[mine] = (units[mine].cumsum() - units[mine] / 2) / sizes[number == c].sum()
+        return key
+
+    def cost(self, k: Ints) -> Any:
+        """What the budget counts, [n], at the points ``k`` [n, n_columns]."""
+        if not self.columns:
+            return np.full(len(k), getattr(self.costs.dense, self.budget.quantity))
+        return self._stairs(k)[:, 0 if self.budget.quantity == "macs" else 1]
+
+    def one(self, k: Ints) -> int:
+        """What the budget counts at one point ``k`` [n_columns]."""
+        return int(self.cost(k[None])[0])
+
+    def prefix(self, length: int) -> Ints:
+        """The point at which the first ``length`` levels in the order of removal are gone, int64 [n_columns]."""
+        return np.bincount(self.order[:length], minlength=len(self.columns))
+
+    def keep(self, k: Ints) -> npt.NDArray[np.bool_]:
+        """Which units stay at the point ``k``, bool [n_units]."""
+        return (self.column < 0) | (self.level >= k[self.column])

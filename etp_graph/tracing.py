@@ -1,0 +1,114 @@
+"""From a model and example inputs to its plan."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from .errors import PlanError
+from .forward import evaluating, outputs, run
+from .grouping import build_groups
+from .plan import Group, Plan, named_tensors
+from .tracker import Tracker
+from .verify import lock_what_fails
+
+CHECK_LIMIT = 100_000_000
+"""``check="auto"`` runs the check on models of at most this many parameters."""
+
+
+def trace(
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    ignore: str | Sequence[str] = (),
+    check: bool | Literal["auto"] = "auto",
+) -> Plan:
+    """Find the groups of units that can be removed from a model. Reads the model, changes nothing.
+
+    The model runs once on the example inputs, in eval mode and without gradients. Labels of the units travel with the
+    activations (:mod:`etp_graph.labels`); what an operator does to the units is known for certain or the units are
+    locked. Parameters that eval mode does not reach (auxiliary heads) are looked for in a second pass in which
+    the containers, not the layers, are in training mode.
+
+    Args:
+        model: any module whose forward takes tensors.
+        example_inputs: a tensor, a tuple of positional or a dict of keyword arguments. The MACs of the plan
+            are those of one forward with these inputs.
+        ignore: names or patterns (``"layer4.*"``) of modules whose units must all stay.
+        check: prove each group on a copy of the model and lock what fails, with the measured error as the reason.
+            ``"auto"``: on models of at most 100 million parameters.
+
+    Returns:
+        The plan; ``print(plan)`` lists groups, constraints and what is locked and why.
+
+    Raises:
+        PlanError: nothing can be removed, an ``ignore`` pattern matches nothing, or the model is compiled.
+        Exception: whatever the model itself raises on the example inputs.
+    """
+    if type(model).__name__ == "OptimizedModule":
+        raise PlanError("the model is compiled; trace the original module (model._orig_mod) and compile it afterwards.")
+    tensors = dict(named_tensors(model))
+    if not tensors:
+        raise PlanError("the model has no parameters: there is nothing to prune.")
+    tracker = Tracker(model)
+    modes = ["eval"]
+    _follow(tracker, example_inputs)
+    parameters = tuple(name for name, _ in model.named_parameters())
+    n_ops, n_seen = len(tracker.ops), len(tracker.weights.seen)
+    if set(parameters) - tracker.weights.seen:
+        _follow(tracker, example_inputs, containers=True)
+        del tracker.ops[n_ops:]  # the cost is that of the model in use
+        modes += ["train"] * (len(tracker.weights.seen) > n_seen)
+    groups = _ignore(model, build_groups(tracker.labels, tracker.bare), [ignore] if isinstance(ignore, str) else ignore)
+    plan = Plan(
+        groups=groups,
+        tensors={name: tuple(tensor.shape) for name, tensor in tensors.items()},
+        parameters=parameters,
+        ops=tuple(tracker.ops),
+        uncounted=tuple(sorted(tracker.uncounted)),
+        modes=tuple(modes),
+        unreached=tuple(name for name in parameters if name not in tracker.weights.seen),
+        device=next(iter(tensors.values())).device.type,
+    )
+    _require_prunable(plan)
+    if check is True or (check == "auto" and _checkable(model)):
+        plan = lock_what_fails(model, plan, example_inputs)
+        _require_prunable(plan)
+    return plan
+
+
+def _follow(tracker: Tracker, example_inputs: Any, *, containers: bool = False) -> None:
+    with evaluating(tracker.model, containers=containers), torch.random.fork_rng(devices=[]), tracker.watch():
+        out = run(tracker.model, example_inputs)
+    tracker.lock_all(outputs(out), "feeds the model's output")
+
+
+def _require_prunable(plan: Plan) -> None:
+    if not plan.prunable:
+        reasons = "; ".join(f"{group.name}: {group.locked}" for group in plan.groups[:8]) or "no layer of the layer table ran"
+        raise PlanError(f"no group of this model can be pruned ({reasons}).")
+
+
+def _ignore(model: nn.Module, groups: tuple[Group, ...], patterns: Sequence[str]) -> tuple[Group, ...]:
+    """Lock every group that lives in a module whose name matches a pattern, or below such a module."""
+    names = [name for name, _ in model.named_modules() if name]
+    reasons: dict[str, str] = {}
+    for pattern in patterns:
+        hits = {name for name in names if fnmatchcase(name, pattern)}
+        if not hits:
+            raise PlanError(f"ignore={pattern!r} matches no module; names look like {', '.join(names[:5])}.")
+        for group in groups:
+            owners = {piece.tensor.rpartition(".")[0] for piece in group.slices}
+            if any(owner == hit or owner.startswith(hit + ".") for owner in owners for hit in hits):
+                reasons.setdefault(group.name, f"ignored ({pattern})")
+    return tuple(replace(g, locked=g.locked or reasons.get(g.name)) for g in groups)
+
+
+def _checkable(model: nn.Module) -> bool:
+    parameters = list(model.parameters())
+    return sum(p.numel() for p in parameters) <= CHECK_LIMIT and all(p.device.type != "meta" for p in parameters)

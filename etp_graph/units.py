@@ -1,0 +1,290 @@
+"""Between parameters and flat [n_units] vectors: the only index arithmetic of the library.
+
+A position of a tensor's axis belongs to at most one unit of a group, but an axis may serve several groups
+(concatenated streams) and, where unit kinds overlap (heads and head dimensions), several units at once.
+An :class:`Axis` therefore holds one or more *layers*, each a map position -> flat unit number, with
+``n_units`` standing for "no unit". Vectors are extended by one neutral entry, so nothing is ever masked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import LongTensor, Tensor, nn
+
+from .plan import Plan, as_tensor, named_tensors
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """One sliced axis of one tensor: ``layers`` of flat unit numbers, each int64 [size of the axis]."""
+
+    tensor: str
+    axis: int
+    layers: tuple[LongTensor, ...]
+
+    def kept(self, keep: Tensor) -> Tensor:
+        """Which positions stay, bool [size], given ``keep`` bool [n_units + 1] whose last entry is True."""
+        mask = keep[self.layers[0]]
+        for layer in self.layers[1:]:
+            mask = mask & keep[layer]
+        return mask
+
+    def spread(self, values: Tensor) -> Tensor:
+        """Product over the layers of ``values`` [n_units + 1] at each position, shape [size]."""
+        out = values[self.layers[0]]
+        for layer in self.layers[1:]:
+            out = out * values[layer]
+        return out
+
+    def outer(self, values: Tensor, ndim: int) -> Tensor:
+        """:meth:`spread`, shaped to broadcast against a tensor of ``ndim`` dimensions."""
+        shape = [1] * ndim
+        shape[self.axis] = -1
+        return self.spread(values).view(shape)
+
+
+def axes(plan: Plan, device: torch.device | str = "cpu") -> dict[str, tuple[Axis, ...]]:
+    """Every sliced axis of every tensor of the plan, with its index tensors on ``device``."""
+    layers: dict[tuple[str, int], list[Tensor]] = {}
+    for group, span in plan.spans():
+        for piece in group.slices:
+            size = plan.tensors[piece.tensor][piece.axis]
+            _place(
+                layers.setdefault((piece.tensor, piece.axis), []),
+                as_tensor(piece.index), as_tensor(piece.unit) + span.start, size, plan.n_units,
+            )  # fmt: skip
+    found: dict[str, list[Axis]] = {}
+    for (tensor, axis), maps in layers.items():
+        found.setdefault(tensor, []).append(Axis(tensor, axis, tuple(m.to(device) for m in maps)))  # type: ignore
+    return {tensor: tuple(parts) for tensor, parts in found.items()}
+
+
+def _place(maps: list[Tensor], index: Tensor, unit: Tensor, size: int, nobody: int) -> None:
+    """Write the slice into the first layer that is still free at its positions."""
+    for layer in maps:
+        if bool((layer[index] == nobody).all()):
+            layer[index] = unit
+            return
+    layer = torch.full((size,), nobody)
+    layer[index] = unit
+    maps.append(layer)
+
+
+def attribute_units(plan: Plan) -> dict[tuple[str, str, int | None], list[Tensor]]:
+    """For each counted attribute (module, name, item) the layers [number of positions] of flat unit numbers."""
+    found: dict[tuple[str, str, int | None], dict[str, list[Tensor]]] = {}
+    for group, span in plan.spans():
+        for a in group.attributes:
+            entry = found.setdefault((a.module, a.name, a.item), {"index": [], "unit": []})
+            entry["index"].append(as_tensor(a.index))
+            entry["unit"].append(as_tensor(a.unit) + span.start)
+    result: dict[tuple[str, str, int | None], list[Tensor]] = {}
+    for key, entry in found.items():
+        maps: list[Tensor] = []
+        size = 1 + max(int(index.max()) for index in entry["index"])
+        for index, unit in zip(entry["index"], entry["unit"], strict=True):
+            _place(maps, index, unit, size, plan.n_units)
+        result[key] = maps
+    return result
+
+
+def extend(values: Tensor, neutral: float | bool) -> Tensor:
+    """``values`` [n_units] with one more entry for positions that belong to no unit."""
+    return torch.cat([values, values.new_full((1,), neutral)])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Runs:
+    """Which units are ranked together: a group, or each block of a group whose blocks keep equal counts.
+
+    Attributes:
+        number: which run a unit belongs to, int64 [n_units].
+        start: flat number of the first unit of that run, int64 [n_units].
+        size: number of units in that run, int64 [n_units].
+    """
+
+    number: Tensor
+    start: Tensor
+    size: Tensor
+
+    @classmethod
+    def of(cls, plan: Plan, device: torch.device | str = "cpu") -> Runs:
+        """The runs of a plan, with their tensors on ``device``."""
+        sizes = torch.tensor([g.n_units // g.blocks for g in plan.groups for _ in range(g.blocks)], dtype=torch.int64)
+        starts = sizes.cumsum(0) - sizes
+        number = torch.arange(len(sizes)).repeat_interleave(sizes)
+        return cls(number.to(device), starts[number].to(device), sizes[number].to(device))
+
+    def rank(self, key: Tensor) -> Tensor:
+        """Rank of each unit in its run by ascending ``key`` [n_units], ties by position: int64 [n_units]."""
+        order = key.argsort(stable=True)
+        order = order[self.number[order].argsort(stable=True)]
+        rank = torch.empty_like(order)
+        rank[order] = torch.arange(len(order), device=order.device)
+        return rank - self.start
+
+    def distance(self, rank: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Distance from the pivot, the unit of rank 0: |ρ_u − ρ_p| / max distance, in [0, 1], shape [n_units]."""
+        return rank.to(dtype) / (self.size - 1).clamp_min(1).to(dtype)
+
+    def relative(self, values: Tensor) -> Tensor:
+        """(I_u − I_min)/(I_max − I_min) within each run, [n_units]; 1 where all values of a run are equal."""
+        low, high = self._extreme(values, "amin"), self._extreme(values, "amax")
+        spread = high - low
+        return torch.where(spread > 0, (values - low) / spread.clamp_min(torch.finfo(values.dtype).tiny), 1.0)
+
+    def fill(self, values: Tensor) -> Tensor:
+        """``values`` [n_units] with zeros raised to the smallest positive value of their run, or 1 if there is none."""
+        low = self._extreme(values.masked_fill(values <= 0, float("inf")), "amin")
+        return torch.where(values > 0, values, torch.where(low.isinf(), 1.0, low))
+
+    def _extreme(self, values: Tensor, reduce: str) -> Tensor:
+        found = torch.zeros_like(values)
+        found.scatter_reduce_(0, self.number, values, reduce=reduce, include_self=False)
+        return found[self.number]
+
+
+class Units:
+    """Gather from and scatter to the sliced parameters of one model, in flat ``[n_units]`` vectors.
+
+    Args:
+        model: the model that the plan was traced from; its tensors are looked up anew in every call.
+        plan: the plan.
+        device: where the index tensors and the vectors live; default: the device of the model.
+
+    Attributes:
+        axes: the sliced axes of every sliced parameter (buffers are not among them), by name.
+        dtype: of the vectors: float64 if a sliced parameter is float64, else float32 (also for bfloat16 weights).
+    """
+
+    def __init__(self, model: nn.Module, plan: Plan, *, device: torch.device | str | None = None) -> None:
+        parameters = dict(model.named_parameters())
+        self.plan = plan
+        self.n_units = plan.n_units
+        if device is None:
+            device = next(iter(parameters.values())).device if parameters else "cpu"
+        self.device = torch.device(device)
+        self.axes = {name: parts for name, parts in axes(plan, device).items() if name in set(plan.parameters)}
+        double = any(parameters[name].dtype == torch.float64 for name in self.axes)
+        self.dtype = torch.float64 if double else torch.float32
+        layers: list[Tensor] = [layer for parts in self.axes.values() for axis in parts for layer in axis.layers]
+        none = torch.zeros(0, dtype=torch.int64, device=self.device)
+        self._index = torch.cat(layers) if layers else none
+        self._lengths = [len(layer) for layer in layers]
+
+    def tensors(self, model: nn.Module) -> dict[str, Tensor]:
+        """The sliced parameters of the model, by name."""
+        parameters = dict(model.named_parameters())
+        return {name: parameters[name] for name in self.axes}
+
+    def reduce(
+        self,
+        values: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]],
+        *,
+        transform: Callable[[Tensor], Tensor] | None = None,
+    ) -> Tensor:
+        """Sum elementwise ``values`` (name -> tensor shaped like the parameter) into their units: [n_units].
+
+        An element that belongs to two units (an entry of a weight between two groups) counts for both. The sums
+        are taken in float32 at least, and in float64 for float64 values; differentiable.
+
+        Args:
+            values: a mapping, or pairs that are made one at a time so that no copy of all weights ever exists.
+            transform: an elementwise function applied to the values before they are summed.
+        """
+        names: list[str] = []
+        sums: list[Tensor] = []
+        for name, value in values.items() if isinstance(values, Mapping) else values:
+            names.append(name)
+            found = axis_sums(value, [axis.axis for axis in self.axes[name]], transform)
+            for axis, total in zip(self.axes[name], found, strict=True):
+                sums += [total.to(self.device)] * len(axis.layers)
+        if not sums:
+            return torch.zeros(self.n_units, dtype=self.dtype, device=self.device)
+        index = self._index
+        if names != list(self.axes):
+            index = torch.cat([layer for name in names for axis in self.axes[name] for layer in axis.layers])
+        flat = torch.cat(sums)
+        return flat.new_zeros(self.n_units + 1).index_add(0, index, flat)[:-1]
+
+    def square_norms(self, model: nn.Module) -> Tensor:
+        """Squared group norm of every unit over all its slices, [n_units], differentiable."""
+        return self.reduce(self.tensors(model), transform=torch.square)
+
+    def sizes(self) -> Tensor:
+        """How many numbers each unit owns, float [n_units]."""
+        total = torch.zeros(self.n_units + 1, device=self.device)
+        for name, parts in self.axes.items():
+            shape = self.plan.tensors[name]
+            for axis in parts:
+                rest = prod(shape) // max(shape[axis.axis], 1)
+                for layer in axis.layers:
+                    total.index_add_(0, layer, torch.full((len(layer),), float(rest), device=self.device))
+        return total[:-1]
+
+    def positions(self, values: Tensor) -> dict[str, list[Tensor]]:
+        """``values`` [n_units + 1] at every position of every layer of every axis, shaped to broadcast, by tensor.
+
+        One gather for the whole model; the last entry of ``values`` goes to positions that belong to no unit.
+        """
+        parts = iter(torch.split(values[self._index], self._lengths))
+        found: dict[str, list[Tensor]] = {}
+        for name, sliced in self.axes.items():
+            ndim = len(self.plan.tensors[name])
+            found[name] = [
+                next(parts).view([-1 if d == axis.axis else 1 for d in range(ndim)])
+                for axis in sliced for _ in axis.layers
+            ]  # fmt: skip
+        return found
+
+    @torch.no_grad()
+    def scale_(self, tensor: Tensor, name: str, factors: Tensor) -> None:
+        """Multiply every slice of every unit in one tensor by its factor; ``factors`` [n_units + 1], last entry 1."""
+        for axis in self.axes[name]:
+            tensor.mul_(axis.outer(factors, tensor.ndim).to(tensor.dtype))
+
+
+_CHUNK = 1 << 20  # elements: large tensors are summed in pieces that stay in the cache of a CPU
+
+
+def axis_sums(value: Tensor, over: Sequence[int], transform: Callable[[Tensor], Tensor] | None = None) -> list[Tensor]:
+    """For each axis in ``over`` the sum of ``transform(value)`` over all other axes, in float32 at least.
+
+    The first two axes of a contiguous tensor, which is nearly every weight, are summed as a matrix and a
+    matrix-vector product: on a CPU several times as fast as sums over several axes, and in one pass.
+    """
+    dtype = torch.float64 if value.dtype == torch.float64 else torch.float32
+    if value.device.type != "cpu" or value.ndim < 2 or max(over) > 1 or not value.is_contiguous():
+        full = value.to(dtype) if transform is None else transform(value.to(dtype))
+        return [full.sum([d for d in range(full.ndim) if d != axis]) if full.ndim > 1 else full for axis in over]
+    rows = value.view(value.shape[0], -1)
+    pieces = torch.split(rows, max(1, _CHUNK // max(rows.shape[1], 1))) if value.numel() > 4 * _CHUNK else (rows,)
+    first: list[Tensor] = []
+    second: Tensor | None = None
+    for raw in pieces:
+        piece = raw.to(dtype) if transform is None else transform(raw.to(dtype))
+        if 0 in over:
+            first.append(piece.sum(1))
+        if 1 in over:
+            part = torch.mv(piece.t(), piece.new_ones(len(piece)))
+            second = part if second is None else second + part
+    by_axis = {0: torch.cat(first) if len(first) > 1 else first[0]} if first else {}
+    if second is not None:
+        by_axis[1] = second.view(value.shape[1], -1).sum(1)
+    return [by_axis[axis] for axis in over]
+
+
+@torch.no_grad()
+def zero_units_(model: nn.Module, plan: Plan, keep: Tensor) -> None:
+    """Set every slice of every unit that is not kept to zero, buffers included; ``keep`` bool [n_units]."""
+    tensors = dict(named_tensors(model))
+    full = extend(keep.cpu(), True)
+    for name, parts in axes(plan).items():
+        tensor = tensors[name]
+        for axis in parts:
+            gone = (~axis.kept(full)).nonzero().flatten().to(tensor.device)
+            tensor.index_fill_(axis.axis, gone, 0)

@@ -1,0 +1,274 @@
+"""The oracle: a pruned model computes what the masked model computes, outputs and gradients."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .errors import EquivalenceError, PlanError
+from .forward import convert, evaluating, outputs, run
+from .masking import Masked
+from .plan import Group, Plan, Selection, named_tensors
+from .surgery import prune_
+from .units import axes, extend
+
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verification:
+    """What :func:`verify` measured.
+
+    Attributes:
+        error: largest relative error of an output, over all trials.
+        gradient_error: the same for gradients; ``None`` if they were not compared.
+        effect: how much removing the units changed the outputs, relative: a check without effect proves nothing.
+        units: units removed in the trials, of ``n_units``.
+        dtype: ``float64``, or ``float32`` where an operator of the model knows no float64.
+    """
+
+    error: float
+    gradient_error: float | None
+    effect: float
+    units: int
+    n_units: int
+    dtype: str
+
+    def __str__(self) -> str:
+        gradient = "" if self.gradient_error is None else f", gradients {self.gradient_error:.1e}"
+        return f"pruned == masked in {self.dtype}: outputs {self.error:.1e}{gradient}, {self.units} units removed"
+
+
+def verify(
+    model: nn.Module,
+    plan: Plan,
+    example_inputs: Any,
+    *,
+    ratio: float | Sequence[float] = (0.3, 0.7),
+    gradients: bool = True,
+    randomize: bool = True,
+    seed: int = 0,
+) -> Verification:
+    """Prove on copies that surgery removes exactly what masking silences.
+
+    In every group random units are chosen. One copy has them zeroed in every slice (norms reduced over the kept
+    entries), another has them removed; outputs, and gradients of the parameters, must agree to 1e-6 (relative) in
+    float64, or to 1e-4 in float32 where an operator knows no float64. The model itself is not touched.
+
+    Args:
+        ratio: share of the units to remove, one trial for each.
+        gradients: compare gradients too.
+        randomize: replace weights, biases, norms and running statistics in the copies by random values; the defaults of
+            a fresh model (zero biases, unit norms) hide errors.
+        seed: of the choice and of the random values.
+
+    Raises:
+        EquivalenceError: they differ; it names the first group that breaks.
+        PlanError: the plan does not fit the model.
+    """
+    plan.check(model)
+    judge = _Judge(model, plan, example_inputs, gradients=gradients, randomize=randomize, seed=seed)
+    trials = []
+    for ratio_ in [ratio] if isinstance(ratio, float) else ratio:
+        trial = judge.trial(plan.prunable, ratio_)
+        if not trial.good:
+            bad = judge.failing(plan.prunable, ratio_)
+            name = bad[0].name if len(bad) == 1 else None
+            what = f"group {name!r}" if name else f"groups {[g.name for g in bad]} together"
+            raise EquivalenceError(
+                f"{what}: {trial.why if len(bad) > 1 else judge.trial(bad, ratio_).why}. The plan is wrong there; "
+                f"trace(..., check=True) locks it, or pass ignore={[g.name for g in bad]}.",
+                group=name,
+                error=trial.error,
+            )
+        trials.append(trial)
+    return Verification(
+        error=max(t.error for t in trials),
+        gradient_error=max(t.gradient_error for t in trials) if gradients else None,
+        effect=max(t.effect for t in trials),
+        units=sum(t.units for t in trials),
+        n_units=plan.n_units,
+        dtype=str(judge.dtype).removeprefix("torch."),
+    )
+
+
+def lock_what_fails(model: nn.Module, plan: Plan, example_inputs: Any) -> Plan:
+    """The plan with every group locked that :func:`verify` refutes, the measured error as the reason."""
+    judge = _Judge(model, plan, example_inputs, gradients=False, randomize=True, seed=0)
+    while not (trial := judge.trial(plan.prunable, 0.5)).good:
+        bad = judge.failing(plan.prunable, 0.5)
+        reasons = {g.name: f"check failed: {judge.trial([g], 0.5).why if len(bad) == 1 else trial.why}" for g in bad}
+        plan = plan.lock(reasons)
+        judge.plan = plan
+        if not plan.prunable:
+            break
+    return plan
+
+
+def random_selection(plan: Plan, groups: Sequence[Group], ratio: float, generator: torch.Generator) -> Selection:
+    """Drop about ``ratio`` of the units of each group at random, within its constraints."""
+    keep = {}
+    for group in groups:
+        per_block = group.n_units // group.blocks
+        step = group.multiple if group.blocks == 1 else max(group.multiple // group.blocks, 1)
+        floor = -(-max(group.min_units, 1) // group.blocks)
+        kept = max(per_block - max(round(per_block * ratio), 1), floor)
+        kept = -(-kept // step) * step
+        mask = torch.ones(group.blocks, per_block, dtype=torch.bool)
+        for block in range(group.blocks):
+            drop = torch.randperm(per_block, generator=generator)[: max(per_block - kept, 0)]
+            mask[block, drop] = False
+        keep[group.name] = mask.flatten()
+    return Selection(keep)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, slots=True)
+class _Trial:
+    error: float
+    gradient_error: float
+    effect: float
+    units: int
+    good: bool
+    why: str = ""
+
+
+class _Judge:
+    """Runs trials on copies of one model, in the widest precision that its operators know."""
+
+    def __init__(
+        self, model: nn.Module, plan: Plan, example_inputs: Any, *, gradients: bool, randomize: bool, seed: int
+    ) -> None:
+        self.plan, self.gradients, self.seed = plan, gradients, seed
+        self.dtype = torch.float64
+        try:
+            self._prepare(model, example_inputs, randomize)
+        except (RuntimeError, NotImplementedError):
+            self.dtype = torch.float32
+            self._prepare(model, example_inputs, randomize)
+
+    def _prepare(self, model: nn.Module, example_inputs: Any, randomize: bool) -> None:
+        self.model = copy.deepcopy(model).to(self.dtype)
+        self.model.requires_grad_(True)
+        self.inputs = convert(example_inputs, like=next(self.model.parameters()))
+        if randomize:
+            randomize_(self.model, seed=self.seed)
+        with torch.no_grad():
+            self.dense = self._outputs(self.model)
+
+    def _outputs(self, model: nn.Module) -> list[Tensor]:
+        found: list[Tensor] = []
+        for mode in self.plan.modes:
+            with evaluating(model, containers=mode == "train"), torch.random.fork_rng(devices=[]):
+                torch.manual_seed(self.seed)
+                found += [t for t in outputs(run(model, self.inputs)) if t.is_floating_point()]
+        return found
+
+    def failing(self, groups: Sequence[Group], ratio: float) -> list[Group]:
+        """The groups that fail on their own, or the smallest set found that fails together."""
+        if not groups or self.trial(groups, ratio).good:
+            return []
+        if len(groups) == 1:
+            return list(groups)
+        half = len(groups) // 2
+        bad = self.failing(groups[:half], ratio) + self.failing(groups[half:], ratio)
+        return bad or list(groups)
+
+    def trial(self, groups: Sequence[Group], ratio: float) -> _Trial:
+        """Remove ``ratio`` of the units of these groups, by masking and by surgery, and compare."""
+        generator = torch.Generator().manual_seed(self.seed)
+        selection = random_selection(self.plan, groups, ratio, generator)
+        keep = selection.flat(self.plan)
+        masked, pruned = copy.deepcopy(self.model), copy.deepcopy(self.model)
+        try:
+            prune_(pruned, self.plan, selection)
+            got, got_grads = self._run(pruned)
+        except (RuntimeError, ValueError, IndexError, TypeError, AttributeError, AssertionError) as error:
+            return _Trial(float("inf"), float("inf"), 0.0, 0, False, f"the pruned model fails: {error}")
+        with Masked(masked, self.plan, keep):
+            want, want_grads = self._run(masked)
+        error = _relative(got, want)
+        gradient_error = _gradient_error(got_grads, want_grads, self.plan, keep)
+        effect = _relative(want, self.dense)
+        good = max(error, gradient_error) <= TOLERANCE[self.dtype]
+        why = f"pruned and masked model differ by {error:.1e}" + (
+            f" (gradients by {gradient_error:.1e})" if self.gradients else ""
+        )
+        return _Trial(error, gradient_error, effect, int((~keep).sum()), good, why)
+
+    def _run(self, model: nn.Module) -> tuple[list[Tensor], dict[str, Tensor]]:
+        with torch.set_grad_enabled(self.gradients):
+            out = self._outputs(model)
+        if not self.gradients:
+            return out, {}
+        generator = torch.Generator().manual_seed(self.seed)
+        loss = sum(
+            (t * torch.randn(t.shape, generator=generator, dtype=t.dtype).to(t.device)).sum()
+            for t in out
+            if t.requires_grad
+        )
+        if isinstance(loss, Tensor):
+            loss.backward()
+        grads = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+        return [t.detach() for t in out], grads
+
+
+def _relative(got: Sequence[Tensor], want: Sequence[Tensor]) -> float:
+    """Largest |got - want| over the largest |want|; infinite for other shapes, and for anything not finite."""
+    worst = float("inf") if len(got) != len(want) or not want else 0.0
+    for a, b in zip(got, want, strict=False):
+        if a.shape != b.shape or not bool(torch.isfinite(a).all()) or not bool(torch.isfinite(b).all()):
+            return float("inf")
+        if b.numel():
+            scale = float(b.abs().max())
+            worst = max(worst, float((a - b).abs().max()) / scale if scale else float(a.abs().max()))
+    return worst
+
+
+def _gradient_error(got: dict[str, Tensor], want: dict[str, Tensor], plan: Plan, keep: Tensor) -> float:
+    """Largest relative error of a gradient over its kept entries."""
+    full = extend(keep, True)
+    sliced = axes(plan)
+    top = max((float(g.abs().max()) for g in want.values() if g.numel()), default=0.0)
+    worst = 0.0
+    for name, grad in got.items():
+        if name not in want:
+            continue
+        other = want[name]
+        for axis in sliced.get(name, ()):
+            other = other.index_select(axis.axis, axis.kept(full).nonzero().flatten().to(other.device))
+        if other.shape != grad.shape:
+            return float("inf")
+        scale = max(float(other.abs().max()), 1e-6 * top) if other.numel() else 0.0
+        worst = max(worst, float((grad - other).abs().max()) / scale if scale else 0.0)
+    return worst
+
+
+@torch.no_grad()
+def randomize_(model: nn.Module, *, seed: int = 0) -> None:
+    """Random weights, biases, norm scales and running statistics, in place; activations keep a sensible scale.
+
+    Matrices and kernels: normal with variance 2 / fan-in. Vectors named ``weight``, ``running_var`` or ``original0``:
+    uniform in [0.5, 1.5]. Everything else: normal with standard deviation 0.2.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for name, tensor in named_tensors(model):
+        if not tensor.is_floating_point():
+            continue
+        if not isinstance(tensor, nn.Parameter) and not name.endswith(("running_mean", "running_var")):
+            continue
+        if name.endswith("running_var") or (tensor.ndim < 2 and name.endswith("weight")) or name.endswith("original0"):
+            value = torch.rand(tensor.shape, generator=generator) + 0.5
+        elif tensor.ndim >= 2 and name.endswith(("weight", "original1", "weight_v")):
+            fan_in = max(tensor[0].numel(), 1)
+            value = torch.randn(tensor.shape, generator=generator) * (2.0 / fan_in) ** 0.5
+        else:
+            value = torch.randn(tensor.shape, generator=generator) * 0.2
+        tensor.copy_(value.to(tensor.dtype))
+
+
+__all__ = ["PlanError", "Verification", "lock_what_fails", "random_selection", "randomize_", "verify"]
