@@ -42,6 +42,9 @@ class Binding:
                 f"{apart[0]} is on {self.tensors[apart[0]].device}, other parameters are on {units.device}: "
                 "a force needs all parameters of a plan on one device."
             )
+        spoiled = [name for name, tensor in self.tensors.items() if not bool(tensor.isfinite().all())]
+        if spoiled:
+            raise ForceError(f"{some(spoiled)} of the model: NaN or infinite values. Repair them before training on.")
         self._flags: tuple[bool, ...] = ()
         self.active = torch.zeros(0)
         self.frozen: dict[str, tuple[str, ...]] = {}

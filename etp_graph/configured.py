@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any, ClassVar, TypeVar
 
 from .errors import ForceError
@@ -69,5 +69,5 @@ def some(names: Iterable[str], limit: int = 4) -> str:
     return ", ".join(listed[:limit]) + more
 
 
-def _fields(cls: type[Configured]) -> str:
-    return ", ".join(getattr(cls, "__dataclass_fields__", {})) or "none"
+def _fields(cls: type[Any]) -> str:
+    return ", ".join(field.name for field in fields(cls)) or "none"

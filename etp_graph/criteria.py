@@ -199,7 +199,7 @@ def _torque(
     runs = Runs.of(plan, units.device)
     norms = _finite("the torque", units.square_norms(model).sqrt(), units.tensors(model).items())
     if distance is None:
-        distance = runs.distance(runs.rank(torch.arange(plan.n_units, device=units.device)))
+        distance = runs.distance(runs.rank(torch.arange(plan.n_units, device=units.device)), norms.dtype)
     pull = force(distance.to(norms), size=runs.size, importance=runs.relative(norms)).to(norms)
     if kappa is None:
         kappa = torch.ones_like(norms) if force.squared else units.sizes().to(norms).sqrt()

@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
-from torch.nn.utils.parametrizations import _WeightNorm
 from torch.overrides import TorchFunctionMode
 
 from . import layers
@@ -38,18 +37,17 @@ class Masked(TorchFunctionMode):
         self._running = Running()
         self._by_weight: dict[int, dict[int, Tensor]] = {}
         self._by_module: dict[int, dict[int, Tensor]] = {}
-        gone: list[tuple[Tensor, int, Tensor]] = []
-        for name, tensor in _plain(model, plan, tensors).items():
-            for axis in axes(plan)[name]:
-                kept = axis.kept(full)
-                self._by_weight.setdefault(id(tensor), {})[axis.axis] = kept
-                gone.append((tensor, axis.axis, (~kept).nonzero().flatten()))
+        for name, parts in axes(plan).items():
+            kept_by_axis = {axis.axis: axis.kept(full) for axis in parts}
+            layer = _normed_layer(model, name)
+            if layer is None:
+                self._by_weight[id(tensors[name])] = kept_by_axis
+                _zero(tensors[name], kept_by_axis)
+            elif name.endswith("original1"):
+                parametrize.register_parametrization(layer, "weight", _Mask(kept_by_axis))
         for (module, _, item), maps in attribute_units(plan).items():
             kept = Axis(module, 0, tuple(maps)).kept(full)  # type: ignore[arg-type]
             self._by_module.setdefault(id(model.get_submodule(module)), {})[0 if item is None else item] = kept
-        with torch.no_grad():
-            for tensor, axis_, index in gone:
-                tensor.index_fill_(axis_, index.to(tensor.device), 0)
 
     def __enter__(self) -> Masked:
         self._running.__enter__()
@@ -83,6 +81,12 @@ class Masked(TorchFunctionMode):
         return self._by_module.get(id(self._running.modules[-1]), {}) if self._running.modules else {}
 
 
+@torch.no_grad()
+def _zero(tensor: Tensor, kept_by_axis: dict[int, Tensor]) -> None:
+    for axis, kept in kept_by_axis.items():
+        tensor.index_fill_(axis, (~kept).nonzero().flatten().to(tensor.device), 0)
+
+
 def _reduced(func: Callable[..., Tensor], call: dict[str, Any], masks: dict[int, Tensor], rest: dict[str, Any]) -> Tensor:
     """The norm over the kept entries, zeros elsewhere."""
     x: Tensor = call.pop("input")
@@ -106,18 +110,21 @@ def _reduced(func: Callable[..., Tensor], call: dict[str, Any], masks: dict[int,
     return out
 
 
-def _plain(model: nn.Module, plan: Plan, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The sliced tensors by name; weight-normalised weights are computed once and stand for their direction."""
-    found = {name: tensors[name] for name in axes(plan)}
-    for prefix, module in list(model.named_modules()):
-        if not parametrize.is_parametrized(module, "weight"):
-            continue
-        chain = module.parametrizations["weight"]  # type: ignore[index]
-        if len(chain) == 1 and isinstance(chain[0], _WeightNorm):
-            stem = f"{prefix}.parametrizations.weight.original"
-            parametrize.remove_parametrizations(module, "weight")
-            found.pop(f"{stem}0", None)
-            if f"{stem}1" in found:
-                weight: Any = module.weight
-                found[f"{stem}1"] = weight
-    return found
+class _Mask(nn.Module):
+    """The last step of a parametrized weight: removed units become zero after normalisation, not before."""
+
+    def __init__(self, kept: dict[int, Tensor]) -> None:
+        super().__init__()
+        self.kept = kept
+
+    def forward(self, weight: Tensor) -> Tensor:
+        for axis, kept in self.kept.items():
+            shape = [-1 if d == axis else 1 for d in range(weight.ndim)]
+            weight = weight * kept.to(weight).view(shape)
+        return weight
+
+
+def _normed_layer(model: nn.Module, name: str) -> nn.Module | None:
+    """The layer whose weight-normalised weight this tensor is a part of."""
+    owner, found, _ = name.partition(".parametrizations.weight.original")
+    return model.get_submodule(owner) if found else None

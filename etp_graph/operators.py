@@ -174,7 +174,8 @@ def movement(
     if name in ("split", "split_with_sizes"):
         return _tie_pieces(labels, name, label, moved, args, kwargs, where)
     if name in ("view", "_unsafe_view", "reshape", "_reshape_alias", "pixel_shuffle"):
-        return _tie_folded(labels, moved, dims, where)
+        survives = moved.ndim - 3 if name == "pixel_shuffle" else None
+        return _tie_folded(labels, moved, dims, where, survives)
     return moved
 
 
@@ -208,16 +209,21 @@ def _tie_pieces(
     return pieces
 
 
-def _tie_folded(labels: Labels, moved: Tensor, dims: list[int], where: str) -> Tensor:
-    """A view that folds the unit axis into two keeps its outer size: units of one inner position go together."""
+def _tie_folded(labels: Labels, moved: Tensor, dims: list[int], where: str, survives: int | None) -> Tensor:
+    """An operator that folds the unit axis into several: one of them follows the width, the others are fixed.
+
+    Units that differ only along the fixed axes go together. A view keeps its outer sizes by convention (channel
+    shuffle, heads); where that is a wrong guess, the check of the trace refutes it.
+    """
     small = compact(moved)
     if small is None:
         return moved
     now = varying(small)
     if len(now) <= max(len(dims), 1):
         return small
-    for d in now[:-1]:
-        first = small.narrow(d, 0, 1)
-        labels.unite(small, first.expand_as(small), f"meets channels of fixed width in {where}")
-        small = first
+    for d in now:
+        if d != (now[-1] if survives is None else survives):
+            first = small.narrow(d, 0, 1)
+            labels.unite(small, first.expand_as(small), f"meets channels of fixed width in {where}")
+            small = first
     return small

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .binding import Binding, largest, prox_factors, step_size
-from .configured import some
 from .errors import ForceError, PlanError
 from .forces import Exponential, Force
 from .plan import Plan
@@ -88,10 +87,9 @@ class Regularizer:
         self._optimizer: Optimizer | None = None
         self._handles: list[Any] = []
         self._rank()
-        self._check_values()
+        self._check_force()
 
     # What acts on which unit.
-
     @property
     def force(self) -> Force:
         """The force F."""
@@ -134,7 +132,6 @@ class Regularizer:
         return (pull * torch.where(positive, squares, 1.0).sqrt() * positive).sum()
 
     # Life in a training loop.
-
     def attach(self, optimizer: Optimizer) -> Regularizer:
         """Apply the force in every ``optimizer.step()`` from now on; returns itself, also for use in ``with``.
 
@@ -201,7 +198,6 @@ class Regularizer:
         self._fixed = None
 
     # One step.
-
     @torch.no_grad()
     def _rank(self) -> None:
         n, device = self.plan.n_units, self._units.device
@@ -214,6 +210,7 @@ class Regularizer:
         self._distance = self._runs.distance(self._runs.rank(key), self._units.dtype)
         self._fixed = None
 
+    @torch.no_grad()
     def _norms(self) -> Tensor:
         return self._units.reduce(self._binding.tensors, transform=torch.square).sqrt()
 
@@ -225,10 +222,7 @@ class Regularizer:
             self._fixed = self.force(self._distance, size=self._runs.size, importance=self._runs.relative(norms))
         return self._fixed
 
-    def _check_values(self) -> None:
-        bad = [name for name, tensor in self._binding.tensors.items() if not bool(tensor.isfinite().all())]
-        if bad:
-            raise ForceError(f"{some(bad)} of the model hold NaN or infinite values: repair them before training on.")
+    def _check_force(self) -> None:
         force = self._force()
         if tuple(force.shape) != (self.plan.n_units,) or not bool((force.isfinite() & (force >= 0)).all()):
             raise ForceError(f"{self.force} gives forces that are not finite, not positive, or not one for each unit.")

@@ -22,6 +22,7 @@ WIDTH = 120
 # plain ASCII, so that a plan prints on every terminal and into every log
 _RULED = Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)
 _SHOWN = 12
+_NAMES = 50
 
 
 def si(count: int) -> str:
@@ -64,7 +65,7 @@ def plan_table(plan: Plan) -> str:
     """The plan as text: a row for every group, then the totals and everything that a reader should know."""
     costs = CostModel(plan).dense
     table = Table(box=_RULED, pad_edge=False, show_edge=False)
-    for title, width in (("group", None), ("kind", None), ("units", None), ("constraint", 24), ("tensors", 60),
+    for title, width in (("group", None), ("kind", None), ("units", None), ("constraint", 24), ("tensors", None),
                          ("params", None), ("share", None), ("locked", 60)):  # fmt: skip
         right = title in {"units", "params", "share"}
         table.add_column(title, justify="right" if right else "left", no_wrap=width is None, max_width=width,
@@ -72,17 +73,18 @@ def plan_table(plan: Plan) -> str:
     for group in plan.groups:
         stake = parameters_at_stake(plan, group)
         table.add_row(*map(Text, (
-            group.name, group.kind, str(group.n_units), group.constraint, _tensors(group),
+            group.name, group.kind, str(group.n_units), group.constraint, _tensors(plan, group),
             si(stake), percent(stake, costs.params), group.locked or "",
         )))  # fmt: skip
     return "\n".join([*_lines(table), "", *_footer(plan, costs)])
 
 
-def _tensors(group: Group) -> str:
-    """The number of tensors that a group cuts, and the first names."""
-    names = list(dict.fromkeys(piece.tensor for piece in group.slices))
-    shown = ", ".join(names[:2])
-    return f"{len(names)}: {shown}{', ...' if len(names) > 2 else ''}" if names else "0"
+def _tensors(plan: Plan, group: Group) -> str:
+    """The number of tensors that a group cuts, and the first names: parameters before buffers, two if they are short."""
+    own = set(plan.parameters)
+    names = sorted(dict.fromkeys(piece.tensor for piece in group.slices), key=lambda name: name not in own)
+    shown = names[: 1 + (len(", ".join(names[:2])) <= _NAMES)]
+    return f"{len(names)}: {', '.join(shown)}{', ...' if len(names) > len(shown) else ''}" if names else "0"
 
 
 def _footer(plan: Plan, costs: Cost) -> list[str]:

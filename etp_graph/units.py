@@ -47,11 +47,16 @@ class Axis:
         return self.spread(values).view(shape)
 
 
-def axes(plan: Plan, device: torch.device | str = "cpu") -> dict[str, tuple[Axis, ...]]:
-    """Every sliced axis of every tensor of the plan, with its index tensors on ``device``."""
+def axes(plan: Plan, device: torch.device | str = "cpu", *, passive: bool = True) -> dict[str, tuple[Axis, ...]]:
+    """Every sliced axis of every tensor of the plan, with its index tensors on ``device``.
+
+    Without ``passive`` those slices are left out that are cut with their units but are no part of their norm.
+    """
     layers: dict[tuple[str, int], list[Tensor]] = {}
     for group, span in plan.spans():
         for piece in group.slices:
+            if piece.passive and not passive:
+                continue
             size = plan.tensors[piece.tensor][piece.axis]
             _place(
                 layers.setdefault((piece.tensor, piece.axis), []),
@@ -168,7 +173,8 @@ class Units:
         if device is None:
             device = next(iter(parameters.values())).device if parameters else "cpu"
         self.device = torch.device(device)
-        self.axes = {name: parts for name, parts in axes(plan, device).items() if name in set(plan.parameters)}
+        active = axes(plan, device, passive=False)
+        self.axes = {name: parts for name, parts in active.items() if name in set(plan.parameters)}
         double = any(parameters[name].dtype == torch.float64 for name in self.axes)
         self.dtype = torch.float64 if double else torch.float32
         layers: list[Tensor] = [layer for parts in self.axes.values() for axis in parts for layer in axis.layers]

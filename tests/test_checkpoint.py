@@ -271,6 +271,7 @@ def test_what_cannot_be_stored_is_refused(tmp_path: Path, make: Callable[[], nn.
         (lambda: 3, "expected an nn.Module"),
         (lambda: _with(Toy(), "linear", nn.Linear(24, 6)), r"linear.bias .*\[5\], .* \[6\]"),
         (lambda: _with(Toy(), "conv1", nn.Conv2d(3, 6, 3, bias=False)), "conv1.weight"),
+        (lambda: _with(Toy(), "conv1", _text_channels()), "is .8., and cannot become 7"),
         (lambda: _with(Toy(), "extra", nn.Linear(1, 1)), "extra.weight"),
     ],
 )
@@ -280,6 +281,12 @@ def test_another_architecture_is_refused(tmp_path: Path, build: Callable[[], nn.
     with pytest.raises(CheckpointError, match=match):
         load(save(trained_toy(1), tmp_path / "m"), build=lambda: model)
     assert before is None or state(model) == before
+
+
+def _text_channels() -> nn.Module:
+    module = Toy().conv1
+    module.out_channels = "8"
+    return module
 
 
 def _with(model: nn.Module, name: str, module: nn.Module) -> nn.Module:

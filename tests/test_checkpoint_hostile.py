@@ -121,6 +121,12 @@ def test_what_is_no_manifest_is_refused(folder: Path, text: bytes) -> None:
     refused(folder, MANIFEST_FILE)
 
 
+def test_a_repeated_key_is_refused(folder: Path) -> None:
+    text = (folder / MANIFEST_FILE).read_text()
+    (folder / MANIFEST_FILE).write_text(text.replace('"aliases"', '"aliases": {}, "aliases"'))
+    refused(folder, "occurs twice")
+
+
 def test_no_depth_of_nesting_is_another_error(folder: Path) -> None:
     body = json.loads((folder / MANIFEST_FILE).read_text())
     body["libraries"] = "here"
