@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .labels import Labels
 from .operators import compact, varying
-from .plan import Attribute, Group, Slice, as_index
+from .plan import Attribute, Group, Index, Slice, as_index
 
 
 @dataclass(slots=True)
@@ -110,7 +110,7 @@ def _partition(
     return units, group_of, position, [reason for _, reason in keys]
 
 
-def _split(units: Tensor, group_of: Tensor, position: Tensor) -> Iterator[tuple[int, object, object]]:
+def _split(units: Tensor, group_of: Tensor, position: Tensor) -> Iterator[tuple[int, Index, Index]]:
     groups = group_of[units]
     for group in torch.unique(groups[groups >= 0]).tolist():
         index = (groups == group).nonzero().flatten()

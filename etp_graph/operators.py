@@ -170,7 +170,7 @@ def movement(
     full = label.expand(operand.shape)
     if name in ("slice", "select", "index_select", "roll", "unbind"):
         _fixed_positions(labels, name, label, operand.shape, args, kwargs, where)
-    moved = torch.reshape(full, args[1]) if name in ("view", "_unsafe_view") else func(full, *args[1:], **kwargs)
+    moved: Any = torch.reshape(full, args[1]) if name in ("view", "_unsafe_view") else func(full, *args[1:], **kwargs)
     if name in ("split", "split_with_sizes"):
         return _tie_pieces(labels, name, label, moved, args, kwargs, where)
     if name in ("view", "_unsafe_view", "reshape", "_reshape_alias", "pixel_shuffle"):

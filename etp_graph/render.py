@@ -80,7 +80,7 @@ def plan_table(plan: Plan) -> str:
 
 
 def _tensors(plan: Plan, group: Group) -> str:
-    """The number of tensors that a group cuts, and the first names: parameters before buffers, two if they are short."""
+    """How many tensors a group cuts, and the first names: parameters before buffers, two if they are short."""
     own = set(plan.parameters)
     names = sorted(dict.fromkeys(piece.tensor for piece in group.slices), key=lambda name: name not in own)
     shown = names[: 1 + (len(", ".join(names[:2])) <= _NAMES)]

@@ -49,7 +49,7 @@ def _signature(plan: Plan, group: Group) -> tuple[Any, ...]:
 class Column:
     """The levels of one group, lowest first. All arrays are [n_levels].
 
-    ``key``: mean rank value of a level, made monotone. ``end``: share of the group's units gone after the level.
+    ``key``: mean rank value of a level, ascending. ``end``: share of the group's units gone after the level.
     ``middle``: the same half-way, so that a level of many units is removed at the nearest share. ``dead``: only zeros.
     """
 
@@ -67,6 +67,7 @@ class Column:
         end = sizes.cumsum() / group.n_units
         return cls(
             group=group,
+            # the means of sorted scores ascend, but for rounding
             key=np.maximum.accumulate(np.bincount(level[goes], weights=ranks[goes]) / sizes),
             end=end,
             middle=end - sizes / group.n_units / 2,

@@ -24,11 +24,25 @@ from . import layers
 from .forward import Running
 from .labels import Labels
 from .operators import (
-    ALONG, ELEMENTWISE, JOINS, MOVEMENT, REDUCTIONS, SPATIAL, Operand, UnknownOperator, along, compact, elementwise, join, movement,
-    reduction, spatial, varying,
+    ALONG,
+    ELEMENTWISE,
+    JOINS,
+    MOVEMENT,
+    REDUCTIONS,
+    SPATIAL,
+    Operand,
+    UnknownOperator,
+    along,
+    compact,
+    elementwise,
+    join,
+    movement,
+    reduction,
+    spatial,
+    varying,
 )  # fmt: skip
 from .plan import Op
-from .weights import Weights
+from .weights import Owner, Ref, Weights
 
 
 class Tracker:
@@ -147,12 +161,12 @@ def _dense(tracker: Tracker, func: Any, args: Any, kwargs: Any, out: Tensor) -> 
         tracker.labels.lock(into, f"enters {func.__name__} in {tracker.where} with {reason}")
         tracker.ops.append(Op(name=tracker.where.strip("'"), coefficient=positions * weight.numel()))
         return
-    layer = tracker.weights.layer(refs[0])
+    layer = tracker.weights.layer(refs[0], tracker.modules)
     cost = ((refs[0].name, 0), (refs[0].name, 1))
     tracker.ops.append(Op(name=layer.name, coefficient=positions * kernel, axes=cost))
     groups = call.get("groups", 1)
-    made = _grouped(tracker, row, refs, into, out.shape[dim], groups) if groups > 1 else None
-    into, made_out, kind = made if made else _full(tracker, row, refs, into, out.shape[dim])
+    made = _grouped(tracker, layer, row, refs, into, out.shape[dim], groups) if groups > 1 else None
+    into, made_out, kind = made if made else _full(tracker, layer, row, refs, into)
     tracker.weights.along(tracker.labels, bias, made_out)
     if reason:
         tracker.labels.lock(made_out, reason)
@@ -163,9 +177,11 @@ def _dense(tracker: Tracker, func: Any, args: Any, kwargs: Any, out: Tensor) -> 
     tracker.set(out, compact(made_out.view(shape)))
 
 
-def _full(tracker: Tracker, row: layers.Dense, refs: Any, into: Tensor, n_out: int) -> tuple[Tensor, Tensor, None]:
+def _full(
+    tracker: Tracker, layer: Owner, row: layers.Dense, refs: Sequence[Ref], into: Tensor
+) -> tuple[Tensor, Tensor, None]:
     """An ordinary layer: fresh units out, any units in."""
-    made = tracker.weights.produce(tracker.labels, refs, row.out_axis, row.kind, n_out)
+    made = tracker.weights.produce(tracker.labels, layer, refs, row.out_axis, row.kind)
     for ref in refs:
         if ref.shape[row.in_axis] > 1 or len(into) == 1:
             tracker.labels.record((ref.name, row.in_axis), into)
@@ -173,7 +189,7 @@ def _full(tracker: Tracker, row: layers.Dense, refs: Any, into: Tensor, n_out: i
 
 
 def _grouped(
-    tracker: Tracker, row: layers.Dense, refs: Any, into: Tensor, n_out: int, groups: int
+    tracker: Tracker, layer: Owner, row: layers.Dense, refs: Sequence[Ref], into: Tensor, n_out: int, groups: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """A grouped convolution: one unit is a whole group, its input and its output channels together.
 
@@ -181,8 +197,8 @@ def _grouped(
     attribute ``groups`` follows; single positions could only go from every group at once.
     """
     wide = n_out // groups > 1 or len(into) // groups > 1
-    size = refs[0].shape[0]
-    labels = tracker.weights.produce(tracker.labels, refs, 0, "conv-groups" if wide else row.kind, size).view(groups, -1)
+    kind = "conv-groups" if wide else row.kind
+    labels = tracker.weights.produce(tracker.labels, layer, refs, 0, kind).view(groups, -1)
     unit = labels[:, :1]
     why = f"convolution in groups over channels of fixed width in {tracker.where}"
     tracker.labels.unite(labels, unit.expand_as(labels), why)
@@ -231,8 +247,9 @@ def _embedding(tracker: Tracker, func: Any, args: Any, kwargs: Any, out: Tensor)
     refs, _ = tracker.weights.find(call["weight"], tracker.modules)
     tracker.uncounted.add(func.__name__)
     if refs:
-        made = tracker.weights.produce(tracker.labels, refs, 1, "features", out.shape[-1])
-        tracker.weights.count(tracker.labels, tracker.weights.layer(refs[0]), made_out=made)
+        layer = tracker.weights.layer(refs[0], tracker.modules)
+        made = tracker.weights.produce(tracker.labels, layer, refs, 1, "features")
+        tracker.weights.count(tracker.labels, layer, made_out=made)
         tracker.set(out, made.view([1] * (out.ndim - 1) + [-1]))
 
 

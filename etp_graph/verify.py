@@ -187,8 +187,8 @@ class _Judge:
         try:
             prune_(pruned, self.plan, selection)
             got, got_grads = self._run(pruned)
-        except (RuntimeError, ValueError, IndexError, TypeError, AttributeError, AssertionError) as error:
-            return _Trial(float("inf"), float("inf"), 0.0, 0, False, f"the pruned model fails: {error}")
+        except (RuntimeError, ValueError, IndexError, TypeError, AttributeError, AssertionError) as failure:
+            return _Trial(float("inf"), float("inf"), 0.0, 0, False, f"the pruned model fails: {failure}")
         with Masked(masked, self.plan, keep):
             want, want_grads = self._run(masked)
         error = _relative(got, want)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -49,7 +50,8 @@ class Weights:
 
     def _holder(self, name: str) -> Owner:
         """The layer that a tensor belongs to, looking through its parametrizations."""
-        owner = name.split(".parametrizations.")[0] if ".parametrizations." in name else name.rpartition(".")[0]
+        layer, parametrized, _ = name.partition(".parametrizations.")
+        owner = layer if parametrized else name.rpartition(".")[0]
         return Owner(owner, self._modules.get(owner))
 
     def module_name(self, module: nn.Module | None) -> str | None:
@@ -98,28 +100,30 @@ class Weights:
         if module is None:
             return [], None
         if parametrize.is_parametrized(module, "weight"):
-            chain = module.parametrizations["weight"]  # type: ignore[index]
+            chain: Any = module.parametrizations["weight"]  # type: ignore[index]
             if len(chain) == 1 and isinstance(chain[0], _WeightNorm):
                 return [chain.original1, chain.original0], None
             kinds = ", ".join(type(step).__name__ for step in chain)
             stored = list(chain.parameters(recurse=False))
             return stored, f"weight is parametrized by {kinds}: remove the parametrization before tracing"
+        names, reason = ("weight",), None
         if "weight_v" in module._parameters:
-            return [module.weight_v, module.weight_g], "weight_norm of torch.nn.utils: use torch.nn.utils.parametrizations"
-        return [p for p in (module._parameters.get("weight"),) if p is not None], None
+            names, reason = ("weight_v",), "weight_norm is the deprecated one: use torch.nn.utils.parametrizations"
+        return [p for p in map(module._parameters.get, names) if p is not None], reason
 
-    def layer(self, ref: Ref) -> Owner:
-        """The layer module that owns a weight."""
-        return self._holder(ref.name)
+    def layer(self, ref: Ref, running: Sequence[nn.Module]) -> Owner:
+        """The layer that uses a weight now: the running module, or for a functional call the weight's own module."""
+        owner = self.running(running)
+        return owner if layers.counts(owner.module) != layers.Counts() else self._holder(ref.name)
 
     def running(self, modules: Sequence[nn.Module]) -> Owner:
         """The innermost running module, with its name."""
         module = modules[-1] if modules else None
         return Owner(self.module_name(module) or "", module)
 
-    def produce(self, labels: Labels, refs: Sequence[Ref], axis: int, kind: str, size: int) -> Tensor:
+    def produce(self, labels: Labels, owner: Owner, refs: Sequence[Ref], axis: int, kind: str) -> Tensor:
         """The labels of the producing axis; a magnitude of weight_norm carries them too."""
-        owner = self.layer(refs[0])
+        size = refs[0].shape[axis]
         made = labels.produce(Producer((refs[0].name, axis), owner.name, kind), size)
         for ref in refs[1:]:
             if ref.shape[axis] == size:
@@ -154,7 +158,8 @@ class Weights:
             if attribute is None or ids is None:
                 continue
             value = getattr(owner.module, attribute)
-            if isinstance(value, tuple) and item is None:
-                continue
-            if (value[item] if isinstance(value, tuple) else value) == len(ids):
-                labels.count((owner.name, attribute, item if isinstance(value, tuple) else None), ids)
+            if isinstance(value, tuple):
+                if item is not None and value[item] == len(ids):
+                    labels.count((owner.name, attribute, item), ids)
+            elif value == len(ids):
+                labels.count((owner.name, attribute, None), ids)

@@ -80,6 +80,7 @@ def _finish(net: _Builder, streams: dict, last: str, rng: random.Random) -> tupl
     heads, size = rng.randint(2, 4), rng.randint(2, 6)
     value = net.tensor("attention.value", heads * size, n)
     streams[last][2].append((value, 1, 0))
+    scale = net.tensor("attention.scale", heads * size)
     classifier = net.tensor("classifier.weight", 10, 4 * n)
     streams[last][2].append((classifier, 4, 0))
     width = sum(n for n, _, _ in streams.values())
@@ -95,8 +96,9 @@ def _finish(net: _Builder, streams: dict, last: str, rng: random.Random) -> tupl
     index = range(heads * size)
     unit = torch.arange(heads * size)
     for kind, n_units, owner in (("heads", heads, unit // size), ("dimensions", size, unit % size)):
-        piece = Slice(tensor="attention.value", axis=0, index=index, unit=owner)
-        net.groups.append(Group(name=kind, kind=kind, n_units=n_units, slices=(piece,)))
+        cut = [value, scale] if kind == "heads" else [value]  # the scale belongs to heads alone
+        pieces = tuple(Slice(tensor=tensor, axis=0, index=index, unit=owner) for tensor in cut)
+        net.groups.append(Group(name=kind, kind=kind, n_units=n_units, slices=pieces))
     out = Slice(tensor="classifier.weight", axis=0, index=range(10), unit=range(10))
     net.groups.append(Group(name="out", kind="neurons", n_units=10, slices=(out,), locked="feeds the model's output"))
     rng.shuffle(net.groups)

@@ -12,12 +12,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic import synthetic
-from torch import Tensor, nn
+from torch import Tensor
 from toy import Toy, toy_plan
 
 from etp_graph.allocate import Budget, allocate
 from etp_graph.costs import Cost, CostModel
-from etp_graph.errors import BudgetError, PlanError, ScoreError
+from etp_graph.errors import BudgetError
 from etp_graph.plan import Group, Plan
 
 SCOPES = ("global", "local", "isomorphic")
@@ -60,8 +60,8 @@ def with_count(group: Group, scores: Tensor, kept: int) -> Tensor:
     return torch.zeros_like(rows, dtype=torch.bool).scatter(1, best, True).view(-1)
 
 
-def neighbours(plan: Plan, keep: Tensor, scores: Tensor, budget: Budget) -> list[Tensor]:
-    """All selections one level up, and one level up in a group with one level down in another."""
+def neighbours(plan: Plan, keep: Tensor, scores: Tensor, budget: Budget, *, exchanges: bool) -> list[Tensor]:
+    """All selections with one more level, first; then those with one more in a group and one less in another."""
     up: dict[int, Tensor] = {}
     down: dict[int, Tensor] = {}
     for i, (group, span) in enumerate(plan.spans()):
@@ -73,7 +73,8 @@ def neighbours(plan: Plan, keep: Tensor, scores: Tensor, budget: Budget) -> list
                 found[i] = with_count(group, scores[span], n)
     spans = [span for _, span in plan.spans()]
     moves: list[dict[int, Tensor]] = [{i: part} for i, part in up.items()]
-    moves += [{a: up[a], b: down[b]} for a, b in itertools.product(up, down) if a != b]
+    if exchanges:
+        moves += [{a: up[a], b: down[b]} for a, b in itertools.product(up, down) if a != b]
     result = []
     for move in moves:
         other = keep.clone()
@@ -93,13 +94,15 @@ def assert_lawful(plan: Plan, keep: Tensor, scores: Tensor, budget: Budget) -> N
 
 
 def assert_met(plan: Plan, keep: Tensor, scores: Tensor, budget: Budget) -> None:
-    """Never above the target; within 1 % of it, or no single level given back or exchanged comes closer."""
+    """Never above the target, nothing more fits, and within 1 % of it or no exchange of two levels comes closer."""
     costs = CostModel(plan)
     target, found = budget.target(costs.dense), quantity(costs.evaluate(keep), budget)
     assert found <= target
-    if found < 0.99 * target:
-        around = [quantity(costs.evaluate(other), budget) for other in neighbours(plan, keep, scores, budget)]
-        assert not [value for value in around if found < value <= target]
+    far = found < 0.99 * target
+    around = neighbours(plan, keep, scores, budget, exchanges=far)
+    assert not [
+        value for value in (quantity(costs.evaluate(other), budget) for other in around) if found < value <= target
+    ]
 
 
 @pytest.mark.parametrize("scope", SCOPES)
@@ -114,6 +117,7 @@ def test_ten_budgets_are_met(scope: Any, rank: Any, seed: int) -> None:
         selection.check(plan)
         keep = selection.flat(plan)
         assert_lawful(plan, keep, scores, budget)
+        assert_met(plan, keep, scores, budget)
         dense, found = CostModel(plan).dense.macs, CostModel(plan).evaluate(keep).macs
         assert 0.99 * dense / speed_up <= found <= dense / speed_up
 
@@ -176,13 +180,15 @@ def test_small_plans_reach_the_nearest_of_all_selections(name: str) -> None:
 
 @pytest.mark.parametrize("scope", SCOPES)
 @pytest.mark.parametrize("round_to", [1, 8])
-def test_permuting_the_groups_changes_nothing(scope: Any, round_to: int) -> None:
-    model, plan = synthetic(3, coarse=2)
-    scores = draw_scores(plan, 3).round(decimals=1)  # with ties
+@pytest.mark.parametrize("decimals", [0, 1, 7])
+def test_permuting_the_groups_changes_nothing(scope: Any, round_to: int, decimals: int) -> None:
+    """Nor do ties: groups of equal sizes and scores rounded to few decimals."""
+    model, plan = synthetic(3, width=4, depth=5, coarse=2)
+    scores = draw_scores(plan, 3).round(decimals=decimals)
     spans = dict(zip((g.name for g in plan.groups), (span for _, span in plan.spans()), strict=True))
     other = replace(plan, groups=tuple(sorted(plan.groups, key=lambda g: g.name[::-1])))
     moved = torch.cat([scores[spans[g.name]] for g in other.groups])
-    for speed_up in (1.2, 3):
+    for speed_up in (1.2, 2.2):
         budget = Budget(speed_up=speed_up, scope=scope, round_to=round_to)
         first, second = (allocate(model, p, s, budget=budget) for p, s in ((plan, scores), (other, moved)))
         assert all(torch.equal(first.keep[name], second.keep[name]) for name in spans)
@@ -211,20 +217,32 @@ def test_local_scope_removes_the_same_share_everywhere() -> None:
 
 
 def test_isomorphic_scope_ranks_within_classes() -> None:
-    """Scores of one class on another scale: global ranking empties a class, isomorphic ranking spares it."""
+    """Scores of one class on another scale: global ranking empties it, isomorphic ranking treats it like the rest."""
     model, plan = synthetic(6, width=64)
     scores = draw_scores(plan, 6)
     inner = [i for i, group in enumerate(plan.groups) if "b" in group.name and group.name.startswith("s")]
     for i, (_, span) in enumerate(plan.spans()):
         scores[span] *= 0.01 if i in inner else 1
 
-    def share(scope: Any) -> float:
+    def shares(scope: Any) -> tuple[float, float]:
         keep = allocate(model, plan, scores, budget=Budget(speed_up=4, scope=scope)).flat(plan)
-        picked = torch.cat([keep[span] for i, (_, span) in enumerate(plan.spans()) if i in inner])
-        return float(picked.float().mean())
+        picked = [
+            torch.cat(
+                [
+                    keep[span]
+                    for i, (group, span) in enumerate(plan.spans())
+                    if (i in inner) == inside and group.n_units > 10
+                ]
+            )
+            for inside in (True, False)
+        ]
+        return float(picked[0].float().mean()), float(picked[1].float().mean())
 
-    assert share("global") < 0.2
-    assert 0.3 < share("isomorphic") < 0.9
+    low, high = shares("global")
+    assert low < 0.2
+    assert high > 0.9
+    low, high = shares("isomorphic")
+    assert abs(low - high) < 0.1
 
 
 def test_score_per_mac_prefers_dear_units() -> None:
@@ -235,19 +253,21 @@ def test_score_per_mac_prefers_dear_units() -> None:
     assert per_mac.n_removed < plain.n_removed
 
 
-def test_a_dead_group_falls_to_its_floor() -> None:
+@pytest.mark.parametrize("min_units", [1, 2])
+def test_a_dead_group_falls_to_its_floor(min_units: int) -> None:
+    """All scores zero in one group: it keeps its floor, and is not used to fill the budget up."""
     model, plan = synthetic(8, width=32)
+    dense = CostModel(plan).dense.macs
     for group, span in plan.spans():
         if group.locked is None and group.kind == "channels":
             scores = draw_scores(plan, 8) + 0.1
             scores[span] = 0
-            dense, bare = CostModel(plan).dense, torch.ones(plan.n_units, dtype=torch.bool)
+            bare = torch.ones(plan.n_units, dtype=torch.bool)
             bare[span.start + 1 : span.stop] = False
-            speed_up = dense.macs / CostModel(plan).evaluate(bare).macs * 1.2
-            found = allocate(model, plan, scores, budget=Budget(speed_up=speed_up))
-            assert int(found.keep[group.name].sum()) == 1
-            floored = allocate(model, plan, scores, budget=Budget(speed_up=speed_up, min_units=2))
-            assert int(floored.keep[group.name].sum()) == 2
+            least = dense / CostModel(plan).evaluate(bare).macs
+            for factor in np.linspace(1.1, 2, 8).tolist():
+                found = allocate(model, plan, scores, budget=Budget(speed_up=least * factor, min_units=min_units))
+                assert int(found.keep[group.name].sum()) == min_units
 
 
 def test_of_equal_scores_the_first_units_stay() -> None:
@@ -270,54 +290,3 @@ def test_nothing_is_changed() -> None:
     allocate(model, plan, scores, budget=Budget(speed_up=2))
     assert torch.equal(scores, values)
     assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
-
-
-@pytest.mark.parametrize("name", ["speed_up", "macs", "params"])
-@pytest.mark.parametrize("rules", [{}, {"min_units": 5}, {"max_ratio": 0.3}, {"round_to": 8}])
-def test_out_of_reach_says_the_closest(name: str, rules: dict[str, Any]) -> None:
-    plan, model = toy_plan(), Toy()
-    scores = draw_scores(plan, 1)
-    with pytest.raises(BudgetError, match="the closest is") as caught:
-        allocate(model, plan, scores, budget=Budget(**{name: 10**9 if name == "speed_up" else 1}, **rules))
-    closest = float(str(caught.value).split(f"closest is {name}=")[1].split(",")[0])
-    found = allocate(model, plan, scores, budget=Budget(**{name: closest}, **rules))
-    found.check(plan)
-    beyond = closest + (1e-3 if name == "speed_up" else -1)
-    with pytest.raises(BudgetError):
-        allocate(model, plan, scores, budget=Budget(**{name: beyond}, **rules))
-
-
-def bad_scores() -> list[tuple[Any, str]]:
-    plan = toy_plan()
-    cases: list[tuple[Any, str]] = [(torch.ones(3), "shape"), (torch.ones(19, 1), "shape"), ([1.0] * 19, "list")]
-    cases.append((torch.ones(plan.n_units, dtype=torch.complex64), "real"))
-    for value in (float("nan"), float("inf"), float("-inf")):
-        scores = torch.ones(plan.n_units)
-        scores[9] = value
-        cases.append((scores, "Group 'conv2': 1 of 6 scores are not finite .unit 1: "))
-    return cases
-
-
-@pytest.mark.parametrize(("scores", "message"), bad_scores())
-def test_bad_scores_are_refused(scores: Any, message: str) -> None:
-    with pytest.raises(ScoreError, match=message):
-        allocate(Toy(), toy_plan(), scores, budget=Budget(speed_up=2))
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64, torch.int64])
-def test_scores_of_any_real_dtype(dtype: torch.dtype) -> None:
-    plan = toy_plan()
-    scores = torch.arange(plan.n_units).to(dtype)
-    found = allocate(Toy(), plan, scores, budget=Budget(speed_up=2)).flat(plan)
-    assert torch.equal(found, allocate(Toy(), plan, scores.float(), budget=Budget(speed_up=2)).flat(plan))
-
-
-def test_a_plan_of_another_model_or_without_a_prunable_group_is_refused() -> None:
-    plan = toy_plan()
-    with pytest.raises(PlanError, match="lacks"):
-        allocate(nn.Linear(2, 2), plan, torch.ones(19), budget=Budget(speed_up=2))
-    locked = plan.lock(dict.fromkeys(("conv1", "conv2"), "ignored"))
-    with pytest.raises(PlanError, match="no prunable group"):
-        allocate(Toy(), locked, torch.ones(19), budget=Budget(speed_up=2))
-    with pytest.raises(BudgetError, match="no MACs"):
-        allocate(Toy(), replace(plan, ops=()), torch.ones(19), budget=Budget(speed_up=2))

@@ -113,12 +113,13 @@ def depgraph_compress(
     with the least ``GroupMagnitudeImportance`` of all groups, 1 / ``iterative_steps`` of them at a time, until the
     count is at or below ``target_macs``. A group whose width is one is left alone, as there.
 
-    **Option-A shortcuts need help.** Torch-Pruning 1.6.1 takes the zero padding for an element-wise operation:
-    removing channel i of a stage removes channel i of the next stage, while its data lies in channel
-    ``before + i``. Shapes still match, so the network runs and is silently wrong, and the channels that
-    padding adds are in no group at all. Torch-Pruning's means for such layers is ``customized_pruners``: every
-    :class:`PaddedShortcut` is replaced by a :class:`ChannelSelect`, which computes the same and whose input and output
-    channels can be removed independently. All channels become prunable and pruning is exact.
+    **Option-A shortcuts need help.** Torch-Pruning 1.6.1 takes the zero padding for an element-wise operation: removing
+    channel i of the first stage removes channel i of the later ones, though its data lies in channel ``before + i``
+    there, and four inputs of the classifier (64 / 16) for each. The pruned network then raises a shape error.
+    Torch-Pruning's means for such layers is ``customized_pruners``: every :class:`PaddedShortcut` is replaced by a
+    :class:`ChannelSelect`, which computes the same and whose input and output channels can go independently. All
+    channels are prunable and pruning is exact. To prune within the blocks alone, as is common for these
+    networks, ignore the first layer that writes to each stage: ``conv1``, ``layer2.0.conv2``, ``layer3.0.conv2``.
 
     Args:
         model: trained network; afterwards the pruned one, in eval mode.

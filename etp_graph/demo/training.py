@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, isfinite
 
 import torch
 from torch import Tensor, nn
@@ -79,11 +79,7 @@ def train_epochs(
         FloatingPointError: the loss of an epoch is not finite.
     """
     n = len(split.train_x)
-    if epochs < 0 or batch_size < 2 or n < 2 or not 0 <= warmup < 1:
-        raise ValueError(
-            f"train_epochs: epochs={epochs}, batch_size={batch_size}, images={n}, warmup={warmup}; "
-            "need epochs >= 0, batch_size >= 2, two images or more, 0 <= warmup < 1."
-        )
+    _check(n, epochs=epochs, batch_size=batch_size, warmup=warmup)
     optimizer = torch.optim.SGD(
         model.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay, nesterov=momentum > 0
     )
@@ -98,25 +94,33 @@ def train_epochs(
         seen: list[Tensor] = []
         for x, y in batches():
             rate = _triangle(number / max(total - 1, 1), lr, warmup)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            loss = _step(model, optimizer, x, y)
+            loss = _step(model, optimizer, x, y, lr=rate)
             number += 1
             seen.append(loss)
             if on_step is not None:
                 on_step(Step(number=number, total=total, epoch=epoch, loss=loss, lr=rate))
         losses.append(float(torch.stack(seen).mean()))
-        if not torch.isfinite(torch.tensor(losses[-1])):
+        if not isfinite(losses[-1]):
             raise FloatingPointError(f"the loss of epoch {epoch} is {losses[-1]}; lower lr={lr} or the regularization.")
         if progress is not None:
             progress(epoch, epochs, losses[-1])
     return losses
 
 
-def _step(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor) -> Tensor:
+def _check(n: int, *, epochs: int, batch_size: int, warmup: float) -> None:
+    if epochs < 0 or batch_size < 2 or n < 2 or not 0 <= warmup < 1:
+        raise ValueError(
+            f"train_epochs: epochs={epochs}, batch_size={batch_size}, images={n}, warmup={warmup}; "
+            "need epochs >= 0, batch_size >= 2, two images or more, 0 <= warmup < 1."
+        )
+
+
+def _step(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor, *, lr: float) -> Tensor:
+    for group in optimizer.param_groups:
+        group["lr"] = lr
     optimizer.zero_grad(set_to_none=True)
     loss = F.cross_entropy(model(x), y)
-    loss.backward()  # type: ignore[no-untyped-call]
+    torch.autograd.backward(loss)
     optimizer.step()
     return loss.detach()
 

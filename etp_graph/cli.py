@@ -1,0 +1,265 @@
+"""The command line ``etp-graph``: inspect, verify, prune and demo. The only module that prints."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from torch import Tensor, nn
+
+from . import __version__
+from .allocate import allocate
+from .budget import Budget
+from .checkpoint import save
+from .costs import cost
+from .criteria import CRITERIA, magnitude
+from .errors import CheckpointError, EquivalenceError, EtpError
+from .forward import convert, evaluating, outputs, run
+from .masking import Masked
+from .plan import Plan, Selection
+from .render import cost_table, si
+from .resolve import Resolved, resolve
+from .surgery import prune_
+from .tracing import trace
+from .verify import TOLERANCE, verify
+
+app = typer.Typer(
+    name="etp-graph",
+    help="Structured pruning of PyTorch models by Exponential Torque: smaller, faster, and proven equivalent.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="torchvision:resnet50, timm:NAME, hf:PATH (a config.json or its folder), or package.module:callable.",
+        show_default=False,
+    ),
+]
+Shapes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--input-shape", help="Like 1,3,224,224 (integers: 1,128:long); once for each input.", metavar="SHAPE"
+    ),
+]
+Ignore = Annotated[
+    list[str] | None,
+    typer.Option("--ignore", help="Name or pattern of modules whose units all stay; may be repeated.", metavar="NAME"),
+]
+Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Threads that PyTorch uses.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+class Method(StrEnum):
+    """Criteria that need weights only."""
+
+    L1 = "l1"
+    L2 = "l2"
+    ETP = "etp"
+    TORQUE = "torque"
+    BN_SCALE = "bn_scale"
+    RANDOM = "random"
+
+
+class Scope(StrEnum):
+    """What scores are compared across."""
+
+    GLOBAL = "global"
+    LOCAL = "local"
+    ISOMORPHIC = "isomorphic"
+
+
+class DemoData(StrEnum):
+    """The images of the demo."""
+
+    DIGITS = "digits"
+    CIFAR10 = "cifar10"
+
+
+@contextmanager
+def _friendly(*, threads: int | None, debug: bool) -> Iterator[None]:
+    """Errors of the library as one red message and exit code 1, without a traceback unless asked for."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+    try:
+        yield
+    except EtpError as error:
+        if debug:
+            raise
+        Console(stderr=True, highlight=False).print("[bold red]error:[/]", end=" ")
+        typer.echo(str(error), err=True)
+        raise typer.Exit(1) from error
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"etp-graph {__version__} (torch {torch.__version__})")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Structured pruning of PyTorch models by Exponential Torque: smaller, faster, and proven equivalent."""
+
+
+@app.command()
+def inspect(
+    model: Model,
+    input_shape: Shapes = None,
+    ignore: Ignore = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the plan to this file, as JSON.")] = None,
+    threads: Threads = None,
+    debug: Debug = False,
+) -> None:
+    """Print the plan of a model: which units can be removed together, and what is locked and why."""
+    with _friendly(threads=threads, debug=debug):
+        found = resolve(model, input_shapes=input_shape or ())
+        plan = trace(found.model, found.inputs, ignore=ignore or ())
+        typer.echo(str(plan))
+        if json_file is not None:
+            _write(json_file, plan.to_json())
+
+
+@app.command("verify")
+def verify_command(
+    model: Model,
+    input_shape: Shapes = None,
+    ignore: Ignore = None,
+    seed: Annotated[int, typer.Option(help="Of the units removed and of the random weights.")] = 0,
+    threads: Threads = None,
+    debug: Debug = False,
+) -> None:
+    """Prove on copies that the pruned model computes what the masked model computes, gradients included."""
+    with _friendly(threads=threads, debug=debug):
+        found = resolve(model, input_shapes=input_shape or ())
+        # Without the tracer's own check, which would lock a wrong group before it could be refuted here.
+        plan = trace(found.model, found.inputs, ignore=ignore or (), check=False)
+        result = verify(found.model, plan, found.inputs, seed=seed)
+        typer.echo(f"{found.text}: {len(plan.prunable)} of {len(plan.groups)} groups prunable, inputs {found.shapes}")
+        typer.echo(str(result))
+
+
+@app.command()
+def prune(
+    model: Model,
+    out: Annotated[Path, typer.Option("--out", help="Folder for the pruned model.", show_default=False)],
+    speed_up: Annotated[float | None, typer.Option("--speed-up", help="Dense MACs over pruned MACs.")] = None,
+    macs: Annotated[int | None, typer.Option("--macs", help="At most this many multiply-adds.")] = None,
+    params: Annotated[int | None, typer.Option("--params", help="At most this many parameters.")] = None,
+    method: Annotated[Method, typer.Option(help="Criterion that ranks the units; none needs data.")] = Method.L2,
+    scope: Annotated[Scope, typer.Option(help="Across what scores are compared.")] = Scope.GLOBAL,
+    weights: Annotated[Path | None, typer.Option(help="Weights of the model, a safetensors file.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model saved in --out.")] = False,
+    input_shape: Shapes = None,
+    ignore: Ignore = None,
+    threads: Threads = None,
+    debug: Debug = False,
+) -> None:
+    """Prune a model once, prove the result, and save it."""
+    with _friendly(threads=threads, debug=debug):
+        budget = Budget(speed_up=speed_up, macs=macs, params=params, scope=scope.value)
+        found = resolve(model, input_shapes=input_shape or ())
+        if weights is not None:
+            _load_weights(found.model, weights)
+        else:
+            typer.echo("no --weights: the weights are those that the model was built with.", err=True)
+        plan = trace(found.model, found.inputs, ignore=ignore or ())
+        proof = verify(found.model, plan, found.inputs)
+        selection = allocate(found.model, plan, _scores(method, found.model, plan), budget=budget)
+        before, after = cost(found.model, plan), cost(found.model, plan, selection)
+        error = _prune_and_compare(found, plan, selection)
+        save(found.model, out, overwrite=overwrite)
+        typer.echo(cost_table({"dense": before, "pruned": after}))
+        typer.echo(f"\n{proof}; with these weights and this selection {error:.1e} ({si(selection.n_removed)} units)")
+        typer.echo(f"saved to {out}; in Python: etp_graph.load({str(out)!r}, build=make_model)")
+
+
+@app.command()
+def demo(
+    speed_up: Annotated[float, typer.Option("--speed-up", help="Dense MACs over pruned MACs.")] = 8.0,
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Number of repetitions.")] = 3,
+    data: Annotated[DemoData, typer.Option(help="digits need no download.")] = DemoData.DIGITS,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer images and epochs.")] = False,
+    out: Annotated[Path, typer.Option("--out", help="Folder for models, report and plots.")] = Path("etp-demo"),
+    threads: Threads = None,
+    debug: Debug = False,
+) -> None:
+    """Compress one network by DepGraph, Torque and ETP from the same checkpoint, and compare."""
+    with _friendly(threads=threads, debug=debug):
+        from .demo.run import DemoConfig, run_demo
+
+        Budget(speed_up=speed_up)  # refuses what cannot be a speed-up before anything trains
+        config = DemoConfig.preset(data.value, quick=quick, speed_up=speed_up, seeds=seeds)
+        run_demo(config, out, console=Console())
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf8")
+    except OSError as error:
+        raise EtpError(f"{path}: cannot be written ({error}). Check the folder and its permissions.") from error
+
+
+def _scores(method: Method, model: nn.Module, plan: Plan) -> Tensor:
+    if method in (Method.L1, Method.L2):
+        return magnitude(model, plan, p=1 if method is Method.L1 else 2)
+    return CRITERIA[method.value](model, plan)
+
+
+def _load_weights(model: nn.Module, path: Path) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        loaded = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: not a readable safetensors file ({error}).") from error
+    try:
+        model.load_state_dict(loaded)
+    except RuntimeError as error:
+        raise CheckpointError(f"{path}: these weights do not fit {type(model).__name__}: {error}") from error
+
+
+def _prune_and_compare(found: Resolved, plan: Plan, selection: Selection) -> float:
+    """Prune in place; the relative error against the masked model, with the weights as they are.
+
+    Raises:
+        EquivalenceError: the pruned model computes something else.
+    """
+    masked = copy.deepcopy(found.model)
+    prune_(found.model, plan, selection)
+    dtype = next(masked.parameters()).dtype
+    inputs = convert(found.inputs, like=next(masked.parameters()))
+    got = _outputs(found.model, inputs)
+    with Masked(masked, plan, selection.flat(plan)):
+        want = _outputs(masked, inputs)
+    scale = max((float(w.abs().max()) for w in want), default=0.0)
+    error = max((float((g - w).abs().max()) for g, w in zip(got, want, strict=True)), default=0.0)
+    error = error / scale if scale else error
+    if not error <= max(TOLERANCE.get(dtype, 0.0), TOLERANCE[torch.float32]):
+        raise EquivalenceError(f"the pruned model differs from the masked one by {error:.1e}; nothing was saved.")
+    return error
+
+
+@torch.no_grad()
+def _outputs(model: nn.Module, inputs: Any) -> list[Tensor]:
+    with evaluating(model):
+        return [tensor for tensor in outputs(run(model, inputs)) if tensor.is_floating_point()]
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,222 @@
+"""The finished steps of a run in a folder, so that an interrupted run continues as if it had not been interrupted.
+
+``journal.json`` lists the steps with their outcomes and is replaced atomically after each. A step that changed
+the model has its weights in ``<step>/model`` (:func:`etp_graph.save`), and every step has the states of the random
+number generators after it in ``<step>/state.safetensors``. Nothing in the folder is ever executed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load as parse_tensors
+from safetensors.torch import save as tensor_bytes
+from torch import Tensor, nn
+
+from .checkpoint import load, save
+from .configured import some
+from .errors import CheckpointError
+from .manifest import read_file
+from .randomness import RNG, capture, reinstate
+from .record import Record, get_record
+from .restore import all_tensors, first_names
+
+FORMAT = 1
+JOURNAL_FILE = "journal.json"
+STATE_FILE = "state.safetensors"
+_MAX_BYTES = 2**30
+
+Outcome = dict[str, Any]
+"""What a step found out, ready for JSON."""
+
+
+class Journal:
+    """The steps of one run, in their order. Without a folder nothing is written, and every step is run.
+
+    Args:
+        folder: where to keep the steps, or ``None``.
+        arguments: what the run depends on, ready for JSON; another run must not continue this one.
+
+    Raises:
+        CheckpointError: the folder belongs to a run with other arguments, holds something else, or is damaged.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str] | None, arguments: Mapping[str, Any]) -> None:
+        self._folder = None if folder is None else Path(folder).absolute()
+        self._arguments = dict(arguments)
+        self._steps: list[Outcome] = []
+        self._next = 0
+        if self._folder is None:
+            return
+        file = self._folder / JOURNAL_FILE
+        if os.path.lexists(file):
+            self._steps = _read(file, self._arguments)
+        else:
+            _prepare(self._folder)
+
+    @property
+    def replaying(self) -> bool:
+        """Whether the next step is one that was finished before."""
+        return self._next < len(self._steps)
+
+    def restore_(self, model: nn.Module) -> None:
+        """Bring the dense model, in place, and the random number generators to where the last finished step left them.
+
+        Raises:
+            CheckpointError: files are missing or damaged, or the model was pruned before.
+        """
+        if self._folder is None or not self._steps:
+            return
+        state = self.tensors(self._steps[-1])
+        changed = [step for step in self._steps if step["weights"]]
+        if changed:
+            load(self._folder / changed[-1]["step"] / "model", build=model)
+        reinstate(state)
+
+    def step(
+        self, name: str, action: Callable[[], tuple[Outcome, Mapping[str, Tensor]]], *, model: nn.Module | None = None
+    ) -> Outcome:
+        """The outcome of a step: read if it was finished before, else by running ``action`` and writing it down.
+
+        Args:
+            name: of the step, a plain word that can name a folder.
+            action: does the step; returns its outcome and tensors to keep with it.
+            model: given if the step changes the model, whose weights are then saved.
+
+        Raises:
+            CheckpointError: the steps in the folder are not those of this run, or it cannot be written.
+        """
+        name = f"{self._next:02d}-{name}"
+        if self.replaying:
+            found = self._steps[self._next]
+            if found["step"] != name:
+                raise CheckpointError(
+                    f"{self._folder}: step {found['step']!r} was finished where {name!r} is due: the folder was "
+                    "written by another version. Use another folder."
+                )
+        else:
+            outcome, tensors = action()
+            found = {**outcome, "step": name, "weights": model is not None}
+            self._keep(found, model, tensors)
+            self._steps.append(found)
+        self._next += 1
+        return found
+
+    def tensors(self, step: Outcome) -> dict[str, Tensor]:
+        """The tensors of a finished step: those of its action, and the states of the generators after it."""
+        if self._folder is None:
+            return {}
+        file = self._folder / str(step["step"]) / STATE_FILE
+        try:
+            return parse_tensors(read_file(file, limit=_MAX_BYTES))
+        except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
+            raise CheckpointError(
+                f"{file}: not a safetensors file ({error}). Restore the folder from a copy."
+            ) from error
+
+    def _keep(self, found: Outcome, model: nn.Module | None, tensors: Mapping[str, Tensor]) -> None:
+        if self._folder is None:
+            return
+        home = self._folder / found["step"]
+        content = tensor_bytes({**tensors, **{RNG + name: state for name, state in capture().items()}})
+        try:
+            home.mkdir(exist_ok=True)
+            if model is not None:
+                save(model, home / "model", overwrite=True)  # left by a run that died before it wrote the journal
+            _replace(home / STATE_FILE, content)
+            body = {"format": FORMAT, "arguments": self._arguments, "steps": [*self._steps, found]}
+            _replace(self._folder / JOURNAL_FILE, json.dumps(body).encode())
+        except OSError as error:
+            raise CheckpointError(f"{home}: cannot be written ({error}). Check space and permissions there.") from error
+
+
+def check_dense(model: nn.Module) -> None:
+    """Raise :class:`CheckpointError` for a model that was pruned before: nothing could rebuild it from its class."""
+    if get_record(model) != Record():
+        raise CheckpointError(
+            "checkpoint: this model was pruned before. Pass the original model as it was when the run began, which "
+            "is then brought to the saved state. To prune a pruned model once more, leave checkpoint out."
+        )
+
+
+def weights_digest(model: nn.Module) -> str:
+    """SHA-256 over the names, shapes and values of all parameters and buffers."""
+    digest = hashlib.sha256()
+    tensors = all_tensors(model)
+    for name, first in first_names(tensors, tensors).items():
+        tensor = tensors[name].detach()
+        digest.update(f"{name}={first} {tensor.dtype} {list(tensor.shape)}".encode())
+        if name == first and not tensor.is_meta:
+            digest.update(tensor_bytes({"_": tensor.cpu().contiguous().clone()}))
+    return digest.hexdigest()
+
+
+def _prepare(folder: Path) -> None:
+    """Make the folder, or raise if something else lives there."""
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise CheckpointError(f"{folder}: is not a folder. Choose another path.")
+    held = sorted(file.name for file in folder.iterdir()) if folder.is_dir() else []
+    # A first step that died before its journal was written leaves its own folder behind, and nothing else.
+    if others := [name for name in held if not name.startswith(("00-", f".{JOURNAL_FILE}"))]:
+        raise CheckpointError(f"{folder}: holds {some(others)}, but no run. Choose an empty folder.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(f"{folder}: cannot be made ({error}). Choose another path.") from error
+
+
+def _read(file: Path, arguments: Mapping[str, Any]) -> list[Outcome]:
+    """The finished steps, if the run had these arguments."""
+    try:
+        body = json.loads(read_file(file, limit=_MAX_BYTES))
+        version, before, steps = body["format"], dict(body["arguments"]), [dict(step) for step in body["steps"]]
+        plain = all(
+            _is_step(step["step"], number) and step["weights"] in (True, False) for number, step in enumerate(steps)
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(
+            f"{file}: not a journal ({error!r}). Restore it from a copy, or use another folder."
+        ) from error
+    if version != FORMAT or not plain:
+        raise CheckpointError(f"{file}: not a journal of format {FORMAT}. Use another folder.")
+    now = json.loads(json.dumps(arguments))
+    differ = [
+        f"{name} was {_short(before.get(name))}, is {_short(now.get(name))}"
+        for name in dict.fromkeys([*now, *before]) if before.get(name) != now.get(name)
+    ]  # fmt: skip
+    if differ:
+        raise CheckpointError(
+            f"{file}: the run that began there had other arguments ({'; '.join(differ)}). Call compress with the same "
+            "arguments and the same dense model, or use another folder."
+        )
+    return steps
+
+
+def _is_step(name: Any, number: int) -> bool:
+    """Whether a name in a journal is a plain word that begins with the number of its step."""
+    return isinstance(name, str) and name.startswith(f"{number:02d}-") and name.replace("-", "").isalnum()
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _replace(file: Path, content: bytes) -> None:
+    """Write a file as a whole or not at all."""
+    temporary = file.with_name(f".{file.name}.{secrets.token_hex(8)}.tmp")
+    try:
+        with temporary.open("wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(file)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,183 @@
+"""What a compression did: every metric, cost and selection, as a table for people and as JSON for programs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .budget import Budget
+from .costs import Cost
+from .errors import EtpError
+from .methods import Method
+from .plan import Selection
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Round:
+    """One round of sparse training, surgery and fine-tuning.
+
+    Attributes:
+        metric_sparse: after sparse training; ``None`` if the method has none.
+        metric_pruned: right after surgery.
+        metric_finetuned: after fine-tuning.
+        cost: of the pruned model.
+        selection: the units that stayed, of those that the round began with.
+        fingerprint: of the round's plan.
+        seconds: by step: ``sparse``, ``prune``, ``finetune``, ``evaluate``.
+    """
+
+    metric_sparse: float | None
+    metric_pruned: float
+    metric_finetuned: float
+    cost: Cost
+    selection: Selection
+    fingerprint: str
+    seconds: Mapping[str, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every field, ready for JSON."""
+        return {
+            "metric_sparse": self.metric_sparse,
+            "metric_pruned": self.metric_pruned,
+            "metric_finetuned": self.metric_finetuned,
+            "cost": json.loads(self.cost.to_json()),
+            "selection": json.loads(self.selection.to_json()),
+            "fingerprint": self.fingerprint,
+            "seconds": dict(self.seconds),
+        }
+
+    @classmethod
+    def from_dict(cls, body: Mapping[str, Any]) -> Round:
+        """The round that :meth:`to_dict` wrote."""
+        values = dict(body)
+        values["cost"] = Cost.from_json(json.dumps(values["cost"]))
+        values["selection"] = Selection.from_json(json.dumps(values["selection"]))
+        return cls(**values)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class CompressResult:
+    """What :func:`etp_graph.compress` did; ``print(result)`` is a table.
+
+    Attributes:
+        method: the method.
+        budget: what was asked for.
+        dense: cost of the model as it was.
+        metric_dense: of the model as it was.
+        rounds: what happened in each round, at least one.
+        seconds_dense: of the evaluation of the dense model.
+    """
+
+    method: Method
+    budget: Budget
+    dense: Cost
+    metric_dense: float
+    rounds: tuple[Round, ...]
+    seconds_dense: float = 0.0
+
+    @property
+    def metric_sparse(self) -> float | None:
+        """After the last sparse training; ``None`` if the method has none."""
+        return self.rounds[-1].metric_sparse
+
+    @property
+    def metric_pruned(self) -> float:
+        """Right after the last surgery."""
+        return self.rounds[-1].metric_pruned
+
+    @property
+    def metric_finetuned(self) -> float:
+        """At the end."""
+        return self.rounds[-1].metric_finetuned
+
+    @property
+    def pruned(self) -> Cost:
+        """Cost of the pruned model."""
+        return self.rounds[-1].cost
+
+    @property
+    def selections(self) -> tuple[Selection, ...]:
+        """The units that stayed, one selection for each round."""
+        return tuple(one.selection for one in self.rounds)
+
+    @property
+    def speed_up(self) -> float:
+        """Dense MACs divided by the pruned model's MACs."""
+        return self.dense.macs / max(self.pruned.macs, 1)
+
+    @property
+    def asked(self) -> str:
+        """The target of the budget, as it was given."""
+        return self.budget.words
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Seconds by step, summed over the rounds: ``sparse``, ``prune``, ``finetune``, ``evaluate``."""
+        total = {"sparse": 0.0, "prune": 0.0, "finetune": 0.0, "evaluate": self.seconds_dense}
+        for one in self.rounds:
+            for step, seconds in one.seconds.items():
+                total[step] = total.get(step, 0.0) + seconds
+        return total
+
+    def to_json(self) -> str:
+        """As JSON text; :meth:`from_json` reads it back."""
+        return json.dumps({
+            "format": FORMAT,
+            "method": self.method.to_dict(),
+            "budget": json.loads(self.budget.to_json()),
+            "dense": json.loads(self.dense.to_json()),
+            "metric_dense": self.metric_dense,
+            "rounds": [one.to_dict() for one in self.rounds],
+            "seconds_dense": self.seconds_dense,
+        })  # fmt: skip
+
+    @classmethod
+    def from_json(cls, text: str) -> CompressResult:
+        """The result that :meth:`to_json` wrote. Raises :class:`EtpError` if the text is something else."""
+        try:
+            body = json.loads(text)
+            if body["format"] != FORMAT:
+                raise EtpError(f"result format {body['format']!r} is unknown; this version reads format {FORMAT}.")
+            return cls(
+                method=Method.from_json(body["method"]),
+                budget=Budget.from_json(json.dumps(body["budget"])),
+                dense=Cost.from_json(json.dumps(body["dense"])),
+                metric_dense=float(body["metric_dense"]),
+                rounds=tuple(map(Round.from_dict, body["rounds"])),
+                seconds_dense=float(body["seconds_dense"]),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            if isinstance(error, EtpError):
+                raise
+            raise EtpError(f"this text is not a result of compress: {error!r}.") from error
+
+    def __str__(self) -> str:
+        rows: list[tuple[str, ...]] = [("stage", "metric", "MACs", "speed-up", "params", "seconds")]
+        rows.append(self._row("dense", self.metric_dense, self.dense, self.seconds_dense))
+        before = self.dense
+        for number, one in enumerate(self.rounds, 1):
+            of = f" {number}" if len(self.rounds) > 1 else ""
+            if one.metric_sparse is not None:
+                rows.append(self._row(f"sparse{of}", one.metric_sparse, before, one.seconds.get("sparse", 0.0)))
+            rows.append(self._row(f"pruned{of}", one.metric_pruned, one.cost, one.seconds.get("prune", 0.0)))
+            rows.append(self._row(f"finetuned{of}", one.metric_finetuned, one.cost, one.seconds.get("finetune", 0.0)))
+            before = one.cost
+        title = f"{self.method.name}: {self.asked} asked, {self.speed_up:.2f}x reached"
+        return "\n".join([title, *_aligned(rows)])
+
+    def _row(self, stage: str, metric: float, cost: Cost, seconds: float) -> tuple[str, ...]:
+        speed_up = self.dense.macs / max(cost.macs, 1)
+        return stage, f"{metric:.4f}", f"{cost.macs:,}", f"{speed_up:.2f}x", f"{cost.params:,}", f"{seconds:.1f}"
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Columns of equal width, the first aligned to the left, all others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(cell.rjust(width) if i else cell.ljust(width) for i, (cell, width) in enumerate(zip(row, widths)))
+        for row in rows
+    ]

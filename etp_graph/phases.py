@@ -1,0 +1,135 @@
+"""A phase of training in the user's hands, and the progress bar over all of them."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Literal
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from torch import nn
+from torch.optim import Optimizer
+
+from .errors import ForceError
+from .methods import Method
+from .plan import Plan
+from .regularizer import Regularizer
+
+PhaseName = Literal["sparse", "finetune"]
+
+
+class Bar:
+    """A progress bar over the steps of a run; silent unless asked for and unless stdout is a terminal."""
+
+    def __init__(self, total: int, *, show: bool) -> None:
+        console = Console()
+        self._progress = Progress(
+            TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"),
+            TimeElapsedColumn(), console=console, disable=not (show and console.is_terminal), transient=True,
+        )  # fmt: skip
+        self._task = self._progress.add_task("", total=total)
+        self._done = 0
+
+    def __enter__(self) -> Bar:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def begin(self, description: str) -> None:
+        """A step begins."""
+        self._progress.update(self._task, description=description)
+
+    def within(self, share: float) -> None:
+        """The share of the present step that is done."""
+        self._progress.update(self._task, completed=self._done + min(max(share, 0.0), 1.0))
+
+    def end(self) -> None:
+        """The step is done."""
+        self._done += 1
+        self._progress.update(self._task, completed=self._done)
+
+
+class Phase:
+    """What ``train(model, phase)`` is told, and where it hands in its optimizer.
+
+    Attributes:
+        name: ``"sparse"``: the force acts, once attached. ``"finetune"``: after surgery; no force acts.
+        round: the present round, from 0.
+        rounds: number of rounds.
+        method: the method.
+        regularizer: what :meth:`attach` attached; ``None`` before, and while fine-tuning.
+    """
+
+    def __init__(
+        self, name: PhaseName, *, model: nn.Module, plan: Plan, method: Method, bar: Bar, round: int, rounds: int
+    ) -> None:
+        self.name = name
+        self.round = round
+        self.rounds = rounds
+        self.method = method
+        self.regularizer: Regularizer | None = None
+        self.steps: int | None = None
+        self._model = model
+        self._plan = plan
+        self._bar = bar
+        self._open = True
+
+    def __repr__(self) -> str:
+        return f"Phase({self.name!r}, round={self.round}, rounds={self.rounds}, method={self.method.name!r})"
+
+    @property
+    def forced(self) -> bool:
+        """Whether a force acts in this phase, so that an optimizer has to be attached."""
+        return self.name == "sparse" and self.method.force is not None
+
+    def attach(self, optimizer: Optimizer, *, steps: int | None = None) -> Regularizer | None:
+        """Let the method's force act in every ``optimizer.step()`` of this phase; call it before the first one.
+
+        Args:
+            optimizer: the one that trains the model; make it anew in every phase.
+            steps: how many steps the phase will take; only methods whose strength follows a schedule need it.
+
+        Returns:
+            The regularizer, for ``regularizer.penalty()`` where the method's mode is ``"loss"``; ``None`` where no
+            force acts (fine-tuning).
+
+        Raises:
+            ForceError: the phase is over, an optimizer is attached already, it is not the model's, or ``steps``
+                is missing.
+        """
+        if not self._open:
+            raise ForceError(f"the {self.name} phase is over; every call of train gets a phase of its own.")
+        if not self.forced:
+            return None
+        if self.regularizer is not None:
+            raise ForceError(
+                "an optimizer is attached to this phase already: one optimizer holds all parameters of the plan."
+            )
+        found = self.method.regularizer(self._model, self._plan, steps=steps)
+        assert found is not None
+        found.attach(optimizer)
+        self.regularizer, self.steps = found, steps
+        return found
+
+    def report(self, done: int, total: int) -> None:
+        """Move the progress bar: ``done`` of ``total`` epochs (or steps) of this phase are over. Optional."""
+        self._bar.within(done / total if total else 1.0)
+
+    def check_used(self) -> None:
+        """Raise :class:`ForceError` if the force of this phase never acted."""
+        if self.forced and (self.regularizer is None or self.regularizer.steps_done == 0):
+            what = "attached no optimizer" if self.regularizer is None else "took no step with the attached optimizer"
+            raise ForceError(
+                f"train {what} in the sparse phase, so the force of {self.method.name!r} never acted: call "
+                "phase.attach(optimizer) before the first optimizer.step(), or choose a method without a force."
+            )
+
+    def close(self) -> None:
+        """The end of the phase: no force acts any more."""
+        self._open = False
+        if self.regularizer is not None:
+            self.regularizer.detach()

@@ -1,0 +1,203 @@
+"""The steps of one compression, each written down when it is done."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from math import isfinite
+from time import perf_counter
+
+import torch
+from torch import Tensor, nn
+
+from .allocate import allocate
+from .budget import Budget
+from .costs import Cost, CostModel
+from .errors import EtpError, PlanError
+from .journal import Journal, Outcome
+from .methods import Method
+from .outcome import CompressResult, Round
+from .phases import Bar, Phase, PhaseName
+from .plan import Plan, Selection
+from .regularizer import Regularizer
+from .surgery import prune_
+
+Train = Callable[[nn.Module, Phase], object]
+Evaluate = Callable[[nn.Module], float]
+
+
+def n_steps(method: Method) -> int:
+    """Number of steps of a run with this method."""
+    return method.rounds * (7 if method.force is not None else 5)
+
+
+class Run:
+    """One call of :func:`etp_graph.compress`: its steps, each through the journal."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        plan: Plan,
+        method: Method,
+        budget: Budget,
+        *,
+        journal: Journal,
+        bar: Bar,
+        train: Train,
+        evaluate: Evaluate,
+    ) -> None:
+        self.model, self.plan, self.method, self.budget = model, plan, method, budget
+        self.journal, self.bar = journal, bar
+        self.train, self.evaluate = train, evaluate
+        self.dense = CostModel(plan).dense
+        self.regularizer: Regularizer | None = None
+        self.round = 0
+
+    def compress(self, retrace: Callable[[], Plan]) -> CompressResult:
+        """All steps; ``retrace`` makes the plan of the model as a round finds it."""
+        metric, seconds = self._measure("dense")
+        rounds = []
+        for number in range(self.method.rounds):
+            self.round = number
+            if number:
+                self._retrace(retrace)
+            rounds.append(self._one_round())
+        return CompressResult(
+            method=self.method, budget=self.budget, dense=self.dense, metric_dense=metric, rounds=tuple(rounds),
+            seconds_dense=seconds,
+        )  # fmt: skip
+
+    def _one_round(self) -> Round:
+        seconds: dict[str, float] = {}
+        evaluating = 0.0
+        sparse, metric_sparse = None, None
+        if self.method.force is not None:
+            sparse = self._step("sparse", lambda: self._train("sparse"), changes=True)
+            seconds["sparse"] = sparse["seconds"]
+            metric_sparse, evaluating = self._measure("sparse")
+        pruned = self._step("prune", lambda: self._prune(sparse), changes=True)
+        metric_pruned, spent = self._measure("pruned")
+        evaluating += spent
+        finetuned = self._step("finetune", lambda: self._train("finetune"), changes=True)
+        metric_finetuned, spent = self._measure("finetuned")
+        seconds |= {"prune": pruned["seconds"], "finetune": finetuned["seconds"], "evaluate": evaluating + spent}
+        return Round(
+            metric_sparse=metric_sparse, metric_pruned=metric_pruned, metric_finetuned=metric_finetuned,
+            cost=Cost.from_json(pruned["cost"]), selection=Selection.from_json(pruned["selection"]),
+            fingerprint=self.plan.fingerprint, seconds=seconds,
+        )  # fmt: skip
+
+    def _step(
+        self, name: str, action: Callable[[], tuple[Outcome, Mapping[str, Tensor]]], *, changes: bool = False
+    ) -> Outcome:
+        """One step through the journal; ``changes``: it changes the model."""
+
+        def timed() -> tuple[Outcome, Mapping[str, Tensor]]:
+            start = perf_counter()
+            outcome, tensors = action()
+            return {**outcome, "seconds": perf_counter() - start}, tensors
+
+        self.bar.begin(name if self.method.rounds == 1 else f"{name} {self.round + 1}/{self.method.rounds}")
+        found = self.journal.step(f"{name}-{self.round}", timed, model=self.model if changes else None)
+        self.bar.end()
+        return found
+
+    def _measure(self, stage: str) -> tuple[float, float]:
+        """The metric, and the seconds that it took."""
+
+        def action() -> tuple[Outcome, Mapping[str, Tensor]]:
+            self.model.eval()
+            return {"metric": _number(self.evaluate(self.model), stage)}, {}
+
+        found = self._step(f"evaluate-{stage}", action)
+        return float(found["metric"]), float(found["seconds"])
+
+    def _train(self, name: PhaseName) -> tuple[Outcome, Mapping[str, Tensor]]:
+        before = dict(self.model.named_parameters())
+        shapes = {key: tensor.shape for key, tensor in before.items()}
+        phase = Phase(
+            name, model=self.model, plan=self.plan, method=self.method, bar=self.bar, round=self.round,
+            rounds=self.method.rounds,
+        )  # fmt: skip
+        self.model.train()
+        self.model.zero_grad(set_to_none=True)
+        try:
+            self.train(self.model, phase)
+        finally:
+            phase.close()
+        after = dict(self.model.named_parameters())
+        for key in {**before, **after}:
+            if before.get(key) is not after.get(key) or shapes[key] != after[key].shape:
+                raise PlanError(
+                    f"train replaced the parameter {key} in the {name} phase: train the parameters that are there "
+                    "(load_state_dict without assign=True keeps them, and so does an optimizer)."
+                )
+        phase.check_used()
+        self.regularizer = phase.regularizer
+        if self.regularizer is None:
+            return {}, {}
+        state = self.regularizer.state_dict()
+        outcome = {"steps": phase.steps, "steps_done": state["steps_done"]}
+        return outcome, {"distance": state["distance"], "pending": state["pending"]}
+
+    def _prune(self, sparse: Outcome | None) -> tuple[Outcome, Mapping[str, Tensor]]:
+        if sparse is not None and self.regularizer is None:
+            self.regularizer = self._regularizer_after(sparse)
+        scores = self.method.scores(self.model, self.plan, regularizer=self.regularizer)
+        selection = allocate(self.model, self.plan, scores, budget=self._share())
+        self.regularizer = None
+        prune_(self.model, self.plan, selection)
+        cost = CostModel(self.plan).evaluate(selection.flat(self.plan))
+        return {"selection": selection.to_json(), "cost": cost.to_json()}, {}
+
+    def _regularizer_after(self, sparse: Outcome) -> Regularizer | None:
+        """The regularizer as it was at the end of a sparse phase that was finished before."""
+        found = self.method.regularizer(self.model, self.plan, steps=sparse["steps"])
+        if found is not None:
+            kept = self.journal.tensors(sparse)
+            found.load_state_dict({
+                **found.state_dict(), "steps_done": sparse["steps_done"],
+                "distance": kept.get("distance"), "pending": kept.get("pending"),
+            })  # fmt: skip
+        return found
+
+    def _share(self) -> Budget:
+        """The budget of this round: its share of the way from the dense cost to the target."""
+        if self.method.rounds == 1:
+            return self.budget
+        dense, target = getattr(self.dense, self.budget.quantity), self.budget.target(self.dense)
+        share = self.method.schedule((self.round + 1) / self.method.rounds)
+        goal = target if share == 1 or target >= dense else dense - int(share * (dense - target))
+        macs, params = (goal, None) if self.budget.quantity == "macs" else (None, goal)
+        return replace(self.budget, speed_up=None, macs=macs, params=params)
+
+    def _retrace(self, retrace: Callable[[], Plan]) -> None:
+        """The plan of the model as it is now. What was locked stays locked."""
+
+        def action() -> tuple[Outcome, Mapping[str, Tensor]]:
+            plan = retrace()
+            names = {group.name for group in plan.groups}
+            locked = {g.name: g.locked for g in self.plan.groups if g.locked is not None and g.name in names}
+            self.plan = plan.lock(locked)
+            return {}, {"plan": torch.tensor(list(self.plan.to_json().encode()), dtype=torch.uint8)}
+
+        replayed = self.journal.replaying
+        found = self._step("trace", action)
+        if replayed:
+            content = self.journal.tensors(found).get("plan", torch.zeros(0, dtype=torch.uint8))
+            self.plan = Plan.from_json(bytes(content.tolist()).decode())
+
+
+def _number(value: object, stage: str) -> float:
+    try:
+        metric = float(value)  # type: ignore[arg-type]  # numbers of NumPy and tensors of one element are fine, too
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise EtpError(
+            f"evaluate gave {value!r} for the {stage} model: return one number, such as float(...)."
+        ) from error
+    if not isfinite(metric):
+        raise EtpError(
+            f"evaluate gave {metric} for the {stage} model: return a finite number. If the training diverged, lower "
+            "the learning rate, or the method's beta."
+        )
+    return metric

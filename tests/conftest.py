@@ -1,0 +1,19 @@
+"""Settings of all tests: one thread, so that small tensors do not wait for others, and a seed for each test."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+# Tests run in several processes at once (`pytest -n`); on CPU more threads than cores only slow all of them down.
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> Iterator[None]:
+    """Every test begins with the same random state and leaves the outer one as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
