@@ -58,7 +58,9 @@ def probe(layer: nn.Module, prune: Prune, pruning_dim: int, n_units: int, where:
     for (name, _), (_, times) in ((axis, rows.unbind(1)) for axis, rows in found.items()):
         mixed = ((times != 0) & (times != bits)).nonzero().flatten()
         if len(mixed):
-            raise PlanError(f"the pruner of {where!r} cuts positions {mixed[:8].tolist()} of {name} with several units.")
+            raise PlanError(
+                f"the pruner of {where!r} cuts {mixed[:8].tolist()} of {name} with several units."
+            )
     axes = {axis: torch.where(rows[:, 1] > 0, rows[:, 0], -1) for axis, rows in found.items()}
     return Cut(axes=axes, attributes=tuple(steps))
 

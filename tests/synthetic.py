@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from itertools import accumulate
-from math import prod
 
 import torch
 from torch import nn
@@ -12,7 +11,9 @@ from torch import nn
 from etp_graph.plan import Group, Op, Plan, Slice
 
 
-class _Builder:
+class Builder:
+    """Collects tensors, cost terms and groups."""
+
     def __init__(self) -> None:
         self.model = nn.Module()
         self.tensors: dict[str, tuple[int, ...]] = {}
@@ -40,6 +41,15 @@ class _Builder:
             slices.append(Slice(tensor=t, axis=1, index=range(start, start + n * each), unit=unit))
         self.groups.append(Group(name=name, kind="channels", n_units=n, slices=tuple(slices), **constraints))
 
+    def plan(self) -> Plan:
+        return Plan(
+            groups=tuple(self.groups),
+            tensors=self.tensors,
+            parameters=tuple(self.tensors),
+            ops=tuple(self.ops),
+            device="meta",
+        )
+
 
 def synthetic(
     seed: int, *, stages: int = 3, depth: int = 3, width: int = 16, coarse: int = 1
@@ -49,7 +59,7 @@ def synthetic(
     ``coarse`` scales the blocks and multiples that some groups get; 1 for none at all.
     """
     rng = random.Random(seed)
-    net = _Builder()
+    net = Builder()
     before, last = 3, ""
     streams: dict[str, tuple[int, list[str], list[tuple[str, int, int]]]] = {}
     for stage in range(stages):
@@ -74,7 +84,7 @@ def synthetic(
     return _finish(net, streams, last, rng)
 
 
-def _finish(net: _Builder, streams: dict, last: str, rng: random.Random) -> tuple[nn.Module, Plan]:
+def _finish(net: Builder, streams: dict, last: str, rng: random.Random) -> tuple[nn.Module, Plan]:
     """Flatten to a classifier, and heads that share their positions with head dimensions: two units at one position."""
     n = streams[last][0]
     heads, size = rng.randint(2, 4), rng.randint(2, 6)
@@ -102,8 +112,4 @@ def _finish(net: _Builder, streams: dict, last: str, rng: random.Random) -> tupl
     out = Slice(tensor="classifier.weight", axis=0, index=range(10), unit=range(10))
     net.groups.append(Group(name="out", kind="neurons", n_units=10, slices=(out,), locked="feeds the model's output"))
     rng.shuffle(net.groups)
-    plan = Plan(
-        groups=tuple(net.groups), tensors=net.tensors, parameters=tuple(net.tensors), ops=tuple(net.ops), device="meta"
-    )
-    assert all(prod(shape) > 0 for shape in net.tensors.values())
-    return net.model, plan
+    return net.model, net.plan()

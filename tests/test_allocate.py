@@ -11,14 +11,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from synthetic import synthetic
+from synthetic import Builder, synthetic
 from torch import Tensor
 from toy import Toy, toy_plan
 
 from etp_graph.allocate import Budget, allocate
 from etp_graph.costs import Cost, CostModel
 from etp_graph.errors import BudgetError
-from etp_graph.plan import Group, Plan
+from etp_graph.plan import Group, Op, Plan
 
 SCOPES = ("global", "local", "isomorphic")
 RANKS = ("score", "score_per_mac")
@@ -224,19 +224,10 @@ def test_isomorphic_scope_ranks_within_classes() -> None:
     for i, (_, span) in enumerate(plan.spans()):
         scores[span] *= 0.01 if i in inner else 1
 
-    def shares(scope: Any) -> tuple[float, float]:
+    def shares(scope: Any) -> list[float]:
         keep = allocate(model, plan, scores, budget=Budget(speed_up=4, scope=scope)).flat(plan)
-        picked = [
-            torch.cat(
-                [
-                    keep[span]
-                    for i, (group, span) in enumerate(plan.spans())
-                    if (i in inner) == inside and group.n_units > 10
-                ]
-            )
-            for inside in (True, False)
-        ]
-        return float(picked[0].float().mean()), float(picked[1].float().mean())
+        wide = [(i in inner, keep[span]) for i, (group, span) in enumerate(plan.spans()) if group.n_units > 10]
+        return [float(torch.cat([part for where, part in wide if where == x]).float().mean()) for x in (True, False)]
 
     low, high = shares("global")
     assert low < 0.2
@@ -268,6 +259,20 @@ def test_a_dead_group_falls_to_its_floor(min_units: int) -> None:
             for factor in np.linspace(1.1, 2, 8).tolist():
                 found = allocate(model, plan, scores, budget=Budget(speed_up=least * factor, min_units=min_units))
                 assert int(found.keep[group.name].sum()) == min_units
+
+
+@pytest.mark.parametrize(("slack", "dead"), [(30, 1), (60, 11)])
+def test_dead_units_fill_the_budget_up_only_to_reach_it(slack: int, dead: int) -> None:
+    """A live level of 4 units costs 80, a dead unit 6: of a target of about 4000, 30 are within 1 %, 60 are not."""
+    net = Builder()
+    for name, n, width in (("live", 400, 10), ("dead", 50, 3)):
+        before, after = net.tensor(f"{name}.before", n, width), net.tensor(f"{name}.after", width, n)
+        net.group(name, n, [before], [(after, 1, 0)], multiple=4 if name == "live" else 1)
+        net.ops += [Op(name=t, coefficient=1, axes=((t, 0), (t, 1))) for t in (before, after)]
+    scores = torch.cat([torch.arange(1.0, 401.0), torch.zeros(50)])
+    keep = allocate(net.model, net.plan(), scores, budget=Budget(macs=4006 + slack)).keep
+    assert int(keep["live"].sum()) == 200
+    assert int(keep["dead"].sum()) == dead
 
 
 def test_of_equal_scores_the_first_units_stay() -> None:
