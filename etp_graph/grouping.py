@@ -89,6 +89,8 @@ def _partition(
     """Units, group of each label, position inside the group of each label, reason of each group."""
     signature = torch.zeros(len(root), dtype=torch.int64)
     for place in places:
+        if len(place.key) > 2:
+            continue  # attributes count units, they do not tell them apart
         digest = hashlib.blake2b(repr(place.key).encode(), digest_size=8).digest()
         code = int.from_bytes(digest, "little", signed=True)
         signature.index_add_(0, place.units, torch.full_like(place.units, code))
@@ -135,9 +137,7 @@ def _names(labels: Labels, root: Tensor, group_of: Tensor, n_groups: int) -> tup
     return names, kinds
 
 
-def _constrain(
-    groups: list[Group], units: Tensor, group_of: Tensor, position: Tensor, blocks: int, where: str
-) -> None:
+def _constrain(groups: list[Group], units: Tensor, group_of: Tensor, position: Tensor, blocks: int, where: str) -> None:
     """Every normalisation group of ``where`` must keep equally many channels; lock what cannot promise it."""
     owners = torch.unique(group_of[units]).tolist()
     if owners == [-1]:
@@ -161,7 +161,11 @@ def _apply_blocks(groups: list[Group], owner: int, positions: Tensor, blocks: in
         return False
     expected = torch.arange(group.n_units) // (group.n_units // blocks)
     alone = (table > 0).sum(0) == 1
-    if not bool(alone.all()) or not torch.equal(table.argmax(0), expected) or int(table.max()) != int(table.sum(0).min()):
+    if (
+        not bool(alone.all())
+        or not torch.equal(table.argmax(0), expected)
+        or int(table.max()) != int(table.sum(0).min())
+    ):
         return False
     fine, coarse = max(blocks, group.blocks), min(blocks, group.blocks)
     if fine % coarse:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch.nn.functional as F
 from torch import nn
@@ -117,13 +117,17 @@ PADDINGS: dict[type[nn.Module], tuple[str, str]] = {}
 """Module classes that pad the channels with zeros -> their attributes for the widths before and after."""
 
 
-def register_padding(cls: type[nn.Module], *, before: str = "before", after: str = "after") -> None:
+M = TypeVar("M", bound=type[nn.Module])
+
+
+def register_padding(cls: M, *, before: str = "before", after: str = "after") -> M:
     """Declare that ``cls.forward`` pads its channels by the widths in two integer attributes of the module.
 
     Surgery then narrows the padding with the units that meet it (CIFAR ResNet's option A shortcut); the padding
-    of any other module has a fixed width, and the units that meet it are locked.
+    of any other module has a fixed width, and the units that meet it are locked. Also a class decorator.
     """
     PADDINGS[cls] = (before, after)
+    return cls
 
 
 def counts(module: nn.Module | None) -> Counts:

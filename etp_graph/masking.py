@@ -75,7 +75,7 @@ class Masked(TorchFunctionMode):
                 return {first + axis: kept for axis, kept in self._by_weight.get(id(weight), {}).items()}
             return {item % x.ndim: kept for item, kept in self._module().items()}
         found = self._by_weight.get(id(weight), {}) if weight is not None else self._module()
-        return {1: kept for kept in found.values()}
+        return dict.fromkeys([1], next(iter(found.values()))) if found else {}
 
     def _module(self) -> dict[int, Tensor]:
         return self._by_module.get(id(self._running.modules[-1]), {}) if self._running.modules else {}
@@ -87,7 +87,9 @@ def _zero(tensor: Tensor, kept_by_axis: dict[int, Tensor]) -> None:
         tensor.index_fill_(axis, (~kept).nonzero().flatten().to(tensor.device), 0)
 
 
-def _reduced(func: Callable[..., Tensor], call: dict[str, Any], masks: dict[int, Tensor], rest: dict[str, Any]) -> Tensor:
+def _reduced(
+    func: Callable[..., Tensor], call: dict[str, Any], masks: dict[int, Tensor], rest: dict[str, Any]
+) -> Tensor:
     """The norm over the kept entries, zeros elsewhere."""
     x: Tensor = call.pop("input")
     out_shape, index = x.shape, {}

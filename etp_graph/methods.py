@@ -205,15 +205,15 @@ def scales_only(model: nn.Module, plan: Plan) -> Plan:
 _PRESETS = (
     Method(
         name="etp", source="ETP: Modi et al. 2025; the force by rank of importance, applied as a proximal step",
-        force=forces.Exponential(), beta=1e-4, order="importance", mode="prox", criterion="etp",
+        force=forces.Exponential(), beta=3e-4, order="importance", mode="prox", criterion="etp",
     ),
     Method(
         name="etp-paper", source="ETP: Modi et al. 2025, eq. 8-10, with lambda = exp(5/N): index order, pivot 0",
-        force=forces.Exponential(), beta=1e-4, order="index", mode="gradient", kappa="one", criterion="etp",
+        force=forces.Exponential(), beta=1e-3, order="index", mode="gradient", kappa="one", criterion="etp",
     ),
     Method(
         name="torque", source="Torque: Gupta et al. 2024, eq. 9-13",
-        force=forces.Linear(), beta=1e-4, order="index", mode="gradient", kappa="one", criterion="etp",
+        force=forces.Linear(), beta=1e-3, order="index", mode="gradient", kappa="one", criterion="etp",
     ),
     Method(
         name="depgraph", source="DepGraph: Fang et al. 2023, eq. 5, in this library's own implementation",
@@ -221,7 +221,7 @@ _PRESETS = (
     ),
     Method(
         name="group-lasso", source="Yuan & Lin 2006: the same force on every unit",
-        force=forces.Uniform(), beta=1e-3, mode="prox", criterion="magnitude",
+        force=forces.Uniform(), beta=3e-4, mode="prox", criterion="magnitude",
     ),
     Method(
         name="network-slimming", source="Network Slimming: Liu et al. 2017: L1 on the scales of batch norms",

@@ -141,7 +141,9 @@ def join(labels: Labels, name: str, operands: Sequence[Operand], dim: int, where
         ndim = len(operands[0].shape) + 1
         dim %= ndim
         operands = [
-            Operand(torch.Size((*o.shape[:dim], 1, *o.shape[dim:])), None if o.label is None else o.label.unsqueeze(dim))
+            Operand(
+                torch.Size((*o.shape[:dim], 1, *o.shape[dim:])), None if o.label is None else o.label.unsqueeze(dim)
+            )
             for o in operands
         ]
     operands = [o for o in operands if len(o.shape) == max(len(p.shape) for p in operands)]
@@ -183,8 +185,7 @@ def _fixed_positions(
     labels: Labels, name: str, label: Tensor, shape: torch.Size, args: Sequence[Any], kwargs: dict[str, Any], where: str
 ) -> None:
     dims = args[2] if name == "roll" and len(args) > 2 else kwargs.get("dim", args[1] if len(args) > 1 else 0)
-    for dim in dims if isinstance(dims, (list, tuple)) else [dims]:
-        dim %= len(shape)
+    for dim in (d % len(shape) for d in (dims if isinstance(dims, (list, tuple)) else [dims])):
         if label.shape[dim] == 1:
             continue
         if name == "slice":

@@ -79,6 +79,10 @@ class CompressResult:
     rounds: tuple[Round, ...]
     seconds_dense: float = 0.0
 
+    def __post_init__(self) -> None:
+        if not self.rounds:
+            raise EtpError("a result without rounds says nothing: every run has at least one.")
+
     @property
     def metric_sparse(self) -> float | None:
         """After the last sparse training; ``None`` if the method has none."""

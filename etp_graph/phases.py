@@ -41,7 +41,7 @@ class Bar:
 
     def begin(self, description: str) -> None:
         """A step begins."""
-        self._progress.update(self._task, description=description)
+        self._progress.update(self._task, description=description, refresh=True)
 
     def within(self, share: float) -> None:
         """The share of the present step that is done."""
@@ -50,7 +50,7 @@ class Bar:
     def end(self) -> None:
         """The step is done."""
         self._done += 1
-        self._progress.update(self._task, completed=self._done)
+        self._progress.update(self._task, completed=self._done, refresh=True)
 
 
 class Phase:
@@ -115,8 +115,11 @@ class Phase:
         self.regularizer, self.steps = found, steps
         return found
 
-    def report(self, done: int, total: int) -> None:
-        """Move the progress bar: ``done`` of ``total`` epochs (or steps) of this phase are over. Optional."""
+    def report(self, done: int, total: int, *details: object) -> None:
+        """Move the progress bar: ``done`` of ``total`` epochs (or steps) of this phase are over. Optional.
+
+        Whatever else a training loop tells its callback (a loss) is not shown.
+        """
         self._bar.within(done / total if total else 1.0)
 
     def check_used(self) -> None:

@@ -1,137 +1,23 @@
-"""The vocabulary: units, slices, groups, plans and selections. Immutable, printable, and JSON both ways."""
+"""The vocabulary: plans and selections. Immutable, printable, and JSON both ways."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import Any
 
 import torch
-from torch import BoolTensor, LongTensor, Tensor, nn
+from torch import BoolTensor, Tensor, nn
 
 from .errors import PlanError, SelectionError
+from .groups import Attribute, Group, Index, Slice, as_index, as_tensor, group_from_json, group_json
 
-Index = LongTensor | range
-"""Positions along an axis, or the units that they belong to. Identity maps stay ranges."""
+__all__ = ["Attribute", "Group", "Index", "Op", "Plan", "Selection", "Slice", "as_index", "as_tensor", "named_tensors"]
 
 FORMAT = 1
-
-
-def as_tensor(index: Index) -> LongTensor:
-    """The index as int64 tensor on the CPU, shape [k]."""
-    if isinstance(index, range):
-        return torch.arange(index.start, index.stop, index.step)  # type: ignore[return-value]
-    return index
-
-
-def as_index(values: Tensor | Iterable[int]) -> Index:
-    """A range if the values count up by one, else an int64 tensor on the CPU, shape [k]."""
-    tensor = torch.as_tensor(values if isinstance(values, Tensor) else list(values), dtype=torch.int64).cpu()
-    if tensor.numel():
-        start = int(tensor[0])
-        if torch.equal(tensor, torch.arange(start, start + tensor.numel())):
-            return range(start, start + tensor.numel())
-    return tensor  # type: ignore[return-value]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Slice:
-    """Where the units of one group live in one tensor: position ``index[i]`` of ``axis`` belongs to ``unit[i]``.
-
-    A ``passive`` slice is cut with its units but is no part of their norm: no force ever shrinks it
-    (the direction of a weight-normalised layer, whose magnitude is shrunk instead).
-    """
-
-    tensor: str
-    axis: int
-    index: Index
-    unit: Index
-    passive: bool = False
-
-    def __len__(self) -> int:
-        return len(self.index)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Attribute:
-    """An integer attribute of a module that counts entries of units (``Conv2d.in_channels``, ``groups``).
-
-    Surgery lowers it by the number of positions ``index[i]`` whose ``unit[i]`` is removed. ``item`` picks
-    the entry of a tuple attribute (``LayerNorm.normalized_shape[-1]``); ``None`` for a plain integer.
-    """
-
-    module: str
-    name: str
-    item: int | None
-    index: Index
-    unit: Index
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Group:
-    """Units that are ranked together, with all their slices.
-
-    Attributes:
-        name: name of the module that produces the units.
-        kind: what a unit is: ``channels``, ``neurons``, ``features``, ``conv-groups``, ...
-        n_units: number of units.
-        slices: every place in every tensor that a unit occupies.
-        attributes: module attributes that count these units.
-        blocks: the units form this many runs of equal length, and each run keeps the same number of units.
-        multiple: the number of kept units is a multiple of this.
-        min_units: at least this many units are kept.
-        locked: why no unit of this group may be removed, or ``None``.
-    """
-
-    name: str
-    kind: str
-    n_units: int
-    slices: tuple[Slice, ...]
-    attributes: tuple[Attribute, ...] = ()
-    blocks: int = 1
-    multiple: int = 1
-    min_units: int = 1
-    locked: str | None = None
-
-    @property
-    def constraint(self) -> str:
-        """The constraints in words, or an empty string."""
-        parts = []
-        if self.blocks > 1:
-            parts.append(f"equal in {self.blocks} blocks")
-        if self.multiple > 1:
-            parts.append(f"multiple of {self.multiple}")
-        if self.min_units > 1:
-            parts.append(f"at least {self.min_units}")
-        return ", ".join(parts)
-
-    def check_keep(self, keep: Tensor) -> None:
-        """Raise :class:`SelectionError` unless ``keep`` (bool [n_units]) satisfies every constraint."""
-        where = f"Group {self.name!r} ({len(self.slices)} slices)"
-        if keep.dtype != torch.bool or tuple(keep.shape) != (self.n_units,):
-            raise SelectionError(
-                f"{where}: expected a bool tensor of shape [{self.n_units}], got {keep.dtype} {list(keep.shape)}."
-            )
-        kept = int(keep.sum())
-        if kept == self.n_units:
-            return
-        if self.locked is not None:
-            raise SelectionError(f"{where} is locked ({self.locked}); keep all of its {self.n_units} units.")
-        if kept < self.min_units:
-            raise SelectionError(f"{where}: keeping {kept} of {self.n_units} units; keep at least {self.min_units}.")
-        if kept % self.multiple:
-            raise SelectionError(
-                f"{where}: keeping {kept} of {self.n_units} units; keep a multiple of {self.multiple}."
-            )
-        per_block = keep.view(self.blocks, -1).sum(1)
-        if bool((per_block != per_block[0]).any()):
-            raise SelectionError(
-                f"{where}: keeping {per_block.tolist()} units in its {self.blocks} blocks; "
-                f"keep the same number in each, or trace with ignore={self.name!r}."
-            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -213,15 +99,15 @@ class Plan:
         for name in reasons:
             if all(group.name != name for group in self.groups):
                 raise PlanError(f"no group named {name!r} to lock; print(plan) lists the names.")
-        return replace(
-            self, groups=tuple(replace(g, locked=g.locked or reasons.get(g.name)) for g in self.groups)
-        )
+        return replace(self, groups=tuple(replace(g, locked=g.locked or reasons.get(g.name)) for g in self.groups))
 
     def check(self, model: nn.Module) -> None:
         """Raise :class:`PlanError` unless this plan was traced from a model of exactly this shape and device."""
         if type(model).__name__ == "OptimizedModule":
-            raise PlanError("the model is compiled; pass the original module (model._orig_mod) and compile it afterwards.")
-        found = {name: tensor for name, tensor in named_tensors(model)}
+            raise PlanError(
+                "the model is compiled; pass the original module (model._orig_mod) and compile it afterwards."
+            )
+        found = dict(named_tensors(model))
         for name, shape in self.tensors.items():
             if name not in found:
                 raise PlanError(f"the plan knows a tensor {name!r} that this model lacks: trace this model.")
@@ -242,7 +128,7 @@ class Plan:
     def _body(self) -> dict[str, Any]:
         return {
             "format": FORMAT,
-            "groups": [_group_json(group) for group in self.groups],
+            "groups": [group_json(group) for group in self.groups],
             "tensors": {name: list(shape) for name, shape in self.tensors.items()},
             "parameters": list(self.parameters),
             "ops": [[op.name, op.coefficient, [list(axis) for axis in op.axes]] for op in self.ops],
@@ -265,7 +151,7 @@ class Plan:
             if body["format"] != FORMAT:
                 raise PlanError(f"plan format {body['format']!r} is unknown; this version reads format {FORMAT}.")
             return cls(
-                groups=tuple(_group_from_json(group) for group in body["groups"]),
+                groups=tuple(group_from_json(group) for group in body["groups"]),
                 tensors={name: tuple(shape) for name, shape in body["tensors"].items()},
                 parameters=tuple(body["parameters"]),
                 ops=tuple(
@@ -341,52 +227,3 @@ def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Every parameter and buffer once, under its first name, parameters first."""
     yield from model.named_parameters()
     yield from model.named_buffers()
-
-
-def _index_json(index: Index) -> list[int] | dict[str, list[int]]:
-    return {"range": [index.start, index.stop]} if isinstance(index, range) else index.tolist()
-
-
-def _index_from_json(value: Any) -> Index:
-    if isinstance(value, dict):
-        start, stop = value["range"]
-        return range(start, stop)
-    return torch.tensor(value, dtype=torch.int64)  # type: ignore[return-value]
-
-
-def _group_json(group: Group) -> dict[str, Any]:
-    return {
-        "name": group.name,
-        "kind": group.kind,
-        "n_units": group.n_units,
-        "slices": [
-            [s.tensor, s.axis, _index_json(s.index), _index_json(s.unit), s.passive] for s in group.slices
-        ],
-        "attributes": [
-            [a.module, a.name, a.item, _index_json(a.index), _index_json(a.unit)] for a in group.attributes
-        ],
-        "blocks": group.blocks,
-        "multiple": group.multiple,
-        "min_units": group.min_units,
-        "locked": group.locked,
-    }
-
-
-def _group_from_json(body: dict[str, Any]) -> Group:
-    return Group(
-        name=body["name"],
-        kind=body["kind"],
-        n_units=body["n_units"],
-        slices=tuple(
-            Slice(tensor=t, axis=a, index=_index_from_json(i), unit=_index_from_json(u), passive=p)
-            for t, a, i, u, p in body["slices"]
-        ),
-        attributes=tuple(
-            Attribute(module=m, name=n, item=item, index=_index_from_json(i), unit=_index_from_json(u))
-            for m, n, item, i, u in body["attributes"]
-        ),
-        blocks=body["blocks"],
-        multiple=body["multiple"],
-        min_units=body["min_units"],
-        locked=body["locked"],
-    )

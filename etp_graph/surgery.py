@@ -49,7 +49,9 @@ def prune_(
         SelectionError: the selection violates a constraint of a group.
     """
     if torch.is_inference_mode_enabled():
-        raise PlanError("prune_ inside torch.inference_mode() would leave parameters that cannot train; leave it first.")
+        raise PlanError(
+            "prune_ inside torch.inference_mode() would leave parameters that cannot train; leave it first."
+        )
     plan.check(model)
     selection.check(plan)
     keep = extend(selection.flat(plan), True)
@@ -111,7 +113,9 @@ def _states(
             continue
         if id(cut.tensor) not in held:
             if cut.tensor.requires_grad:
-                raise PlanError(f"the optimizer does not hold {name}: pass the optimizer that trains this model, or none.")
+                raise PlanError(
+                    f"the optimizer does not hold {name}: pass the optimizer that trains this model, or none."
+                )
             continue
         state = optimizer.state.get(cut.tensor, {})
         for key, value in state.items():
@@ -151,9 +155,7 @@ def _weight_norms(cuts: Mapping[str, _Cut], tensors: Mapping[str, Tensor]) -> di
 
 def _write(model: nn.Module, edits: list[Edit]) -> None:
     """All attributes or none."""
-    before = [
-        Edit(module=e.module, name=e.name, item=e.item, value=read_attribute(model, e)) for e in edits
-    ]
+    before = [Edit(module=e.module, name=e.name, item=e.item, value=read_attribute(model, e)) for e in edits]
     done = 0
     try:
         for edit in edits:

@@ -90,7 +90,9 @@ def _follow(tracker: Tracker, example_inputs: Any, *, containers: bool = False) 
 
 def _require_prunable(plan: Plan) -> None:
     if not plan.prunable:
-        reasons = "; ".join(f"{group.name}: {group.locked}" for group in plan.groups[:8]) or "no layer of the layer table ran"
+        reasons = (
+            "; ".join(f"{group.name}: {group.locked}" for group in plan.groups[:8]) or "no layer of the layer table ran"
+        )
         raise PlanError(f"no group of this model can be pruned ({reasons}).")
 
 

@@ -261,7 +261,7 @@ def randomize_(model: nn.Module, *, seed: int = 0) -> None:
             continue
         if not isinstance(tensor, nn.Parameter) and not name.endswith(("running_mean", "running_var")):
             continue
-        if name.endswith("running_var") or (tensor.ndim < 2 and name.endswith("weight")) or name.endswith("original0"):
+        if name.endswith(("running_var", "original0")) or (tensor.ndim < 2 and name.endswith("weight")):
             value = torch.rand(tensor.shape, generator=generator) + 0.5
         elif tensor.ndim >= 2 and name.endswith(("weight", "original1", "weight_v")):
             fan_in = max(tensor[0].numel(), 1)

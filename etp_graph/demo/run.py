@@ -1,0 +1,287 @@
+"""The demo: several methods, several seeds, one table; the models, a report and plots in a folder."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+from typing import Any, Literal
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from torch import Tensor, nn
+
+from ..checkpoint import save
+from ..errors import EtpError
+from .contest import Contest, MethodName, Outcome, Recipe
+from .data import CLASSES, Split, cifar10, digits, load_weights
+from .models import SmallResNet, resnet20
+from .training import Augment, crop_flip
+
+DataName = Literal["digits", "cifar10"]
+METHODS: tuple[MethodName, ...] = ("dense", "random", "depgraph", "torque", "etp")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DemoConfig:
+    """Everything that a run of the demo depends on.
+
+    Attributes:
+        data: ``digits`` (8x8, a small residual network that is trained first) or ``cifar10`` (ResNet-20 with its
+            published weights).
+        speed_up: dense MACs over pruned MACs.
+        seeds: number of repetitions, each with its own initialisation and data order.
+        recipe: epochs, learning rates and strengths.
+        methods: what is compared, in the order of the table.
+        train_limit: training images; ``None``: all.
+        test_limit: test images; ``None``: all.
+        latency_batch: images in the batch whose latency is measured.
+        latency_rounds: how often it is measured.
+        quick: whether this is the short form, for the command in the report.
+    """
+
+    data: DataName = "digits"
+    speed_up: float = 8.0
+    seeds: int = 3
+    recipe: Recipe
+    methods: tuple[MethodName, ...] = METHODS
+    train_limit: int | None = None
+    test_limit: int | None = None
+    latency_batch: int = 64
+    latency_rounds: int = 30
+    quick: bool = False
+
+    @classmethod
+    def preset(
+        cls, data: str = "digits", *, quick: bool = False, speed_up: float = 8.0, seeds: int | None = None
+    ) -> DemoConfig:
+        """The documented defaults; ``quick`` means one seed unless ``seeds`` is given, and a short schedule."""
+        recipe, train_limit, test_limit = _PRESETS[data, quick]
+        return cls(
+            data="cifar10" if data == "cifar10" else "digits", speed_up=float(speed_up),
+            seeds=seeds or (1 if quick else 3), recipe=recipe, train_limit=train_limit, test_limit=test_limit, quick=quick,
+        )  # fmt: skip
+
+    @property
+    def command(self) -> str:
+        """The command line of this configuration."""
+        quick = " --quick" if self.quick else ""
+        return f"etp-graph demo --data {self.data} --speed-up {self.speed_up:g} --seeds {self.seeds}{quick}"
+
+
+# Strengths: for each method the same five values (three on CIFAR-10) were tried, on the validation images, with seeds
+# that the demo does not use, at 8x; docs/demo.md has all the numbers. The best accuracy after fine-tuning won.
+_DIGITS = {"depgraph": 5e-3, "torque": 1e-3, "etp": 3e-4}
+_CIFAR = {"depgraph": 5e-3, "torque": 1e-3, "etp": 3e-4}
+
+_PRESETS: dict[tuple[str, bool], tuple[Recipe, int | None, int | None]] = {
+    ("digits", False): (Recipe(dense_epochs=20, sparse_epochs=15, finetune_epochs=10, strengths=_DIGITS), None, None),
+    ("digits", True): (
+        Recipe(dense_epochs=12, sparse_epochs=10, finetune_epochs=6, strengths=_DIGITS, curve_epochs=1), None, None,
+    ),
+    ("cifar10", True): (
+        Recipe(
+            dense_epochs=0, sparse_epochs=3, finetune_epochs=4, sparse_lr=0.02, finetune_lr=0.05, strengths=_CIFAR,
+            curve_epochs=1,
+        ),
+        3_000, 2_000,
+    ),
+    # The strengths of the long schedule are the quick ones times the ratio of the numbers of steps, which
+    # leaves the whole push of the sparse phase the same.
+    ("cifar10", False): (
+        Recipe(
+            dense_epochs=0, sparse_epochs=15, finetune_epochs=25, sparse_lr=0.02, finetune_lr=0.05, batch_size=128,
+            strengths=_CIFAR,
+        ),
+        None, None,
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DemoResult:
+    """What :func:`run_demo` found.
+
+    Attributes:
+        config: what was run.
+        outcomes: one for each seed and method.
+        macs: of the dense network.
+        params: of the dense network.
+        seconds: of the whole demo.
+        environment: versions and hardware.
+    """
+
+    config: DemoConfig
+    outcomes: tuple[Outcome, ...]
+    macs: int
+    params: int
+    seconds: float
+    environment: dict[str, str]
+
+    def of(self, method: MethodName) -> list[Outcome]:
+        """The outcomes of one method, a seed each."""
+        return [outcome for outcome in self.outcomes if outcome.method == method]
+
+
+def run_demo(config: DemoConfig, out: Path, *, console: Console | None = None) -> DemoResult:
+    """Run the comparison, print its table, and write models, ``report.md``, ``results.json`` and plots to ``out``.
+
+    Args:
+        config: what to run; :meth:`DemoConfig.preset` has the documented defaults.
+        out: a folder; models in it that an earlier run wrote are replaced.
+        console: where table and progress bars go; default: nowhere.
+
+    Raises:
+        EtpError: data or an optional library is missing (the message says what to install), the folder cannot be
+            written, or the speed-up is out of reach.
+    """
+    from .plots import require_matplotlib
+    from .report import table, write_report
+
+    start = perf_counter()
+    require_matplotlib()  # before the work, not after it
+    _make_folder(out)
+    split, build, augment = _task(config)
+    outcomes: list[Outcome] = []
+    macs = params = 0
+    with _progress(console, _epochs(config)) as tick:
+        for seed in range(config.seeds):
+            label = f"seed {seed + 1}/{config.seeds}"
+            contest = Contest(
+                build, split, config.recipe, speed_up=config.speed_up, seed=seed, augment=augment,
+                tick=lambda what, epochs, label=label: tick(f"{label}: {what}", epochs),
+            )  # fmt: skip
+            macs, params = contest.macs, sum(p.numel() for p in contest.checkpoint.parameters())
+            outcomes += _one_seed(config, contest, out)
+    result = DemoResult(
+        config=config, outcomes=tuple(outcomes), macs=macs, params=params, seconds=perf_counter() - start,
+        environment=environment(),
+    )  # fmt: skip
+    write_report(result, out)
+    if console is not None:
+        console.print(table(result))
+        console.print(f"{result.seconds:.0f} s; models, report.md, results.json and plots are in {out}/", soft_wrap=True)
+    return result
+
+
+def _one_seed(config: DemoConfig, contest: Contest, out: Path) -> list[Outcome]:
+    """Every method on the checkpoint of one seed; then all latencies in one run."""
+    found: list[Outcome] = []
+    models = [contest.checkpoint]
+    for method in config.methods:
+        outcome, model = contest.run(method)
+        save(model, out / f"{method}-seed{contest.seed}", overwrite=True)
+        found.append(outcome)
+        models.append(model)
+    batch = contest.split.test_x[: config.latency_batch].to(contest.device)
+    dense, *others = p50_latencies(models, batch, rounds=config.latency_rounds)
+    return [replace(outcome, latency_ratio=dense / own) for outcome, own in zip(found, others, strict=True)]
+
+
+@torch.no_grad()
+def p50_latencies(models: Sequence[nn.Module], batch: Tensor, *, rounds: int) -> list[float]:
+    """Median seconds of a forward of each model; the models take turns, so that a busy machine slows all alike."""
+    seconds: list[list[float]] = [[] for _ in models]
+    for number in range(rounds + 3):
+        for model, own in zip(models, seconds, strict=True):
+            model.eval()
+            start = perf_counter()
+            out = model(batch)
+            if out.is_cuda:
+                torch.cuda.synchronize()
+            if number >= 3:  # the first rounds fill caches
+                own.append(perf_counter() - start)
+    return [statistics.median(own) for own in seconds]
+
+
+def environment() -> dict[str, str]:
+    """Versions and hardware, for the report."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    def one(library: str) -> str:
+        try:
+            return version(library)
+        except PackageNotFoundError:
+            return "not installed"
+
+    libraries = ("torch", "torch-pruning", "numpy", "scikit-learn")
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else _processor()
+    return {
+        "etp-graph": one("etp-graph"),
+        **{library: one(library) for library in libraries},
+        "python": platform.python_version(),
+        "device": device,
+        "threads": f"{torch.get_num_threads()} of {os.cpu_count()} CPUs",
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _task(config: DemoConfig) -> tuple[Split, Callable[[], nn.Module], Augment | None]:
+    """Images, the network of a seed, and how images are varied."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if config.data == "digits":
+        split = digits()
+        limit, test = config.train_limit, config.test_limit
+        # Classes lie one after the other in each part, so a share is taken by steps.
+        small = replace(
+            split,
+            train_x=_spread(split.train_x, limit), train_y=_spread(split.train_y, limit),
+            test_x=_spread(split.test_x, test), test_y=_spread(split.test_y, test),
+        )  # fmt: skip
+        return small, lambda: SmallResNet().to(device), None
+    build = partial(_pretrained, device)
+    build()  # missing weights are found before the images are decoded
+    return cifar10(limit=config.train_limit, test_limit=config.test_limit), build, crop_flip
+
+
+def _spread(tensor: Tensor, limit: int | None) -> Tensor:
+    """``limit`` evenly spaced entries of the first axis."""
+    if limit is None or limit >= len(tensor):
+        return tensor
+    return tensor[torch.linspace(0, len(tensor) - 1, limit).long()]
+
+
+def _pretrained(device: torch.device) -> nn.Module:
+    model = resnet20(num_classes=CLASSES)
+    load_weights(model, "resnet20_cifar10")
+    return model.to(device)
+
+
+def _epochs(config: DemoConfig) -> int:
+    """Epochs of the whole run, for the progress bar."""
+    recipe = config.recipe
+    curves = sum(method in ("depgraph", "torque", "etp") for method in config.methods)
+    each = recipe.epochs * len(config.methods) + curves * len(recipe.curve) * recipe.curve_epochs
+    return config.seeds * (recipe.dense_epochs + each)
+
+
+@contextmanager
+def _progress(console: Console | None, total: int) -> Any:
+    """A bar over all epochs; yields what moves it."""
+    columns = (TextColumn("{task.description:<42}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    quiet = console is None or not console.is_terminal
+    with Progress(*columns, console=console, disable=quiet, transient=True) as bar:
+        task = bar.add_task("reading the images", total=total)
+        yield lambda what, epochs: bar.update(task, description=what, advance=epochs)
+
+
+def _make_folder(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EtpError(f"{out}: cannot be made a folder ({error}). Choose another --out.") from error

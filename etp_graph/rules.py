@@ -1,0 +1,135 @@
+"""How labels pass through the functions of the layer table: what a layer makes, what it takes in, what it costs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import layers
+from .operators import compact, varying
+from .plan import Op
+from .weights import Owner, Ref
+
+if TYPE_CHECKING:
+    from .tracker import Tracker
+
+
+def rule(func: Any) -> Callable[[Tracker, Any, Any, Any, Tensor], None] | None:
+    """The rule for a function of the layer table, or ``None``: rule(tracker, func, args, kwargs, out)."""
+    if func in layers.DENSE:
+        return _dense
+    if func in layers.PASS:
+        return _pass
+    if func in layers.POOLS:
+        return _pool
+    return _embedding if func is F.embedding else None
+
+
+def _dense(tracker: Tracker, func: Any, args: Any, kwargs: Any, out: Tensor) -> None:
+    row = layers.DENSE[func]
+    call = layers.bind(row.arguments, args, kwargs)
+    x, weight, bias = call["input"], call["weight"], call.get("bias")
+    dim = -(row.spatial + 1)
+    refs, reason = tracker.weights.find(weight, tracker.modules)
+    tracker.weights.use([bias])
+    into = tracker.channels(x, dim)
+    positions = (x if row.transposed else out).numel() // (x if row.transposed else out).shape[dim]
+    kernel = prod(weight.shape[2:])
+    if not refs:
+        tracker.labels.lock(into, f"enters {func.__name__} in {tracker.where} with {reason}")
+        tracker.ops.append(Op(name=tracker.where.strip("'"), coefficient=positions * weight.numel()))
+        return
+    layer = tracker.weights.layer(refs[0], tracker.modules)
+    cost = ((refs[0].name, 0), (refs[0].name, 1))
+    tracker.ops.append(Op(name=layer.name, coefficient=positions * kernel, axes=cost))
+    groups = call.get("groups", 1)
+    made = _grouped(tracker, layer, row, refs, into, out.shape[dim], groups) if groups > 1 else None
+    into, made_out, kind = made if made else _full(tracker, layer, row, refs, into)
+    tracker.weights.along(tracker.labels, bias, made_out)
+    if reason:
+        tracker.labels.lock(made_out, reason)
+        tracker.labels.lock(into, reason)
+    tracker.weights.count(tracker.labels, layer, made_out=made_out, into=into, groups=kind)
+    shape = [1] * out.ndim
+    shape[dim] = -1
+    tracker.set(out, compact(made_out.view(shape)))
+
+
+def _full(
+    tracker: Tracker, layer: Owner, row: layers.Dense, refs: Sequence[Ref], into: Tensor
+) -> tuple[Tensor, Tensor, None]:
+    """An ordinary layer: fresh units out, any units in."""
+    made = tracker.weights.produce(tracker.labels, layer, refs, row.out_axis, row.kind)
+    for ref in refs:
+        if ref.shape[row.in_axis] > 1 or len(into) == 1:
+            tracker.labels.record((ref.name, row.in_axis), into)
+    return into, made, None
+
+
+def _grouped(
+    tracker: Tracker, layer: Owner, row: layers.Dense, refs: Sequence[Ref], into: Tensor, n_out: int, groups: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A grouped convolution: one unit is a whole group, its input and its output channels together.
+
+    A depthwise convolution is the case of one channel a group. Groups may then go in any number, and the
+    attribute ``groups`` follows; single positions could only go from every group at once.
+    """
+    wide = n_out // groups > 1 or len(into) // groups > 1
+    kind = "conv-groups" if wide else row.kind
+    labels = tracker.weights.produce(tracker.labels, layer, refs, 0, kind).view(groups, -1)
+    unit = labels[:, :1]
+    why = f"convolution in groups over channels of fixed width in {tracker.where}"
+    tracker.labels.unite(labels, unit.expand_as(labels), why)
+    tracker.labels.unite(unit.expand(groups, len(into) // groups), into.view(groups, -1), why)
+    units = unit.flatten()
+    return units.repeat_interleave(len(into) // groups), units.repeat_interleave(n_out // groups), units
+
+
+def _pass(tracker: Tracker, func: Any, args: Any, kwargs: Any, out: Tensor) -> None:
+    row = layers.PASS[func]
+    call = layers.bind(row.arguments, args, kwargs)
+    x = call["input"]
+    tracker.uncounted.add(func.__name__)
+    label = tracker.get(x)
+    tracker.weights.use(call.get(name) for name in row.tensors)
+    if label is None:
+        return
+    first = x.ndim - len(call["normalized_shape"]) if row.trailing else 1
+    inside = [d for d in varying(label) if d >= first] if row.trailing else [1]
+    if x.ndim < 2 or len(inside) > 1 or (not row.trailing and set(varying(label)) - {1}):
+        tracker.labels.lock(label, f"lies across the channels that {tracker.where} normalises")
+    elif inside and (x.shape[inside[0]] > 1 or not row.trailing):
+        ids = tracker.channels(x, inside[0])
+        for name in row.tensors:
+            tracker.weights.along(tracker.labels, call.get(name), ids, axis=inside[0] - first if row.trailing else 0)
+        tracker.weights.count(
+            tracker.labels, tracker.weights.running(tracker.modules), into=ids,
+            item=inside[0] - x.ndim if row.trailing else None,
+        )  # fmt: skip
+        if func is F.group_norm and call["num_groups"] > 1:
+            tracker.labels.blocks.append((ids, call["num_groups"], tracker.where))
+    tracker.set(out, label)
+
+
+def _pool(tracker: Tracker, func: Any, args: Any, kwargs: Any, out: Tensor) -> None:
+    label = tracker.get(args[0])
+    tracker.uncounted.add(func.__name__)
+    if label is not None and any(d >= label.ndim - layers.POOLS[func] for d in varying(label)):
+        tracker.labels.lock(label, f"is mixed by {func.__name__} in {tracker.where}")
+        label = None
+    tracker.set(out, label)
+
+
+def _embedding(tracker: Tracker, func: Any, args: Any, kwargs: Any, out: Tensor) -> None:
+    call = layers.bind(layers.EMBEDDING_ARGUMENTS, args, kwargs)
+    refs, _ = tracker.weights.find(call["weight"], tracker.modules)
+    tracker.uncounted.add(func.__name__)
+    if refs:
+        layer = tracker.weights.layer(refs[0], tracker.modules)
+        made = tracker.weights.produce(tracker.labels, layer, refs, 1, "features")
+        tracker.weights.count(tracker.labels, layer, made_out=made)
+        tracker.set(out, made.view([1] * (out.ndim - 1) + [-1]))

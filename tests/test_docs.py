@@ -1,0 +1,155 @@
+"""README and docs: every snippet runs and prints what the page says, every command parses, every link leads somewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import re
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+import etp_graph
+from etp_graph.cli import app
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+HAND_WRITTEN = [page for page in PAGES if page.name != "coverage.md"]  # that one is made by benchmarks.coverage
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
+ERROR = re.compile(r"\d\.\de[-+]\d\d")  # a measured rounding error differs from machine to machine
+
+
+@dataclass(frozen=True)
+class Fence:
+    """A fenced block; ``follows``: nothing but blank lines between it and the block before."""
+
+    language: str
+    text: str
+    line: int
+    follows: bool
+
+
+def fences(page: Path) -> list[Fence]:
+    text, found, end = page.read_text(encoding="utf8"), [], 0
+    for match in FENCE.finditer(text):
+        line = text.count("\n", 0, match.start()) + 1
+        found.append(Fence(match[1], match[2], line, bool(found) and not text[end : match.start()].strip()))
+        end = match.end()
+    return found
+
+
+def prose(page: Path) -> str:
+    return FENCE.sub("", page.read_text(encoding="utf8"))
+
+
+def same(text: str) -> list[str]:
+    """Lines without measured errors and without trailing spaces."""
+    return [line.rstrip() for line in ERROR.sub("#", text.strip("\n")).splitlines()]
+
+
+def commands(page: Path) -> list[list[str]]:
+    """Every command line in a console block or between backticks, as words."""
+    lines = [line for f in fences(page) if f.language in ("console", "bash") for line in f.text.splitlines()]
+    lines = [line.removeprefix("$ ") for line in lines if line.startswith("$ ")]
+    lines += re.findall(r"`((?:etp-graph|python -m) [^`\n]*)`", prose(page))
+    parts = [part for line in lines for part in line.split("&&")]
+    return [shlex.split(part, comments=True) for part in parts]
+
+
+def ids(pages: list[Path]) -> list[str]:
+    return [page.stem for page in pages]
+
+
+@pytest.mark.parametrize("page", HAND_WRITTEN, ids=ids(HAND_WRITTEN))
+def test_snippets_run_and_print_what_the_page_says(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    namespace: dict[str, Any] = {"__name__": page.stem}
+    printed: str | None = None
+    for fence in fences(page):
+        if fence.language == "python":
+            stdout = io.StringIO()
+            source = "\n" * fence.line + fence.text  # so that a traceback names the line of the page
+            with contextlib.redirect_stdout(stdout):
+                exec(compile(source, str(page), "exec"), namespace)
+            printed = stdout.getvalue()
+        elif fence.language == "text" and fence.follows and printed is not None:
+            assert same(fence.text) == same(printed), f"{page.name}, line {fence.line}: the output is\n{printed}"
+            printed = None
+
+
+@pytest.mark.parametrize("page", HAND_WRITTEN, ids=ids(HAND_WRITTEN))
+def test_console_blocks_show_the_actual_output(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for fence in fences(page):
+        first, *shown = fence.text.splitlines()
+        if fence.language != "console" or not shown or shown[0].startswith("$ "):
+            continue
+        words = shlex.split(first.removeprefix("$ "))
+        assert words[0] == "etp-graph", f"{page.name}, line {fence.line}: output of a command that no test runs"
+        result = CliRunner().invoke(app, words[1:])
+        assert result.exit_code == 0, result.output
+        assert same("\n".join(shown)) == same(result.stdout), f"{page.name}, line {fence.line}: {result.stdout}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=ids(PAGES))
+def test_command_lines_parse(page: Path) -> None:
+    root = typer.main.get_command(app)
+    for words in commands(page):
+        if words[0] == "etp-graph":
+            with root.make_context("etp-graph", words[1:2]) as context:
+                name, sub, _ = root.resolve_command(context, words[1:2])  # type: ignore[attr-defined]
+                sub.make_context(name, words[2:], parent=context).close()
+        elif words[:2] == ["python", "-m"]:
+            assert importlib.util.find_spec(words[2]), f"{page.name}: no module {words[2]}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=ids(PAGES))
+def test_links_and_images_exist(page: Path) -> None:
+    for target in LINK.findall(prose(page)):
+        path, _, anchor = target.partition("#")
+        if "://" in path:
+            continue
+        file = (page.parent / path) if path else page
+        assert file.exists(), f"{page.name} links to {target}"
+        assert file.is_relative_to(ROOT) or file.resolve().is_relative_to(ROOT)
+        assert not anchor or anchor in headings(file), f"{page.name} links to {target}"
+
+
+def headings(page: Path) -> set[str]:
+    """The anchors of a page, as GitHub makes them."""
+    titles = re.findall(r"^#+ (.*)$", prose(page), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def test_every_page_is_reachable_from_the_readme() -> None:
+    seen, todo = set(), [ROOT / "README.md"]
+    while todo:
+        page = todo.pop().resolve()
+        if page not in seen and page.suffix == ".md":
+            seen.add(page)
+            targets = (target.partition("#")[0] for target in LINK.findall(prose(page)))
+            todo += [page.parent / target for target in targets if target and "://" not in target]
+    assert {page.resolve() for page in PAGES} <= seen
+
+
+@pytest.mark.parametrize("name", etp_graph.__all__)
+def test_every_public_name_is_mentioned(name: str) -> None:
+    text = "\n".join(page.read_text(encoding="utf8") for page in HAND_WRITTEN)
+    assert re.search(rf"(?<![\w]){name}(?![\w])", text)
+
+
+@pytest.mark.parametrize("kind", ["forces.FORCES", "schedules.SCHEDULES", "criteria.CRITERIA"])
+def test_every_technique_is_mentioned(kind: str) -> None:
+    module, table = kind.split(".")
+    text = "\n".join(page.read_text(encoding="utf8") for page in HAND_WRITTEN)
+    for name in getattr(getattr(etp_graph, module), table):
+        assert f"`{module}.{name}" in text, f"{name} is in no table"
