@@ -48,9 +48,7 @@ Model = Annotated[
 ]
 Shapes = Annotated[
     list[str] | None,
-    typer.Option(
-        "--input-shape", help="Like 1,3,224,224 (integers: 1,128:long); once for each input.", metavar="SHAPE"
-    ),
+    typer.Option("--input-shape", help="Like 1,3,224,224 (integers: 1,128:long); one per input.", metavar="SHAPE"),
 ]
 Ignore = Annotated[
     list[str] | None,
@@ -191,7 +189,9 @@ def prune(
 @app.command()
 def demo(
     speed_up: Annotated[float, typer.Option("--speed-up", help="Dense MACs over pruned MACs.")] = 8.0,
-    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Number of repetitions.")] = 3,
+    seeds: Annotated[
+        int | None, typer.Option("--seeds", min=1, help="Number of repetitions; default: 3, or 1 with --quick.")
+    ] = None,
     data: Annotated[DemoData, typer.Option(help="digits need no download.")] = DemoData.DIGITS,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer images and epochs.")] = False,
     out: Annotated[Path, typer.Option("--out", help="Folder for models, report and plots.")] = Path("etp-demo"),

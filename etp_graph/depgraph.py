@@ -256,8 +256,8 @@ class _Writer:
     def _customized(self, side: _Side) -> list[Axis]:
         """What a customized pruner cuts, as it shows on copies of its layer."""
         cut = probe(side.node.module, side.handler, side.node.pruning_dim, len(side.ids), side.name)
-        for path, name in cut.attributes:
-            self.labels.count((".".join(filter(None, (side.name, path))), name, None), side.ids)
+        for path, name, item in cut.attributes:
+            self.labels.count((".".join(filter(None, (side.name, path))), name, item), side.ids)
         tensors = dict(named_tensors(side.node.module))
         return [
             self._record(side, tensors[name], axis, torch.where(unit < 0, 0, side.ids[unit]))

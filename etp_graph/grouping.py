@@ -5,13 +5,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from .labels import Labels
 from .operators import compact, varying
-from .plan import Attribute, Group, Index, Slice, as_index
+from .plan import Attribute, Group, Index, Slice
 
 
 @dataclass(slots=True)
@@ -113,10 +116,21 @@ def _partition(
 
 
 def _split(units: Tensor, group_of: Tensor, position: Tensor) -> Iterator[tuple[int, Index, Index]]:
-    groups = group_of[units]
-    for group in torch.unique(groups[groups >= 0]).tolist():
-        index = (groups == group).nonzero().flatten()
-        yield group, as_index(index), as_index(position[units[index]])
+    """For every group on an axis: the positions of its units, ascending, and which units they are."""
+    groups = group_of[units].numpy()
+    order = np.argsort(groups, kind="stable")
+    order = order[np.searchsorted(groups[order], 0) :]
+    unit = position[units].numpy()[order]
+    starts = np.flatnonzero(np.diff(groups[order], prepend=-1))
+    for start, stop in pairwise([*starts.tolist(), len(order)]):
+        yield int(groups[order[start]]), _index(order[start:stop]), _index(unit[start:stop])
+
+
+def _index(values: npt.NDArray[np.int64]) -> Index:
+    first, last = int(values[0]), int(values[-1])
+    if last - first == len(values) - 1 and bool((values[1:] > values[:-1]).all()):
+        return range(first, last + 1)
+    return torch.from_numpy(values.copy())  # type: ignore[return-value]
 
 
 def _names(labels: Labels, root: Tensor, group_of: Tensor, n_groups: int) -> tuple[list[str], list[str]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -131,6 +131,24 @@ class Group:
 
 def _index_json(index: Index) -> list[int] | dict[str, list[int]]:
     return {"range": [index.start, index.stop]} if isinstance(index, range) else index.tolist()
+
+
+def _index_bytes(index: Index) -> bytes:
+    return f"{index.start}:{index.stop}".encode() if isinstance(index, range) else index.numpy().tobytes()
+
+
+def group_bytes(group: Group) -> Iterator[bytes]:
+    """The content of a group, piece by piece, for a digest: much faster than JSON where slices are many."""
+    scalars = (group.name, group.kind, group.n_units, group.blocks, group.multiple, group.min_units, group.locked)
+    yield repr(scalars).encode()
+    for s in group.slices:
+        yield f"|{s.tensor}|{s.axis}|{s.passive}|".encode()
+        yield _index_bytes(s.index)
+        yield _index_bytes(s.unit)
+    for a in group.attributes:
+        yield f"|{a.module}|{a.name}|{a.item}|".encode()
+        yield _index_bytes(a.index)
+        yield _index_bytes(a.unit)
 
 
 def _index_from_json(value: Any) -> Index:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import Any
@@ -13,7 +13,7 @@ import torch
 from torch import BoolTensor, Tensor, nn
 
 from .errors import PlanError, SelectionError
-from .groups import Attribute, Group, Index, Slice, as_index, as_tensor, group_from_json, group_json
+from .groups import Attribute, Group, Index, Slice, as_index, as_tensor, group_bytes, group_from_json, group_json
 
 __all__ = ["Attribute", "Group", "Index", "Op", "Plan", "Selection", "Slice", "as_index", "as_tensor", "named_tensors"]
 
@@ -56,17 +56,26 @@ class Plan:
     notes: tuple[str, ...] = ()
     device: str = "cpu"
     offsets: tuple[int, ...] = field(init=False)
-    fingerprint: str = field(init=False)
+    _fingerprint: str = field(init=False, default="", repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "offsets", (0, *accumulate(group.n_units for group in self.groups)))
-        text = json.dumps({**self._body(), "device": ""}, sort_keys=True)
-        object.__setattr__(self, "fingerprint", hashlib.sha256(text.encode()).hexdigest())
 
     @property
     def n_units(self) -> int:
         """Number of units in all groups: the length of score and force vectors."""
         return self.offsets[-1]
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of everything but the device, computed when first asked for."""
+        if not self._fingerprint:
+            digest = hashlib.sha256(json.dumps({**self._body(groups=()), "device": ""}, sort_keys=True).encode())
+            for group in self.groups:
+                for part in group_bytes(group):
+                    digest.update(part)
+            object.__setattr__(self, "_fingerprint", digest.hexdigest())
+        return self._fingerprint
 
     @property
     def prunable(self) -> tuple[Group, ...]:
@@ -125,10 +134,10 @@ class Plan:
             if name not in self.tensors:
                 raise PlanError(f"the model has a tensor {name!r} that the plan does not know: trace this model.")
 
-    def _body(self) -> dict[str, Any]:
+    def _body(self, groups: Iterable[Group]) -> dict[str, Any]:
         return {
             "format": FORMAT,
-            "groups": [group_json(group) for group in self.groups],
+            "groups": [group_json(group) for group in groups],
             "tensors": {name: list(shape) for name, shape in self.tensors.items()},
             "parameters": list(self.parameters),
             "ops": [[op.name, op.coefficient, [list(axis) for axis in op.axes]] for op in self.ops],
@@ -141,7 +150,7 @@ class Plan:
 
     def to_json(self) -> str:
         """The plan as JSON text; :meth:`from_json` reads it back."""
-        return json.dumps(self._body())
+        return json.dumps(self._body(self.groups))
 
     @classmethod
     def from_json(cls, text: str) -> Plan:

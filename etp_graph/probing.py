@@ -23,11 +23,11 @@ class Cut:
 
     Attributes:
         axes: (tensor, axis) -> the unit of each position, int64 [size]; -1 for positions that are never cut.
-        attributes: (path of the submodule, name) of the integers that count the units.
+        attributes: (path of the submodule, name, item of a tuple or ``None``) of the integers that count the units.
     """
 
     axes: dict[tuple[str, int], Tensor]
-    attributes: tuple[tuple[str, str], ...]
+    attributes: tuple[tuple[str, str, int | None], ...]
 
 
 def probe(layer: nn.Module, prune: Prune, pruning_dim: int, n_units: int, where: str) -> Cut:
@@ -42,7 +42,7 @@ def probe(layer: nn.Module, prune: Prune, pruning_dim: int, n_units: int, where:
     """
     bits = (n_units - 1).bit_length()
     found: dict[tuple[str, int], Tensor] = {}
-    steps: dict[tuple[str, str], int] = {}
+    steps: dict[tuple[str, str, int | None], int] = {}
     for bit in range(bits):
         for value in (0, 1):
             removed = [i for i in range(n_units) if (i >> bit & 1) == value]
@@ -52,15 +52,13 @@ def probe(layer: nn.Module, prune: Prune, pruning_dim: int, n_units: int, where:
                 found[axis] = found.get(axis, torch.zeros_like(row)) + row
             for key, less in _lowered(layer, cut).items():
                 steps[key] = steps.get(key, 0) + (less == len(removed))
-    odd = [name for (_, name), times in steps.items() if times != 2 * bits]
+    odd = [name for (_, name, _), times in steps.items() if times != 2 * bits]
     if odd:
         raise PlanError(f"the pruner of {where!r} changes {', '.join(odd)} by other than the number of units.")
     for (name, _), (_, times) in ((axis, rows.unbind(1)) for axis, rows in found.items()):
         mixed = ((times != 0) & (times != bits)).nonzero().flatten()
         if len(mixed):
-            raise PlanError(
-                f"the pruner of {where!r} cuts {mixed[:8].tolist()} of {name} with several units."
-            )
+            raise PlanError(f"the pruner of {where!r} cuts {mixed[:8].tolist()} of {name} with several units.")
     axes = {axis: torch.where(rows[:, 1] > 0, rows[:, 0], -1) for axis, rows in found.items()}
     return Cut(axes=axes, attributes=tuple(steps))
 
@@ -95,12 +93,16 @@ def _missing(layer: nn.Module, cut: nn.Module, where: str) -> dict[tuple[str, in
     return found
 
 
-def _lowered(layer: nn.Module, cut: nn.Module) -> dict[tuple[str, str], int]:
-    """(path below the layer, name) -> by how much an integer attribute changed."""
+def _lowered(layer: nn.Module, cut: nn.Module) -> dict[tuple[str, str, int | None], int]:
+    """(path below the layer, name, item) -> by how much an integer attribute, or an entry of a tuple, changed."""
     after = dict(cut.named_modules())
-    return {
-        (path, name): value - vars(after[path])[name]
-        for path, module in layer.named_modules()
-        for name, value in vars(module).items()
-        if type(value) is int and vars(after[path]).get(name, value) != value
-    }
+    found: dict[tuple[str, str, int | None], int] = {}
+    for path, module in layer.named_modules():
+        for name, value in vars(module).items():
+            now = vars(after[path]).get(name)
+            if type(value) is int and type(now) is int:
+                found[path, name, None] = value - now
+            elif isinstance(value, tuple) and isinstance(now, tuple) and len(value) == len(now):
+                pairs = enumerate(zip(value, now))
+                found |= {(path, name, i): a - b for i, (a, b) in pairs if type(a) is int and type(b) is int}
+    return {key: less for key, less in found.items() if less}

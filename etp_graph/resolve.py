@@ -19,16 +19,8 @@ from .errors import EtpError
 from .forward import evaluating, run
 
 FORMS = "torchvision:resnet50, timm:NAME, hf:PATH (a config.json or its folder), or package.module:callable"
-_BROKEN = (
-    RuntimeError,
-    ValueError,
-    TypeError,
-    IndexError,
-    KeyError,
-    AttributeError,
-    AssertionError,
-    NotImplementedError,
-)
+_BROKEN = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError)
+"""What a model or a builder raises over its arguments."""
 
 
 class ResolveError(EtpError):

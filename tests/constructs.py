@@ -100,9 +100,9 @@ def parameters(*shapes: tuple[int, ...]) -> dict[str, nn.Parameter]:
 
 
 def tied() -> Net:
-    net = Net(lambda n, i: n.out(n.b(n.a(i)).relu()), a=nn.Embedding(9, 8), b=nn.Linear(8, 8), out=nn.Linear(8, 9, bias=False))
-    net.out.weight = net.a.weight
-    return net
+    parts = {"a": nn.Embedding(9, 8), "b": nn.Linear(8, 8), "out": nn.Linear(8, 9, bias=False)}
+    parts["out"].weight = parts["a"].weight
+    return Net(lambda n, i: n.out(n.b(n.a(i)).relu()), **parts)
 
 
 def se_parts() -> dict[str, nn.Module]:
@@ -145,7 +145,8 @@ CASES: dict[str, Case] = {
     "group norm": Case(classifier(nn.GroupNorm(4, 8)), {"a": 8}, LAST),
     "group norm without weights": Case(classifier(nn.GroupNorm(4, 8, affine=False)), {"a": 8}, LAST),
     "layer norm": Case(
-        lambda: chain(nn.Linear(6, 8), nn.LayerNorm(8), nn.GELU(), nn.Linear(8, 3)), {"a": 8}, {"d": OUTPUT}, (image(4, 6),)
+        lambda: chain(nn.Linear(6, 8), nn.LayerNorm(8), nn.GELU(), nn.Linear(8, 3)),
+        {"a": 8}, {"d": OUTPUT}, (image(4, 6),),
     ),
     "layer norm over everything": Case(classifier(nn.LayerNorm((8, 4, 4))), {"a": 8}, LAST),
     "layer norm beside the channels": Case(classifier(nn.LayerNorm((4, 4))), {"a": 8}, LAST),
@@ -157,7 +158,8 @@ CASES: dict[str, Case] = {
     ),
     "prelu": Case(classifier(nn.PReLU(8), nn.PReLU()), {"a": 8}, {"d": OUTPUT}),
     "embedding": Case(
-        lambda: Net(lambda n, i: n.c(n.b(n.a(i).mean(1)).relu()), a=nn.Embedding(9, 8), b=nn.Linear(8, 6), c=nn.Linear(6, 3)),
+        lambda: Net(lambda n, i: n.c(n.b(n.a(i).mean(1)).relu()), a=nn.Embedding(9, 8), b=nn.Linear(8, 6),
+                    c=nn.Linear(6, 3)),
         {"a": 8, "b": 6}, LAST, (TEXT,),
     ),
     "embedding tied to the decoder": Case(tied, {"a": 8}, {"out": OUTPUT}, (TEXT,)),
@@ -204,8 +206,8 @@ CASES: dict[str, Case] = {
         lambda: Net(lambda n, x: n.b(x + n.a(x)), a=conv(3, 3, 1), b=conv(3, 5, 1)), {}, {"a": "fixed width", **END}
     ),
     "padded shortcut": Case(
-        lambda: Net(lambda n, x: n.c(F.pad((y := n.a(x)), (0, 0, 0, 0, 1, 3)) + n.b(y)), a=conv(3, 4, 3), b=conv(4, 8, 1),
-                    c=conv(8, 5, 1)),
+        lambda: Net(lambda n, x: n.c(F.pad((y := n.a(x)), (0, 0, 0, 0, 1, 3)) + n.b(y)), a=conv(3, 4, 3),
+                    b=conv(4, 8, 1), c=conv(8, 5, 1)),
         {"a": 4}, {"b": "fixed width", **LAST},  # each unit of a takes one of b along, the padding stays as wide
     ),
     "weight norm": Case(

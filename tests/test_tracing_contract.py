@@ -9,12 +9,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from toy import Toy, toy_plan
 
 import etp_graph as etp
 from etp_graph import layers
 from etp_graph.plan import named_tensors
-
-from toy import Toy, toy_plan
 
 
 class GroupNormed(nn.Module):
@@ -122,7 +121,9 @@ def test_registered_padding_loses_its_channels_too() -> None:
         layers.PADDINGS.pop(Padded)
 
 
-@pytest.mark.parametrize("inputs", [(torch.ones(2, 6), torch.ones(2, 4)), {"right": torch.ones(2, 4), "left": torch.ones(2, 6)}])
+@pytest.mark.parametrize(
+    "inputs", [(torch.ones(2, 6), torch.ones(2, 4)), {"right": torch.ones(2, 4), "left": torch.ones(2, 6)}]
+)
 def test_tuples_are_positional_and_dicts_are_keywords(inputs: object) -> None:
     model = TwoInputs()
     plan = etp.trace(model, inputs)
@@ -176,8 +177,9 @@ def test_a_wrong_plan_is_refuted_by_name() -> None:
     model = Toy()
     plan = etp.trace(model, image())
     group = plan["conv1"]
+    consumer = ("conv2.weight", 1)
     turned = tuple(
-        replace(s, unit=torch.arange(8).roll(1)) if (s.tensor, s.axis) == ("conv2.weight", 1) else s for s in group.slices
+        replace(s, unit=torch.arange(8).roll(1)) if (s.tensor, s.axis) == consumer else s for s in group.slices
     )
     wrong = replace(plan, groups=(replace(group, slices=turned), *plan.groups[1:]))
     with pytest.raises(etp.EquivalenceError, match="'conv1'") as caught:
@@ -213,11 +215,11 @@ def test_the_models_own_exception_passes_through() -> None:
             raise LookupError("images must be square")
 
     model = Picky().train()
-    with pytest.raises(LookupError, match="^'?images must be square'?$") as caught:
+    with pytest.raises(LookupError, match=r"^images must be square$") as caught:
         etp.trace(model, image())
     assert caught.value.__cause__ is None
     assert Picky.calls == 1, "nothing was tried again"
     assert model.training
     assert model.norm.training
-    with pytest.raises(RuntimeError, match="expected input"):
+    with pytest.raises(RuntimeError, match=r"expected input"):
         etp.trace(Toy(), torch.zeros(1, 4, 8, 8))

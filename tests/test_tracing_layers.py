@@ -1,4 +1,4 @@
-"""What the tracer finds in small modules, one construct each: the groups, what is locked and why, and that it is right."""
+"""What the tracer finds in small modules: the groups, what is locked and why, and that it is right."""
 
 from __future__ import annotations
 

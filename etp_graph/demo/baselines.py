@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import BudgetError, EtpError
-from .models import PaddedShortcut
+from .shortcuts import PaddedShortcut
 
 if TYPE_CHECKING:
     from types import ModuleType

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import replace
 from time import perf_counter
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +13,6 @@ from torch import Tensor, nn
 from ..allocate import allocate
 from ..budget import Budget
 from ..compress import compress
-from ..costs import CostModel
 from ..errors import BudgetError
 from ..methods import get
 from ..phases import Phase
@@ -23,98 +21,10 @@ from ..tracing import trace
 from ..units import Units
 from .baselines import depgraph_compress
 from .data import Split
+from .entries import MethodName, Norms, Outcome, Point, Recipe
 from .training import Augment, accuracy, train_epochs
 
-MethodName = Literal["dense", "random", "depgraph", "torque", "etp"]
 Attach = Callable[[torch.optim.Optimizer], object]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Recipe:
-    """How long and how fast every method trains, and how strong its force is.
-
-    Attributes:
-        dense_epochs: of the network that all methods begin with; 0 where it comes with its weights.
-        sparse_epochs: with the force, before surgery.
-        finetune_epochs: after surgery.
-        dense_lr: peak of the learning rate for the dense network; also ``sparse_lr`` and ``finetune_lr``.
-        sparse_lr: see ``dense_lr``.
-        finetune_lr: see ``dense_lr``.
-        batch_size: images of one step.
-        strengths: β of ``torque`` and ``etp``, ``reg`` of ``depgraph``.
-        curve: further speed-ups at which the network is cut after the sparse phase.
-        curve_epochs: epochs of fine-tuning for each point of that curve.
-    """
-
-    dense_epochs: int
-    sparse_epochs: int
-    finetune_epochs: int
-    dense_lr: float = 0.1
-    sparse_lr: float = 0.05
-    finetune_lr: float = 0.05
-    batch_size: int = 64
-    strengths: Mapping[str, float] = field(default_factory=dict)
-    curve: tuple[float, ...] = (2.0, 4.0, 8.0, 16.0)
-    curve_epochs: int = 3
-
-    @property
-    def epochs(self) -> int:
-        """Epochs that every method trains for, from the dense checkpoint on."""
-        return self.sparse_epochs + self.finetune_epochs
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Point:
-    """The sparse-trained network, cut to another speed-up: accuracy at once, and after a few epochs."""
-
-    speed_up: float
-    pruned: float
-    finetuned: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Norms:
-    """Norms of the units of one group against their distance from the pivot, after some epochs of the sparse phase."""
-
-    group: str
-    epoch: int
-    distance: tuple[float, ...]
-    norm: tuple[float, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """What one method made of the checkpoint. Accuracies are shares of the test images.
-
-    Attributes:
-        method: name of the method.
-        seed: of initialisation and data order.
-        dense: accuracy of the checkpoint.
-        sparse: after sparse training, before surgery.
-        pruned: right after surgery.
-        finetuned: at the end.
-        macs: of the result, for one image.
-        params: of the result.
-        speed_up: MACs of the checkpoint over those of the result.
-        seconds: for sparse training, surgery and fine-tuning.
-        latency_ratio: p50 latency of the checkpoint over that of the result; 0 until it is measured.
-        curve: the same network at other speed-ups.
-        norms: unit norms while training.
-    """
-
-    method: MethodName
-    seed: int
-    dense: float
-    sparse: float
-    pruned: float
-    finetuned: float
-    macs: int
-    params: int
-    speed_up: float
-    seconds: float
-    latency_ratio: float = 0.0
-    curve: tuple[Point, ...] = ()
-    norms: tuple[Norms, ...] = ()
 
 
 def count_macs(model: nn.Module, x: Tensor) -> int:
@@ -267,9 +177,7 @@ class Contest:
     def _cut(self, model: nn.Module, scores: Tensor, speed_up: float) -> None:
         prune_(model, self.plan, allocate(model, self.plan, scores, budget=Budget(speed_up=speed_up)))
 
-    def _points(
-        self, name: str, model: nn.Module, cut: Callable[[nn.Module, float], None]
-    ) -> tuple[Point, ...]:
+    def _points(self, name: str, model: nn.Module, cut: Callable[[nn.Module, float], None]) -> tuple[Point, ...]:
         """Copies of the sparse-trained model, cut to several speed-ups; those out of reach are left out."""
         points = []
         for speed_up in self.recipe.curve:
@@ -343,17 +251,9 @@ class Contest:
         """Norms of the widest group that may be pruned, in the order of the force."""
         if phase is None or phase.regularizer is None:
             return
-        group, span = max(
-            ((g, s) for g, s in self.plan.spans() if g.locked is None), key=lambda pair: pair[0].n_units
-        )
+        group, span = max(((g, s) for g, s in self.plan.spans() if g.locked is None), key=lambda pair: pair[0].n_units)
         norms = Units(model, self.plan).square_norms(model).sqrt()[span]
         distance = phase.regularizer.distances()[span]
         self._norms.append(
             Norms(group=group.name, epoch=epoch, distance=tuple(distance.tolist()), norm=tuple(norms.tolist()))
         )
-
-
-def dense_cost(contest: Contest) -> tuple[int, int]:
-    """MACs and parameters of the checkpoint, as this library counts them."""
-    dense = CostModel(contest.plan).dense
-    return dense.macs, dense.params

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import EtpError
-from .contest import MethodName, Norms, Point
+from .entries import MethodName, Norms, Point
 from .report import LABELS
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 COLOURS: dict[MethodName, str] = {"depgraph": "#7a7f87", "torque": "#d98a2b", "etp": "#2b6cb0"}
 _INK = "#6b7280"  # legible on white and on black pages
-_STYLE: dict[str, Any] = {
+_STYLE: Any = {
     "figure.facecolor": "none", "axes.facecolor": "none", "savefig.facecolor": "none", "savefig.transparent": True,
     "axes.edgecolor": _INK, "axes.labelcolor": _INK, "text.color": _INK, "xtick.color": _INK, "ytick.color": _INK,
     "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": _INK, "grid.alpha": 0.18,
@@ -65,7 +65,7 @@ def plot_curve(result: DemoResult, out: Path) -> str | None:
             ax.set_title(title)
             ax.set_xlabel("speed-up (MACs)")
         axes[0].set_ylabel("test accuracy, %")
-        axes[-1].legend(loc="lower left")
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(methods))
         figure.savefig(out / "accuracy-against-speed-up.png")
     return "accuracy-against-speed-up.png"
 
@@ -101,12 +101,14 @@ def plot_norms(result: DemoResult, out: Path) -> str | None:
                 alpha = 0.25 + 0.75 * number / max(len(snapshots) - 1, 1)
                 ax.plot(
                     [snapshot.distance[i] for i in order], [snapshot.norm[i] for i in order], marker="o",
-                    markersize=3, linewidth=0.6, color=COLOURS.get(method, _INK), alpha=alpha, label=f"epoch {snapshot.epoch}",
+                    markersize=3, linewidth=0.6, color=COLOURS.get(method, _INK), alpha=alpha,
+                    label=f"epoch {snapshot.epoch}",
                 )  # fmt: skip
             ax.set_title(f"{LABELS[method]}: {snapshots[0].group}, {len(snapshots[0].norm)} units")
             ax.set_xlabel("distance from the pivot")
-            ax.legend(loc="upper right")
+            ax.legend(loc="upper center", ncols=len(snapshots), columnspacing=1.0, handlelength=1.2)
         axes[0].set_ylabel("norm of the unit")
-        axes[0].set_ylim(bottom=0)
+        top = max(max(snapshot.norm) for snapshots in found.values() for snapshot in snapshots)
+        axes[0].set_ylim(0, 1.22 * top)  # room for the legends
         figure.savefig(out / "norms-against-distance.png")
     return "norms-against-distance.png"

@@ -13,21 +13,19 @@ from rich.table import Table
 
 from ..errors import EtpError
 from ..render import si
-from .contest import MethodName, Outcome
+from .entries import MethodName, Outcome
 from .run import DemoResult
 
 LABELS: dict[MethodName, str] = {
-    "dense": "dense, trained on",
+    "dense": "dense control",
     "random": "random units",
-    "depgraph": "DepGraph (Torch-Pruning)",
+    "depgraph": "DepGraph",
     "torque": "Torque",
     "etp": "ETP",
 }
 """The methods as they are called in tables and plots."""
 
-COLUMNS = (
-    "method", "dense", "before surgery", "right after", "fine-tuned", "params", "MACs", "speed-up", "latency p50",
-)  # fmt: skip
+COLUMNS = ("method", "before surgery", "right after", "fine-tuned", "params", "MACs", "speed-up", "p50 latency")
 
 _WEIGHTS = {
     "digits": "a small residual network, trained on scikit-learn's digits",
@@ -36,14 +34,16 @@ _WEIGHTS = {
 
 
 def rows(result: DemoResult) -> list[tuple[str, ...]]:
-    """One row of :data:`COLUMNS` for each method; accuracies in percent, mean and standard deviation over the seeds."""
-    found = []
+    """:data:`COLUMNS` of the checkpoint and of each method; accuracies in percent, mean ± deviation over the seeds."""
+    checkpoint = _percent(result.of(result.config.methods[0]), lambda o: o.dense)
+    found: list[tuple[str, ...]] = [
+        ("dense", checkpoint, "-", "-", si(result.params), si(result.macs), "1.00x", "1.00x")
+    ]
     for method in result.config.methods:
         runs = result.of(method)
         cut = method != "dense"
         found.append((
             LABELS[method],
-            _percent(runs, lambda o: o.dense),
             _percent(runs, lambda o: o.sparse),
             _percent(runs, lambda o: o.pruned) if cut else "-",
             _percent(runs, lambda o: o.finetuned),
@@ -122,13 +122,13 @@ def markdown(result: DemoResult, figures: Sequence[str]) -> str:
         "## How it was run",
         "",
         f"- Start: {_WEIGHTS[config.data]}; {si(result.macs)} MACs, {si(result.params)} parameters.",
-        f"- Every method: {recipe.sparse_epochs} + {recipe.finetune_epochs} epochs of the same images in the same order, "
-        f"batches of {recipe.batch_size}, learning rates up to {recipe.sparse_lr:g} and {recipe.finetune_lr:g}.",
+        f"- Every method: {recipe.sparse_epochs} + {recipe.finetune_epochs} epochs of the same images in the same "
+        f"order, batches of {recipe.batch_size}, learning rates up to {recipe.sparse_lr:g} and {recipe.finetune_lr:g}.",
         f"- Strengths (fixed before the test images were read, on validation images): {strengths}.",
         *(f"- {name}: {value}" for name, value in result.environment.items()),
         "",
-        "Models are in the folders `<method>-seed<k>`; `etp_graph.load(folder, build=...)` reads them. Those of DepGraph "
-        "were cut by Torch-Pruning and load into a network of the same widths only.",
+        "Models are in the folders `<method>-seed<k>`; `etp_graph.load(folder, build=...)` reads them. Those of "
+        "DepGraph were cut by Torch-Pruning and load into a network of the same widths only.",
         "",
     ]
     return "\n".join(lines)
@@ -137,14 +137,16 @@ def markdown(result: DemoResult, figures: Sequence[str]) -> str:
 def _explanation(result: DemoResult) -> list[str]:
     seeds = result.config.seeds
     spread = f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
+    config = result.config
     return [
-        f"Test accuracy in percent, {spread}: of the checkpoint, before surgery (after sparse training), right after "
-        "surgery, and after fine-tuning. MACs are counted by forward hooks on convolutions and linear layers, alike for all "
-        f"methods. Latency: median of {result.config.latency_rounds} forwards of {result.config.latency_batch} images, dense "
-        "over pruned, the models taking turns in one run.",
+        f"Test accuracy in percent, {spread}: before surgery (after sparse training), right after surgery, and after "
+        "fine-tuning. MACs are counted by forward hooks on convolutions and linear layers, alike for all methods. "
+        f"p50 latency: median of {config.latency_rounds} forwards of {config.latency_batch} images, dense over pruned, "
+        "the models taking turns in one run.",
         "",
-        "*dense, trained on* is never cut and trains for the same epochs; *random units* is cut at once and trains all of its "
-        "epochs afterwards; *DepGraph* is Torch-Pruning's own pruner, importance and regularizer.",
+        "*dense* is the checkpoint that all methods begin with; *dense control* is never cut and trains for the same "
+        "epochs; *random units* is cut at once and trains all of its epochs afterwards; *DepGraph* is Torch-Pruning's "
+        "own pruner, importance and regularizer.",
     ]
 
 

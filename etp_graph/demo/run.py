@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import platform
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from rich.console import Console
@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 from ..checkpoint import save
 from ..errors import EtpError
-from .contest import Contest, MethodName, Outcome, Recipe
+from .contest import Contest
 from .data import CLASSES, Split, cifar10, digits, load_weights
+from .entries import MethodName, Outcome, Recipe
 from .models import SmallResNet, resnet20
 from .training import Augment, crop_flip
 
@@ -66,7 +67,8 @@ class DemoConfig:
         recipe, train_limit, test_limit = _PRESETS[data, quick]
         return cls(
             data="cifar10" if data == "cifar10" else "digits", speed_up=float(speed_up),
-            seeds=seeds or (1 if quick else 3), recipe=recipe, train_limit=train_limit, test_limit=test_limit, quick=quick,
+            seeds=seeds or (1 if quick else 3), recipe=recipe, train_limit=train_limit, test_limit=test_limit,
+            quick=quick,
         )  # fmt: skip
 
     @property
@@ -153,10 +155,9 @@ def run_demo(config: DemoConfig, out: Path, *, console: Console | None = None) -
     macs = params = 0
     with _progress(console, _epochs(config)) as tick:
         for seed in range(config.seeds):
-            label = f"seed {seed + 1}/{config.seeds}"
             contest = Contest(
                 build, split, config.recipe, speed_up=config.speed_up, seed=seed, augment=augment,
-                tick=lambda what, epochs, label=label: tick(f"{label}: {what}", epochs),
+                tick=partial(_labelled, tick, f"seed {seed + 1}/{config.seeds}"),
             )  # fmt: skip
             macs, params = contest.macs, sum(p.numel() for p in contest.checkpoint.parameters())
             outcomes += _one_seed(config, contest, out)
@@ -167,7 +168,9 @@ def run_demo(config: DemoConfig, out: Path, *, console: Console | None = None) -
     write_report(result, out)
     if console is not None:
         console.print(table(result))
-        console.print(f"{result.seconds:.0f} s; models, report.md, results.json and plots are in {out}/", soft_wrap=True)
+        console.print(
+            f"{result.seconds:.0f} s; models, report.md, results.json and plots are in {out}/", soft_wrap=True
+        )
     return result
 
 
@@ -270,14 +273,22 @@ def _epochs(config: DemoConfig) -> int:
     return config.seeds * (recipe.dense_epochs + each)
 
 
+def _labelled(tick: Callable[[str, int], None], label: str, what: str, epochs: int) -> None:
+    tick(f"{label}: {what}", epochs)
+
+
 @contextmanager
-def _progress(console: Console | None, total: int) -> Any:
+def _progress(console: Console | None, total: int) -> Iterator[Callable[[str, int], None]]:
     """A bar over all epochs; yields what moves it."""
     columns = (TextColumn("{task.description:<42}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     quiet = console is None or not console.is_terminal
     with Progress(*columns, console=console, disable=quiet, transient=True) as bar:
         task = bar.add_task("reading the images", total=total)
-        yield lambda what, epochs: bar.update(task, description=what, advance=epochs)
+
+        def tick(what: str, epochs: int) -> None:
+            bar.update(task, description=what, advance=epochs)
+
+        yield tick
 
 
 def _make_folder(out: Path) -> None:
