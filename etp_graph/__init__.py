@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, version
 
-from . import criteria, forces, schedules
+from . import criteria, forces, methods, schedules
 from .allocate import allocate
 from .budget import Budget
 from .checkpoint import load, save
+from .compress import CompressResult, compress
 from .costs import Cost, cost
 from .errors import (
     BudgetError,
@@ -20,6 +21,7 @@ from .errors import (
     SelectionError,
 )
 from .layers import register_padding
+from .phases import Phase
 from .plan import Attribute, Group, Op, Plan, Selection, Slice
 from .regularizer import Regularizer
 from .surgery import prune_
@@ -36,12 +38,14 @@ __all__ = [
     "Budget",
     "BudgetError",
     "CheckpointError",
+    "CompressResult",
     "Cost",
     "EquivalenceError",
     "EtpError",
     "ForceError",
     "Group",
     "Op",
+    "Phase",
     "Plan",
     "PlanError",
     "Regularizer",
@@ -51,10 +55,12 @@ __all__ = [
     "Slice",
     "Verification",
     "allocate",
+    "compress",
     "cost",
     "criteria",
     "forces",
     "load",
+    "methods",
     "prune_",
     "register_padding",
     "save",

@@ -34,6 +34,7 @@ class Labels:
         attributes: labels [value] of every module attribute that counts units.
         producers: in the order of execution.
         blocks: (labels [channels], number of runs that must stay equally long, module name).
+        inputs: axes of dense layers that belong to the units that come in.
         passive: axes that are cut with their units but are no part of their norm.
     """
 
@@ -41,6 +42,7 @@ class Labels:
     attributes: dict[AttributeKey, Tensor] = field(default_factory=dict)
     producers: dict[Axis, Producer] = field(default_factory=dict)
     blocks: list[tuple[Tensor, int, str]] = field(default_factory=list)
+    inputs: set[Axis] = field(default_factory=set)
     passive: set[Axis] = field(default_factory=set)
     _next: int = 1
     _pairs: list[tuple[Tensor, Tensor]] = field(default_factory=list)

@@ -67,6 +67,7 @@ def _full(
     for ref in refs:
         if ref.shape[row.in_axis] > 1 or len(into) == 1:
             tracker.labels.record((ref.name, row.in_axis), into)
+            tracker.labels.inputs.add((ref.name, row.in_axis))
     return into, made, None
 
 

@@ -145,7 +145,7 @@ class Run:
             self.regularizer = self._regularizer_after(sparse)
         scores = self.method.scores(self.model, self.plan, regularizer=self.regularizer)
         selection = allocate(self.model, self.plan, scores, budget=self._share())
-        self.regularizer = None
+        self.regularizer = None  # its index tensors belong to the model as it was
         prune_(self.model, self.plan, selection)
         cost = CostModel(self.plan).evaluate(selection.flat(self.plan))
         return {"selection": selection.to_json(), "cost": cost.to_json()}, {}
@@ -179,13 +179,13 @@ class Run:
             names = {group.name for group in plan.groups}
             locked = {g.name: g.locked for g in self.plan.groups if g.locked is not None and g.name in names}
             self.plan = plan.lock(locked)
-            return {}, {"plan": torch.tensor(list(self.plan.to_json().encode()), dtype=torch.uint8)}
+            return {}, {"plan": torch.frombuffer(bytearray(self.plan.to_json().encode()), dtype=torch.uint8)}
 
         replayed = self.journal.replaying
         found = self._step("trace", action)
         if replayed:
             content = self.journal.tensors(found).get("plan", torch.zeros(0, dtype=torch.uint8))
-            self.plan = Plan.from_json(bytes(content.tolist()).decode())
+            self.plan = Plan.from_json(content.numpy().tobytes().decode())
 
 
 def _number(value: object, stage: str) -> float:

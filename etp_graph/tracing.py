@@ -39,7 +39,8 @@ def trace(
         model: any module whose forward takes tensors.
         example_inputs: a tensor, a tuple of positional or a dict of keyword arguments. The MACs of the plan
             are those of one forward with these inputs.
-        ignore: names or patterns (``"layer4.*"``) of modules whose units must all stay.
+        ignore: names or patterns (``"layer4.*"``) of modules whose own units must all stay: those that its layers
+            put out or normalise. A dense layer that is ignored may still lose inputs.
         check: prove each group on a copy of the model and lock what fails, with the measured error as the reason.
             ``"auto"``: on models of at most 100 million parameters.
 
@@ -64,7 +65,7 @@ def trace(
         _follow(tracker, example_inputs, containers=True)
         del tracker.ops[n_ops:]  # the cost is that of the model in use
         modes += ["train"] * (len(tracker.weights.seen) > n_seen)
-    groups = _ignore(model, build_groups(tracker.labels, tracker.bare), [ignore] if isinstance(ignore, str) else ignore)
+    groups = _ignore(tracker, [ignore] if isinstance(ignore, str) else ignore)
     plan = Plan(
         groups=groups,
         tensors={name: tuple(tensor.shape) for name, tensor in tensors.items()},
@@ -96,16 +97,21 @@ def _require_prunable(plan: Plan) -> None:
         raise PlanError(f"no group of this model can be pruned ({reasons}).")
 
 
-def _ignore(model: nn.Module, groups: tuple[Group, ...], patterns: Sequence[str]) -> tuple[Group, ...]:
-    """Lock every group that lives in a module whose name matches a pattern, or below such a module."""
-    names = [name for name, _ in model.named_modules() if name]
+def _ignore(tracker: Tracker, patterns: Sequence[str]) -> tuple[Group, ...]:
+    """Build the groups, and lock those that hold units of a module whose name matches a pattern, or below it.
+
+    The units that a dense layer takes in are not its own: a classifier that is ignored may still lose inputs.
+    """
+    groups = build_groups(tracker.labels, tracker.bare)
+    names = [name for name, _ in tracker.model.named_modules() if name]
     reasons: dict[str, str] = {}
     for pattern in patterns:
         hits = {name for name in names if fnmatchcase(name, pattern)}
         if not hits:
             raise PlanError(f"ignore={pattern!r} matches no module; names look like {', '.join(names[:5])}.")
         for group in groups:
-            owners = {piece.tensor.rpartition(".")[0] for piece in group.slices}
+            places = {(piece.tensor, piece.axis) for piece in group.slices} - tracker.labels.inputs
+            owners = {tensor.rpartition(".")[0] for tensor, _ in places}
             if any(owner == hit or owner.startswith(hit + ".") for owner in owners for hit in hits):
                 reasons.setdefault(group.name, f"ignored ({pattern})")
     return tuple(replace(g, locked=g.locked or reasons.get(g.name)) for g in groups)

@@ -34,6 +34,7 @@ class Loop:
 
     def train(self, model: nn.Module, phase: Phase) -> None:
         assert all(module.training for module in model.modules())
+        assert all(parameter.grad is None for parameter in model.parameters())
         optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
         regularizer = phase.attach(optimizer)
         assert (regularizer is None) == (phase.name == "finetune")

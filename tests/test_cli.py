@@ -7,13 +7,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from toy import Toy
 from typer.testing import CliRunner
 
 import etp_graph as etp
 from etp_graph.cli import app
 from etp_graph.resolve import ResolveError, parse_shape, resolve
-
-from toy import Toy
 
 runner = CliRunner()
 SHAPE = ["--input-shape", "1,3,8,8"]
@@ -182,7 +181,15 @@ def test_errors_are_one_message_and_leave_nothing(
 def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
     save_file({"conv1.weight": torch.zeros(3)}, tmp_path / "w.safetensors")
     code, _, err = invoke(
-        "prune", TOY, *SHAPE, "--speed-up", "2", "--weights", str(tmp_path / "w.safetensors"), "--out", str(tmp_path / "o")
+        "prune",
+        TOY,
+        *SHAPE,
+        "--speed-up",
+        "2",
+        "--weights",
+        str(tmp_path / "w.safetensors"),
+        "--out",
+        str(tmp_path / "o"),
     )
     assert code == 1
     assert "do not fit Toy" in err

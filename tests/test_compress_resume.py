@@ -14,7 +14,7 @@ from torch import nn
 from toy import Toy
 
 from etp_graph import load, methods
-from etp_graph.compress import CompressResult
+from etp_graph.compress import CompressResult, Phase
 from etp_graph.errors import CheckpointError
 from etp_graph.record import Record, get_record
 
@@ -72,6 +72,30 @@ def test_every_method_resumes_between_sparse_training_and_surgery(name: str, tmp
     model = toy()
     again = run(model, Loop(), tmp_path, method=name, rounds=1)
     assert facts(again) == facts(result)
+    assert values(model) == values(expected)
+
+
+class Reordering(Loop):
+    """Training after which other units are the important ones than when the optimizer was attached."""
+
+    def train(self, model: nn.Module, phase: Phase) -> None:
+        super().train(model, phase)
+        if phase.name == "sparse":
+            with torch.no_grad():
+                for name, axis in (("conv1.weight", 0), ("conv2.weight", 1)):
+                    norms = model.conv1.weight.flatten(1).norm(dim=1) if axis == 0 else torch.ones(8)
+                    scale = torch.linspace(9, 1, 8)[norms.argsort(stable=True).argsort()]
+                    model.get_parameter(name).mul_(scale.view([-1 if d == axis else 1 for d in range(4)]))
+
+
+def test_the_distances_are_those_of_the_training_also_after_a_resume(tmp_path: Path) -> None:
+    expected, started, model = toy(), toy(), toy()
+    seed()
+    result = run(expected, Reordering(), None, rounds=1)
+    seed()
+    with pytest.raises(Power):
+        run(started, Reordering(2), tmp_path, rounds=1)
+    assert facts(run(model, Reordering(), tmp_path, rounds=1)) == facts(result)
     assert values(model) == values(expected)
 
 

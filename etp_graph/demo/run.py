@@ -214,11 +214,13 @@ def environment() -> dict[str, str]:
         except PackageNotFoundError:
             return "not installed"
 
-    libraries = ("torch", "torch-pruning", "numpy", "scikit-learn")
+    from .. import __version__
+
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else _processor()
     return {
-        "etp-graph": one("etp-graph"),
-        **{library: one(library) for library in libraries},
+        "etp-graph": __version__,
+        "torch": torch.__version__,
+        **{library: one(library) for library in ("torch-pruning", "numpy", "scikit-learn")},
         "python": platform.python_version(),
         "device": device,
         "threads": f"{torch.get_num_threads()} of {os.cpu_count()} CPUs",

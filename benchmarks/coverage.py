@@ -1,0 +1,176 @@
+"""Which models can be pruned, proven for each, beside plain Torch-Pruning on the same models in the same run.
+
+``python -m benchmarks.coverage`` goes through the registry of :mod:`benchmarks.models`; every measurement runs in a
+process of its own under a time limit. Results go to a JSON file after each model, the page is written at the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from .models import registry
+
+RESULTS = Path("benchmarks/results/coverage.json")
+RATIO = 0.3
+HUGE = ("regnet_y_128gf",)
+"""Left out unless named: four copies of 645 million weights in float64 need 20 GB."""
+PROBES = ("ours", "torch_pruning")
+"""What is measured for each model, each in a process of its own."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """One measurement: what, of which model, on how many threads."""
+
+    probe: str
+    model: str
+    threads: int
+
+    @property
+    def key(self) -> str:
+        return f"{self.model}/{self.probe}"
+
+
+def measure(setting: Setting) -> dict[str, Any]:
+    """Run one measurement in this process."""
+    import torch
+
+    torch.set_num_threads(setting.threads)
+    torch.manual_seed(0)
+    entry = registry()[setting.model]
+    model = entry.build()
+    if setting.probe == "torch_pruning":
+        from .coverage_peer import judge
+
+        return judge(model, entry.inputs(), ratio=RATIO)
+    return _ours(model, entry.inputs(), entry.inputs(entry.small))
+
+
+def _ours(model: Any, x: Any, small: Any) -> dict[str, Any]:
+    import torch
+
+    import etp_graph as etp
+    from etp_graph.verify import random_selection
+
+    start = time.perf_counter()
+    plan = etp.trace(model, x, check=False)
+    traced = time.perf_counter()
+    full = etp.verify(model, plan, x, ratio=RATIO, gradients=False)
+    grad = etp.verify(model, etp.trace(model, small, check=False), small, ratio=RATIO)
+    checked = time.perf_counter()
+    selection = random_selection(plan, plan.prunable, RATIO, torch.Generator().manual_seed(0))
+    dense, sparse = etp.cost(model, plan), etp.cost(model, plan, selection)
+    etp.prune_(model, plan, selection)
+    assert sum(p.numel() for p in model.parameters()) == sparse.params
+    return {
+        "groups": len(plan.groups), "units": plan.n_units, "locked": len(plan.groups) - len(plan.prunable),
+        "params": dense.params, "params_after": sparse.params, "macs": dense.macs, "macs_after": sparse.macs,
+        "trace_seconds": traced - start, "verify_seconds": checked - traced, "error": full.error, "dtype": full.dtype,
+        "gradient_error": grad.gradient_error, "size": x.shape[-1], "small": small.shape[-1],
+    }  # fmt: skip
+
+
+def run_apart(setting: Setting, limit: float) -> dict[str, Any]:
+    """The measurement in a process of its own: a crash, an endless loop or a lack of memory is a result too."""
+    command = [sys.executable, "-m", "benchmarks.coverage", "--one", json.dumps(asdict(setting))]
+    start = time.perf_counter()
+    try:
+        done = subprocess.run(  # noqa: S603 - this program itself
+            command,
+            capture_output=True,
+            text=True,
+            timeout=limit,
+            env={**os.environ, "OMP_NUM_THREADS": str(setting.threads)},
+        )
+    except subprocess.TimeoutExpired:
+        return {"verdict": f"no answer in {limit:.0f} s", "seconds": limit}
+    if done.returncode == 0:
+        answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        return answer
+    last = done.stderr.strip().splitlines()[-1:] or [f"exit status {done.returncode}"]
+    return {"verdict": f"exception: {last[0]}", "seconds": time.perf_counter() - start}
+
+
+def conditions() -> dict[str, str]:
+    """Versions and hardware."""
+    cpu = next((line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if "model name" in line), "")
+    return {
+        **{name: version(name) for name in ("torch", "torchvision", "torch-pruning")},
+        "python": platform.python_version(), "cpu": cpu or platform.processor(), "cores": str(os.cpu_count()),
+    }  # fmt: skip
+
+
+def _lines(path: str) -> list[str]:
+    return Path(path).read_text().splitlines() if Path(path).exists() else []
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.coverage", description=__doc__.splitlines()[0])
+    parser.add_argument("--models", nargs="*", default=None, help="names from the registry; default: all")
+    parser.add_argument("--out", type=Path, default=Path("docs/coverage.md"), help="the page")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="the measurements, as JSON")
+    parser.add_argument("--limit-seconds", type=float, default=60.0, help="for Torch-Pruning, each model")
+    parser.add_argument("--our-limit-seconds", type=float, default=600.0, help="for each of our measurements")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="measurements at a time")
+    parser.add_argument("--threads", type=int, default=1, help="of each measurement")
+    parser.add_argument("--resume", action="store_true", help="keep what the JSON file has")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        sys.stdout.write(json.dumps(measure(Setting(**json.loads(options.one)))) + "\n")
+        return
+    names = options.models or [name for name in registry() if name not in HUGE]
+    unknown = sorted(set(names) - set(registry()))
+    if unknown:
+        parser.error(f"unknown models {unknown}; choose from {', '.join(registry())}")
+    measurements = [Setting(probe=probe, model=name, threads=options.threads) for name in names for probe in PROBES]
+    _measure_all(measurements, options)
+
+
+def _measure_all(todo: list[Setting], options: argparse.Namespace) -> None:
+    from .coverage_page import write_page
+
+    found: dict[str, Any] = {}
+    body = {"conditions": conditions(), "limit_seconds": options.limit_seconds, "jobs": options.jobs, "seconds": 0.0}
+    if options.resume and options.results.exists():
+        body = json.loads(options.results.read_text())
+        found = body["measurements"]
+    options.results.parent.mkdir(parents=True, exist_ok=True)
+    columns = (TextColumn("{task.description:30}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    console = Console(stderr=True)
+    missing = [setting for setting in todo if setting.key not in found]
+    start, before = time.perf_counter(), body["seconds"]
+    with Progress(*columns, console=console) as progress, ThreadPoolExecutor(options.jobs) as pool:
+        task = progress.add_task("", total=len(todo), completed=len(todo) - len(missing))
+        runs = {pool.submit(run_apart, setting, _limit(setting, options)): setting for setting in missing}
+        for run in as_completed(runs):
+            found[runs[run].key] = run.result()
+            body |= {"measurements": found, "seconds": before + time.perf_counter() - start}
+            options.results.write_text(json.dumps(body, indent=1) + "\n")
+            progress.update(task, advance=1, description=runs[run].key)
+    if found:
+        write_page(body | {"measurements": found}, options.out)
+        console.print(f"wrote {options.out} and {options.results}")
+
+
+def _limit(setting: Setting, options: argparse.Namespace) -> float:
+    seconds = options.limit_seconds if setting.probe == "torch_pruning" else options.our_limit_seconds
+    return float(seconds)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""Plain Torch-Pruning on one model: its own graph, groups and surgery, against the same model with zeros."""
+
+from __future__ import annotations
+
+import copy
+import time
+import warnings
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from etp_graph import Group, Plan, Slice
+from etp_graph.masking import Masked
+from etp_graph.plan import as_index, named_tensors
+from etp_graph.verify import TOLERANCE, randomize_
+
+
+def judge(model: nn.Module, x: Tensor, *, ratio: float) -> dict[str, Any]:
+    """Remove ``ratio`` of the channels of every group, as Torch-Pruning's README does, and compare in float64.
+
+    No hints are given, except that the layers that make the model's output stay whole. Channels are spread
+    evenly; where a group holds a grouped convolution or a group norm, every run loses the same, as there.
+    """
+    import torch_pruning as tp
+
+    warnings.simplefilter("ignore")
+    randomize_(model)
+    model, x = model.double(), x.double()
+    masked = copy.deepcopy(model)
+    start = time.perf_counter()
+    graph = tp.DependencyGraph().build_dependency(model, x, verbose=False)
+    outputs = [module for module, node in graph.module2node.items() if not node.outputs]
+    roots = [(group[0].dep, _runs(group)) for group in graph.get_all_groups(ignored_layers=outputs) if not _last(group)]
+    removed = _Removed({module: name for name, module in model.named_modules()})
+    for dep, runs in roots:
+        width = graph.get_out_channels(dep.target.module)
+        group = graph.get_pruning_group(dep.target.module, dep.handler, spread(width, runs, ratio))
+        if graph.check_pruning_group(group):
+            removed.note(graph, group)
+            group.prune()
+    seconds = time.perf_counter() - start
+    if not removed.gone:
+        return {"verdict": "no group", "seconds": seconds}
+    with torch.no_grad(), Masked(masked, removed.plan(masked), torch.tensor([False])):
+        want = _first(masked(x))
+    with torch.no_grad():
+        got = _first(model(x))
+    error = float((got - want).abs().max() / want.abs().max()) if got.shape == want.shape else float("inf")
+    verdict = "OK" if error <= TOLERANCE[torch.float64] else "wrong"
+    params = sum(p.numel() for p in model.parameters())
+    return {"verdict": verdict, "error": error, "seconds": seconds, "groups": len(roots), "params_after": params}
+
+
+def spread(width: int, runs: int, ratio: float) -> list[int]:
+    """About ``ratio`` of ``width`` channels, evenly spread over each of ``runs`` runs; at least one in each."""
+    each = width // runs
+    count = max(round(each * ratio), 1)
+    return [run * each + i * each // count for run in range(runs) for i in range(count)]
+
+
+def _runs(group: Any) -> int:
+    """The runs that must lose equally many channels; a depthwise convolution makes none."""
+    found = 1
+    for dep, _ in group:
+        module = dep.target.module
+        if isinstance(module, nn.modules.conv._ConvNd) and module.groups != module.out_channels:
+            found = max(found, module.groups)
+        elif isinstance(module, nn.GroupNorm):
+            found = max(found, module.num_groups)
+    return found
+
+
+def _last(group: Any) -> bool:
+    return any(type(dep.target.module).__name__ == "_OutputOp" for dep, _ in group)
+
+
+def _first(out: Any) -> Tensor:
+    return out if isinstance(out, Tensor) else next(iter(out))
+
+
+@dataclass(slots=True)
+class _Removed:
+    """The outputs that the graph removed, layer by layer, in positions of the unpruned model."""
+
+    names: dict[Any, str]
+    live: dict[str, list[int]] = field(default_factory=dict)
+    gone: dict[str, set[int]] = field(default_factory=dict)
+
+    def note(self, graph: Any, group: Any) -> None:
+        for dep, indices in group:
+            name = self.names.get(dep.target.module)
+            if name is None or not graph.is_out_channel_pruning_fn(dep.handler):
+                continue
+            live = self.live.setdefault(name, list(range(graph.get_out_channels(dep.target.module) or 0)))
+            now = {live[i] for i in indices if i < len(live)}
+            self.gone.setdefault(name, set()).update(now)
+            self.live[name] = [position for position in live if position not in now]
+
+    def plan(self, model: nn.Module) -> Plan:
+        """A plan whose only unit is everything that was removed: masking it silences just that."""
+        tensors = {name: tuple(t.shape) for name, t in named_tensors(model)}
+        slices = []
+        for name, gone in self.gone.items():
+            layer = model.get_submodule(name)
+            index = as_index(sorted(gone))
+            unit = torch.zeros(len(index), dtype=torch.int64)
+            for tensor in ("weight", "bias", "running_mean", "running_var"):
+                if f"{name}.{tensor}" in tensors:
+                    axis = int(tensor == "weight" and getattr(layer, "transposed", False) and layer.groups == 1)
+                    slices.append(Slice(tensor=f"{name}.{tensor}", axis=axis, index=index, unit=unit))  # type: ignore[arg-type]
+        group = Group(name="removed", kind="channels", n_units=1, slices=tuple(slices))
+        return Plan(groups=(group,), tensors=tensors, parameters=tuple(name for name, _ in model.named_parameters()))
