@@ -87,6 +87,7 @@ def _ours(model: Any, x: Any, small: Any) -> dict[str, Any]:
 def run_apart(setting: Setting, limit: float) -> dict[str, Any]:
     """The measurement in a process of its own: a crash, an endless loop or a lack of memory is a result too."""
     command = [sys.executable, "-m", "benchmarks.coverage", "--one", json.dumps(asdict(setting))]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(setting.threads)}
     start = time.perf_counter()
     try:
         done = subprocess.run(  # noqa: S603 - this program itself

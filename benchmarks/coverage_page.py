@@ -9,16 +9,16 @@ _HEAD = """# Coverage
 
 Made by `python -m benchmarks.coverage`; the numbers are in `benchmarks/results/coverage.json`.
 
-Every model is traced without hints, its weights, biases, norms and running statistics are replaced by random values, 30 % of
-the units of every group are removed at random, and the outputs of the pruned model are compared with those of the
-masked model, in which the same units are zero (`etp_graph.verify`, float64, one image of the size in the table). *Gradients*
-are those of all parameters, compared in the same way on smaller images where the size is followed by another. An
-error is the largest difference over the largest value; up to 1e-6 passes.
+Every model is traced without hints, its weights, biases, norms and running statistics are replaced by random values,
+30 % of the units of every group are removed at random, and the outputs of the pruned model are compared with those of
+the masked model, in which the same units are zero (`etp_graph.verify`, float64, one image of the size in the table).
+*Gradients* are those of all parameters, compared in the same way; where two sizes are given, on images of the second.
+An error is the largest difference over the largest value; up to 1e-6 passes. Locked groups feed the model's output.
 
-*Torch-Pruning* is the same test of `torch_pruning.DependencyGraph` alone, in the same run: no hints but the names of the
-output layers, its own groups, 30 % of the channels of every group removed by its own surgery, {limit:.0f} s at most.
-*Seconds* are those of `trace` and those of Torch-Pruning's build, groups and surgery; {jobs} measurements ran at a time.
-Locked groups feed the model's output.
+*Torch-Pruning* is the same test of `torch_pruning.DependencyGraph` alone, in the same run: no hints except that the
+output layers stay whole, its own groups, 30 % of the channels of every group removed by its own surgery, at most
+{limit:.0f} s. Its error is that of the outputs in eval mode. The seconds are those of `trace`, and those of
+Torch-Pruning's build, groups and surgery (of the whole process, where it raised); {jobs} measurements ran at a time.
 
 """
 _COLUMNS = (

@@ -23,7 +23,7 @@ class EquivalenceError(EtpError):
     """The pruned model does not compute what the masked model computes.
 
     Attributes:
-        group: name of the first group that breaks on its own, or ``None`` if only the combination does.
+        group: name of the first group that breaks, or ``None`` where that is not known.
         error: relative error that was measured (``inf`` if the pruned model could not run).
     """
 

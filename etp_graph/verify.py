@@ -77,15 +77,7 @@ def verify(
     for ratio_ in [ratio] if isinstance(ratio, float) else ratio:
         trial = judge.trial(plan.prunable, ratio_)
         if not trial.good:
-            bad = judge.failing(plan.prunable, ratio_)
-            name = bad[0].name if len(bad) == 1 else None
-            what = f"group {name!r}" if name else f"groups {[g.name for g in bad]} together"
-            raise EquivalenceError(
-                f"{what}: {trial.why if len(bad) > 1 else judge.trial(bad, ratio_).why}. The plan is wrong there; "
-                f"trace(..., check=True) locks it, or pass ignore={[g.name for g in bad]}.",
-                group=name,
-                error=trial.error,
-            )
+            raise judge.refutation(plan.prunable, ratio_)
         trials.append(trial)
     return Verification(
         error=max(t.error for t in trials),
@@ -101,9 +93,7 @@ def lock_what_fails(model: nn.Module, plan: Plan, example_inputs: Any) -> Plan:
     """The plan with every group locked that :func:`verify` refutes, the measured error as the reason."""
     judge = _Judge(model, plan, example_inputs, gradients=False, randomize=True, seed=0)
     while not (trial := judge.trial(plan.prunable, 0.5)).good:
-        bad = judge.failing(plan.prunable, 0.5)
-        reasons = {g.name: f"check failed: {judge.trial([g], 0.5).why if len(bad) == 1 else trial.why}" for g in bad}
-        plan = plan.lock(reasons)
+        plan = plan.lock({g.name: f"check failed: {why}" for g, why in judge.failing(plan.prunable, 0.5, trial)})
         judge.plan = plan
         if not plan.prunable:
             break
@@ -111,13 +101,17 @@ def lock_what_fails(model: nn.Module, plan: Plan, example_inputs: Any) -> Plan:
 
 
 def random_selection(plan: Plan, groups: Sequence[Group], ratio: float, generator: torch.Generator) -> Selection:
-    """Drop about ``ratio`` of the units of each group at random, within its constraints."""
+    """Drop units of each group at random, within its constraints; on average ``ratio`` of them.
+
+    Every group gets a ratio of its own, so that counts that must be equal across groups do not agree by accident.
+    """
     keep = {}
     for group in groups:
+        share = min(ratio * (0.5 + float(torch.rand((), generator=generator))), 0.95)
         per_block = group.n_units // group.blocks
         step = group.multiple if group.blocks == 1 else max(group.multiple // group.blocks, 1)
         floor = -(-max(group.min_units, 1) // group.blocks)
-        kept = max(per_block - max(round(per_block * ratio), 1), floor)
+        kept = max(per_block - max(round(per_block * share), 1), floor)
         kept = -(-kept // step) * step
         mask = torch.ones(group.blocks, per_block, dtype=torch.bool)
         for block in range(group.blocks):
@@ -168,15 +162,32 @@ class _Judge:
                 found += [t for t in outputs(run(model, self.inputs)) if t.is_floating_point()]
         return found
 
-    def failing(self, groups: Sequence[Group], ratio: float) -> list[Group]:
-        """The groups that fail on their own, or the smallest set found that fails together."""
-        if not groups or self.trial(groups, ratio).good:
+    def failing(self, groups: Sequence[Group], ratio: float, trial: _Trial | None = None) -> list[tuple[Group, str]]:
+        """The groups that fail on their own, or the smallest set found that fails together, each with the reason."""
+        trial = trial or self.trial(groups, ratio)
+        if trial.good:
             return []
         if len(groups) == 1:
-            return list(groups)
+            return [(groups[0], trial.why)]
         half = len(groups) // 2
         bad = self.failing(groups[:half], ratio) + self.failing(groups[half:], ratio)
-        return bad or list(groups)
+        return bad or [(group, trial.why) for group in groups]
+
+    def refutation(self, groups: Sequence[Group], ratio: float) -> EquivalenceError:
+        """Bisect to the first group with which the groups before it break."""
+        low, high = 0, len(groups)
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if self.trial(groups[:middle], ratio).good else (low, middle)
+        group, alone = groups[high - 1], self.trial(groups[high - 1 : high], ratio)
+        trial = self.trial(groups[:high], ratio) if alone.good else alone
+        together = " together with groups before it" if alone.good else ""
+        return EquivalenceError(
+            f"group {group.name!r}{together}: {trial.why}. The plan is wrong there; trace(..., check=True) locks it, "
+            f"or pass ignore={group.name!r}.",
+            group=group.name,
+            error=trial.error,
+        )
 
     def trial(self, groups: Sequence[Group], ratio: float) -> _Trial:
         """Remove ``ratio`` of the units of these groups, by masking and by surgery, and compare."""

@@ -60,8 +60,8 @@ SAME_MODELS = (
 SAME_CONSTRUCTS = (
     "1d", "3d", "transposed 1d", "transposed 2d", "transposed 3d", "depthwise", "batch norm",
     "batch norm without weights", "group norm", "group norm without weights", "layer norm", "instance norm",
-    "instance norm with weights", "prelu", "embedding", "embedding tied to the decoder", "layer scale", "chunk", "flatten", "squeeze and excitation",
-    "channel attention", "upsampling", "residual", "shared layer",
+    "instance norm with weights", "prelu", "embedding", "embedding tied to the decoder", "layer scale", "chunk",
+    "flatten", "squeeze and excitation", "channel attention", "upsampling", "residual", "shared layer",
 )  # fmt: skip
 
 

@@ -31,7 +31,7 @@ class Recipe:
     finetune_epochs: int
     dense_lr: float = 0.1
     sparse_lr: float = 0.05
-    finetune_lr: float = 0.05
+    finetune_lr: float = 0.02
     batch_size: int = 64
     strengths: Mapping[str, float] = field(default_factory=dict)
     curve: tuple[float, ...] = (2.0, 4.0, 8.0, 16.0)
