@@ -92,10 +92,11 @@ def run_apart(setting: Setting, limit: float) -> dict[str, Any]:
     try:
         done = subprocess.run(  # noqa: S603 - this program itself
             command,
+            check=False,
             capture_output=True,
             text=True,
             timeout=limit,
-            env={**os.environ, "OMP_NUM_THREADS": str(setting.threads)},
+            env=environment,
         )
     except subprocess.TimeoutExpired:
         return {"verdict": f"no answer in {limit:.0f} s", "seconds": limit}

@@ -194,12 +194,14 @@ class _Judge:
         generator = torch.Generator().manual_seed(self.seed)
         selection = random_selection(self.plan, groups, ratio, generator)
         keep = selection.flat(self.plan)
-        masked, pruned = copy.deepcopy(self.model), copy.deepcopy(self.model)
+        pruned = copy.deepcopy(self.model)
         try:
             prune_(pruned, self.plan, selection)
             got, got_grads = self._run(pruned)
         except (RuntimeError, ValueError, IndexError, TypeError, AttributeError, AssertionError) as failure:
             return _Trial(float("inf"), float("inf"), 0.0, 0, False, f"the pruned model fails: {failure}")
+        del pruned  # one copy at a time: the largest models just fit
+        masked = copy.deepcopy(self.model)
         with Masked(masked, self.plan, keep):
             want, want_grads = self._run(masked)
         error = _relative(got, want)

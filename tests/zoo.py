@@ -12,10 +12,8 @@ from functools import partial
 import pytest
 from torch import nn
 
-import etp_graph as etp
 from etp_graph.demo import models as cifar
 
-etp.register_padding(cifar.PaddedShortcut)
 models = pytest.importorskip("torchvision.models")
 
 Build = Callable[[], nn.Module]

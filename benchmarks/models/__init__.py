@@ -8,10 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from etp_graph import register_padding
 from etp_graph.demo import models as cifar
-
-register_padding(cifar.PaddedShortcut)
 
 ATTENTION = ("maxvit", "swin", "vit_")
 """Families of torchvision's classifiers that mix positions by attention; everything else is in the registry."""

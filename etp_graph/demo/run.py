@@ -24,6 +24,7 @@ from .contest import Contest
 from .data import CLASSES, Split, cifar10, digits, load_weights
 from .entries import MethodName, Outcome, Recipe
 from .models import SmallResNet, resnet20
+from .presets import PRESETS
 from .training import Augment, crop_flip
 
 DataName = Literal["digits", "cifar10"]
@@ -64,7 +65,7 @@ class DemoConfig:
         cls, data: str = "digits", *, quick: bool = False, speed_up: float = 8.0, seeds: int | None = None
     ) -> DemoConfig:
         """The documented defaults; ``quick`` means one seed unless ``seeds`` is given, and a short schedule."""
-        recipe, train_limit, test_limit = _PRESETS[data, quick]
+        recipe, train_limit, test_limit = PRESETS[data, quick]
         return cls(
             data="cifar10" if data == "cifar10" else "digits", speed_up=float(speed_up),
             seeds=seeds or (1 if quick else 3), recipe=recipe, train_limit=train_limit, test_limit=test_limit,
@@ -76,37 +77,6 @@ class DemoConfig:
         """The command line of this configuration."""
         quick = " --quick" if self.quick else ""
         return f"etp-graph demo --data {self.data} --speed-up {self.speed_up:g} --seeds {self.seeds}{quick}"
-
-
-# Strengths at 8x, chosen on the validation images with seeds that the demo does not use; the same number of values for
-# every method, and one rule: of those whose accuracy after fine-tuning is within one standard error of the best, the
-# one with the best accuracy right after surgery. docs/demo.md has every value that was tried.
-_DIGITS = {"depgraph": 1e-2, "torque": 3e-3, "etp": 2e-4}
-_CIFAR = {"depgraph": 3e-2, "torque": 5e-3, "etp": 1e-3}
-# The long schedule was not tuned: the quick strengths over the ratio of the steps, 5265 to 141, so that the whole
-# push of the sparse phase stays the same.
-_CIFAR_LONG = {name: value / 37 for name, value in _CIFAR.items()}
-
-_PRESETS: dict[tuple[str, bool], tuple[Recipe, int | None, int | None]] = {
-    ("digits", False): (Recipe(dense_epochs=20, sparse_epochs=15, finetune_epochs=10, strengths=_DIGITS), None, None),
-    ("digits", True): (
-        Recipe(dense_epochs=12, sparse_epochs=10, finetune_epochs=6, strengths=_DIGITS, curve_epochs=1), None, None,
-    ),
-    ("cifar10", True): (
-        Recipe(
-            dense_epochs=0, sparse_epochs=3, finetune_epochs=4, sparse_lr=0.02, finetune_lr=0.05, strengths=_CIFAR,
-            curve_epochs=1,
-        ),
-        3_000, 2_000,
-    ),
-    ("cifar10", False): (
-        Recipe(
-            dense_epochs=0, sparse_epochs=15, finetune_epochs=25, sparse_lr=0.02, finetune_lr=0.05, batch_size=128,
-            strengths=_CIFAR_LONG,
-        ),
-        None, None,
-    ),
-}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
