@@ -57,7 +57,7 @@ def allocate(model: nn.Module, plan: Plan, scores: Tensor, *, budget: Budget) ->
     costs = CostModel(plan)
     target = budget.target(costs.dense)
     if getattr(costs.dense, budget.quantity) <= target:
-        return Selection.from_flat(plan, torch.ones(plan.n_units, dtype=torch.bool))
+        return Selection.from_flat(plan, torch.ones(plan.n_units, dtype=torch.bool, device="cpu"))
     levels = Levels(costs, values, budget)
     least = levels.one(levels.n_levels)
     if least > target:

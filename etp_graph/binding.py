@@ -46,7 +46,7 @@ class Binding:
         if spoiled:
             raise ForceError(f"{some(spoiled)} of the model: NaN or infinite values. Repair them before training on.")
         self._flags: tuple[bool, ...] = ()
-        self.active = torch.zeros(0)
+        self.active = torch.zeros(0, device="cpu")
         self.frozen: dict[str, tuple[str, ...]] = {}
         self.owner: dict[str, int] = {}
         self.refresh()
@@ -57,7 +57,7 @@ class Binding:
         if flags == self._flags:
             return False
         self._flags = flags
-        active = torch.ones(self.plan.n_units, dtype=self._units.dtype)
+        active = torch.ones(self.plan.n_units, dtype=self._units.dtype, device="cpu")
         self.frozen = {}
         for group, span in self.plan.spans():
             stuck = [s for s in group.slices if s.tensor in self.tensors and not self.tensors[s.tensor].requires_grad]

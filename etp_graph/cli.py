@@ -199,6 +199,9 @@ def demo(
     debug: Debug = False,
 ) -> None:
     """Compress one network by DepGraph, Torque and ETP from the same checkpoint, and compare."""
+    # Images of 8x8 pixels gain nothing from a second thread, and lose much where another program wants the core.
+    if threads is None and data is DemoData.DIGITS:
+        threads = 1
     with _friendly(threads=threads, debug=debug):
         from .demo.run import DemoConfig, run_demo
 

@@ -103,7 +103,7 @@ class CostModel:
                 self._number[name, part.axis] = number
         self.sizes: Ints = np.array([len(layers[0]) for layers in self.maps], dtype=np.int64)
         self._set_terms()
-        self.dense = self.evaluate(torch.ones(plan.n_units, dtype=torch.bool))
+        self.dense = self.evaluate(torch.ones(plan.n_units, dtype=torch.bool, device="cpu"))
 
     def _set_terms(self) -> None:
         """Collect like terms: one row of dimensions with its coefficients in MACs and in parameters."""

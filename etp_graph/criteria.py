@@ -176,7 +176,7 @@ def random(model: nn.Module, plan: Plan, *, seed: int = 0) -> Tensor:
         PlanError: the plan is not of this model.
     """
     units = _units(model, plan)
-    return torch.rand(plan.n_units, generator=torch.Generator().manual_seed(seed)).to(units.device)
+    return torch.rand(plan.n_units, generator=torch.Generator().manual_seed(seed), device="cpu").to(units.device)
 
 
 CRITERIA: Mapping[str, Callable[..., Tensor]] = {

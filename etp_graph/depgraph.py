@@ -95,7 +95,7 @@ class _Side:
     handler: Callable[..., Any]
     name: str
     size: int | None
-    ids: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+    ids: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64, device="cpu"))
 
     @property
     def is_out(self) -> bool:
@@ -134,7 +134,7 @@ class _Walk:
                 side = self._side(node, handler)
                 if side.size is not None and len(side.ids) == 0:
                     side.ids = self.labels.fresh(side.size)
-                    self._queue.append((side, torch.arange(side.size), side.name))
+                    self._queue.append((side, torch.arange(side.size, device="cpu"), side.name))
         self._limit = sum(side.size or 0 for side in self.sides.values())
         while self._queue:
             side, index, near = self._queue.pop()
@@ -188,7 +188,7 @@ class _Walk:
         if len(set(pairs)) != len(pairs):
             twice = sorted({pair.idx for pair in pairs if pairs.count(pair) > 1})
             raise PlanError(f"the edge {where} maps to the positions {twice[:8]} twice.")
-        both = torch.tensor([tuple(pair) for pair in pairs], dtype=torch.int64).view(-1, 2)
+        both = torch.tensor([tuple(pair) for pair in pairs], dtype=torch.int64, device="cpu").view(-1, 2)
         return both[:, 1], both[:, 0]
 
 

@@ -33,7 +33,7 @@ def build_groups(labels: Labels, bare: dict[str, Tensor]) -> tuple[Group, ...]:
     ranking them against each other is then fair, and every group is a block of equal columns.
     """
     root, locked = labels.resolve()
-    produced = torch.zeros(len(root), dtype=torch.bool)
+    produced = torch.zeros(len(root), dtype=torch.bool, device="cpu")
     for producer in labels.producers.values():
         produced[root[labels.axes[producer.axis]]] = True
     produced[0] = False
@@ -90,7 +90,7 @@ def _partition(
     root: Tensor, produced: Tensor, places: list[_Place], locked: dict[int, str]
 ) -> tuple[Tensor, Tensor, Tensor, list[str | None]]:
     """Units, group of each label, position inside the group of each label, reason of each group."""
-    signature = torch.zeros(len(root), dtype=torch.int64)
+    signature = torch.zeros(len(root), dtype=torch.int64, device="cpu")
     for place in places:
         if len(place.key) > 2:
             continue  # attributes count units, they do not tell them apart
@@ -99,8 +99,8 @@ def _partition(
         signature.index_add_(0, place.units, torch.full_like(place.units, code))
     units = torch.unique(root[produced[root]])
     keys: dict[tuple[int, str | None], int] = {}
-    group_of = torch.full((len(root),), -1)
-    position = torch.zeros(len(root), dtype=torch.int64)
+    group_of = torch.full((len(root),), -1, device="cpu")
+    position = torch.zeros(len(root), dtype=torch.int64, device="cpu")
     counts: list[int] = []
     of, at = [], []
     for unit, code in zip(units.tolist(), signature[units].tolist(), strict=True):
@@ -110,8 +110,8 @@ def _partition(
         of.append(group)
         at.append(counts[group])
         counts[group] += 1
-    group_of[units] = torch.tensor(of, dtype=torch.int64)
-    position[units] = torch.tensor(at, dtype=torch.int64)
+    group_of[units] = torch.tensor(of, dtype=torch.int64, device="cpu")
+    position[units] = torch.tensor(at, dtype=torch.int64, device="cpu")
     return units, group_of, position, [reason for _, reason in keys]
 
 
@@ -166,14 +166,14 @@ def _constrain(groups: list[Group], units: Tensor, group_of: Tensor, position: T
 
 def _apply_blocks(groups: list[Group], owner: int, positions: Tensor, blocks: int) -> bool:
     group = groups[owner]
-    table = torch.zeros(blocks, group.n_units, dtype=torch.int64)
-    block = torch.arange(len(positions)) // (len(positions) // blocks)
+    table = torch.zeros(blocks, group.n_units, dtype=torch.int64, device="cpu")
+    block = torch.arange(len(positions), device="cpu") // (len(positions) // blocks)
     table.index_put_((block, positions), torch.ones_like(positions), accumulate=True)
     if bool((table == table[0]).all()):
         return True  # every unit has an equal share in every block
     if group.n_units % blocks:
         return False
-    expected = torch.arange(group.n_units) // (group.n_units // blocks)
+    expected = torch.arange(group.n_units, device="cpu") // (group.n_units // blocks)
     alone = (table > 0).sum(0) == 1
     if (
         not bool(alone.all())

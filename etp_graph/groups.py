@@ -18,16 +18,16 @@ Index = LongTensor | range
 def as_tensor(index: Index) -> LongTensor:
     """The index as int64 tensor on the CPU, shape [k]."""
     if isinstance(index, range):
-        return torch.arange(index.start, index.stop, index.step)  # type: ignore[return-value]
+        return torch.arange(index.start, index.stop, index.step, device="cpu")  # type: ignore[return-value]
     return index
 
 
 def as_index(values: Tensor | Iterable[int]) -> Index:
     """A range if the values count up by one, else an int64 tensor on the CPU, shape [k]."""
-    tensor = torch.as_tensor(values if isinstance(values, Tensor) else list(values), dtype=torch.int64).cpu()
+    tensor = torch.as_tensor(values if isinstance(values, Tensor) else list(values), dtype=torch.int64, device="cpu")
     if tensor.numel():
         start = int(tensor[0])
-        if torch.equal(tensor, torch.arange(start, start + tensor.numel())):
+        if torch.equal(tensor, torch.arange(start, start + tensor.numel(), device="cpu")):
             return range(start, start + tensor.numel())
     return tensor  # type: ignore[return-value]
 
@@ -155,7 +155,7 @@ def _index_from_json(value: Any) -> Index:
     if isinstance(value, dict):
         start, stop = value["range"]
         return range(start, stop)
-    return torch.tensor(value, dtype=torch.int64)  # type: ignore[return-value]
+    return torch.tensor(value, dtype=torch.int64, device="cpu")  # type: ignore[return-value]
 
 
 def group_json(group: Group) -> dict[str, Any]:

@@ -51,7 +51,7 @@ class Labels:
     def fresh(self, size: int) -> Tensor:
         """New labels, int64 [size]."""
         first, self._next = self._next, self._next + size
-        return torch.arange(first, first + size)
+        return torch.arange(first, first + size, device="cpu")
 
     def produce(self, producer: Producer, size: int) -> Tensor:
         """The labels of a producing axis: fresh at its first use, the same at every later one."""
@@ -87,7 +87,7 @@ class Labels:
 
     def resolve(self) -> tuple[Tensor, dict[int, str]]:
         """The representative of every label, int64 [number of labels + 1], and the locked ones with the reason."""
-        root = torch.arange(self._next)
+        root = torch.arange(self._next, device="cpu")
         if self._pairs:
             a = torch.cat([left for left, _ in self._pairs])
             b = torch.cat([right for _, right in self._pairs])
@@ -104,7 +104,7 @@ def components(n: int, a: Tensor, b: Tensor) -> Tensor:
 
     Minimum-label propagation with pointer jumping: a logarithmic number of passes over all edges at once.
     """
-    root = torch.arange(n)
+    root = torch.arange(n, device="cpu")
     while True:
         low = torch.minimum(root[a], root[b])
         before = root.clone()

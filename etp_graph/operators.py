@@ -157,7 +157,7 @@ def join(labels: Labels, name: str, operands: Sequence[Operand], dim: int, where
     pieces = []
     for o in operands:
         shape = [s if d == dim else 1 for d, s in enumerate(o.shape)]
-        pieces.append(torch.zeros(shape, dtype=torch.int64) if o.label is None else o.label.expand(shape))
+        pieces.append(torch.zeros(shape, dtype=torch.int64, device="cpu") if o.label is None else o.label.expand(shape))
     return torch.cat(pieces, dim)
 
 

@@ -198,8 +198,8 @@ class Selection:
 
     def flat(self, plan: Plan) -> BoolTensor:
         """As one bool ``[plan.n_units]`` vector on the CPU."""
-        parts = [self.keep.get(g.name, torch.ones(g.n_units, dtype=torch.bool)) for g in plan.groups]
-        return torch.cat([part.cpu() for part in parts]) if parts else torch.ones(0, dtype=torch.bool)  # type: ignore
+        parts = [self.keep.get(g.name, torch.ones(g.n_units, dtype=torch.bool, device="cpu")) for g in plan.groups]
+        return torch.cat([part.cpu() for part in parts]) if parts else torch.ones(0, dtype=torch.bool, device="cpu")  # type: ignore
 
     def check(self, plan: Plan) -> None:
         """Raise :class:`SelectionError` unless every group and every constraint of the plan is respected."""
@@ -224,8 +224,8 @@ class Selection:
         keep: dict[str, BoolTensor] = {}
         try:
             for name, (size, removed) in json.loads(text).items():
-                mask = torch.ones(size, dtype=torch.bool)
-                mask[torch.tensor(removed, dtype=torch.int64)] = False
+                mask = torch.ones(size, dtype=torch.bool, device="cpu")
+                mask[torch.tensor(removed, dtype=torch.int64, device="cpu")] = False
                 keep[name] = mask  # type: ignore[assignment]
         except (TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
             raise SelectionError(f"this text is not a selection: {error!r}") from error

@@ -48,7 +48,7 @@ def probe(layer: nn.Module, prune: Prune, pruning_dim: int, n_units: int, where:
             removed = [i for i in range(n_units) if (i >> bit & 1) == value]
             cut = _cut(layer, prune, pruning_dim, removed)
             for axis, gone in _missing(layer, cut, where).items():
-                row = torch.tensor([value << bit, 1]) * gone[:, None]
+                row = torch.tensor([value << bit, 1], device="cpu") * gone[:, None]
                 found[axis] = found.get(axis, torch.zeros_like(row)) + row
             for key, less in _lowered(layer, cut).items():
                 steps[key] = steps.get(key, 0) + (less == len(removed))
@@ -72,7 +72,7 @@ def _cut(layer: nn.Module, prune: Prune, pruning_dim: int, removed: list[int]) -
     module = copy.deepcopy(layer)
     for _, tensor in _stored(module):
         tensor.requires_grad_(False)
-        tensor.data = torch.arange(tensor.numel(), dtype=torch.float64).view(tensor.shape)
+        tensor.data = torch.arange(tensor.numel(), dtype=torch.float64, device="cpu").view(tensor.shape)
     prune.__self__.pruning_dim = pruning_dim  # type: ignore[attr-defined]
     prune(module, removed)
     return module
@@ -88,7 +88,7 @@ def _missing(layer: nn.Module, cut: nn.Module, where: str) -> dict[tuple[str, in
         left = torch.unravel_index(after[name].detach().flatten().long(), tensor.shape)
         for axis, size in enumerate(tensor.shape):
             if after[name].shape[axis] < size:
-                found[name, axis] = torch.ones(size, dtype=torch.int64)
+                found[name, axis] = torch.ones(size, dtype=torch.int64, device="cpu")
                 found[name, axis][left[axis]] = 0
     return found
 

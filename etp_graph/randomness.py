@@ -23,13 +23,13 @@ def capture() -> dict[str, Tensor]:
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         found |= {f"cuda.{i}": state.cpu() for i, state in enumerate(torch.cuda.get_rng_state_all())}
     _, words, gauss = random.getstate()
-    found["python"] = torch.tensor(words, dtype=torch.int64)
-    found["python.gauss"] = torch.tensor([] if gauss is None else [gauss], dtype=torch.float64)
+    found["python"] = torch.tensor(words, dtype=torch.int64, device="cpu")
+    found["python.gauss"] = torch.tensor([] if gauss is None else [gauss], dtype=torch.float64, device="cpu")
     numpy = np.random.get_state(legacy=False)  # noqa: NPY002  # the global generator is what users' loops draw from
     if isinstance(numpy, dict) and numpy["bit_generator"] == "MT19937":
         words = [*numpy["state"]["key"].tolist(), int(numpy["state"]["pos"]), int(numpy["has_gauss"])]
-        found["numpy"] = torch.tensor(words, dtype=torch.int64)
-        found["numpy.gauss"] = torch.tensor([numpy["gauss"]], dtype=torch.float64)
+        found["numpy"] = torch.tensor(words, dtype=torch.int64, device="cpu")
+        found["numpy.gauss"] = torch.tensor([numpy["gauss"]], dtype=torch.float64, device="cpu")
     return found
 
 

@@ -204,7 +204,7 @@ class Regularizer:
         if self.settings.order == "importance":
             key = -self._norms()
         elif self.settings.order == "random":
-            key = torch.rand(n, generator=torch.Generator().manual_seed(self.settings.seed)).to(device)
+            key = torch.rand(n, generator=torch.Generator().manual_seed(self.settings.seed), device="cpu").to(device)
         else:
             key = torch.arange(n, device=device)
         self._distance = self._runs.distance(self._runs.rank(key), self._units.dtype)

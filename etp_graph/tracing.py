@@ -58,13 +58,14 @@ def trace(
         raise PlanError("the model has no parameters: there is nothing to prune.")
     tracker = Tracker(model)
     modes = ["eval"]
+    notes: tuple[str, ...] = ()
     _follow(tracker, example_inputs)
     parameters = tuple(name for name, _ in model.named_parameters())
-    n_ops, n_seen = len(tracker.ops), len(tracker.weights.seen)
+    n_ops = len(tracker.ops)
     if set(parameters) - tracker.weights.seen:
-        _follow(tracker, example_inputs, containers=True)
+        notes, found = _follow_training(tracker, example_inputs)
         del tracker.ops[n_ops:]  # the cost is that of the model in use
-        modes += ["train"] * (len(tracker.weights.seen) > n_seen)
+        modes += ["train"] * found
     groups = _ignore(tracker, [ignore] if isinstance(ignore, str) else ignore)
     plan = Plan(
         groups=groups,
@@ -73,6 +74,7 @@ def trace(
         ops=tuple(tracker.ops),
         uncounted=tuple(sorted(tracker.uncounted)),
         modes=tuple(modes),
+        notes=notes,
         unreached=tuple(name for name in parameters if name not in tracker.weights.seen),
         device=next(iter(tensors.values())).device.type,
     )
@@ -87,6 +89,24 @@ def _follow(tracker: Tracker, example_inputs: Any, *, containers: bool = False) 
     with evaluating(tracker.model, containers=containers), torch.random.fork_rng(devices=[]), tracker.watch():
         out = run(tracker.model, example_inputs)
     tracker.lock_all(outputs(out), "feeds the model's output")
+
+
+def _follow_training(tracker: Tracker, example_inputs: Any) -> tuple[tuple[str, ...], bool]:
+    """A second pass with the containers in training mode: notes, and whether it reached further parameters.
+
+    The pass is ours, not the user's: a model that cannot run in that mode on these inputs gets a note, no error,
+    and what that pass began to follow is locked.
+    """
+    before, known = len(tracker.weights.seen), set(tracker.labels.producers)
+    try:
+        _follow(tracker, example_inputs, containers=True)
+    except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, AssertionError) as error:
+        for axis in set(tracker.labels.producers) - known:
+            tracker.labels.lock(tracker.labels.axes[axis], "could not be followed to its end in training mode")
+        return (
+            f"what eval mode does not reach could not be followed: in training mode the model raises {error!r}",
+        ), False
+    return (), len(tracker.weights.seen) > before
 
 
 def _require_prunable(plan: Plan) -> None:

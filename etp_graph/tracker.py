@@ -101,7 +101,7 @@ class Tracker:
             label = None
         size = tensor.shape[dim]
         if label is None:
-            return torch.zeros(size, dtype=torch.int64)
+            return torch.zeros(size, dtype=torch.int64, device="cpu")
         return label.reshape(-1).expand(size)
 
     def lock_all(self, values: Any, reason: str) -> None:
@@ -229,7 +229,7 @@ class _Operators(TorchDispatchMode):
         module = self.tracker.modules[-1] if self.tracker.modules else None
         names = layers.PADDINGS.get(type(module))  # type: ignore[arg-type]
         if names is None or width <= 0:
-            return torch.zeros(max(width, 0), dtype=torch.int64)
+            return torch.zeros(max(width, 0), dtype=torch.int64, device="cpu")
         ids = self.tracker.labels.fresh(width)
         self.tracker.labels.count((str(self.tracker.weights.module_name(module)), names[side], None), ids)
         return ids

@@ -74,7 +74,7 @@ def _place(maps: list[Tensor], index: Tensor, unit: Tensor, size: int, nobody: i
         if bool((layer[index] == nobody).all()):
             layer[index] = unit
             return
-    layer = torch.full((size,), nobody)
+    layer = torch.full((size,), nobody, device="cpu")
     layer[index] = unit
     maps.append(layer)
 
@@ -119,9 +119,11 @@ class Runs:
     @classmethod
     def of(cls, plan: Plan, device: torch.device | str = "cpu") -> Runs:
         """The runs of a plan, with their tensors on ``device``."""
-        sizes = torch.tensor([g.n_units // g.blocks for g in plan.groups for _ in range(g.blocks)], dtype=torch.int64)
+        sizes = torch.tensor(
+            [g.n_units // g.blocks for g in plan.groups for _ in range(g.blocks)], dtype=torch.int64, device="cpu"
+        )
         starts = sizes.cumsum(0) - sizes
-        number = torch.arange(len(sizes)).repeat_interleave(sizes)
+        number = torch.arange(len(sizes), device="cpu").repeat_interleave(sizes)
         return cls(number.to(device), starts[number].to(device), sizes[number].to(device))
 
     def rank(self, key: Tensor) -> Tensor:

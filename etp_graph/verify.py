@@ -107,15 +107,15 @@ def random_selection(plan: Plan, groups: Sequence[Group], ratio: float, generato
     """
     keep = {}
     for group in groups:
-        share = min(ratio * (0.5 + float(torch.rand((), generator=generator))), 0.95)
+        share = min(ratio * (0.5 + float(torch.rand((), generator=generator, device="cpu"))), 0.95)
         per_block = group.n_units // group.blocks
         step = group.multiple if group.blocks == 1 else max(group.multiple // group.blocks, 1)
         floor = -(-max(group.min_units, 1) // group.blocks)
         kept = max(per_block - max(round(per_block * share), 1), floor)
         kept = -(-kept // step) * step
-        mask = torch.ones(group.blocks, per_block, dtype=torch.bool)
+        mask = torch.ones(group.blocks, per_block, dtype=torch.bool, device="cpu")
         for block in range(group.blocks):
-            drop = torch.randperm(per_block, generator=generator)[: max(per_block - kept, 0)]
+            drop = torch.randperm(per_block, generator=generator, device="cpu")[: max(per_block - kept, 0)]
             mask[block, drop] = False
         keep[group.name] = mask.flatten()
     return Selection(keep)  # type: ignore[arg-type]
@@ -220,7 +220,7 @@ class _Judge:
             return out, {}
         generator = torch.Generator().manual_seed(self.seed)
         loss = sum(
-            (t * torch.randn(t.shape, generator=generator, dtype=t.dtype).to(t.device)).sum()
+            (t * torch.randn(t.shape, generator=generator, dtype=t.dtype, device="cpu").to(t.device)).sum()
             for t in out
             if t.requires_grad
         )
@@ -275,12 +275,12 @@ def randomize_(model: nn.Module, *, seed: int = 0) -> None:
         if not isinstance(tensor, nn.Parameter) and not name.endswith(("running_mean", "running_var")):
             continue
         if name.endswith(("running_var", "original0")) or (tensor.ndim < 2 and name.endswith("weight")):
-            value = torch.rand(tensor.shape, generator=generator) + 0.5
+            value = torch.rand(tensor.shape, generator=generator, device="cpu") + 0.5
         elif tensor.ndim >= 2 and name.endswith(("weight", "original1", "weight_v")):
             fan_in = max(tensor[0].numel(), 1)
-            value = torch.randn(tensor.shape, generator=generator) * (2.0 / fan_in) ** 0.5
+            value = torch.randn(tensor.shape, generator=generator, device="cpu") * (2.0 / fan_in) ** 0.5
         else:
-            value = torch.randn(tensor.shape, generator=generator) * 0.2
+            value = torch.randn(tensor.shape, generator=generator, device="cpu") * 0.2
         tensor.copy_(value.to(tensor.dtype))
 
 

@@ -223,3 +223,27 @@ def test_the_models_own_exception_passes_through() -> None:
     assert model.norm.training
     with pytest.raises(RuntimeError, match=r"expected input"):
         etp.trace(Toy(), torch.zeros(1, 4, 8, 8))
+
+
+def test_a_training_mode_that_cannot_run_is_a_note() -> None:
+    """Auxiliary heads are looked for in a second pass; where the model cannot run it, tracing still succeeds."""
+
+    class Aux(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.head = nn.Linear(4, 6), nn.Linear(6, 3)
+            self.aux, self.last = nn.Linear(6, 5), nn.Linear(5, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x).relu()
+            if self.training:
+                raise RuntimeError(f"no labels at hand {self.aux(x).shape}")
+            out: Tensor = self.head(x)
+            return out
+
+    plan = etp.trace(Aux(), torch.randn(2, 4))
+    assert "no labels at hand" in plan.notes[0]
+    assert plan["stem"].locked is None
+    assert "aux.weight" in {piece.tensor for piece in plan["stem"].slices}, "what was seen of the head is cut along"
+    assert plan["aux"].locked is not None
+    assert plan.unreached == ("last.weight", "last.bias")

@@ -54,7 +54,7 @@ def googlenet() -> nn.Module:
 
 
 def inception() -> nn.Module:
-    # Its auxiliary head needs images of 267 pixels; googlenet's, above, is checked in its stead.
+    # Its auxiliary head needs images of nearly 299 pixels; googlenet's, above, is checked in its stead.
     return models.Inception3(num_classes=10, init_weights=False, aux_logits=False)
 
 

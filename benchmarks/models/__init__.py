@@ -53,7 +53,7 @@ def registry() -> dict[str, Entry]:
         return entries
     for name in sorted(models.list_models(module=models)):
         if not name.startswith(ATTENTION):
-            size, small = (299, 107) if name == "inception_v3" else (224, 64)
+            size, small = (299, 299) if name == "inception_v3" else (224, 64)
             entries[name] = Entry(name=name, build=_evaluated(_torchvision(name)), size=size, small=small)
     return entries
 

@@ -45,7 +45,7 @@ PRESETS: dict[tuple[str, bool], Preset] = {
     ),
     ("cifar10", True): (
         Recipe(
-            dense_epochs=0, sparse_epochs=3, finetune_epochs=4, sparse_lr=0.02, finetune_lr=0.05, strengths=_CIFAR,
+            dense_epochs=0, sparse_epochs=3, finetune_epochs=8, sparse_lr=0.02, finetune_lr=0.05, strengths=_CIFAR,
             curve_epochs=1,
         ),
         3_000, 2_000,

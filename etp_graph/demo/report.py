@@ -61,10 +61,11 @@ def table(result: DemoResult) -> Table:
     seeds = f"{config.seeds} seed{'s' if config.seeds > 1 else ''}"
     shown = Table(
         title=f"{config.data}: test accuracy in % at {config.speed_up:g}x fewer MACs, {seeds}",
-        box=SIMPLE_HEAD, title_style="bold", title_justify="left", pad_edge=False,
+        box=SIMPLE_HEAD, title_style="bold", title_justify="left", show_edge=False, padding=0,
     )  # fmt: skip
     for column in COLUMNS:
-        shown.add_column(column, justify="left" if column == "method" else "right", no_wrap=column == "method")
+        # Two short lines: the whole table fits into 80 columns.
+        shown.add_column(column.replace(" ", "\n"), justify="left" if column == "method" else "right", no_wrap=True)
     for row in rows(result):
         shown.add_row(*row, style="bold" if row[0] == LABELS["etp"] else None)
     return shown

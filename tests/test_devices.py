@@ -1,0 +1,56 @@
+"""A default device, or a model without storage, must not leak into plans, scores and selections."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+
+import pytest
+import torch
+from test_surgery import same, state_of
+from torch import nn
+from toy import Toy
+
+import etp_graph as etp
+
+
+@pytest.fixture
+def default_meta() -> Iterator[None]:
+    """Tensors that name no device are created on one that holds no data: whoever forgets to name it fails."""
+    with torch.device("meta"):
+        yield
+
+
+def job(model: nn.Module, x: torch.Tensor) -> str:
+    plan = etp.trace(model, x)
+    etp.verify(model, plan, x)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with etp.Regularizer(model, plan, order="random").attach(optimizer) as regularizer:
+        model(x).square().mean().backward()
+        optimizer.step()
+        scores = etp.criteria.etp(model, plan, regularizer=regularizer)
+    selection = etp.allocate(model, plan, scores, budget=etp.Budget(speed_up=2))
+    etp.prune_(model, plan, selection, optimizer=optimizer)
+    return plan.fingerprint + selection.to_json()
+
+
+def test_a_default_device_changes_nothing() -> None:
+    model, x = Toy(), torch.randn(2, 3, 8, 8)
+    twin = copy.deepcopy(model)
+    plain = job(model, x)
+    with torch.device("meta"):
+        other = job(twin, x)
+    assert plain == other
+    assert same(state_of(model), state_of(twin))
+
+
+@pytest.mark.usefixtures("default_meta")
+def test_a_model_without_storage_can_be_planned_and_cut() -> None:
+    model, x = Toy(), torch.randn(1, 3, 8, 8)
+    plan = etp.trace(model, x)
+    assert plan.device == "meta"
+    scores = torch.arange(plan.n_units, device="cpu") % 7
+    selection = etp.allocate(model, plan, scores, budget=etp.Budget(speed_up=2))
+    etp.prune_(model, plan, selection)
+    assert sum(p.numel() for p in model.parameters()) == etp.cost(model, etp.trace(model, x)).params
+    assert model(x).shape == (1, 5)
