@@ -92,6 +92,7 @@ class _Search:
     def __init__(self, levels: Levels, target: int) -> None:
         self.levels, self.target = levels, target
         self.n_levels, self.position = levels.n_levels, levels.position
+        self.lost = [np.append(0, position.cumsum()) for position in levels.position]
 
     def near(self, cost: int) -> bool:
         """Whether the cost is so close below the target that the search may end."""
@@ -143,14 +144,7 @@ class _Search:
         points = np.indices(tuple(self.n_levels + 1)).reshape(len(self.n_levels), -1).T
         costs = self.levels.cost(points)
         fits = costs <= self.target
-        near = fits & (costs >= TOLERANCE * self.target)
-        if not near.any():
-            near = costs == costs[fits].max()
-        loss = np.zeros(len(points))
-        for c, position in enumerate(self.position):
-            loss += np.append(0, position.cumsum())[points[:, c]]
-        candidates = np.flatnonzero(near)
-        return np.asarray(points[candidates[loss[candidates].argmin()]])
+        return self._pick(points, int(costs[fits].max()) - 1)  # type: ignore[return-value]  # one of them fits
 
     def _exchange(self, k: Ints) -> Ints:
         """Exchange levels between two columns while that comes closer: one for one, then any numbers of them."""
@@ -168,32 +162,41 @@ class _Search:
 
     def _swap(self, k: Ints, best: int) -> Ints | None:
         """The best point above the cost ``best`` with one level more gone and one of another column back."""
-        found = None
         eye = np.eye(len(k), dtype=np.int64)
-        for c in sorted(np.flatnonzero(k < self.n_levels).tolist(), key=lambda c: int(self.position[c][k[c]])):
-            back = [b for b in np.flatnonzero(k).tolist() if b != c]
-            if not back or self.near(best):
-                continue
-            points = k + eye[c] - eye[back]
-            costs = self.levels.cost(points)
-            costs = np.where(costs <= self.target, costs, -1)
-            if costs.max() > best:
-                best, found = int(costs.max()), points[costs.argmax()]
-        return found
+        back = np.flatnonzero(k).tolist()
+        more = np.flatnonzero(k < self.n_levels).tolist()
+        points = [k + eye[c] - eye[b] for c in more for b in back if b != c]
+        return self._pick(np.array(points), best) if points else None
+
+    def _pick(self, points: Ints, best: int) -> Ints | None:
+        """The least important loss among the points close to the target; else the closest, if above ``best``."""
+        costs = np.where((found := self.levels.cost(points)) <= self.target, found, -1)
+        if costs.max() <= best:
+            return None
+        candidates = points[costs >= min(TOLERANCE * self.target, costs.max())]
+        return np.asarray(candidates[self._loss(candidates).argmin()])
+
+    def _loss(self, points: Ints) -> Ints:
+        """How far up the order of removal the levels stand that are gone, summed, [n], at the points [n, n_columns]."""
+        return np.asarray(sum(lost[points[:, c]] for c, lost in enumerate(self.lost)))
 
     def _trade(self, k: Ints, best: int) -> Ints | None:
         """The best point above the cost ``best`` in which only two columns differ."""
-        found = None
+        found: Ints | None = None
+        tried = 0
         for a, b in itertools.permutations(range(len(k)), 2):
-            if self.near(best):
+            if self.near(best) and tried > _MAX_STATES:
                 break
             if self.n_levels[a] > self.n_levels[b]:
                 continue  # (b, a) covers it with fewer points
             points = self._refill(k, a, b)
-            costs = self.levels.cost(points)
-            costs = np.where(costs <= self.target, costs, -1)
-            if costs.max() > best:
-                best, found = int(costs.max()), points[costs.argmax()]
+            tried += len(points)
+            point = self._pick(points, min(best, math.ceil(TOLERANCE * self.target) - 1))
+            if point is None:
+                continue
+            both = point[None] if found is None else np.stack([found, point])
+            found = self._pick(both, -1)
+            best = self.levels.one(found) if found is not None else best
         return found
 
     def _refill(self, k: Ints, a: int, b: int) -> Ints:

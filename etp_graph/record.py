@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 _KEY = "_etp_record"
 
@@ -63,3 +64,15 @@ def write_attribute(model: nn.Module, edit: Edit) -> None:
     items = list(old)
     items[edit.item] = edit.value
     setattr(module, edit.name, type(old)(items))
+
+
+def replace_data(tensor: Tensor, data: Tensor) -> None:
+    """Give a parameter or buffer, which has no gradient now, other values and perhaps another shape.
+
+    A graph that is still alive (the ``loss`` of the last step) holds the node that accumulates the parameter's gradient,
+    and that node remembers the shape. PyTorch makes a new one when the type of the data changes, not its shape.
+    """
+    if isinstance(tensor, nn.Parameter) and tensor.shape != data.shape:
+        other = torch.float32 if data.dtype == torch.float64 else torch.float64
+        tensor.data = torch.empty(0, dtype=other, device=tensor.device)
+    tensor.data = data

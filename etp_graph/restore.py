@@ -12,7 +12,7 @@ from torch.nn.parameter import is_lazy
 from .errors import CheckpointError
 from .layers import editable
 from .manifest import DTYPES, Manifest
-from .record import Edit, Record, get_record, set_record, write_attribute
+from .record import Edit, Record, get_record, replace_data, set_record, write_attribute
 
 
 def all_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -168,7 +168,7 @@ def _commit(model: nn.Module, record: Record, tensors: Mapping[str, Tensor], val
                 undo.callback(setattr, old, "grad", old.grad)
                 old.grad = None  # it belongs to the values that go
             undo.callback(setattr, old, "data", old.data)
-            old.data = value
+            replace_data(old, value)
         if record != Record():
             set_record(model, record)
         undo.pop_all()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .errors import PlanError
 from .plan import Plan, Selection, named_tensors
-from .record import Edit, Record, get_record, read_attribute, set_record, write_attribute
+from .record import Edit, Record, get_record, read_attribute, replace_data, set_record, write_attribute
 from .units import Axis, attribute_units, axes, extend
 
 _NORMED = ".parametrizations.weight.original1"
@@ -68,7 +68,7 @@ def prune_(
     _write(model, edits)
     for name, data in new.items():
         tensors[name].grad = None if name in cuts else tensors[name].grad
-        tensors[name].data = data
+        replace_data(tensors[name], data)
     for name, grad in grads.items():
         tensors[name].grad = grad
     for state, key, value in new_states:

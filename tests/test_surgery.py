@@ -113,6 +113,19 @@ def test_gradients_hooks_flags_and_memory_format_stay() -> None:
     assert model.conv1.weight.grad.shape == model.conv1.weight.shape
 
 
+def test_a_graph_that_is_still_alive_does_not_disturb_training() -> None:
+    """The ``loss`` variable of a loop outlives it, and with it PyTorch's memory of the old shapes."""
+    model, plan = randomized(), toy_plan()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    loss = model(torch.randn(2, 3, 8, 8)).square().mean()
+    loss.backward(retain_graph=True)
+    optimizer.step()
+    etp.prune_(model, plan, some_selection(plan), optimizer=optimizer)
+    step(model, optimizer, 0)
+    assert loss.requires_grad and model.conv1.weight.grad is not None
+    assert model.conv1.weight.grad.shape == model.conv1.weight.shape == (5, 3, 3, 3)
+
+
 def test_tied_weights_stay_tied() -> None:
     class Tied(nn.Module):
         def __init__(self) -> None:

@@ -147,7 +147,7 @@ def _explanation(result: DemoResult) -> list[str]:
         "",
         "*dense* is the checkpoint that all methods begin with; *dense control* is never cut and trains for the same "
         "epochs; *random units* is cut at once and trains all of its epochs afterwards; *DepGraph* is Torch-Pruning's "
-        "own pruner, importance and regularizer.",
+        "own pruner, importance and regularizer. Bands in the plot show the range over the seeds.",
     ]
 
 
