@@ -10,8 +10,9 @@ _HEAD = """# Coverage
 Made by `python -m benchmarks.coverage`; the numbers are in `benchmarks/results/coverage.json`.
 
 Every model is traced without hints, its weights, biases, norms and running statistics are replaced by random values,
-on average 30 % of the units of every group are removed at random (each group its own share), and the outputs of the pruned model are compared with those of
-the masked model, in which the same units are zero (`etp_graph.verify`, float64, one image of the size in the table).
+on average 30 % of the units of every group are removed at random (each group has its own share), and the outputs of the
+pruned model are compared with those of the masked model, in which the same units are zero (`etp_graph.verify`, float64,
+one image of the size in the table).
 *Gradients* are those of all parameters, compared in the same way; where two sizes are given, on images of the second.
 An error is the largest difference over the largest value; up to 1e-6 passes. Locked groups feed the model's output.
 

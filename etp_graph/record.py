@@ -69,7 +69,7 @@ def write_attribute(model: nn.Module, edit: Edit) -> None:
 def replace_data(tensor: Tensor, data: Tensor) -> None:
     """Give a parameter or buffer, which has no gradient now, other values and perhaps another shape.
 
-    A graph that is still alive (the ``loss`` of the last step) holds the node that accumulates the parameter's gradient,
+    A graph that is still alive (the ``loss`` of the last step) holds the node that accumulates the gradient,
     and that node remembers the shape. PyTorch makes a new one when the type of the data changes, not its shape.
     """
     if isinstance(tensor, nn.Parameter) and tensor.shape != data.shape:
