@@ -265,8 +265,9 @@ def _gradient_error(got: dict[str, Tensor], want: dict[str, Tensor], plan: Plan,
 def randomize_(model: nn.Module, *, seed: int = 0) -> None:
     """Random weights, biases, norm scales and running statistics, in place; activations keep a sensible scale.
 
-    Matrices and kernels: normal with variance 2 / fan-in. Vectors named ``weight``, ``running_var`` or ``original0``:
-    uniform in [0.5, 1.5]. Everything else: normal with standard deviation 0.2.
+    Matrices and kernels: normal with variance 1 / fan-in (with more, rounding errors grow with the depth). Vectors
+    named ``weight``, ``running_var`` or ``original0``: uniform in [0.5, 1.5]. Everything else: normal with standard
+    deviation 0.2.
     """
     generator = torch.Generator().manual_seed(seed)
     for name, tensor in named_tensors(model):
@@ -278,7 +279,7 @@ def randomize_(model: nn.Module, *, seed: int = 0) -> None:
             value = torch.rand(tensor.shape, generator=generator, device="cpu") + 0.5
         elif tensor.ndim >= 2 and name.endswith(("weight", "original1", "weight_v")):
             fan_in = max(tensor[0].numel(), 1)
-            value = torch.randn(tensor.shape, generator=generator, device="cpu") * (2.0 / fan_in) ** 0.5
+            value = torch.randn(tensor.shape, generator=generator, device="cpu") * (1.0 / fan_in) ** 0.5
         else:
             value = torch.randn(tensor.shape, generator=generator, device="cpu") * 0.2
         tensor.copy_(value.to(tensor.dtype))
