@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, fields
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
-from .errors import ForceError
+from .errors import EtpError, ForceError
 
 C = TypeVar("C", bound="Configured")
 
@@ -25,6 +25,36 @@ class Configured:
     def to_json(self) -> str:
         """The name and every field as JSON text."""
         return json.dumps(self.to_dict())
+
+
+class Composed:
+    """Mixin of a frozen dataclass some of whose fields are configurations with a name, or ``None``."""
+
+    __slots__ = ()
+    readers: ClassVar[Mapping[str, Callable[[Any], Configured]]] = {}
+    """Field -> the function that reads its configuration."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every field, ready for JSON."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]  # a dataclass
+        return {name: v.to_dict() if isinstance(v, Configured) else v for name, v in values.items()}
+
+    def to_json(self) -> str:
+        """Every field as JSON text; :meth:`from_json` reads it back."""
+        return json.dumps(self.to_dict())
+
+    @classmethod
+    def from_json(cls, source: str | Mapping[str, Any]) -> Self:
+        """What ``to_json`` or ``to_dict`` wrote. Raises :class:`ForceError` if it is something else."""
+        try:
+            body = dict(json.loads(source) if isinstance(source, str) else source)
+            for name, read in cls.readers.items():
+                body[name] = None if body[name] is None else read(body[name])
+            return cls(**body)
+        except (KeyError, TypeError, ValueError) as error:
+            if isinstance(error, EtpError):
+                raise
+            raise ForceError(f"these are not the fields of a {cls.__name__}: {error!r}.") from error
 
 
 def build(known: Mapping[str, type[C]], source: str | Mapping[str, Any], *, what: str) -> C:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from . import criteria, forces, schedules
 from .budget import Budget, Rank, Scope
-from .configured import number, require
+from .configured import Composed, number, require
 from .criteria import Forced, Normalize
-from .errors import ForceError, ScoreError
+from .errors import ScoreError
 from .forces import Force
 from .plan import Plan
 from .regularizer import Regularizer
@@ -27,7 +26,7 @@ _CUBIC = schedules.Cubic()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Method:
+class Method(Composed):
     """A pruning method: sparse training with a force, then the criterion, then the way to the budget.
 
     ``dataclasses.replace(methods.get("etp"), beta=1e-3)`` is a variant of a preset.
@@ -52,6 +51,8 @@ class Method:
         ScoreError: the criterion is unknown, or cannot be used without gradients.
         BudgetError: scope or rank is unknown.
     """
+
+    readers: ClassVar = {"force": forces.from_json, "strength": schedules.from_json, "schedule": schedules.from_json}
 
     name: str
     source: str = ""
@@ -143,33 +144,6 @@ class Method:
         if self.criterion == "random":
             return criteria.random(model, plan, seed=self.seed)
         return criteria.CRITERIA[self.criterion](model, plan)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Every field, ready for JSON."""
-        body = {field.name: getattr(self, field.name) for field in fields(self)}
-        for name in ("force", "strength", "schedule"):
-            body[name] = None if body[name] is None else body[name].to_dict()
-        return body
-
-    def to_json(self) -> str:
-        """Every field as JSON text; :meth:`from_json` reads it back."""
-        return json.dumps(self.to_dict())
-
-    @classmethod
-    def from_json(cls, source: str | Mapping[str, Any]) -> Method:
-        """The method that ``to_json`` or ``to_dict`` wrote. Raises :class:`ForceError` if it is something else."""
-        try:
-            body = dict(json.loads(source) if isinstance(source, str) else source)
-            if body.get("force") is not None:
-                body["force"] = forces.from_json(body["force"])
-            for name in ("strength", "schedule"):
-                if body.get(name) is not None:
-                    body[name] = schedules.from_json(body[name])
-            return cls(**body)
-        except (KeyError, TypeError, ValueError) as error:
-            if isinstance(error, ForceError | ScoreError):
-                raise
-            raise ForceError(f"this is not a method: {error!r}.") from error
 
 
 def check_rounds(rounds: int, schedule: Schedule) -> None:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any, Literal, get_args
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from . import forces, schedules
-from .configured import number, require
+from .configured import Composed, number, require
 from .errors import ForceError, PlanError
 from .forces import Force
 from .plan import Plan
@@ -37,8 +36,10 @@ def _choice(name: str, value: object, choices: tuple[str, ...]) -> None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RegularizerSettings:
+class RegularizerSettings(Composed):
     """See :class:`etp_graph.Regularizer` for each field. Raises :class:`ForceError` for values out of range."""
+
+    readers: ClassVar = {"force": forces.from_json, "schedule": schedules.from_json}
 
     force: Force = _EXPONENTIAL
     beta: float = 1e-4
@@ -87,29 +88,6 @@ class RegularizerSettings:
             self.schedule is None or self.steps is not None,
             "a schedule goes by step / steps: pass steps, the number of optimizer steps of the phase.",
         )
-
-    def to_dict(self) -> dict[str, Any]:
-        """Every field, ready for JSON."""
-        body = {field.name: getattr(self, field.name) for field in fields(self)}
-        body["force"] = self.force.to_dict()
-        body["schedule"] = None if self.schedule is None else self.schedule.to_dict()
-        return body
-
-    def to_json(self) -> str:
-        """Every field as JSON text."""
-        return json.dumps(self.to_dict())
-
-    @classmethod
-    def from_json(cls, source: str | Mapping[str, Any]) -> RegularizerSettings:
-        """The settings that ``to_json`` or ``to_dict`` wrote. Raises :class:`ForceError` if it is something else."""
-        try:
-            body = dict(json.loads(source) if isinstance(source, str) else source)
-            body["force"] = forces.from_json(body["force"])
-            if body.get("schedule") is not None:
-                body["schedule"] = schedules.from_json(body["schedule"])
-            return cls(**body)
-        except (KeyError, TypeError, json.JSONDecodeError) as error:
-            raise ForceError(f"these are not settings of a regularizer: {error!r}.") from error
 
     def require_equal(self, other: Mapping[str, Any]) -> None:
         """Raise :class:`ForceError` naming every field in which ``other`` (from ``to_dict``) differs."""
