@@ -8,6 +8,7 @@ from typing import Any
 _HEAD = """# Coverage
 
 Made by `python -m benchmarks.coverage`; the numbers are in `benchmarks/results/coverage.json`.
+(`regnet_y_128gf` needs 20 GB and is left out unless named: `--models regnet_y_128gf --jobs 1 --resume`.)
 
 Every model is traced without hints, its weights, biases, norms and running statistics are replaced by random values,
 on average 30 % of the units of every group are removed at random (each group has its own share), and the outputs of the
