@@ -247,3 +247,44 @@ def test_a_training_mode_that_cannot_run_is_a_note() -> None:
     assert "aux.weight" in {piece.tensor for piece in plan["stem"].slices}, "what was seen of the head is cut along"
     assert plan["aux"].locked is not None
     assert plan.unreached == ("last.weight", "last.bias")
+
+
+def test_an_exception_leaves_no_hooks_or_modes_behind() -> None:
+    class Failing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(3, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.a(x)
+            raise KeyError("mine")
+
+    from torch.nn.modules import module
+
+    hooks = (len(module._global_forward_hooks), len(module._global_forward_pre_hooks))
+    with pytest.raises(KeyError, match="mine"):
+        etp.trace(Failing(), torch.randn(1, 3))
+    assert (len(module._global_forward_hooks), len(module._global_forward_pre_hooks)) == hooks
+    assert torch.is_grad_enabled()
+    assert etp.trace(Toy(), torch.randn(1, 3, 8, 8)).n_units == 19
+
+
+def test_a_width_that_is_used_as_a_number_is_locked_by_the_check() -> None:
+    """No operator shows that a value depends on the number of channels; only the comparison does."""
+
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(4, 8), nn.Linear(8, 6), nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.a(x)
+            out: Tensor = self.c(self.b(x / x.shape[1]))
+            return out
+
+    model, x = Scaled(), torch.randn(2, 4)
+    with pytest.raises(etp.EquivalenceError, match="'a'"):
+        etp.verify(model, etp.trace(model, x, check=False), x)
+    plan = etp.trace(model, x)
+    assert str(plan["a"].locked).startswith("check failed")
+    assert plan["b"].locked is None
