@@ -7,8 +7,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.hooks import RemovableHandle
 
@@ -25,13 +28,20 @@ def run(model: nn.Module, example_inputs: Any) -> Any:
 def outputs(out: Any) -> list[Tensor]:
     """All tensors in an output, whatever holds them: tuples, dicts, dataclasses, objects with attributes."""
     found: list[Tensor] = []
-    for leaf in tree_leaves(out):
-        if isinstance(leaf, Tensor):
-            found.append(leaf)
-        elif dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
-            found += outputs([getattr(leaf, f.name) for f in dataclasses.fields(leaf)])
-        elif isinstance(leaf, Mapping):
-            found += outputs(dict(leaf))
+    waiting, seen = [out], {id(out)}
+    while waiting:
+        inside: list[Any] = []
+        for leaf in tree_leaves(waiting.pop(0)):
+            if isinstance(leaf, Tensor):
+                found.append(leaf)
+            elif isinstance(leaf, Mapping):
+                inside += leaf.values()
+            elif dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
+                inside += [getattr(leaf, f.name) for f in dataclasses.fields(leaf)]
+            elif not isinstance(leaf, (type, nn.Module)):
+                inside += getattr(leaf, "__dict__", {}).values()
+        waiting += [value for value in inside if id(value) not in seen]
+        seen |= {id(value) for value in inside}
     return found
 
 
@@ -50,17 +60,42 @@ def convert(example_inputs: Any, *, like: Tensor) -> Any:
 def evaluating(model: nn.Module, *, containers: bool = False) -> Iterator[None]:
     """Eval mode inside, every module's own mode again afterwards.
 
-    With ``containers`` those modules that have submodules are in training mode: auxiliary heads run, while
-    norms, dropout and stochastic depth, which are leaves, stay in eval mode.
+    With ``containers`` those modules that have submodules are in training mode: auxiliary heads run, while norms
+    (all that own buffers), dropout and stochastic depth, which are leaves, stay in eval mode.
     """
     before = [(module, module.training) for module in model.modules()]
     try:
         for module, _ in before:
-            module.training = containers and any(True for _ in module.children())
+            module.training = containers and any(True for _ in module.children()) and not module._buffers
         yield
     finally:
         for module, training in before:
             module.training = training
+
+
+@contextmanager
+def preserved_rng(model: nn.Module, seed: int | None = None) -> Iterator[None]:
+    """Random generators of the CPU and of the model's devices are afterwards what they were; seeded inside."""
+    cuda = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
+    with torch.random.fork_rng(devices=cuda):
+        if seed is not None:
+            # Not torch.manual_seed: it would reseed, or schedule the seed of, devices that are none of ours.
+            torch.default_generator.manual_seed(seed)
+            for index in cuda:
+                torch.cuda.default_generators[index].manual_seed(seed)
+        yield
+
+
+_DROPOUT = {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout}
+
+
+class WithoutDropout(TorchFunctionMode):
+    """Functional dropout is the identity: two networks of different widths cannot draw the same mask."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _DROPOUT:
+            return args[0] if args else kwargs["input"]
+        return func(*args, **(kwargs or {}))
 
 
 class Running:

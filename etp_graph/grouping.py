@@ -184,5 +184,6 @@ def _apply_blocks(groups: list[Group], owner: int, positions: Tensor, blocks: in
     fine, coarse = max(blocks, group.blocks), min(blocks, group.blocks)
     if fine % coarse:
         return False
-    groups[owner] = replace(group, blocks=fine, min_units=max(group.min_units, fine))
+    full = f"each of its units fills one of {fine} normalisation groups" if fine == group.n_units else None
+    groups[owner] = replace(group, blocks=fine, min_units=max(group.min_units, fine), locked=group.locked or full)
     return True

@@ -170,6 +170,11 @@ def movement(
     assert label is not None
     dims = varying(label)
     full = label.expand(operand.shape)
+    if any(isinstance(arg, torch.dtype) for arg in args):
+        raise UnknownOperator  # view(dtype) regroups the bytes
+    if name in ("channel_shuffle", "native_channel_shuffle") and label.shape[1] > 1:
+        pieces = full.unflatten(1, (args[1], -1))
+        labels.unite(pieces, pieces[:, :1].expand_as(pieces), f"meets channels of fixed width in {where}")
     if name in ("slice", "select", "index_select", "roll", "unbind"):
         _fixed_positions(labels, name, label, operand.shape, args, kwargs, where)
     moved: Any = torch.reshape(full, args[1]) if name in ("view", "_unsafe_view") else func(full, *args[1:], **kwargs)
@@ -184,8 +189,10 @@ def movement(
 def _fixed_positions(
     labels: Labels, name: str, label: Tensor, shape: torch.Size, args: Sequence[Any], kwargs: dict[str, Any], where: str
 ) -> None:
-    dims = args[2] if name == "roll" and len(args) > 2 else kwargs.get("dim", args[1] if len(args) > 1 else 0)
-    for dim in (d % len(shape) for d in (dims if isinstance(dims, (list, tuple)) else [dims])):
+    dims = kwargs.get("dim", args[1] if len(args) > 1 else 0)
+    if name == "roll":
+        dims = kwargs.get("dims", args[2] if len(args) > 2 else ()) or range(len(shape))
+    for dim in (d % len(shape) for d in ([dims] if isinstance(dims, int) else dims)):
         if label.shape[dim] == 1:
             continue
         if name == "slice":

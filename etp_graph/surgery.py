@@ -88,7 +88,7 @@ def _cuts(plan: Plan, tensors: Mapping[str, Tensor], keep: Tensor) -> dict[str, 
 
 def _cut_grad(cut: _Cut) -> Tensor:
     assert cut.tensor.grad is not None
-    return cut.apply(cut.tensor.grad)
+    return cut.apply(cut.tensor.grad.to_dense())  # embeddings may have sparse gradients
 
 
 def _edits(model: nn.Module, plan: Plan, keep: Tensor) -> list[Edit]:
@@ -107,7 +107,16 @@ def _states(
 ) -> list[tuple[dict[str, object], str, Tensor, _Cut]]:
     """Every entry of the optimizer's state that has the shape of a parameter that is cut."""
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    names = {id(cut.tensor): name for name, cut in cuts.items()}
     found = []
+    for parameter, state in optimizer.state.items():
+        for key, value in state.items() if cuts else ():
+            if isinstance(value, Tensor) and value.numel() > 1 and value.shape != parameter.shape:
+                raise PlanError(
+                    f"the optimizer keeps state {key!r} of shape {list(value.shape)} for "
+                    f"{names.get(id(parameter), 'a parameter')} of shape {list(parameter.shape)}, which cannot be cut: "
+                    "prune without it and make a new optimizer."
+                )
     for name, cut in cuts.items():
         if not isinstance(cut.tensor, nn.Parameter):
             continue
@@ -119,14 +128,8 @@ def _states(
             continue
         state = optimizer.state.get(cut.tensor, {})
         for key, value in state.items():
-            if not isinstance(value, Tensor) or value.numel() <= 1:
-                continue
-            if value.shape != cut.tensor.shape:
-                raise PlanError(
-                    f"the optimizer keeps state {key!r} of shape {list(value.shape)} for {name} of shape "
-                    f"{list(cut.tensor.shape)}, which cannot be cut: prune without it and make a new optimizer."
-                )
-            found.append((state, key, value, cut))
+            if isinstance(value, Tensor) and value.numel() > 1:
+                found.append((state, key, value, cut))
     return found
 
 

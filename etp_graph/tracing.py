@@ -8,10 +8,10 @@ from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .errors import PlanError
-from .forward import evaluating, outputs, run
+from .forward import evaluating, outputs, preserved_rng, run
 from .grouping import build_groups
 from .plan import Group, Plan, named_tensors
 from .tracker import Tracker
@@ -56,6 +56,19 @@ def trace(
     tensors = dict(named_tensors(model))
     if not tensors:
         raise PlanError("the model has no parameters: there is nothing to prune.")
+    with torch.inference_mode(False):  # inference mode hides operators, and copies made in it cannot be pruned
+        plan = _plan(model, tensors, example_inputs, [ignore] if isinstance(ignore, str) else ignore)
+        _require_prunable(plan)
+        if check is True:
+            plan = lock_what_fails(model, plan, example_inputs)
+        elif check == "auto" and _checkable(model):
+            plan = _try_check(model, plan, example_inputs)
+        _require_prunable(plan)
+    return plan
+
+
+def _plan(model: nn.Module, tensors: dict[str, Tensor], example_inputs: Any, ignore: Sequence[str]) -> Plan:
+    """The plan before any check."""
     tracker = Tracker(model)
     modes = ["eval"]
     notes: tuple[str, ...] = ()
@@ -66,8 +79,9 @@ def trace(
         notes, found = _follow_training(tracker, example_inputs)
         del tracker.ops[n_ops:]  # the cost is that of the model in use
         modes += ["train"] * found
-    groups = _ignore(tracker, [ignore] if isinstance(ignore, str) else ignore)
-    plan = Plan(
+    tracker.lock_used_elsewhere()
+    groups = _ignore(tracker, ignore)
+    return Plan(
         groups=groups,
         tensors={name: tuple(tensor.shape) for name, tensor in tensors.items()},
         parameters=parameters,
@@ -78,17 +92,26 @@ def trace(
         unreached=tuple(name for name in parameters if name not in tracker.weights.seen),
         device=next(iter(tensors.values())).device.type,
     )
-    _require_prunable(plan)
-    if check is True or (check == "auto" and _checkable(model)):
-        plan = lock_what_fails(model, plan, example_inputs)
-        _require_prunable(plan)
-    return plan
+
+
+def _try_check(model: nn.Module, plan: Plan, example_inputs: Any) -> Plan:
+    """The checked plan, or with a note why the check itself cannot run on this model."""
+    try:
+        return lock_what_fails(model, plan, example_inputs)
+    except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
+        note = f"not checked, because a copy of the model cannot be made or run in float64 or float32: {error}"
+        return replace(plan, notes=(*plan.notes, note))
 
 
 def _follow(tracker: Tracker, example_inputs: Any, *, containers: bool = False) -> None:
-    with evaluating(tracker.model, containers=containers), torch.random.fork_rng(devices=[]), tracker.watch():
+    with evaluating(tracker.model, containers=containers), preserved_rng(tracker.model), tracker.watch():
         out = run(tracker.model, example_inputs)
-    tracker.lock_all(outputs(out), "feeds the model's output")
+    tensors = outputs(out)
+    if not tensors:
+        raise PlanError(
+            f"the model returns {type(out).__name__}, in which there is no tensor: nothing can be proved of it."
+        )
+    tracker.lock_all(tensors, "feeds the model's output")
 
 
 def _follow_training(tracker: Tracker, example_inputs: Any) -> tuple[tuple[str, ...], bool]:

@@ -55,6 +55,7 @@ class Tracker:
         self.uncounted: set[str] = set()
         self.bare: dict[str, Tensor] = {}
         self.paused = False
+        self.operands: set[str] = set()
         self._running = Running()
         self._known: Any = WeakTensorKeyDictionary()
 
@@ -103,6 +104,16 @@ class Tracker:
         if label is None:
             return torch.zeros(size, dtype=torch.int64, device="cpu")
         return label.reshape(-1).expand(size)
+
+    def lock_used_elsewhere(self) -> None:
+        """Lock the units of every stored tensor that a layer uses and an operator outside the layer table, too.
+
+        What the operator makes of it has a fixed size. The parts of a weight normalisation are exempt: their layer
+        knows how the weight is made of them.
+        """
+        for (name, _), ids in self.labels.axes.items():
+            if name in self.operands and ".parametrizations." not in name:
+                self.labels.lock(ids, f"{name} is also used outside its layer")
 
     def lock_all(self, values: Any, reason: str) -> None:
         """Lock every unit in any tensor among the values."""
@@ -157,6 +168,7 @@ class _Operators(TorchDispatchMode):
     def _follow(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         name = func._overloadpacket.__name__
         tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        self.tracker.operands.update(filter(None, map(self.tracker.weights.name, tensors)))
         pointwise = torch.Tag.pointwise in func.tags or name.rstrip("_") in ELEMENTWISE or name in ELEMENTWISE
         followed = pointwise or name in MOVEMENT or name in JOINS or name == "constant_pad_nd" or name in REDUCTIONS
         self._price(func, name, args, kwargs, out, followed and not pointwise)
@@ -215,7 +227,8 @@ class _Operators(TorchDispatchMode):
     def _pad(self, operand: Operand, args: Any) -> Tensor:
         """Zeros beside the units: new units where the running module declares the widths, else fixed positions."""
         label, pads = operand.label, list(args[1])
-        assert label is not None
+        if label is None or min(pads) < 0:
+            raise UnknownOperator
         widths = [(pads[2 * i], pads[2 * i + 1]) for i in range(len(pads) // 2)][::-1]
         for dim, (before, after) in enumerate(widths, label.ndim - len(widths)):
             if label.shape[dim] == 1:

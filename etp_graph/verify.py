@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import EquivalenceError, PlanError
-from .forward import convert, evaluating, outputs, run
+from .forward import WithoutDropout, convert, evaluating, outputs, preserved_rng, run
 from .masking import Masked
 from .plan import Group, Plan, Selection, named_tensors
 from .surgery import prune_
@@ -49,7 +49,7 @@ def verify(
     plan: Plan,
     example_inputs: Any,
     *,
-    ratio: float | Sequence[float] = (0.3, 0.7),
+    ratio: float | Sequence[float] = (0.0, 0.3, 0.7, 1.0),
     gradients: bool = True,
     randomize: bool = True,
     seed: int = 0,
@@ -61,7 +61,8 @@ def verify(
     float64, or to 1e-4 in float32 where an operator knows no float64. The model itself is not touched.
 
     Args:
-        ratio: share of the units to remove, one trial for each.
+        ratio: share of the units to remove, one trial for each; 0: one unit (of each block) of every group, 1: all that
+            may go. Every group gets a share of its own around it.
         gradients: compare gradients too.
         randomize: replace weights, biases, norms and running statistics in the copies by random values; the defaults of
             a fresh model (zero biases, unit norms) hide errors.
@@ -92,22 +93,24 @@ def verify(
 def lock_what_fails(model: nn.Module, plan: Plan, example_inputs: Any) -> Plan:
     """The plan with every group locked that :func:`verify` refutes, the measured error as the reason."""
     judge = _Judge(model, plan, example_inputs, gradients=False, randomize=True, seed=0)
-    while not (trial := judge.trial(plan.prunable, 0.5)).good:
-        plan = plan.lock({g.name: f"check failed: {why}" for g, why in judge.failing(plan.prunable, 0.5, trial)})
-        judge.plan = plan
-        if not plan.prunable:
-            break
+    for ratio in (0.5, 0.0, 1.0):  # the extremes find sizes that only few counts fit
+        while plan.prunable and not (trial := judge.trial(plan.prunable, ratio)).good:
+            plan = plan.lock({g.name: f"check failed: {why}" for g, why in judge.failing(plan.prunable, ratio, trial)})
+            judge.plan = plan
     return plan
 
 
 def random_selection(plan: Plan, groups: Sequence[Group], ratio: float, generator: torch.Generator) -> Selection:
-    """Drop units of each group at random, within its constraints; on average ``ratio`` of them.
+    """Drop units of each group at random, within its constraints; on average ``ratio`` of them, at 1 all that may go.
 
     Every group gets a ratio of its own, so that counts that must be equal across groups do not agree by accident.
     """
     keep = {}
     for group in groups:
-        share = min(ratio * (0.5 + float(torch.rand((), generator=generator, device="cpu"))), 0.95)
+        share = min(
+            ratio * (0.5 + float(torch.rand((), generator=generator, device="cpu"))), 0.95 if ratio < 1 else 1.0
+        )
+        share = max(share, float(ratio >= 1))
         per_block = group.n_units // group.blocks
         step = group.multiple if group.blocks == 1 else max(group.multiple // group.blocks, 1)
         floor = -(-max(group.min_units, 1) // group.blocks)
@@ -157,9 +160,8 @@ class _Judge:
     def _outputs(self, model: nn.Module) -> list[Tensor]:
         found: list[Tensor] = []
         for mode in self.plan.modes:
-            with evaluating(model, containers=mode == "train"), torch.random.fork_rng(devices=[]):
-                torch.manual_seed(self.seed)
-                found += [t for t in outputs(run(model, self.inputs)) if t.is_floating_point()]
+            with evaluating(model, containers=mode == "train"), preserved_rng(model, self.seed), WithoutDropout():
+                found += [_real(tensor) for tensor in outputs(run(model, self.inputs))]
         return found
 
     def failing(self, groups: Sequence[Group], ratio: float, trial: _Trial | None = None) -> list[tuple[Group, str]]:
@@ -222,7 +224,7 @@ class _Judge:
         loss = sum(
             (t * torch.randn(t.shape, generator=generator, dtype=t.dtype, device="cpu").to(t.device)).sum()
             for t in out
-            if t.requires_grad
+            if t.requires_grad and t.is_floating_point()
         )
         if isinstance(loss, Tensor):
             loss.backward()
@@ -230,15 +232,25 @@ class _Judge:
         return [t.detach() for t in out], grads
 
 
+def _real(tensor: Tensor) -> Tensor:
+    """Integers and booleans as float64, complex numbers as pairs: everything that can be compared by difference."""
+    if tensor.is_complex():
+        return torch.view_as_real(tensor)
+    return tensor if tensor.is_floating_point() else tensor.double()
+
+
 def _relative(got: Sequence[Tensor], want: Sequence[Tensor]) -> float:
     """Largest |got - want| over the largest |want|; infinite for other shapes, and for anything not finite."""
     worst = float("inf") if len(got) != len(want) or not want else 0.0
     for a, b in zip(got, want, strict=False):
-        if a.shape != b.shape or not bool(torch.isfinite(a).all()) or not bool(torch.isfinite(b).all()):
+        if a.shape != b.shape:
             return float("inf")
-        if b.numel():
-            scale = float(b.abs().max())
-            worst = max(worst, float((a - b).abs().max()) / scale if scale else float(a.abs().max()))
+        other = a != b  # infinities of masked logits are equal, and have no difference
+        if bool(other.any()):
+            if not bool(a[other].isfinite().all() and b[other].isfinite().all()):
+                return float("inf")
+            scale = float(b[b.isfinite()].abs().max())
+            worst = max(worst, float((a[other] - b[other]).abs().max()) / scale if scale else float("inf"))
     return worst
 
 
@@ -274,6 +286,8 @@ def randomize_(model: nn.Module, *, seed: int = 0) -> None:
         if not tensor.is_floating_point():
             continue
         if not isinstance(tensor, nn.Parameter) and not name.endswith(("running_mean", "running_var")):
+            if tensor.numel() == 1:  # a gate that happens to be closed hides what it gates
+                tensor.copy_(torch.rand(tensor.shape, generator=generator, device="cpu") + 0.5)
             continue
         if name.endswith(("running_var", "original0")) or (tensor.ndim < 2 and name.endswith("weight")):
             value = torch.rand(tensor.shape, generator=generator, device="cpu") + 0.5

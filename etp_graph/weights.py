@@ -101,20 +101,22 @@ class Weights:
             return [], None
         if parametrize.is_parametrized(module, "weight"):
             chain: Any = module.parametrizations["weight"]  # type: ignore[index]
-            if len(chain) == 1 and isinstance(chain[0], _WeightNorm):
+            if len(chain) == 1 and isinstance(chain[0], _WeightNorm) and chain.original0.ndim:
                 return [chain.original1, chain.original0], None
             kinds = ", ".join(type(step).__name__ for step in chain)
             stored = list(chain.parameters(recurse=False))
             return stored, f"weight is parametrized by {kinds}: remove the parametrization before tracing"
-        names, reason = ("weight",), None
-        if "weight_v" in module._parameters:
-            names, reason = ("weight_v",), "weight_norm is the deprecated one: use torch.nn.utils.parametrizations"
-        return [p for p in map(module._parameters.get, names) if p is not None], reason
+        if isinstance(old := module._parameters.get("weight_v"), Tensor):
+            return [old], "weight_norm is the deprecated one: use torch.nn.utils.parametrizations"
+        return [], None
 
     def layer(self, ref: Ref, running: Sequence[nn.Module]) -> Owner:
         """The layer that uses a weight now: the running module, or for a functional call the weight's own module."""
-        owner = self.running(running)
-        return owner if layers.counts(owner.module) != layers.Counts() else self._holder(ref.name)
+        for owner in (self.running(running), self._holder(ref.name)):
+            own = owner.module._parameters.get("weight") if owner.module is not None else None
+            if own is self._tensors[ref.name] or ref.name.startswith(f"{owner.name}.parametrizations.weight."):
+                return owner
+        return Owner(self._holder(ref.name).name, None)  # a bare parameter: no attribute counts its units
 
     def running(self, modules: Sequence[nn.Module]) -> Owner:
         """The innermost running module, with its name."""
