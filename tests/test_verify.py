@@ -143,3 +143,128 @@ def test_random_selections_respect_the_constraints(ratio: float) -> None:
     selection = random_selection(plan, plan.groups, ratio, torch.Generator().manual_seed(0))
     selection.check(plan)
     assert selection.n_removed > 0
+
+
+class Small(nn.Module):
+    """Two layers around whatever ``between`` does to eight features; ``more`` makes the output of it and of them."""
+
+    def __init__(
+        self, between: Callable[[Tensor], Tensor], more: Callable[[Tensor, Tensor], object] | None = None
+    ) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(3, 8), nn.Linear(8, 6), nn.Linear(6, 4)
+        self.between, self.more = between, more
+
+    def forward(self, x: Tensor) -> object:
+        inner = self.between(self.a(x))
+        out = self.c(self.b(inner).relu())
+        return out if self.more is None else self.more(out, inner)
+
+
+class Holder:
+    """An output object of nobody's making."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+
+HIDDEN: dict[str, tuple[nn.Module, str]] = {
+    "a count of one": (Small(lambda t: t.unsqueeze(1).squeeze() if t.shape[-1] > 1 else t.squeeze()), "check failed"),
+    "an odd count": (Small(lambda t: t[:, : t.shape[1] // 2 * 2] if t.shape[1] % 2 == 0 else t[:, :-1]), "a"),
+    "a count as a number": (Small(lambda t: t / t.shape[1]), "check failed"),
+    "an integer output": (Small(lambda t: t, lambda out, t: (out, (t / t.shape[1] * 1e3).long())), "output"),
+    "an output in an object": (Small(lambda t: t, lambda out, t: (out, Holder(t))), "output"),
+}
+
+
+@pytest.mark.parametrize("name", HIDDEN)
+def test_what_one_look_would_not_see_is_locked_or_right(name: str) -> None:
+    """Every admissible selection of what stays prunable runs and is right, the extreme counts among them."""
+    model, reason = HIDDEN[name]
+    x = torch.randn(2, 3)
+    plan = etp.trace(model, x)
+    locked = plan["a"].locked
+    assert locked is None or reason in locked or "fixed positions" in locked
+    assert plan["b"].locked is None
+    for seed in range(3):
+        etp.verify(model, plan, x, seed=seed)
+
+
+def test_a_closed_gate_does_not_hide_what_it_gates() -> None:
+    class Gated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(3, 8), nn.Linear(8, 6), nn.Linear(6, 4)
+            self.register_buffer("gate", torch.zeros(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.a(x)
+            out: Tensor = self.c(self.b(x + self.gate * x / x.shape[1]).relu())
+            return out
+
+    assert etp.trace(Gated(), torch.randn(2, 3))["a"].locked is not None
+
+
+def test_a_weight_that_is_used_outside_its_layer_is_locked() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c, self.d = nn.Linear(3, 8), nn.Linear(8, 8), nn.Linear(8, 6), nn.Linear(6, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.b(self.a(x) + self.b.weight[0])
+            out: Tensor = self.d(self.c(x).relu())
+            return out
+
+    plan = etp.trace(Twice(), torch.randn(2, 3), check=False)
+    assert all("outside its layer" in str(plan[name].locked) or "fixed" in str(plan[name].locked) for name in "ab")
+    assert plan["c"].locked is None
+
+
+def test_seeds_and_statistics_of_the_user_stay() -> None:
+    class WithChildren(nn.BatchNorm1d):
+        """A norm that has submodules, as timm's norms with activations do."""
+
+        def __init__(self, n: int) -> None:
+            super().__init__(n)
+            self.act = nn.ReLU()
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.norm, self.b, self.unused = nn.Linear(3, 8), WithChildren(8), nn.Linear(8, 4), nn.Linear(2, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.b(self.norm(self.a(x)))
+            return out
+
+    model, x = Net(), torch.randn(4, 3)
+    before, rng, pending = state_of(model), torch.get_rng_state(), list(torch.cuda._queued_calls)
+    etp.verify(model, etp.trace(model, x), x)
+    assert same(before, state_of(model))
+    assert list(torch.cuda._queued_calls) == pending
+    assert torch.equal(rng, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("form", ["outside", "inside"])
+def test_inference_mode(form: str) -> None:
+    model, x = Toy(), torch.randn(1, 3, 8, 8)
+    with torch.inference_mode(form == "inside"):
+        plan = etp.trace(model, x)
+    assert len(plan.prunable) == 2
+
+
+def test_functional_dropout_does_not_refute_an_auxiliary_head() -> None:
+    class Dropping(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.aux = nn.Linear(3, 8), nn.Linear(8, 4), nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> object:
+            x = nn.functional.dropout(self.a(x).relu(), 0.5, self.training)
+            return (self.b(x), self.aux(x)) if self.training else self.b(x)
+
+    model, x = Dropping(), torch.randn(2, 3)
+    plan = etp.trace(model, x)
+    assert plan.modes == ("eval", "train") and plan["a"].locked is None
+    assert etp.verify(model, plan, x).error < 1e-12
