@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from .errors import PlanError
-from .plan import Plan, Selection
-from .units import axes
+from .plan import ACTIVATION, Plan, Selection
+from .units import Axis, attribute_units, axes
 
 Ints = npt.NDArray[np.int64]
 """Integers; an array of Python integers where a count would not fit into 64 bits."""
@@ -94,7 +94,7 @@ class CostModel:
         self.maps: list[tuple[Ints, ...]] = []
         self._number: dict[tuple[str, int], int] = {}
         known: dict[tuple[bytes, ...], int] = {}
-        for name, parts in axes(plan).items():
+        for name, parts in (axes(plan) | _activations(plan)).items():
             for part in parts:
                 layers = tuple(layer.numpy() for layer in part.layers)
                 number = known.setdefault(tuple(sorted(layer.tobytes() for layer in layers)), len(known))
@@ -130,7 +130,7 @@ class CostModel:
             if (tensor, axis) in self._number:
                 dims.append(self._number[tensor, axis])
                 continue
-            shape = self.plan.tensors.get(tensor, ())
+            shape = self.plan.tensors.get(tensor) or (self.plan.activations.get(tensor, 0),)
             if not 0 <= axis < len(shape):
                 raise PlanError(f"the cost names axis {axis} of {tensor!r}, which the plan does not have: trace again.")
             coefficient *= shape[axis]
@@ -169,6 +169,18 @@ class CostModel:
             saved[units] += np.outer(sizes[dims].prod() - left, pair)
         flat = torch.from_numpy(saved[:n_units])
         return flat[:, 0].contiguous(), flat[:, 1].contiguous()
+
+
+def _activations(plan: Plan) -> dict[str, tuple[Axis, ...]]:
+    """The axes of activations that the cost names and that hold units."""
+    found: dict[str, list[torch.LongTensor]] = {}
+    for (module, name, _), layers in attribute_units(plan).items():
+        if module == ACTIVATION:
+            for layer in layers:
+                whole = torch.full((plan.activations[name],), plan.n_units, device="cpu")
+                whole[: len(layer)] = layer
+                found.setdefault(name, []).append(whole)  # type: ignore[arg-type]
+    return {name: (Axis(name, 0, tuple(layers)),) for name, layers in found.items()}
 
 
 class Staircase:

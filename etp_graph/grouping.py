@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .labels import Labels
-from .operators import compact, varying
+from .operators import Facet, compact, varying
 from .plan import Attribute, Group, Index, Slice
 
 
@@ -26,7 +26,7 @@ class _Place:
     passive: bool = False
 
 
-def build_groups(labels: Labels, bare: dict[str, Tensor]) -> tuple[Group, ...]:
+def build_groups(labels: Labels, bare: dict[str, Tensor], facet: Facet = "inner") -> tuple[Group, ...]:
     """The groups of a trace, in the order of their first producers.
 
     Units belong to one group if they live in the same places, equally often, and share their fate (locked or not):
@@ -53,14 +53,25 @@ def build_groups(labels: Labels, bare: dict[str, Tensor]) -> tuple[Group, ...]:
                 attributes[group].append(Attribute(module=module, name=name, item=item, index=index, unit=unit))
     sizes = torch.bincount(group_of[units], minlength=n_groups).tolist() if len(units) else []
     names, kinds = _names(labels, root, group_of, n_groups)
+    folded = _with(labels, root, group_of, n_groups, labels.folded)
+    if facet == "outer":
+        headed = _with(labels, root, group_of, n_groups, labels.headed)
+        kinds = ["heads" if f and h else kind for f, h, kind in zip(folded, headed, kinds, strict=True)]
     groups = [
         Group(name=names[g], kind=kinds[g], n_units=sizes[g], slices=tuple(slices[g]),
-              attributes=tuple(attributes[g]), locked=reasons[g])
+              attributes=tuple(attributes[g]), locked=reasons[g], folded=folded[g])
         for g in range(n_groups)
     ]  # fmt: skip
     for ids, blocks, where in labels.blocks:
         _constrain(groups, root[ids], group_of, position, blocks, where)
     return tuple(groups)
+
+
+def _with(labels: Labels, root: Tensor, group_of: Tensor, n_groups: int, found: list[Tensor]) -> list[bool]:
+    """Which groups have a unit among the labels found."""
+    flags = torch.zeros(n_groups + 1, dtype=torch.bool, device="cpu")
+    flags[group_of[labels.members(root, found)]] = True  # no group is -1, the last entry
+    return flags[:n_groups].tolist()  # type: ignore[no-any-return]
 
 
 def _places(
@@ -75,15 +86,31 @@ def _places(
     for key, ids in labels.attributes.items():
         yield _Place(key, units(ids))
     for name, ids in bare.items():
-        small = compact(units(ids))
+        small = compact(_filled(units(ids), root[ids], locked))
         if small is None:
             continue
         dims = varying(small)
         if len(dims) == 1:
+            if (name, dims[0]) in labels.pinned:
+                for unit in small.unique().tolist():
+                    locked.setdefault(unit, f"{name} {labels.pinned[name, dims[0]]}")
             yield _Place((name, dims[0]), small.flatten())
         elif ids.numel() > 1:
             for unit in small.unique().tolist():
                 locked.setdefault(unit, f"meets several axes of the parameter {name}")
+
+
+def _filled(units: Tensor, found: Tensor, locked: dict[int, str]) -> Tensor:
+    """Entries of a stored table that no forward read belong to the unit of the entries beside them."""
+    if bool((units > 0).all()) or not bool((units > 0).any()):
+        return units
+    free = (units == 0) & ~torch.isin(found, torch.tensor(list(locked), dtype=torch.int64, device="cpu"))
+    for d in range(units.ndim):
+        over = [other for other in range(units.ndim) if other != d]
+        high = units.amax(over, keepdim=True) if over else units
+        if bool((free | (units == high)).all()) and bool((high > 0).all()):
+            return high.expand_as(units)
+    return units
 
 
 def _partition(
@@ -136,11 +163,13 @@ def _index(values: npt.NDArray[np.int64]) -> Index:
 def _names(labels: Labels, root: Tensor, group_of: Tensor, n_groups: int) -> tuple[list[str], list[str]]:
     names: list[str] = [""] * n_groups
     kinds: list[str] = [""] * n_groups
+    makers = [0] * n_groups
     taken: dict[str, int] = {}
     for producer in labels.producers.values():
         for group in torch.unique(group_of[root[labels.axes[producer.axis]]]).tolist():
             if group < 0:
                 continue
+            makers[group] += 1
             if not names[group]:
                 base = producer.module or producer.axis[0]
                 taken[base] = taken.get(base, 0) + 1
@@ -148,6 +177,10 @@ def _names(labels: Labels, root: Tensor, group_of: Tensor, n_groups: int) -> tup
                 kinds[group] = producer.kind
             elif producer.kind == "conv-groups":
                 kinds[group] = producer.kind
+    normalised = _with(labels, root, group_of, n_groups, labels.normalised)
+    for group in range(n_groups):
+        if normalised[group] and makers[group] > 1:
+            kinds[group] = "stream"  # a residual stream: sums of several layers, averaged over by a norm
     return names, kinds
 
 

@@ -79,6 +79,7 @@ class Group:
         multiple: the number of kept units is a multiple of this.
         min_units: at least this many units are kept.
         locked: why no unit of this group may be removed, or ``None``.
+        folded: a view folds the axis of these units into several; no part of the plan's content.
     """
 
     name: str
@@ -90,6 +91,7 @@ class Group:
     multiple: int = 1
     min_units: int = 1
     locked: str | None = None
+    folded: bool = False
 
     @property
     def constraint(self) -> str:

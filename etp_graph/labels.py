@@ -36,6 +36,11 @@ class Labels:
         blocks: (labels [channels], number of runs that must stay equally long, module name).
         inputs: axes of dense layers that belong to the units that come in.
         passive: axes that are cut with their units but are no part of their norm.
+        folded: labels of axes that a view folded into several, of which these units are one.
+        headed: labels along which products of activations run side by side: the heads of an attention.
+        normalised: labels over which a norm averages in every position.
+        pinned: axes of bare parameters that are read at fixed positions.
+        forks: how many views folded a unit axis: only then outer and inner units differ.
     """
 
     axes: dict[Axis, Tensor] = field(default_factory=dict)
@@ -44,6 +49,11 @@ class Labels:
     blocks: list[tuple[Tensor, int, str]] = field(default_factory=list)
     inputs: set[Axis] = field(default_factory=set)
     passive: set[Axis] = field(default_factory=set)
+    folded: list[Tensor] = field(default_factory=list)
+    headed: list[Tensor] = field(default_factory=list)
+    normalised: list[Tensor] = field(default_factory=list)
+    pinned: dict[Axis, str] = field(default_factory=dict)
+    forks: int = 0
     _next: int = 1
     _pairs: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     _locks: list[tuple[Tensor, str]] = field(default_factory=list)
@@ -82,8 +92,28 @@ class Labels:
         self.axes[axis] = labels if known is None else self.unite(known, labels, reason)
 
     def count(self, key: AttributeKey, labels: Tensor) -> None:
-        """A module attribute counts these units."""
-        self.attributes.setdefault(key, labels)
+        """A module attribute counts these units; all the units that it counts in different places go together."""
+        known = self.attributes.setdefault(key, labels)
+        if known is labels:
+            return
+        reason = f"{key[0]}.{key[1]} also counts something of a fixed size"
+        if known.shape == labels.shape:
+            self.attributes[key] = self.unite(known, labels, reason)
+        else:
+            self.lock(known, reason)
+            self.lock(labels, reason)
+
+    def fold(self, labels: Tensor, survivors: Tensor, reason: str) -> None:
+        """An axis is folded: units that differ only along the axes that do not survive go together."""
+        self.folded.append(survivors.flatten())
+        self.unite(labels, survivors.expand_as(labels), reason)
+
+    def members(self, root: Tensor, found: list[Tensor]) -> Tensor:
+        """Which representatives are among the labels found, bool [number of labels + 1]."""
+        flags = torch.zeros(len(root), dtype=torch.bool, device="cpu")
+        for labels in found:
+            flags[root[labels[labels > 0]]] = True
+        return flags
 
     def resolve(self) -> tuple[Tensor, dict[int, str]]:
         """The representative of every label, int64 [number of labels + 1], and the locked ones with the reason."""

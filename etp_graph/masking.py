@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from . import layers
 from .forward import Running
-from .plan import Plan, named_tensors
+from .plan import ACTIVATION, Plan, named_tensors
 from .units import Axis, attribute_units, axes, extend
 
 
@@ -46,6 +46,8 @@ class Masked(TorchFunctionMode):
             elif name.endswith("original1"):
                 parametrize.register_parametrization(layer, "weight", _Mask(kept_by_axis))
         for (module, _, item), maps in attribute_units(plan).items():
+            if module == ACTIVATION:
+                continue
             kept = Axis(module, 0, tuple(maps)).kept(full)  # type: ignore[arg-type]
             self._by_module.setdefault(id(model.get_submodule(module)), {})[0 if item is None else item] = kept
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from .labels import Labels
+from .sizes import Sizes
 
 # Element-wise operators without torch.Tag.pointwise, and copies: the labels of the operands are united.
 ELEMENTWISE = frozenset(
@@ -37,6 +38,8 @@ REDUCTIONS = frozenset(
     "mean sum amax amin max min var std var_mean std_mean linalg_vector_norm norm logsumexp argmax argmin any all "
     "prod median nanmean nansum".split()
 )
+# Reductions over the units that removing zeros does not change, if removed units are zero there.
+SUMS = frozenset("sum nansum linalg_vector_norm norm".split())
 # Same shape, but mixing along one dimension.
 ALONG = frozenset("_softmax _log_softmax softmax log_softmax cumsum cumprod logcumsumexp sort cummax cummin".split())
 MOVEMENT = frozenset(
@@ -45,6 +48,10 @@ MOVEMENT = frozenset(
     "channel_shuffle native_channel_shuffle split_copy unbind_copy view_copy expand_copy permute_copy".split()
 )
 JOINS = frozenset(("cat", "stack"))
+
+
+Facet = Literal["inner", "outer"]
+"""Which of the axes that a view folds out of the unit axis holds the units."""
 
 
 class UnknownOperator(Exception):
@@ -117,13 +124,19 @@ def _dims(args: Sequence[Any], kwargs: dict[str, Any], ndim: int) -> list[int]:
     return [d % ndim for d in dims] if ndim else []
 
 
-def reduction(label: Tensor, name: str, args: Sequence[Any], kwargs: dict[str, Any], out_ndim: int) -> Tensor:
-    """Mean, sum, max, norm ...: the labels must not change along the reduced dimensions."""
+def reduction(
+    labels: Labels, label: Tensor, name: str, args: Sequence[Any], kwargs: dict[str, Any], out_ndim: int
+) -> Tensor | None:
+    """Mean, sum, max, norm ...: along the units only what zeros add nothing to; the result has no units then."""
     if "norm" in name:
         args = (args[0], *args[2:])
-    dims = _dims(args, kwargs, label.ndim)
-    if set(dims) & set(varying(label)):
+    dims, now = _dims(args, kwargs, label.ndim), varying(label)
+    if set(dims) & set(now):
+        if name in SUMS and set(now) <= set(dims):
+            return None
         raise UnknownOperator
+    if len(now) == 1 and dims == [now[0] + 1] and name in SUMS:
+        labels.headed.append(label.flatten())  # a product with a vector in each head, as GAT's attention
     keep = out_ndim == label.ndim
     return label if keep else label.reshape([s for d, s in enumerate(label.shape) if d not in dims])
 
@@ -163,7 +176,7 @@ def join(labels: Labels, name: str, operands: Sequence[Operand], dim: int, where
 
 def movement(
     labels: Labels, func: Callable[..., Any], name: str, operand: Operand, args: Sequence[Any], kwargs: dict[str, Any],
-    where: str,
+    where: str, facet: Facet, sizes: Sizes | None,
 ) -> Any:  # fmt: skip
     """Run the operator on the labels; lock or tie what a smaller tensor would not reproduce."""
     label = operand.label
@@ -176,24 +189,26 @@ def movement(
         pieces = full.unflatten(1, (args[1], -1))
         labels.unite(pieces, pieces[:, :1].expand_as(pieces), f"meets channels of fixed width in {where}")
     if name in ("slice", "select", "index_select", "roll", "unbind"):
-        _fixed_positions(labels, name, label, operand.shape, args, kwargs, where)
+        counted = sizes.sliced if sizes else set()
+        _fixed_positions(labels, name, label, operand.shape, args, kwargs, where, counted)
     moved: Any = torch.reshape(full, args[1]) if name in ("view", "_unsafe_view") else func(full, *args[1:], **kwargs)
     if name in ("split", "split_with_sizes"):
-        return _tie_pieces(labels, name, label, moved, args, kwargs, where)
+        return moved if sizes and sizes.pieces else _tie_pieces(labels, name, label, moved, args, kwargs, where)
     if name in ("view", "_unsafe_view", "reshape", "_reshape_alias", "pixel_shuffle"):
         survives = moved.ndim - 3 if name == "pixel_shuffle" else None
-        return _tie_folded(labels, moved, dims, where, survives)
+        return _tie_folded(labels, moved, dims, where, survives, facet, sizes)
     return moved
 
 
 def _fixed_positions(
-    labels: Labels, name: str, label: Tensor, shape: torch.Size, args: Sequence[Any], kwargs: dict[str, Any], where: str
-) -> None:
+    labels: Labels, name: str, label: Tensor, shape: torch.Size, args: Sequence[Any], kwargs: dict[str, Any],
+    where: str, counted: set[int],
+) -> None:  # fmt: skip
     dims = kwargs.get("dim", args[1] if len(args) > 1 else 0)
     if name == "roll":
         dims = kwargs.get("dims", args[2] if len(args) > 2 else ()) or range(len(shape))
     for dim in (d % len(shape) for d in ([dims] if isinstance(dims, int) else dims)):
-        if label.shape[dim] == 1:
+        if label.shape[dim] == 1 or (name == "slice" and dim in counted):
             continue
         if name == "slice":
             start, end, step = (*args[2:], *(None, None, None)[len(args) - 2 :])[:3]
@@ -217,11 +232,14 @@ def _tie_pieces(
     return pieces
 
 
-def _tie_folded(labels: Labels, moved: Tensor, dims: list[int], where: str, survives: int | None) -> Tensor:
+def _tie_folded(
+    labels: Labels, moved: Tensor, dims: list[int], where: str, survives: int | None, facet: Facet, sizes: Sizes | None
+) -> Tensor:
     """An operator that folds the unit axis into several: one of them follows the width, the others are fixed.
 
-    Units that differ only along the fixed axes go together. A view keeps its outer sizes by convention (channel
-    shuffle, heads); where that is a wrong guess, the check of the trace refutes it.
+    Units that differ only along the fixed axes go together. Which axis follows is a question with two answers: the
+    inner one (channels of a shuffle, dimensions of a head) and the outer one (heads). The trace asks both.
+    Where the answer is a wrong guess, the check of the trace refutes it.
     """
     small = compact(moved)
     if small is None:
@@ -229,9 +247,20 @@ def _tie_folded(labels: Labels, moved: Tensor, dims: list[int], where: str, surv
     now = varying(small)
     if len(now) <= max(len(dims), 1):
         return small
+    if survives is None:
+        survives = _survivor(now, small, facet, sizes)
+        labels.forks += 1
+    first = small
     for d in now:
-        if d != (now[-1] if survives is None else survives):
-            first = small.narrow(d, 0, 1)
-            labels.unite(small, first.expand_as(small), f"meets channels of fixed width in {where}")
-            small = first
-    return small
+        first = first if d == survives else first.narrow(d, 0, 1)
+    labels.fold(small, first, f"meets channels of fixed width in {where}")
+    return first
+
+
+def _survivor(now: list[int], small: Tensor, facet: Facet, sizes: Sizes | None) -> int:
+    """The folded axis that follows: among those written as -1 or by an attribute, if there are two; else of all."""
+    known = [d for d in now if sizes is not None and sizes.follows(d)]
+    if len(known) < 2 and len(now) > 2:  # the 3 of a fused query, key, value is a number in the code
+        known = [d for d in now if small.shape[d] > 4]
+    pool = known if len(known) > 1 else now
+    return pool[0] if facet == "outer" else pool[-1]

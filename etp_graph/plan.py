@@ -18,11 +18,16 @@ from .groups import Attribute, Group, Index, Slice, as_index, as_tensor, group_b
 __all__ = ["Attribute", "Group", "Index", "Op", "Plan", "Selection", "Slice", "as_index", "as_tensor", "named_tensors"]
 
 FORMAT = 1
+ACTIVATION = "~"
+"""Module name of attributes that count positions of an activation for the cost, and that surgery does not write."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Op:
-    """A term of the cost: ``coefficient`` MACs times the sizes of these (tensor, axis) pairs."""
+    """A term of the cost: ``coefficient`` MACs times the sizes of these (tensor, axis) pairs.
+
+    A tensor whose name begins with "~" is an activation of the plan (axis 0).
+    """
 
     name: str
     coefficient: int
@@ -44,6 +49,7 @@ class Plan:
         unreached: parameters that no traced forward used; surgery leaves them alone.
         notes: remarks of the tracer that a user should read.
         device: type of the device of the traced model.
+        activations: sizes of the axes of activations that the cost names.
     """
 
     groups: tuple[Group, ...]
@@ -55,6 +61,7 @@ class Plan:
     unreached: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     device: str = "cpu"
+    activations: Mapping[str, int] = field(default_factory=dict)
     offsets: tuple[int, ...] = field(init=False)
     _fingerprint: str = field(init=False, default="", repr=False)
 
@@ -146,6 +153,7 @@ class Plan:
             "unreached": list(self.unreached),
             "notes": list(self.notes),
             "device": self.device,
+            "activations": dict(self.activations),
         }
 
     def to_json(self) -> str:
@@ -172,6 +180,7 @@ class Plan:
                 unreached=tuple(body["unreached"]),
                 notes=tuple(body["notes"]),
                 device=body["device"],
+                activations=dict(body["activations"]),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise PlanError(f"this text is not a plan: {error!r}") from error

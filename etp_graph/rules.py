@@ -12,6 +12,7 @@ from torch import Tensor
 from . import layers
 from .operators import compact, varying
 from .plan import Op
+from .products import Product, attention
 from .weights import Owner, Ref
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ def rule(func: Any) -> Callable[[Tracker, Any, Any, Any, Tensor], None] | None:
         return _pass
     if func in layers.POOLS:
         return _pool
+    if func is F.scaled_dot_product_attention:
+        return attention
     return _embedding if func is F.embedding else None
 
 
@@ -44,8 +47,7 @@ def _dense(tracker: Tracker, func: Any, args: Any, kwargs: Any, out: Tensor) -> 
         tracker.ops.append(Op(name=tracker.where.strip("'"), coefficient=positions * weight.numel()))
         return
     layer = tracker.weights.layer(refs[0], tracker.modules)
-    cost = ((refs[0].name, 0), (refs[0].name, 1))
-    tracker.ops.append(Op(name=layer.name, coefficient=positions * kernel, axes=cost))
+    _cost(tracker, layer.name, refs[0], positions * kernel)
     groups = call.get("groups", 1)
     made = _grouped(tracker, layer, row, refs, into, out.shape[dim], groups) if groups > 1 else None
     into, made_out, kind = made if made else _full(tracker, layer, row, refs, into)
@@ -59,6 +61,14 @@ def _dense(tracker: Tracker, func: Any, args: Any, kwargs: Any, out: Tensor) -> 
     tracker.set(out, compact(made_out.view(shape)))
 
 
+def _cost(tracker: Tracker, name: str, ref: Ref, coefficient: int) -> None:
+    axes = (ref.axis(0), ref.axis(1))
+    if all(tracker.weights.shape(tensor)[axis] == ref.shape[dim] for dim, (tensor, axis) in enumerate(axes)):
+        tracker.ops.append(Op(name=name, coefficient=coefficient, axes=axes))
+    else:
+        tracker.ops.append(Product(name, (coefficient, *ref.shape[:2]), ()))
+
+
 def _full(
     tracker: Tracker, layer: Owner, row: layers.Dense, refs: Sequence[Ref], into: Tensor
 ) -> tuple[Tensor, Tensor, None]:
@@ -66,8 +76,8 @@ def _full(
     made = tracker.weights.produce(tracker.labels, layer, refs, row.out_axis, row.kind)
     for ref in refs:
         if ref.shape[row.in_axis] > 1 or len(into) == 1:
-            tracker.labels.record((ref.name, row.in_axis), into)
-            tracker.labels.inputs.add((ref.name, row.in_axis))
+            tracker.weights.record(tracker.labels, ref, row.in_axis, into)
+            tracker.labels.inputs.add(ref.axis(row.in_axis))
     return into, made, None
 
 
@@ -111,6 +121,8 @@ def _pass(tracker: Tracker, func: Any, args: Any, kwargs: Any, out: Tensor) -> N
             tracker.labels, tracker.weights.running(tracker.modules), into=ids,
             item=inside[0] - x.ndim if row.trailing else None,
         )  # fmt: skip
+        if row.trailing or (func is F.group_norm and call["num_groups"] == 1):
+            tracker.labels.normalised.append(ids)
         if func is F.group_norm and call["num_groups"] > 1:
             tracker.labels.blocks.append((ids, call["num_groups"], tracker.where))
     tracker.set(out, label)
@@ -134,3 +146,25 @@ def _embedding(tracker: Tracker, func: Any, args: Any, kwargs: Any, out: Tensor)
         made = tracker.weights.produce(tracker.labels, layer, refs, 1, "features")
         tracker.weights.count(tracker.labels, layer, made_out=made)
         tracker.set(out, made.view([1] * (out.ndim - 1) + [-1]))
+
+
+def stored_matrix(tracker: Tracker, name: str, args: Any, out: Tensor) -> bool:
+    """Treat ``x @ w`` with a stored matrix, or a view of one, as a dense layer; whether it was one."""
+    *added, x, weight = args[:3] if name.startswith("add") else args[:2]
+    ref = tracker.weights.view(weight) if name in ("mm", "addmm") else None
+    if ref is None or tracker.weights.stored_name(x) is not None:
+        return False
+    layer = tracker.weights.layer(ref, tracker.modules)
+    _cost(tracker, layer.name, ref, x.shape[0])
+    into = tracker.channels(x, -1)
+    made = tracker.weights.produce(tracker.labels, layer, [ref], 1, "neurons")
+    tracker.weights.record(tracker.labels, ref, 0, into)
+    tracker.labels.inputs.add(ref.axis(0))
+    reason = tracker.weights.fixed.get(ref.name)
+    if reason:
+        tracker.labels.lock(made, reason)
+        tracker.labels.lock(into, reason)
+    for bias in added:
+        tracker.weights.along(tracker.labels, bias, made, axis=bias.ndim - 1)
+    tracker.set(out, compact(made.view(1, -1)))
+    return True

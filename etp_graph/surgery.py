@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import PlanError
-from .plan import Plan, Selection, named_tensors
+from .plan import ACTIVATION, Plan, Selection, named_tensors
 from .record import Edit, Record, get_record, read_attribute, replace_data, set_record, write_attribute
 from .units import Axis, attribute_units, axes, extend
 
@@ -94,6 +94,8 @@ def _cut_grad(cut: _Cut) -> Tensor:
 def _edits(model: nn.Module, plan: Plan, keep: Tensor) -> list[Edit]:
     edits = []
     for (module, name, item), layers in attribute_units(plan).items():
+        if module == ACTIVATION:
+            continue
         kept = Axis(module, 0, tuple(layers)).kept(keep)  # type: ignore[arg-type]
         removed = int((~kept).sum())
         if removed:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .errors import PlanError
 from .forward import evaluating, outputs, preserved_rng, run
-from .grouping import build_groups
+from .facets import Facets, chosen, merge, restrict
 from .plan import Group, Plan, named_tensors
 from .tracker import Tracker
 from .verify import lock_what_fails
@@ -25,6 +25,7 @@ def trace(
     model: nn.Module,
     example_inputs: Any,
     *,
+    prune: str | Sequence[str] | None = None,
     ignore: str | Sequence[str] = (),
     check: bool | Literal["auto"] = "auto",
 ) -> Plan:
@@ -39,6 +40,8 @@ def trace(
         model: any module whose forward takes tensors.
         example_inputs: a tensor, a tuple of positional or a dict of keyword arguments. The MACs of the plan
             are those of one forward with these inputs.
+        prune: kinds of units to prune (:data:`etp_graph.facets.KINDS`), or ``"all"``. Default: all except the
+            residual stream and the dimensions of attention heads (:data:`etp_graph.facets.ON_REQUEST`).
         ignore: names or patterns (``"layer4.*"``) of modules whose own units must all stay: those that its layers
             put out or normalise. A dense layer that is ignored may still lose inputs.
         check: prove each group on a copy of the model and lock what fails, with the measured error as the reason.
@@ -48,7 +51,7 @@ def trace(
         The plan; ``print(plan)`` lists groups, constraints and what is locked and why.
 
     Raises:
-        PlanError: nothing can be removed, an ``ignore`` pattern matches nothing, or the model is compiled.
+        PlanError: nothing can be removed, ``prune`` names no kind, an ``ignore`` pattern matches nothing, or the model is compiled.
         Exception: whatever the model itself raises on the example inputs.
     """
     if type(model).__name__ == "OptimizedModule":
@@ -56,8 +59,10 @@ def trace(
     tensors = dict(named_tensors(model))
     if not tensors:
         raise PlanError("the model has no parameters: there is nothing to prune.")
+    kinds = chosen(prune)
     with torch.inference_mode(False):  # inference mode hides operators, and copies made in it cannot be pruned
         plan = _plan(model, tensors, example_inputs, [ignore] if isinstance(ignore, str) else ignore)
+        plan = replace(plan, groups=restrict(plan.groups, kinds))
         _require_prunable(plan)
         if check is True:
             plan = lock_what_fails(model, plan, example_inputs)
@@ -69,29 +74,42 @@ def trace(
 
 def _plan(model: nn.Module, tensors: dict[str, Tensor], example_inputs: Any, ignore: Sequence[str]) -> Plan:
     """The plan before any check."""
-    tracker = Tracker(model)
-    modes = ["eval"]
-    notes: tuple[str, ...] = ()
-    _follow(tracker, example_inputs)
+    inner = Tracker(model)
+    notes, found, n_ops = _walk(inner, example_inputs)
+    outer = None
+    if inner.labels.forks:
+        outer = Tracker(model, "outer")
+        _walk(outer, example_inputs)
+    merged = merge(inner, outer, n_ops)
     parameters = tuple(name for name, _ in model.named_parameters())
-    n_ops = len(tracker.ops)
-    if set(parameters) - tracker.weights.seen:
-        notes, found = _follow_training(tracker, example_inputs)
-        del tracker.ops[n_ops:]  # the cost is that of the model in use
-        modes += ["train"] * found
-    tracker.lock_used_elsewhere()
-    groups = _ignore(tracker, ignore)
     return Plan(
-        groups=groups,
+        groups=_ignore(inner, merged, ignore),
         tensors={name: tuple(tensor.shape) for name, tensor in tensors.items()},
         parameters=parameters,
-        ops=tuple(tracker.ops),
-        uncounted=tuple(sorted(tracker.uncounted)),
-        modes=tuple(modes),
+        ops=merged.ops,
+        uncounted=tuple(sorted(inner.uncounted)),
+        modes=("eval", "train") if found else ("eval",),
         notes=notes,
-        unreached=tuple(name for name in parameters if name not in tracker.weights.seen),
+        unreached=tuple(name for name in parameters if name not in inner.weights.seen),
         device=next(iter(tensors.values())).device.type,
+        activations=merged.activations,
     )
+
+
+def _walk(tracker: Tracker, example_inputs: Any) -> tuple[tuple[str, ...], bool, int]:
+    """Follow the model in eval mode, and where that leaves parameters out in training mode.
+
+    Returns notes, whether training mode reached further parameters, and the number of cost terms of eval mode:
+    the cost is that of the model in use.
+    """
+    notes: tuple[str, ...] = ()
+    found = False
+    _follow(tracker, example_inputs)
+    n_ops = len(tracker.ops)
+    if {name for name, _ in tracker.model.named_parameters()} - tracker.weights.seen:
+        notes, found = _follow_training(tracker, example_inputs)
+    tracker.lock_used_elsewhere()
+    return notes, found, n_ops
 
 
 def _try_check(model: nn.Module, plan: Plan, example_inputs: Any) -> Plan:
@@ -140,12 +158,12 @@ def _require_prunable(plan: Plan) -> None:
         raise PlanError(f"no group of this model can be pruned ({reasons}).")
 
 
-def _ignore(tracker: Tracker, patterns: Sequence[str]) -> tuple[Group, ...]:
-    """Build the groups, and lock those that hold units of a module whose name matches a pattern, or below it.
+def _ignore(tracker: Tracker, merged: Facets, patterns: Sequence[str]) -> tuple[Group, ...]:
+    """Lock those groups that hold units of a module whose name matches a pattern, or below it.
 
     The units that a dense layer takes in are not its own: a classifier that is ignored may still lose inputs.
     """
-    groups = build_groups(tracker.labels, tracker.bare)
+    groups = merged.groups
     names = [name for name, _ in tracker.model.named_modules() if name]
     reasons: dict[str, str] = {}
     for pattern in patterns:

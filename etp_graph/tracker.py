@@ -20,10 +20,12 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from . import layers
 from .forward import Running
+from .indexing import GATHERS, SCATTERS, gather, scatter
 from .labels import Labels
 from .operators import (
     ALONG,
     ELEMENTWISE,
+    Facet,
     JOINS,
     MOVEMENT,
     REDUCTIONS,
@@ -40,18 +42,26 @@ from .operators import (
     varying,
 )  # fmt: skip
 from .plan import Op
-from .rules import rule
+from .products import MATRIX, Product, matrix
+from .rules import rule, stored_matrix
+from .sizes import Counted, Sizes, counting, written
 from .weights import Weights
+
+
+FOLLOWED = MOVEMENT | JOINS | REDUCTIONS | GATHERS | {"constant_pad_nd"}
+"""Operators through which the labels of bare parameters are followed."""
 
 
 class Tracker:
     """Labels, cost terms and remarks of one or more forward passes of a model."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, facet: Facet = "inner") -> None:
         self.model = model
+        self.facet: Facet = facet
         self.labels = Labels()
         self.weights = Weights(model)
-        self.ops: list[Op] = []
+        self.ops: list[Op | Product] = []
+        self.sizes: Sizes | None = None
         self.uncounted: set[str] = set()
         self.bare: dict[str, Tensor] = {}
         self.paused = False
@@ -62,7 +72,7 @@ class Tracker:
     @contextmanager
     def watch(self) -> Iterator[None]:
         """Everything that runs inside is followed."""
-        with self._running, torch.no_grad(), _Functions(self), _Operators(self):
+        with self._running, counting(self.model), torch.no_grad(), _Functions(self), _Operators(self):
             yield
 
     @property
@@ -105,6 +115,39 @@ class Tracker:
             return torch.zeros(size, dtype=torch.int64, device="cpu")
         return label.reshape(-1).expand(size)
 
+    def count_sizes(self, x: Any, sizes: Sizes, out: Any) -> None:
+        """Attributes that wrote the sizes of a result, or of the pieces taken from ``x``, count the units there."""
+        if isinstance(out, Tensor):
+            for dim, size in enumerate(sizes.named):
+                if isinstance(size, Counted) and size.origin:
+                    self._count(size, out, dim, x)
+        for dim, ends in (sizes.pieces or {}).items():
+            label = self.get(x)
+            if label is None or label.shape[dim] == 1:
+                continue
+            ids = self.channels(x, dim)
+            if isinstance(out, Tensor):
+                pieces = {end: ids[:end] for end in ends if isinstance(end, Counted)}.items()
+            else:
+                pieces = [(size, piece) for size, piece in zip(ends, ids.split(list(ends)), strict=True)]  # type: ignore
+            for size, piece in pieces:
+                if isinstance(size, Counted) and size.origin:
+                    self.labels.count(size.origin, piece)
+                elif not isinstance(size, Counted):
+                    self.labels.lock(piece, f"is split into pieces of fixed widths in {self.where}")
+
+    def _count(self, size: Counted, out: Tensor, dim: int, x: Any) -> None:
+        """An axis that is as long as an attribute says: its units are those that the attribute counts."""
+        assert size.origin is not None
+        label = self._known.get(out)
+        if label is not None and label.shape[dim] > 1:
+            if varying(label) == [dim]:
+                self.labels.count(size.origin, label.flatten())
+        elif label is None and (not isinstance(x, Tensor) or x.ndim <= dim or x.shape[dim - out.ndim] == 1):
+            known = self.labels.attributes.get(size.origin)
+            if known is not None and len(known) == out.shape[dim]:
+                self.set(out, compact(known.view([-1 if d == dim else 1 for d in range(out.ndim)])))
+
     def lock_used_elsewhere(self) -> None:
         """Lock the units of every stored tensor that a layer uses and an operator outside the layer table, too.
 
@@ -135,15 +178,31 @@ class _Functions(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        follow = rule(func)
-        if follow is None or self.tracker.paused:
+        if self.tracker.paused:
             return func(*args, **kwargs)
+        follow = rule(func)
+        if follow is None:
+            return self._sized(func, args, kwargs)
         self.tracker.paused = True
         try:
             out = func(*args, **kwargs)
             follow(self.tracker, func, args, kwargs, out)
         finally:
             self.tracker.paused = False
+        return out
+
+
+    def _sized(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """A call of the operators below, which do not see which attributes its sizes are read from."""
+        sizes = written(func, args, kwargs)
+        if sizes is None:
+            return func(*args, **kwargs)
+        self.tracker.sizes = sizes
+        try:
+            out = func(*args, **kwargs)
+        finally:
+            self.tracker.sizes = None
+        self.tracker.count_sizes(args[0], sizes, out)
         return out
 
 
@@ -168,13 +227,18 @@ class _Operators(TorchDispatchMode):
     def _follow(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         name = func._overloadpacket.__name__
         tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
-        self.tracker.operands.update(filter(None, map(self.tracker.weights.name, tensors)))
         pointwise = torch.Tag.pointwise in func.tags or name.rstrip("_") in ELEMENTWISE or name in ELEMENTWISE
-        followed = pointwise or name in MOVEMENT or name in JOINS or name == "constant_pad_nd" or name in REDUCTIONS
+        followed = pointwise or name in FOLLOWED
+        if name in MATRIX and stored_matrix(self.tracker, name, args, out):
+            return
+        if name not in MOVEMENT:
+            self.tracker.operands.update(filter(None, map(self.tracker.weights.stored_name, tensors)))
         self._price(func, name, args, kwargs, out, followed and not pointwise)
         operands = [Operand(t.shape, self._label(t, followed)) for t in tensors]
         outs = [t for t in tree_leaves(out) if isinstance(t, Tensor)]
         if all(op.label is None for op in operands):
+            if name in MATRIX:
+                matrix(self.tracker, name, operands, outs[0].shape)
             for t in outs:
                 self.tracker.set(t, None)
             return
@@ -194,6 +258,8 @@ class _Operators(TorchDispatchMode):
 
     def _price(self, func: Any, name: str, args: Any, kwargs: Any, out: Any, moves: bool) -> None:
         formula = flop_registry.get(func._overloadpacket)
+        if name in MATRIX:
+            return  # its factors may shrink: the rule for products notes them
         if formula is not None:
             macs = int(formula(*args, **kwargs, out_val=out)) // 2
             self.tracker.ops.append(Op(name=self.tracker.where.strip("'"), coefficient=macs))
@@ -210,16 +276,23 @@ class _Operators(TorchDispatchMode):
         if name in JOINS:
             dim = kwargs.get("dim", args[1] if len(args) > 1 else 0)
             return join(tracker.labels, name, operands, dim, tracker.where)
+        if name in MATRIX:
+            return matrix(tracker, name, operands, outs[0].shape)
+        if name in SCATTERS:
+            return scatter(tracker.labels, name, args, operands, tracker.where)
         if len([op for op in operands if op.label is not None]) > 1 or first.label is None:
             raise UnknownOperator
+        if name in GATHERS:
+            bare = tracker.weights.bare_name(args[0])
+            return gather(tracker.labels, name, first, args, kwargs, tracker.where, bare)
         if name in SPATIAL:
             return spatial(tracker.labels, first.label, SPATIAL[name])
         if name in REDUCTIONS:
-            return reduction(first.label, name, args, kwargs, outs[0].ndim)
+            return reduction(tracker.labels, first.label, name, args, kwargs, outs[0].ndim)
         if name in ALONG:
             return along(first.label, args, kwargs)
         if name in MOVEMENT:
-            return movement(tracker.labels, func, name, first, args, kwargs, tracker.where)
+            return movement(tracker.labels, func, name, first, args, kwargs, tracker.where, tracker.facet, tracker.sizes)
         if name == "constant_pad_nd":
             return self._pad(first, args)
         raise UnknownOperator

@@ -17,10 +17,27 @@ from .plan import named_tensors
 
 @dataclass(frozen=True, slots=True)
 class Ref:
-    """A stored tensor that a layer's weight is, or is computed from."""
+    """A stored tensor that a layer's weight is, is a view of, or is computed from.
+
+    Attributes:
+        name: of the stored tensor.
+        shape: of the weight as the layer sees it.
+        axes: for every dimension of the weight the axis of the stored tensor; empty: the same.
+        starts: and the position on that axis where the view begins.
+    """
 
     name: str
     shape: tuple[int, ...]
+    axes: tuple[int, ...] = ()
+    starts: tuple[int, ...] = ()
+
+    def axis(self, dim: int) -> tuple[str, int]:
+        """The stored axis behind a dimension of the weight."""
+        return self.name, self.axes[dim] if self.axes else dim
+
+    def start(self, dim: int) -> int:
+        """The position on that axis where the view begins."""
+        return self.starts[dim] if self.starts else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +82,28 @@ class Weights:
             self.seen.add(name)
         return name
 
+    def view(self, tensor: Tensor) -> Ref | None:
+        """The stored tensor that this one is, or a view of that leaves every dimension on an axis of its own."""
+        if (name := self.name(tensor)) is not None:
+            return Ref(name, tuple(tensor.shape))
+        base = tensor._base
+        if base is None or (name := self.name(base)) is None or not base.is_contiguous():
+            return None
+        offset, starts = tensor.storage_offset() - base.storage_offset(), []
+        for stride, size in zip(base.stride(), base.shape, strict=True):
+            starts.append(offset // stride % size)
+        axes = []
+        for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
+            fits = [d for d, s in enumerate(base.stride()) if s == stride and base.shape[d] >= size and d not in axes]
+            if len(fits) != 1:
+                return None
+            axes.append(fits[0])
+        return Ref(name, tuple(tensor.shape), tuple(axes), tuple(starts[d] for d in axes))
+
+    def stored_name(self, tensor: Tensor) -> str | None:
+        """Name of the parameter or buffer that a tensor is or is a view of."""
+        return self.name(tensor) or (self.name(tensor._base) if tensor._base is not None else None)
+
     def use(self, tensors: Iterable[Tensor | None]) -> None:
         """Note that a forward pass reads these tensors."""
         for tensor in tensors:
@@ -82,9 +121,9 @@ class Weights:
 
     def find(self, weight: Tensor, running: Sequence[nn.Module]) -> tuple[list[Ref], str | None]:
         """The stored tensors behind a layer's weight, main one first, and a reason if the layer must stay whole."""
-        name = self.name(weight)
-        if name is not None:
-            return [Ref(name, tuple(weight.shape))], self.fixed.get(name)
+        ref = self.view(weight)
+        if ref is not None:
+            return [ref], self.fixed.get(ref.name)
         owner = self.running(running)
         stored, reason = self._sources(owner.module)
         refs = []
@@ -125,12 +164,13 @@ class Weights:
 
     def produce(self, labels: Labels, owner: Owner, refs: Sequence[Ref], axis: int, kind: str) -> Tensor:
         """The labels of the producing axis; a magnitude of weight_norm carries them too."""
-        size = refs[0].shape[axis]
-        made = labels.produce(Producer((refs[0].name, axis), owner.name, kind), size)
+        size, main = refs[0].shape[axis], refs[0].axis(axis)
+        made = labels.produce(Producer(main, owner.name, kind), self.shape(main[0])[main[1]])
+        made = made.narrow(0, refs[0].start(axis), size)
         for ref in refs[1:]:
             if ref.shape[axis] == size:
                 # A direction of length zero has no norm to divide by: only the magnitude is ever driven to zero.
-                labels.passive.add((refs[0].name, axis))
+                labels.passive.add(main)
                 labels.record((ref.name, axis), made)
         return made
 
@@ -138,11 +178,23 @@ class Weights:
         """A bias, norm scale or running statistic holds these units along ``axis``."""
         if tensor is None or (tensor.numel() == 1 and len(ids) > 1):
             return
-        name = self.name(tensor)
-        if name is None:
+        ref = self.view(tensor)
+        if ref is None:
             labels.lock(ids, "meets a tensor that is computed while running")
         else:
-            labels.record((name, axis), ids)
+            self.record(labels, ref, axis, ids)
+
+    def record(self, labels: Labels, ref: Ref, dim: int, ids: Tensor) -> None:
+        """A dimension of a stored tensor, or of a view of it, holds these units."""
+        axis, start = ref.axis(dim), ref.start(dim)
+        size = self.shape(axis[0])[axis[1]]
+        if len(ids) < size:
+            if axis not in labels.axes:
+                labels.axes[axis] = labels.fresh(size)
+            whole = labels.axes[axis].clone()
+            whole[start : start + len(ids)] = ids
+            ids = whole
+        labels.record(axis, ids)
 
     def count(
         self,

@@ -221,7 +221,7 @@ CASES: dict[str, Case] = {
     ),
     "product of activations": Case(
         lambda: Net(lambda n, x: n.a(x) @ n.b(x).transpose(1, 2), a=nn.Linear(6, 8), b=nn.Linear(6, 8)),
-        {}, {"a": "is mixed by", "b": "is mixed by"}, (image(2, 4, 6),),
+        {"a": 8}, {}, (image(2, 4, 6),),
     ),
     "sorted channels": Case(
         lambda: Net(lambda n, x: n.b(n.a(x).sort(1).values), a=conv(3, 8, 3), b=conv(8, 5, 1)),

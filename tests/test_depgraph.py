@@ -68,7 +68,7 @@ SAME_CONSTRUCTS = (
 @pytest.mark.parametrize("name", SAME_MODELS + SAME_CONSTRUCTS)
 def test_same_units_and_both_right(name: str) -> None:
     model, inputs = from_zoo(name) if name in ZOO else from_case(name)
-    ours = etp.trace(model, inputs, check=False)
+    ours = etp.trace(model, inputs, prune="all", check=False)
     theirs = plan_from_depgraph(depgraph(model, inputs), model, inputs)
     assert etp.verify(model, theirs, inputs, gradients=False, ratio=0.5).error < 1e-10
     assert units(theirs.groups) == units(ours.groups)
@@ -114,7 +114,7 @@ GROUPED = ("grouped", "grouped, wider", "resnext", "regnet_x", "regnet_y")
 def test_grouped_convolutions_lose_whole_groups(name: str) -> None:
     """We remove groups of the convolution; Torch-Pruning one channel of each. Elsewhere the units are the same."""
     model, inputs = from_zoo(name) if name in ZOO else from_case(name)
-    ours = etp.trace(model, inputs, check=False)
+    ours = etp.trace(model, inputs, prune="all", check=False)
     theirs = plan_from_depgraph(depgraph(model, inputs), model, inputs)
     for plan in (ours, theirs):
         assert etp.verify(model, plan, inputs, gradients=False, ratio=0.5).error < 1e-10

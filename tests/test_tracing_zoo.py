@@ -15,7 +15,7 @@ def test_pruned_is_masked(name: str) -> None:
     torch.manual_seed(0)
     model = build()
     x = torch.randn(2, 3, size, size)
-    plan = etp.trace(model, x, check=False)
+    plan = etp.trace(model, x, prune="all", check=False)
     found = etp.verify(model, plan, x, ratio=0.4)
     assert found.error < 1e-9
     assert found.gradient_error is not None

@@ -1,0 +1,104 @@
+"""The two facets of a trace put together: units as the inner and as the outer axis of every view that folds them.
+
+A projection of width heads x dimensions has two kinds of units. One forward is followed twice, each time with
+another answer to "which of the folded axes holds the units"; heads are taken from the second, everything else from the
+first. A position of a tensor stays if both of its units stay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from .errors import PlanError
+from .grouping import build_groups
+from .plan import ACTIVATION, Group, Op
+from .products import terms
+from .tracker import Tracker
+
+KINDS = (
+    "channels", "neurons", "heads", "head_dims", "features", "stream", "hidden", "projections", "experts", "conv-groups",
+)  # fmt: skip
+"""Every kind of unit that a plan can have."""
+
+ON_REQUEST = frozenset(("stream", "head_dims"))
+"""Kinds that are pruned only if asked for.
+
+Units of the stream are averaged over by every layer norm: removing even units that are zero changes its statistics.
+Dimensions of a head leave every head narrower, where a head fewer is one matrix product fewer.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Facets:
+    """What one or two trackers found, merged."""
+
+    groups: tuple[Group, ...]
+    ops: tuple[Op, ...]
+    activations: dict[str, int]
+
+
+def merge(inner: Tracker, outer: Tracker | None, n_ops: int) -> Facets:
+    """Groups and cost terms (the first ``n_ops``) of the facets of one forward."""
+    columns = [inner.ops[:n_ops]] + ([] if outer is None else [outer.ops[:n_ops]])
+    ops, sizes, maps = terms(*columns)
+    for tracker, held in zip([inner, outer], maps, strict=False):
+        assert tracker is not None
+        for name, layers in held.items():
+            for layer, ids in enumerate(layers):
+                tracker.labels.count((ACTIVATION, name, layer or None), ids)
+    groups = build_groups(inner.labels, inner.bare)
+    if outer is not None:
+        heads = [group for group in build_groups(outer.labels, outer.bare, facet="outer") if group.kind == "heads"]
+        groups = _together(groups, heads)
+    return Facets(groups, ops, sizes)
+
+
+def _together(groups: Sequence[Group], heads: Sequence[Group]) -> tuple[Group, ...]:
+    """The heads, each before the dimensions of its heads."""
+    places = {}
+    for head in heads:
+        for piece in head.slices:
+            places.setdefault((piece.tensor, piece.axis), head.name)
+    taken = {head.name for head in heads}
+    found: list[Group] = []
+    for group in groups:
+        if group.folded:
+            owner = next((places[s.tensor, s.axis] for s in group.slices if (s.tensor, s.axis) in places), None)
+            if owner is not None:
+                group = replace(group, kind="head_dims", name=_free(f"{group.name}.dims", taken))
+        taken.add(group.name)
+        found.append(group)
+    return (*heads, *found)
+
+
+def _free(name: str, taken: set[str]) -> str:
+    number, free = 1, name
+    while free in taken:
+        number += 1
+        free = f"{name}#{number}"
+    return free
+
+
+def chosen(prune: str | Sequence[str] | None) -> frozenset[str]:
+    """The kinds of units that ``prune`` asks for; ``None``: all but those on request, ``"all"``: all."""
+    if prune is None:
+        return frozenset(KINDS) - ON_REQUEST
+    kinds = {prune} if isinstance(prune, str) else set(prune)
+    unknown = sorted(kinds - set(KINDS) - {"all"})
+    if unknown or not kinds:
+        raise PlanError(f"prune={prune!r} names no kind of unit; the kinds are {', '.join(KINDS)}, and 'all'.")
+    if "all" in kinds:
+        return frozenset(KINDS)
+    return frozenset(kinds | ({"conv-groups"} if "channels" in kinds else set()))
+
+
+def restrict(groups: Sequence[Group], kinds: frozenset[str]) -> tuple[Group, ...]:
+    """The groups, those of other kinds locked."""
+    found = []
+    for group in groups:
+        reason = None if group.kind in kinds else f"kind {group.kind!r} is not among those to prune"
+        if reason and group.kind in ON_REQUEST:
+            reason = f"kind {group.kind!r} is pruned on request only: trace(..., prune=[..., {group.kind!r}])"
+        found.append(replace(group, locked=group.locked or reason))
+    return tuple(found)

@@ -1,0 +1,112 @@
+"""How labels pass through gathers and scatters along dimensions that hold no units: messages on edges, top-k, tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .labels import Labels
+from .operators import Operand, UnknownOperator, elementwise, varying
+
+GATHERS = frozenset("index gather take_along_dim topk kthvalue _unsafe_index index_select".split())
+SCATTERS = frozenset(
+    "scatter scatter_ scatter_add scatter_add_ scatter_reduce scatter_reduce_ index_add index_add_ index_put index_put_ "
+    "index_copy index_copy_ index_fill index_fill_ index_reduce index_reduce_ masked_scatter".split()
+)
+
+
+def gather(
+    labels: Labels, name: str, x: Operand, args: Sequence[Any], kwargs: dict[str, Any], where: str, bare: str | None
+) -> Any:
+    """Label (compact) of entries of ``x`` picked along other dimensions than that of the units.
+
+    A stored table (``bare``: its name) whose units are not known yet may be picked from along any axis; that axis
+    is pinned: if it turns out to hold the units, they are locked.
+    """
+    label = x.label
+    assert label is not None
+    if name in ("index", "_unsafe_index"):
+        return _indexed(labels, x, args[1], where, bare)
+    dim = kwargs.get("dim", args[2] if name in ("topk", "kthvalue") and len(args) > 2 else _second(name, args))
+    dim %= label.ndim
+    if label.shape[dim] > 1:
+        if bare is None or name != "index_select":
+            raise UnknownOperator
+        labels.pinned[bare, dim] = f"is taken by fixed positions in {where}"
+        return label.index_select(dim, args[2].cpu())
+    if name in ("gather", "take_along_dim"):
+        index: Tensor = args[2] if len(args) > 2 else kwargs["index"]
+        if any(d != dim and index.shape[d] != x.shape[d] for d in varying(label)):
+            raise UnknownOperator
+    return label
+
+
+def _second(name: str, args: Sequence[Any]) -> Any:
+    return -1 if name in ("topk", "kthvalue") else args[1]
+
+
+def _indexed(labels: Labels, x: Operand, indices: Sequence[Tensor | None], where: str, bare: str | None) -> Tensor:
+    """``x[i, :, j]``: run on the labels, expanded along the indexed dimensions only."""
+    label = x.label
+    assert label is not None
+    for dim, index in enumerate(indices):
+        if index is None:
+            continue
+        if label.shape[dim] > 1:
+            if bare is None:
+                raise UnknownOperator
+            labels.pinned[bare, dim] = f"is taken by fixed positions in {where}"
+        else:
+            label = label.expand([x.shape[d] if d == dim else s for d, s in enumerate(label.shape)])
+    picked: Tensor = torch.ops.aten.index(label, [None if i is None else i.cpu() for i in indices])
+    return picked
+
+
+def scatter(labels: Labels, name: str, args: Sequence[Any], operands: Sequence[Operand], where: str) -> Tensor | None:
+    """Label of ``x`` after entries of ``source`` went into it along other dimensions than that of the units."""
+    into = operands[0]
+    if name.startswith("index_put"):
+        return _put(labels, into, args[1], operands[-1], where)
+    dim = args[1] % len(into.shape)
+    parts = [o for o in (into, operands[-1]) if len(o.shape) == len(into.shape)]
+    flat = []
+    for part in parts:
+        if part.label is not None and part.label.shape[dim] > 1:
+            raise UnknownOperator
+        flat.append(Operand(torch.Size(1 if d == dim else s for d, s in enumerate(part.shape)), part.label))
+    if any(o.shape != flat[0].shape for o in flat):
+        raise UnknownOperator
+    if into.label is None:  # zeros of any width: an empty accumulator
+        flat[0] = Operand(torch.Size([1] * len(into.shape)), None)
+        return _accumulated(labels, flat, into, where)
+    return elementwise(labels, flat, flat[0].shape, where)
+
+
+def _accumulated(labels: Labels, flat: Sequence[Operand], into: Operand, where: str) -> Tensor | None:
+    source = flat[-1]
+    return elementwise(labels, [source], source.shape, where) if source.label is not None else None
+
+
+def _put(labels: Labels, into: Operand, indices: Sequence[Tensor | None], values: Operand, where: str) -> Tensor | None:
+    ndim = len(into.shape)
+    taken = {d for d, index in enumerate(indices) if index is not None}
+    free = [d for d in range(ndim) if d not in taken]
+    for operand in (into, values):
+        if operand.label is None:
+            continue
+        now = varying(operand.label)
+        if operand is into and set(now) & taken:
+            raise UnknownOperator
+        if operand is values and any(d - len(values.shape) + ndim not in free for d in now):
+            raise UnknownOperator
+    if free and min(free) < max(taken, default=-1) and len(free) > 1:
+        raise UnknownOperator
+    shape = torch.Size(s if d in free else 1 for d, s in enumerate(into.shape))
+    parts = [Operand(shape, into.label)] if into.label is not None else []
+    if values.label is not None:
+        view = values.label.reshape([1] * max(ndim - values.label.ndim, 0) + list(values.label.shape[-ndim:]))
+        parts.append(Operand(shape, view.reshape([view.shape[d] if d in free else 1 for d in range(ndim)])))
+    return elementwise(labels, parts, shape, where) if parts else None

@@ -1,0 +1,216 @@
+"""Products of activations: how labels pass through a matrix product and through attention, and what they cost.
+
+In ``a [..., m, k] @ b [..., k, n]`` the units along the batch dimensions (heads) of both operands are the same units,
+so are those along ``k`` (dimensions of queries and keys), and units along ``m`` or ``n`` go on into the result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from .labels import Labels
+from .layers import bind
+from .operators import Operand, UnknownOperator, compact, elementwise, varying
+from .plan import ACTIVATION, Op
+
+if TYPE_CHECKING:
+    from .tracker import Tracker
+
+MATRIX = frozenset(("mm", "bmm", "addmm", "baddbmm", "mv", "dot"))
+"""Operators that are matrix products; the first operand of those that begin with "add" or "badd" is added."""
+
+_ATTENTION = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """A term of the cost whose factors are sizes of activations.
+
+    Attributes:
+        name: the module.
+        shape: the sizes whose product is the number of MACs.
+        labels: each broadcastable to ``shape``; a position counts as long as all of its units are there.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    labels: tuple[Tensor, ...]
+
+
+@dataclass(slots=True)
+class _Roles:
+    """The labels of one operand by the role of the dimension: batch, the inner one, the outer one."""
+
+    batch: Operand
+    inner: Tensor | None
+    outer: Tensor | None
+
+
+def _roles(operand: Operand, inner: int) -> _Roles:
+    """Split the labels of a matrix operand; ``inner`` is its contracted dimension, -1 or -2."""
+    shape, label = operand.shape, operand.label
+    batch = torch.Size((*shape[:-2], 1, 1))
+    if label is None:
+        return _Roles(Operand(batch, None), None, None)
+    now = varying(label)
+    if len(now) > 1:
+        raise UnknownOperator
+    at = now[0] - len(shape) if now else 0
+    held = label.reshape(-1).expand(shape[now[0]] if now else 1)
+    if not now:
+        raise UnknownOperator  # a single unit of which every position is a part
+    return _Roles(
+        Operand(batch, label if at < -2 else None),
+        held if at == inner else None,
+        held if at >= -2 and at != inner else None,
+    )
+
+
+def contract(tracker: Tracker, a: Operand, b: Operand, term: int) -> Tensor | None:
+    """Label (compact) of ``a [..., m, k] @ b [..., k, n]``; the cost becomes term number ``term``."""
+    labels, where = tracker.labels, tracker.where
+    left, right = _roles(a, -1), _roles(b, -2)
+    size = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    batch = elementwise(labels, [left.batch, right.batch], torch.Size((*size, 1, 1)), where)
+    inner = _meet(labels, left.inner, right.inner, where)
+    outer = [view for view in (_along(left.outer, len(size) + 2, -2), _along(right.outer, len(size) + 2, -1)) if view is not None]
+    if batch is not None:
+        labels.headed.append(batch.flatten())
+    found = [*outer, *([] if batch is None else [batch])]
+    at = [label.unsqueeze(-1) for label in found] + [view for view in [_along(inner, len(size) + 3, -1)] if view is not None]
+    tracker.ops[term] = Product(where.strip("'"), space(a.shape, b.shape), tuple(at))
+    if len(found) > 1:
+        raise UnknownOperator
+    return found[0] if found else None
+
+
+def space(a: torch.Size, b: torch.Size) -> tuple[int, ...]:
+    """The sizes whose product is the number of MACs of ``a @ b``: batch dimensions, m, n, k."""
+    return (*torch.broadcast_shapes(a[:-2], b[:-2]), a[-2], b[-1], a[-1])
+
+
+def placeholder(tracker: Tracker, shape: tuple[int, ...]) -> int:
+    """A new term of the cost without units; its number. Every facet of a trace has the same terms."""
+    tracker.ops.append(Product(tracker.where.strip("'"), shape, ()))
+    return len(tracker.ops) - 1
+
+
+def _along(label: Tensor | None, ndim: int, dim: int) -> Tensor | None:
+    if label is None:
+        return None
+    shape = [1] * ndim
+    shape[dim] = -1
+    return label.view(shape)
+
+
+def _meet(labels: Labels, a: Tensor | None, b: Tensor | None, where: str) -> Tensor | None:
+    """Unite the contracted dimensions; a fixed one on the other side locks."""
+    if a is not None and b is not None:
+        return labels.unite(a, b, f"meets channels of fixed width in {where}")
+    labels.lock(a if b is None else b, f"is multiplied with a tensor of fixed width in {where}")
+    return None
+
+
+def matrix(tracker: Tracker, name: str, operands: Sequence[Operand], out: torch.Size) -> Tensor | None:
+    """``mm``, ``bmm``, ``addmm``, ``baddbmm``, ``mv``, ``dot`` of activations."""
+    added, (a, b) = operands[:-2], operands[-2:]
+    if name == "dot":
+        a, b = _reshaped(a, (1, -1)), _reshaped(b, (-1, 1))
+    elif name == "mv":
+        b = _reshaped(b, (-1, 1))
+    term = placeholder(tracker, space(a.shape, b.shape))
+    label = contract(tracker, a, b, term)
+    if label is not None and len(out) < label.ndim:
+        label = label.reshape(label.shape[: len(out)])
+    made = Operand(out, label)
+    return elementwise(tracker.labels, [*added, made], out, tracker.where) if added else label
+
+
+def _reshaped(operand: Operand, shape: tuple[int, int]) -> Operand:
+    label = operand.label
+    return Operand(torch.empty(operand.shape, device="meta").view(shape).shape, None if label is None else label.view(shape))
+
+
+def attention(tracker: Tracker, func: Any, args: Any, kwargs: Any, out: Tensor) -> None:
+    """``scaled_dot_product_attention``: heads stay apart, queries meet keys, values go through."""
+    call = bind(_ATTENTION, args, kwargs)
+    q, k, v = (Operand(call[name].shape, tracker.get(call[name])) for name in ("query", "key", "value"))
+    mask = call.get("attn_mask")
+    batch, (t, d), (s, d_v) = out.shape[:-2], q.shape[-2:], v.shape[-2:]
+    first, second = placeholder(tracker, (*batch, t, s, d)), placeholder(tracker, (*batch, t, d_v, s))
+    try:
+        if call.get("enable_gqa"):
+            k, v = (_repeated(operand, q.shape[-3]) for operand in (k, v))
+        turned = Operand(torch.Size((*k.shape[:-2], k.shape[-1], k.shape[-2])), None if k.label is None else k.label.mT)
+        _only(tracker, (q, k, v), call)
+        scores = Operand(torch.Size((*out.shape[:-1], k.shape[-2])), contract(tracker, q, turned, first))
+        if mask is not None:
+            both = [scores, Operand(mask.shape, tracker.get(mask))]
+            scores = Operand(scores.shape, elementwise(tracker.labels, both, scores.shape, tracker.where))
+        label = contract(tracker, scores, v, second)
+    except UnknownOperator:
+        tracker.lock_all((args, kwargs), f"is mixed by attention in {tracker.where}")
+        label = None
+    tracker.set(out, None if label is None else compact(label))
+
+
+def _only(tracker: Tracker, operands: Sequence[Operand], call: dict[str, Any]) -> None:
+    """Units that attention cannot lose: positions, and dimensions of a head if their number sets the scale."""
+    for operand, last in zip(operands, (True, True, False), strict=True):
+        for d in varying(operand.label) if operand.label is not None else ():
+            at = d - len(operand.shape)
+            if at == -2:
+                raise UnknownOperator
+            if at == -1 and last and call.get("scale") is None:
+                tracker.labels.lock(operand.label, f"their number sets the attention scale in {tracker.where}")
+
+
+def _repeated(operand: Operand, heads: int) -> Operand:
+    """Keys or values [..., kv heads, s, d] as every query head sees them."""
+    times = heads // operand.shape[-3]
+    shape = torch.Size((*operand.shape[:-3], heads, *operand.shape[-2:]))
+    label = operand.label
+    if label is not None and label.shape[-3] > 1:
+        label = label.repeat_interleave(times, -3)
+    return Operand(shape, label)
+
+
+def terms(
+    inner: Sequence[Op | Product], outer: Sequence[Op | Product] | None = None
+) -> tuple[tuple[Op, ...], dict[str, int], list[dict[str, list[Tensor]]]]:
+    """Cost terms of one or two facets of the same forward.
+
+    Returns the terms; the size of every axis of an activation that they name; and for each facet the labels [size] of
+    these axes, by name.
+    """
+    facets = [inner] if outer is None else [inner, outer]
+    found: list[Op] = []
+    sizes: dict[str, int] = {}
+    maps: list[dict[str, list[Tensor]]] = [{} for _ in facets]
+    for number, column in enumerate(zip(*facets, strict=True)):
+        products = [term for term in column if isinstance(term, Product)]
+        if len(products) < len(facets):
+            found.append(next(term for term in column if isinstance(term, Op)))
+            continue
+        shape = products[0].shape
+        moving = sorted({d for product in products for label in product.labels for d in varying(label)})
+        kept = [shape[d] for d in moving]
+        name = f"{ACTIVATION}{number}"
+        for held, product in zip(maps, products, strict=True):
+            for label in product.labels:
+                small = label.permute(_front(moving, label.ndim)).reshape([label.shape[d] for d in moving])
+                held.setdefault(name, []).append(small.expand(kept).reshape(-1))
+        axes = ((name, 0),) if moving else ()
+        sizes |= {name: prod(kept)} if moving else {}
+        found.append(Op(name=products[0].name, coefficient=prod(shape) // prod(kept), axes=axes))
+    return tuple(found), sizes, maps
+
+
+def _front(moving: Sequence[int], ndim: int) -> list[int]:
+    return [*moving, *(d for d in range(ndim) if d not in moving)]
