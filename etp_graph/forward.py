@@ -86,6 +86,17 @@ def preserved_rng(model: nn.Module, seed: int | None = None) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def slow_path() -> Iterator[None]:
+    """Inside, PyTorch's transformer layers run their Python code instead of one fused operator."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
 _DROPOUT = {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout}
 
 

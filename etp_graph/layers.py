@@ -142,13 +142,3 @@ def bind(names: tuple[str, ...], args: tuple[Any, ...], kwargs: Mapping[str, Any
     """Arguments of a call by name; builtins such as ``F.conv2d`` have no signature to inspect."""
     return {**dict(zip(names, args, strict=False)), **kwargs}
 
-
-EDITABLE = frozenset(
-    {name for row in ATTRIBUTES.values() for name in (row.out, row.into, row.groups) if name} | {"before", "after"}
-)
-"""Names of the attributes that surgery may write and a checkpoint may restore."""
-
-
-def editable(module: nn.Module, name: str) -> bool:
-    """Whether surgery may write this attribute of this module."""
-    return name in EDITABLE or name in PADDINGS.get(type(module), ())

@@ -34,7 +34,10 @@ DTYPES = {
 }  # fmt: skip
 """The element types that safetensors stores, by the name that the manifest uses."""
 
-_KEYS = ("format", "libraries", "fingerprints", "selections", "edits", "cut", "tensors", "aliases", "weights", "digest")
+_KEYS = (
+    "format", "libraries", "fingerprints", "selections", "edits", "cut", "standins", "tensors", "aliases", "weights",
+    "digest",
+)  # fmt: skip
 _LARGEST = 2**62
 _HASH = re.compile(r"[0-9a-f]{64}")
 _RESTORE = "Restore the folder from a copy, or save the model again."
@@ -84,6 +87,7 @@ class Manifest:
                 {"module": e.module, "name": e.name, "item": e.item, "value": e.value} for e in self.record.edits
             ],
             "cut": list(self.record.tensors),
+            "standins": list(self.record.standins),
             "tensors": {name: {"shape": list(t.shape), "dtype": t.dtype} for name, t in self.tensors.items()},
             "aliases": dict(self.aliases),
             "weights": {"bytes": self.n_bytes, "sha256": self.sha256},
@@ -157,6 +161,7 @@ def parse_manifest(data: bytes, *, where: str) -> Manifest:
             selections=tuple(_selection(value, w) for w, value in _items(body, "selections", where)),
             edits=tuple(_edit(value, w) for w, value in _items(body, "edits", where)),
             tensors=tuple(_text(value, w) for w, value in _items(body, "cut", where)),
+            standins=tuple(_text(value, w) for w, value in _items(body, "standins", where)),
         ),
         tensors={n: _tensor(v, f"{where}: {n!r}") for n, v in _object(body["tensors"], f"{where}: tensors").items()},
         aliases=_aliases(body, where),
@@ -174,6 +179,7 @@ def _check(manifest: Manifest, where: str) -> None:
         _refuse(where, f"{len(record.fingerprints)} fingerprints for {len(record.selections)} selections")
     _unique(((e.module, e.name, e.item) for e in record.edits), f"{where}: edits")
     _unique(record.tensors, f"{where}: cut")
+    _unique(record.standins, f"{where}: standins")
     for alias, name in manifest.aliases.items():
         if alias in manifest.tensors or name not in manifest.tensors:
             _refuse(f"{where}: aliases[{alias!r}]", f"{name!r} is not a stored tensor, or the alias itself is one")

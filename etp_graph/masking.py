@@ -80,7 +80,12 @@ class Masked(TorchFunctionMode):
         return dict.fromkeys([1], next(iter(found.values()))) if found else {}
 
     def _module(self) -> dict[int, Tensor]:
-        return self._by_module.get(id(self._running.modules[-1]), {}) if self._running.modules else {}
+        """What the running module's attributes count, or else what its own vectors hold."""
+        module = self._running.modules[-1] if self._running.modules else None
+        if module is None or id(module) in self._by_module:
+            return self._by_module.get(id(module), {})
+        vectors = [p for p in module.parameters(recurse=False) if p.ndim == 1 and id(p) in self._by_weight]
+        return {-1: self._by_weight[id(vectors[0])][0]} if vectors else {}
 
 
 @torch.no_grad()

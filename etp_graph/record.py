@@ -29,12 +29,14 @@ class Record:
         selections: :meth:`Selection.to_json` of each round.
         edits: the attributes that surgery changed, with their present values.
         tensors: names of the tensors that surgery cut.
+        standins: names of the modules that surgery gave the class that stands in for theirs.
     """
 
     fingerprints: tuple[str, ...] = ()
     selections: tuple[str, ...] = ()
     edits: tuple[Edit, ...] = field(default=())
     tensors: tuple[str, ...] = ()
+    standins: tuple[str, ...] = ()
 
 
 def get_record(model: nn.Module) -> Record:

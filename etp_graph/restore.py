@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from .adapters import replace_, standin
 from .errors import CheckpointError
-from .layers import editable
 from .manifest import DTYPES, Manifest
 from .record import Edit, Record, get_record, replace_data, set_record, write_attribute
 
@@ -64,6 +64,7 @@ def restore_(model: nn.Module, manifest: Manifest, loaded: Mapping[str, Tensor])
     _check_ties(tensors, stored_as)
     _check_shapes(manifest, tensors, stored_as)
     _check_edits(model, manifest.record.edits)
+    _check_standins(model, manifest.record.standins)
     with torch.inference_mode(False), torch.no_grad():
         staged = {name: _stage(tensors[name], value) for name, value in loaded.items()}
         _commit(model, manifest.record, tensors, {name: staged[first] for name, first in stored_as.items()})
@@ -120,6 +121,18 @@ def _check_shapes(manifest: Manifest, tensors: Mapping[str, Tensor], stored_as: 
             raise CheckpointError(f"{name} is saved as {list(saved)}, the architecture has {list(have)}: {remedy}.")
 
 
+def _check_standins(model: nn.Module, names: Iterable[str]) -> None:
+    """Every module that surgery gave a stand-in has one here."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    for name in names:
+        found = standin(modules[name]) if name in modules else None
+        if found is None or found[1]:
+            raise CheckpointError(
+                f"{name!r} was saved with a stand-in, and has none here: import the code that registers it "
+                "(etp_graph.register_standin), and build the architecture that was saved."
+            )
+
+
 def _check_edits(model: nn.Module, edits: Iterable[Edit]) -> None:
     """Edits lower integers that surgery may write, on modules that exist."""
     modules = dict(model.named_modules(remove_duplicate=False))
@@ -128,7 +141,7 @@ def _check_edits(model: nn.Module, edits: Iterable[Edit]) -> None:
         if edit.module not in modules:
             raise CheckpointError(f"{where}: the architecture has no such module: build the one that was saved.")
         module = modules[edit.module]
-        if edit.name not in module.__dict__ or not editable(module, edit.name):
+        if edit.name not in module.__dict__:
             raise CheckpointError(f"{where}: surgery writes no such attribute there. Save the model again.")
         value = module.__dict__[edit.name]
         if edit.item is not None:
@@ -154,6 +167,9 @@ def _commit(model: nn.Module, record: Record, tensors: Mapping[str, Tensor], val
     """Write attributes and tensors. Nothing here should fail; whatever does is undone."""
     fresh: dict[int, Tensor] = {}
     with ExitStack() as undo:
+        for name in record.standins:
+            undo.callback(setattr, module := model.get_submodule(name), "__class__", type(module))
+        replace_(model, record.standins)
         for edit in record.edits:
             undo.callback(setattr, module := model.get_submodule(edit.module), edit.name, getattr(module, edit.name))
             write_attribute(model, edit)

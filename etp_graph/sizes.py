@@ -54,7 +54,7 @@ def counting(model: nn.Module) -> Iterator[None]:
             if isinstance(module, torch.jit.ScriptModule):
                 continue
             for name, value in list(module.__dict__.items()):
-                marked = _marked(value, (module_name, name))
+                marked = None if name.startswith("_") else _marked(value, (module_name, name))
                 if marked is not None:
                     before.append((module, name, value))
                     module.__dict__[name] = marked

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from .adapters import replace_, replaceable
 from .errors import PlanError
 from .plan import ACTIVATION, Plan, Selection, named_tensors
 from .record import Edit, Record, get_record, read_attribute, replace_data, set_record, write_attribute
@@ -58,6 +59,8 @@ def prune_(
     tensors = dict(named_tensors(model))
     cuts = _cuts(plan, tensors, keep)
     edits = _edits(model, plan, keep)
+    changed = {name.rpartition(".")[0] for name in cuts} | {edit.module for edit in edits}
+    standins = [name for name in replaceable(model) if any(at == name or at.startswith(f"{name}.") for at in changed)]
     states = _states(optimizer, cuts) if optimizer is not None else []
     rescaled = _weight_norms(cuts, tensors)
     new = {name: cut.apply(cut.tensor) for name, cut in cuts.items()}
@@ -66,6 +69,7 @@ def prune_(
     grads = {name: _cut_grad(cut) for name, cut in cuts.items() if cut.tensor.grad is not None}
     new_states = [(state, key, cut.apply(value)) for state, key, value, cut in states]
     _write(model, edits)
+    replace_(model, standins)
     for name, data in new.items():
         tensors[name].grad = None if name in cuts else tensors[name].grad
         replace_data(tensors[name], data)
@@ -73,7 +77,7 @@ def prune_(
         tensors[name].grad = grad
     for state, key, value in new_states:
         state[key] = value
-    _remember(model, plan, selection, edits, set(cuts))
+    _remember(model, plan, selection, edits, set(cuts), standins)
 
 
 def _cuts(plan: Plan, tensors: Mapping[str, Tensor], keep: Tensor) -> dict[str, _Cut]:
@@ -172,7 +176,9 @@ def _write(model: nn.Module, edits: list[Edit]) -> None:
                 write_attribute(model, edit)
 
 
-def _remember(model: nn.Module, plan: Plan, selection: Selection, edits: list[Edit], cut: set[str]) -> None:
+def _remember(
+    model: nn.Module, plan: Plan, selection: Selection, edits: list[Edit], cut: set[str], standins: list[str]
+) -> None:
     old = get_record(model)
     merged = {(e.module, e.name, e.item): e for e in (*old.edits, *edits)}
     record = Record(
@@ -180,5 +186,6 @@ def _remember(model: nn.Module, plan: Plan, selection: Selection, edits: list[Ed
         selections=(*old.selections, selection.to_json()),
         edits=tuple(merged.values()),
         tensors=tuple(sorted({*old.tensors, *cut})),
+        standins=(*old.standins, *standins),
     )
     set_record(model, record)

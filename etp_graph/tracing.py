@@ -10,8 +10,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from .adapters import standing_in
 from .errors import PlanError
-from .forward import evaluating, outputs, preserved_rng, run
+from .forward import evaluating, outputs, preserved_rng, run, slow_path
 from .facets import Facets, chosen, merge, restrict
 from .plan import Group, Plan, named_tensors
 from .tracker import Tracker
@@ -61,7 +62,8 @@ def trace(
         raise PlanError("the model has no parameters: there is nothing to prune.")
     kinds = chosen(prune)
     with torch.inference_mode(False):  # inference mode hides operators, and copies made in it cannot be pruned
-        plan = _plan(model, tensors, example_inputs, [ignore] if isinstance(ignore, str) else ignore)
+        with standing_in(model), slow_path():
+            plan = _plan(model, tensors, example_inputs, [ignore] if isinstance(ignore, str) else ignore)
         plan = replace(plan, groups=restrict(plan.groups, kinds))
         _require_prunable(plan)
         if check is True:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .adapters import standing_in
 from .errors import EquivalenceError
 from .forward import WithoutDropout, convert, evaluating, outputs, preserved_rng, run
 from .masking import Masked
@@ -181,7 +182,7 @@ class _Judge:
             return _Trial(float("inf"), float("inf"), 0.0, 0, False, f"the pruned model fails: {failure}")
         del pruned  # one copy at a time: the largest models just fit
         masked = copy.deepcopy(self.model)
-        with Masked(masked, self.plan, keep):
+        with Masked(masked, self.plan, keep), standing_in(masked, views_only=True):
             want, want_grads = self._run(masked)
         error = _relative(got, want)
         gradient_error = _gradient_error(got_grads, want_grads, self.plan, keep)
