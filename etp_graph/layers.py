@@ -113,6 +113,12 @@ ATTRIBUTES: Mapping[type[nn.Module], Counts] = {
     nn.Embedding: Counts(out="embedding_dim"),
 }
 
+ATTRIBUTES_BY_NAME: Mapping[str, Counts] = {
+    "torch_geometric.nn.dense.linear.Linear": Counts(out="out_channels", into="in_channels"),
+    "transformers.pytorch_utils.Conv1D": Counts(out="nf", into="nx"),
+}
+"""The same for classes of libraries that are not imported for it."""
+
 PADDINGS: dict[type[nn.Module], tuple[str, str]] = {}
 """Module classes that pad the channels with zeros -> their attributes for the widths before and after."""
 
@@ -135,6 +141,8 @@ def counts(module: nn.Module | None) -> Counts:
     for cls in type(module).__mro__:
         if cls in ATTRIBUTES:
             return ATTRIBUTES[cls]
+        if (name := f"{cls.__module__}.{cls.__qualname__}") in ATTRIBUTES_BY_NAME:
+            return ATTRIBUTES_BY_NAME[name]
     return Counts()
 
 

@@ -68,8 +68,8 @@ def prune_(
     new |= {name: cuts[name].apply(value) for name, value in rescaled.items() if name in cuts}
     grads = {name: _cut_grad(cut) for name, cut in cuts.items() if cut.tensor.grad is not None}
     new_states = [(state, key, cut.apply(value)) for state, key, value, cut in states]
-    _write(model, edits)
     replace_(model, standins)
+    _write(model, edits)
     for name, data in new.items():
         tensors[name].grad = None if name in cuts else tensors[name].grad
         replace_data(tensors[name], data)

@@ -42,7 +42,7 @@ from .operators import (
     varying,
 )  # fmt: skip
 from .plan import Op
-from .products import MATRIX, Product, matrix
+from .products import MATRIX, Product, matrix, placeholder
 from .rules import rule, stored_matrix
 from .sizes import Counted, Sizes, counting, written
 from .weights import Weights
@@ -50,6 +50,30 @@ from .weights import Weights
 
 FOLLOWED = MOVEMENT | JOINS | REDUCTIONS | GATHERS | {"constant_pad_nd"}
 """Operators through which the labels of bare parameters are followed."""
+
+
+SUMMED = {
+    **dict.fromkeys(("sum", "mean", "nansum"), 0), **dict.fromkeys(("scatter_add", "scatter_add_", "index_add"), 3),
+    "index_add_": 3,
+}  # fmt: skip
+"""Operators that sum, and which of their arguments."""
+MAKERS = frozenset(("new_zeros", "new_ones", "new_empty", "new_full"))
+"""Operators that make a tensor beside another one: of its values nothing is left, of its sizes perhaps some."""
+
+
+def _made_like(operand: Operand, out: torch.Size) -> Tensor | None:
+    """The label of the operand where the new tensor is as long along the units; a wrong guess fails when pruned."""
+    label = operand.label
+    if label is None or len(out) != label.ndim or any(out[d] != operand.shape[d] for d in varying(label)):
+        return None
+    return label
+
+
+def _operand(tensor: Tensor, label: Tensor | None) -> Operand:
+    """An expanded dimension is as long as the tensor that it was expanded for: it meets units as one of size 1."""
+    if label is not None or tensor.layout != torch.strided or 0 not in tensor.stride():
+        return Operand(tensor.shape, label)
+    return Operand(torch.Size(1 if st == 0 else s for s, st in zip(tensor.shape, tensor.stride(), strict=True)), None)
 
 
 class Tracker:
@@ -66,6 +90,7 @@ class Tracker:
         self.bare: dict[str, Tensor] = {}
         self.paused = False
         self.operands: set[str] = set()
+        self.multiplied: Any = WeakTensorKeyDictionary()
         self._running = Running()
         self._known: Any = WeakTensorKeyDictionary()
 
@@ -234,7 +259,8 @@ class _Operators(TorchDispatchMode):
         if name not in MOVEMENT:
             self.tracker.operands.update(filter(None, map(self.tracker.weights.stored_name, tensors)))
         self._price(func, name, args, kwargs, out, followed and not pointwise)
-        operands = [Operand(t.shape, self._label(t, followed)) for t in tensors]
+        self._note_products(name, args, out)
+        operands = [_operand(t, self._label(t, followed)) for t in tensors]
         outs = [t for t in tree_leaves(out) if isinstance(t, Tensor)]
         if all(op.label is None for op in operands):
             if name in MATRIX:
@@ -250,6 +276,19 @@ class _Operators(TorchDispatchMode):
         found = result if isinstance(result, (list, tuple)) else [result] * len(outs)
         for t, label in zip(outs, found, strict=False):
             self.tracker.set(t, None if label is None else compact(label))
+
+    def _note_products(self, name: str, args: Any, out: Any) -> None:
+        """A product of tensors that is summed is as many multiply-adds (messages on edges, scores of a graph)."""
+        tracker = self.tracker
+        if name in ("mul", "mul_") and all(isinstance(a, Tensor) and a.numel() > 1 for a in args[:2]):
+            tracker.multiplied[out] = True
+            return
+        at = SUMMED.get(name)
+        source = args[at] if at is not None and len(args) > at else None
+        if isinstance(source, Tensor) and source in tracker.multiplied:
+            term, label = placeholder(tracker, tuple(source.shape)), tracker._known.get(source)
+            if label is not None:
+                tracker.ops[term] = Product(tracker.where.strip("'"), tuple(source.shape), (label,))
 
     def _label(self, tensor: Tensor, followed: bool) -> Tensor | None:
         """Bare parameters get labels only from operators that can carry them."""
@@ -276,6 +315,8 @@ class _Operators(TorchDispatchMode):
         if name in JOINS:
             dim = kwargs.get("dim", args[1] if len(args) > 1 else 0)
             return join(tracker.labels, name, operands, dim, tracker.where)
+        if name in MAKERS:
+            return _made_like(first, outs[0].shape)
         if name in MATRIX:
             return matrix(tracker, name, operands, outs[0].shape)
         if name in SCATTERS:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -77,38 +77,54 @@ def register_row(original: type[nn.Module] | str, row: Row) -> None:
     _rows[original if isinstance(original, str) else _key(original)] = row
 
 
-def rewrite(original: str, *changes: tuple[str, str], method: str = "forward") -> None:
-    """Declare a stand-in whose method is the original's with pieces of its source replaced.
+def rewrite(
+    original: str,
+    *changes: tuple[str, str],
+    methods: Sequence[str] = ("forward",),
+    keep: Mapping[str, str] | None = None,
+) -> None:
+    """Declare a stand-in whose methods are the original's with pieces of their source replaced.
 
     Made for one-word repairs such as ``reshape(B, N, C)`` to ``reshape(B, N, -1)``. Where a piece is not found (another
     version of the library) there is no stand-in, and what the original cannot lose is locked by the check.
+    ``keep`` maps new attributes to those whose unpruned values they keep (``{"all_heads": "heads"}``); the new source
+    reads them with ``kept(self, "all_heads", self.heads)``, because before surgery they do not exist.
     """
     found: dict[type, StandIn | None] = {}
 
     def find(module: nn.Module) -> StandIn | None:
         cls = type(module)
         if cls not in found:
-            found[cls] = _rewritten(cls, changes, method)
+            found[cls] = _rewritten(cls, changes, methods, dict(keep or {}))
         return found[cls]
 
     register_row(original, Row(find))
 
 
-def _rewritten(cls: type[nn.Module], changes: Sequence[tuple[str, str]], method: str) -> StandIn | None:
-    function = inspect.unwrap(getattr(cls, method))
-    try:
-        source = textwrap.dedent(inspect.getsource(function))
-    except OSError:  # no source at hand, as in frozen applications
-        return None
-    for old, new in changes:
-        if old not in source:
+def kept(module: nn.Module, name: str, now: Any) -> Any:
+    """The value that an attribute had before any surgery; ``now`` while there was none."""
+    return module.__dict__.get(name, now)
+
+
+def _rewritten(
+    cls: type[nn.Module], changes: Sequence[tuple[str, str]], methods: Sequence[str], keep: dict[str, str]
+) -> StandIn | None:
+    body: dict[str, Any] = {"__module__": __name__, "etp_keeps": keep}
+    missing = set(changes)
+    for method in methods:
+        function = inspect.unwrap(getattr(cls, method))
+        try:
+            source = textwrap.dedent(inspect.getsource(function))
+        except OSError:  # no source at hand, as in frozen applications
             return None
-        source = source.replace(old, new)
-    names: dict[str, Any] = {}
-    head = source.index("def ")  # without decorators
-    code = compile(source[head:], f"<{_key(cls)}.{method} of etp_graph>", "exec")
-    exec(code, function.__globals__, names)  # noqa: S102 - the library's own source with the row's changes
-    return type(f"Prunable{cls.__name__}", (cls,), {method: names[method], "__module__": __name__})
+        for old, new in changes:
+            if old in source:
+                source = source.replace(old, new)
+                missing.discard((old, new))
+        source = source[source.index("def ") :]  # without decorators
+        code = compile(source, f"<{_key(cls)}.{method} of etp_graph>", "exec")
+        exec(code, {**function.__globals__, "kept": kept}, body)  # noqa: S102 - the library's source, changed by the row
+    return None if missing else type(f"Prunable{cls.__name__}", (cls,), body)
 
 
 def _find_norm(module: nn.Module) -> StandIn | None:
@@ -152,7 +168,7 @@ def standing_in(model: nn.Module, *, views_only: bool = False) -> Iterator[None]
 
 
 def replace_(model: nn.Module, names: Sequence[str]) -> None:
-    """Give the named modules the classes that stand in for them, for good.
+    """Give the named modules the classes that stand in for them, for good; before their attributes change.
 
     Raises:
         PlanError: a module has no stand-in: the code that registers it was not imported.
@@ -168,6 +184,8 @@ def replace_(model: nn.Module, names: Sequence[str]) -> None:
             )
         chosen.append((module, found[0]))
     for module, cls in chosen:
+        for name, source in getattr(cls, "etp_keeps", {}).items():
+            module.__dict__.setdefault(name, getattr(module, source))
         module.__class__ = cls
 
 
