@@ -56,17 +56,15 @@ def merge(inner: Tracker, outer: Tracker | None, n_ops: int) -> Facets:
 
 def _together(groups: Sequence[Group], heads: Sequence[Group]) -> tuple[Group, ...]:
     """The heads, each before the dimensions of its heads."""
-    places = {}
-    for head in heads:
-        for piece in head.slices:
-            places.setdefault((piece.tensor, piece.axis), head.name)
+    places = {(piece.tensor, piece.axis) for head in heads for piece in head.slices}
     taken = {head.name for head in heads}
     found: list[Group] = []
     for group in groups:
-        if group.folded:
-            owner = next((places[s.tensor, s.axis] for s in group.slices if (s.tensor, s.axis) in places), None)
-            if owner is not None:
-                group = replace(group, kind="head_dims", name=_free(f"{group.name}.dims", taken))
+        held = any((piece.tensor, piece.axis) in places for piece in group.slices)
+        if not group.folded and group.slices and all((s.tensor, s.axis) in places for s in group.slices):
+            continue  # one value for each head (a table of position biases), which the other facet knows better
+        if held and group.folded:
+            group = replace(group, kind="head_dims", name=_free(f"{group.name}.dims", taken))
         taken.add(group.name)
         found.append(group)
     return (*heads, *found)

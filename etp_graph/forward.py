@@ -109,6 +109,18 @@ class WithoutDropout(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+class Wide(TorchFunctionMode):
+    """Inside, code that casts to float32 gets float64: else its rounding hides what a comparison in float64 shows."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        def wider(value: Any) -> Any:
+            return torch.float64 if value is torch.float32 else value
+
+        if func is Tensor.float:
+            func = Tensor.double
+        return func(*map(wider, args), **{key: wider(value) for key, value in (kwargs or {}).items()})
+
+
 class Running:
     """Inside this context :attr:`modules` is the stack of modules whose forward is running, outermost first."""
 

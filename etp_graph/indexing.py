@@ -56,13 +56,25 @@ def _indexed(labels: Labels, x: Operand, indices: Sequence[Tensor | None], where
         if index is None:
             continue
         if label.shape[dim] > 1:
-            if bare is None:
+            if bare is not None:
+                labels.pinned[bare, dim] = f"is taken by fixed positions in {where}"
+            elif index.numel() and not index.is_floating_point() and bool((index < 0).all()):
+                tail = label.narrow(dim, label.shape[dim] + int(index.min()), -int(index.min()))
+                labels.lock(tail, f"is taken from the end in {where}")
+            elif not _every(index, label.shape[dim]):
                 raise UnknownOperator
-            labels.pinned[bare, dim] = f"is taken by fixed positions in {where}"
         else:
             label = label.expand([x.shape[d] if d == dim else s for d, s in enumerate(label.shape)])
     picked: Tensor = torch.ops.aten.index(label, [None if i is None else i.cpu() for i in indices])
     return picked
+
+
+def _every(index: Tensor, size: int) -> bool:
+    """Whether the index names all positions in order along one of its dimensions, as ``arange(x.shape[0])`` does."""
+    long = [d for d, s in enumerate(index.shape) if s == size]
+    if index.dtype == torch.bool or len(long) != 1 or index.numel() != size:
+        return False
+    return bool((index.flatten().cpu() == torch.arange(size, device="cpu")).all())
 
 
 def scatter(labels: Labels, name: str, args: Sequence[Any], operands: Sequence[Operand], where: str) -> Tensor | None:
@@ -91,22 +103,24 @@ def _accumulated(labels: Labels, flat: Sequence[Operand], into: Operand, where: 
 
 
 def _put(labels: Labels, into: Operand, indices: Sequence[Tensor | None], values: Operand, where: str) -> Tensor | None:
-    ndim = len(into.shape)
-    taken = {d for d, index in enumerate(indices) if index is not None}
-    free = [d for d in range(ndim) if d not in taken]
+    """Write the labels of the values where the values go; every entry then holds one kind of unit."""
     for operand in (into, values):
-        if operand.label is None:
-            continue
-        now = varying(operand.label)
-        if operand is into and set(now) & taken:
-            raise UnknownOperator
-        if operand is values and any(d - len(values.shape) + ndim not in free for d in now):
-            raise UnknownOperator
-    if free and min(free) < max(taken, default=-1) and len(free) > 1:
+        for d in varying(operand.label) if operand is into and operand.label is not None else ():
+            index = indices[d] if d < len(indices) else None
+            if index is not None and not _every(index, into.shape[d]):
+                raise UnknownOperator
+    old = torch.zeros([1] * len(into.shape), dtype=torch.int64) if into.label is None else into.label
+    new = old.expand(into.shape).clone()
+    source = torch.zeros((), dtype=torch.int64) if values.label is None else values.label.expand(values.shape)
+    if values.label is not None and not bool((source > 0).all()):
         raise UnknownOperator
-    shape = torch.Size(s if d in free else 1 for d, s in enumerate(into.shape))
-    parts = [Operand(shape, into.label)] if into.label is not None else []
-    if values.label is not None:
-        view = values.label.reshape([1] * max(ndim - values.label.ndim, 0) + list(values.label.shape[-ndim:]))
-        parts.append(Operand(shape, view.reshape([view.shape[d] if d in free else 1 for d in range(ndim)])))
-    return elementwise(labels, parts, shape, where) if parts else None
+    new.index_put_([None if i is None else i.cpu() for i in indices], source)
+    if into.label is None and values.label is not None:
+        # What is not written stays zero, or another constant; its units are those beside it.
+        for d in range(new.ndim):
+            over = [o for o in range(new.ndim) if o != d]
+            high = new.amax(over, keepdim=True)
+            if bool(((new == 0) | (new == high)).all()) and bool((high > 0).all()):
+                return high
+        raise UnknownOperator
+    return elementwise(labels, [into, Operand(into.shape, new)], into.shape, where)

@@ -214,7 +214,17 @@ def _fixed_positions(
             start, end, step = (*args[2:], *(None, None, None)[len(args) - 2 :])[:3]
             if not start and (end is None or end >= shape[dim]) and step in (None, 1):
                 continue
+            if step in (None, 1) and (tail := _tail(start, end, shape[dim])):
+                labels.lock(label.narrow(dim, shape[dim] - tail, tail), f"is taken from the end in {where}")
+                continue
         labels.lock(label, f"is taken by fixed positions ({name}) in {where}")
+
+
+def _tail(start: int | None, end: int | None, size: int) -> int:
+    """How many positions at the end a slice names by their distance from the end, alone (``[-2:]``, ``[:-2]``); or 0."""
+    if not start and end is not None and end < 0:
+        return -end
+    return -start if start is not None and start < 0 and (end is None or end >= size) else 0
 
 
 def _tie_pieces(

@@ -85,6 +85,12 @@ def contract(tracker: Tracker, a: Operand, b: Operand, term: int) -> Tensor | No
     found = [*outer, *([] if batch is None else [batch])]
     at = [label.unsqueeze(-1) for label in found] + [view for view in [_along(inner, len(size) + 3, -1)] if view is not None]
     tracker.ops[term] = Product(where.strip("'"), space(a.shape, b.shape), tuple(at))
+    if batch is not None and outer:
+        # Each facet follows its own kind of unit; what the other one would follow stays whole in this one.
+        lost = outer if tracker.facet == "outer" else [batch]
+        for label in lost:
+            labels.lock(label, f"is mixed with other units in {where}")
+        found = [batch] if tracker.facet == "outer" else outer
     if len(found) > 1:
         raise UnknownOperator
     return found[0] if found else None

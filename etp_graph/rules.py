@@ -7,7 +7,7 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import layers
 from .operators import compact, varying
@@ -138,9 +138,12 @@ def _pool(tracker: Tracker, func: Any, args: Any, kwargs: Any, out: Tensor) -> N
 
 
 def _embedding(tracker: Tracker, func: Any, args: Any, kwargs: Any, out: Tensor) -> None:
-    call = layers.bind(layers.EMBEDDING_ARGUMENTS, args, kwargs)
-    refs, _ = tracker.weights.find(call["weight"], tracker.modules)
     tracker.uncounted.add(func.__name__)
+    _look_up(tracker, layers.bind(layers.EMBEDDING_ARGUMENTS, args, kwargs)["weight"], out)
+
+
+def _look_up(tracker: Tracker, weight: Tensor, out: Tensor) -> None:
+    refs, _ = tracker.weights.find(weight, tracker.modules)
     if refs:
         layer = tracker.weights.layer(refs[0], tracker.modules)
         made = tracker.weights.produce(tracker.labels, layer, refs, 1, "features")
@@ -167,4 +170,14 @@ def stored_matrix(tracker: Tracker, name: str, args: Any, out: Tensor) -> bool:
     for bias in added:
         tracker.weights.along(tracker.labels, bias, made, axis=bias.ndim - 1)
     tracker.set(out, compact(made.view(1, -1)))
+    return True
+
+
+def stored_table(tracker: Tracker, args: Any, out: Tensor) -> bool:
+    """Treat ``embedding.weight[positions]`` as a call of the embedding; whether it was one."""
+    name = tracker.weights.name(args[0])
+    if name is None or not isinstance(tracker.weights.holder(name).module, nn.Embedding) or len(args[1]) > 1:
+        return False
+    tracker.uncounted.add("index")
+    _look_up(tracker, args[0], out)
     return True

@@ -43,7 +43,7 @@ from .operators import (
 )  # fmt: skip
 from .plan import Op
 from .products import MATRIX, Product, matrix, placeholder
-from .rules import rule, stored_matrix
+from .rules import rule, stored_matrix, stored_table
 from .sizes import Counted, Sizes, counting, written
 from .weights import Weights
 
@@ -91,6 +91,7 @@ class Tracker:
         self.paused = False
         self.operands: set[str] = set()
         self.multiplied: Any = WeakTensorKeyDictionary()
+        self.deferred: Any = WeakTensorKeyDictionary()
         self._running = Running()
         self._known: Any = WeakTensorKeyDictionary()
 
@@ -170,6 +171,9 @@ class Tracker:
                 self.labels.count(size.origin, label.flatten())
         elif label is None and (not isinstance(x, Tensor) or x.ndim <= dim or x.shape[dim - out.ndim] == 1):
             known = self.labels.attributes.get(size.origin)
+            if known is None and out.shape[dim] == size and not isinstance(x, Tensor):
+                known = self.labels.fresh(int(size))
+                self.labels.count(size.origin, known)
             if known is not None and len(known) == out.shape[dim]:
                 self.set(out, compact(known.view([-1 if d == dim else 1 for d in range(out.ndim)])))
 
@@ -256,10 +260,17 @@ class _Operators(TorchDispatchMode):
         followed = pointwise or name in FOLLOWED
         if name in MATRIX and stored_matrix(self.tracker, name, args, out):
             return
+        if name == "index" and stored_table(self.tracker, args, out):
+            return
         if name not in MOVEMENT:
             self.tracker.operands.update(filter(None, map(self.tracker.weights.stored_name, tensors)))
         self._price(func, name, args, kwargs, out, followed and not pointwise)
         self._note_products(name, args, out)
+        if name == "select":
+            return self._select(args, out)
+        for tensor in tensors:
+            if tensor in self.tracker.deferred:
+                self.tracker.labels.lock(*self.tracker.deferred.pop(tensor))
         operands = [_operand(t, self._label(t, followed)) for t in tensors]
         outs = [t for t in tree_leaves(out) if isinstance(t, Tensor)]
         if all(op.label is None for op in operands):
@@ -276,6 +287,19 @@ class _Operators(TorchDispatchMode):
         found = result if isinstance(result, (list, tuple)) else [result] * len(outs)
         for t, label in zip(outs, found, strict=False):
             self.tracker.set(t, None if label is None else compact(label))
+
+    def _select(self, args: Any, out: Tensor) -> None:
+        """One position. Along the units it is a fixed one, if anything but its shape is ever used."""
+        x, dim, at = args
+        label = self.tracker.get(x)
+        self.tracker.set(out, None)
+        if label is None:
+            return
+        dim %= x.ndim
+        if label.shape[dim] > 1:
+            self.tracker.deferred[out] = (label, f"is taken by fixed positions (select) in {self.tracker.where}")
+        else:
+            self.tracker.set(out, compact(label.select(dim, 0)))
 
     def _note_products(self, name: str, args: Any, out: Any) -> None:
         """A product of tensors that is summed is as many multiply-adds (messages on edges, scores of a graph)."""

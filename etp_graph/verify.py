@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from .adapters import standing_in
 from .errors import EquivalenceError
-from .forward import WithoutDropout, convert, evaluating, outputs, preserved_rng, run
+from .forward import Wide, WithoutDropout, convert, evaluating, outputs, preserved_rng, run
 from .masking import Masked
 from .plan import Group, Plan
 from .sampling import random_selection, randomize_
@@ -138,7 +139,8 @@ class _Judge:
     def _outputs(self, model: nn.Module) -> list[Tensor]:
         found: list[Tensor] = []
         for mode in self.plan.modes:
-            with evaluating(model, containers=mode == "train"), preserved_rng(model, self.seed), WithoutDropout():
+            wide = Wide() if self.dtype == torch.float64 else nullcontext()
+            with evaluating(model, containers=mode == "train"), preserved_rng(model, self.seed), WithoutDropout(), wide:
                 found += [_real(tensor) for tensor in outputs(run(model, self.inputs))]
         return found
 

@@ -60,12 +60,12 @@ class Weights:
         self._names = {id(tensor): name for name, tensor in self._tensors.items()}
         self._bare = {
             name for name, tensor in self._tensors.items()
-            if tensor.is_floating_point() and layers.counts(self._holder(name).module) == layers.Counts()
+            if tensor.is_floating_point() and layers.counts(self.holder(name).module) == layers.Counts()
         }  # fmt: skip
         self.fixed: dict[str, str] = {}
         self.seen: set[str] = set()
 
-    def _holder(self, name: str) -> Owner:
+    def holder(self, name: str) -> Owner:
         """The layer that a tensor belongs to, looking through its parametrizations."""
         layer, parametrized, _ = name.partition(".parametrizations.")
         owner = layer if parametrized else name.rpartition(".")[0]
@@ -151,11 +151,11 @@ class Weights:
 
     def layer(self, ref: Ref, running: Sequence[nn.Module]) -> Owner:
         """The layer that uses a weight now: the running module, or for a functional call the weight's own module."""
-        for owner in (self.running(running), self._holder(ref.name)):
+        for owner in (self.running(running), self.holder(ref.name)):
             own = owner.module._parameters.get("weight") if owner.module is not None else None
             if own is self._tensors[ref.name] or ref.name.startswith(f"{owner.name}.parametrizations.weight."):
                 return owner
-        return Owner(self._holder(ref.name).name, None)  # a bare parameter: no attribute counts its units
+        return Owner(self.holder(ref.name).name, None)  # a bare parameter: no attribute counts its units
 
     def running(self, modules: Sequence[nn.Module]) -> Owner:
         """The innermost running module, with its name."""

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .. import layers
+
 _EPS = ("eps", "variance_epsilon", "epsilon", "layer_norm_eps", "norm_eps")
 
 
@@ -70,7 +72,7 @@ def norm_standin(module: nn.Module) -> type[nn.Module] | None:
         return None
     if any(p.ndim != 1 or p.shape != parameters["weight"].shape for p in parameters.values()):
         return None
-    if type(module).__module__.startswith("torch.") or not _takes_one(module):
+    if layers.counts(module) != layers.Counts() or not _takes_one(module):
         return None
     return _matching(module, len(parameters))
 
