@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -75,9 +77,9 @@ def evaluating(model: nn.Module, *, containers: bool = False) -> Iterator[None]:
 
 @contextmanager
 def preserved_rng(model: nn.Module, seed: int | None = None) -> Iterator[None]:
-    """Random generators of the CPU and of the model's devices are afterwards what they were; seeded inside."""
+    """All random generators of PyTorch (CPU, the model's devices), NumPy and Python are afterwards what they were."""
     cuda = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
-    with torch.random.fork_rng(devices=cuda):
+    with torch.random.fork_rng(devices=cuda), _others(seed):
         if seed is not None:
             # Not torch.manual_seed: it would reseed, or schedule the seed of, devices that are none of ours.
             torch.default_generator.manual_seed(seed)
@@ -97,6 +99,19 @@ def slow_path() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(before)
 
 
+@contextmanager
+def _others(seed: int | None) -> Iterator[None]:
+    numpy, python = np.random.get_state(), random.getstate()  # noqa: NPY002 - the global one is what models use
+    try:
+        if seed is not None:
+            np.random.seed(seed)  # noqa: NPY002
+            random.seed(seed)
+        yield
+    finally:
+        np.random.set_state(numpy)  # noqa: NPY002
+        random.setstate(python)
+
+
 _DROPOUT = {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout}
 
 
@@ -106,6 +121,9 @@ class WithoutDropout(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in _DROPOUT:
             return args[0] if args else kwargs["input"]
+        if func is F.scaled_dot_product_attention:
+            args, kwargs = (*args[:4], 0.0, *args[5:]) if len(args) > 4 else args, dict(kwargs or {})
+            kwargs.pop("dropout_p", None)
         return func(*args, **(kwargs or {}))
 
 

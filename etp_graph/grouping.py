@@ -53,13 +53,14 @@ def build_groups(labels: Labels, bare: dict[str, Tensor], facet: Facet = "inner"
                 attributes[group].append(Attribute(module=module, name=name, item=item, index=index, unit=unit))
     sizes = torch.bincount(group_of[units], minlength=n_groups).tolist() if len(units) else []
     names, kinds = _names(labels, root, group_of, n_groups)
+    floors = [2 if n else 1 for n in _with(labels, root, group_of, n_groups, labels.normalised)]
     folded = _with(labels, root, group_of, n_groups, labels.folded)
     if facet == "outer":
         headed = _with(labels, root, group_of, n_groups, labels.headed)
         kinds = ["heads" if f and h else kind for f, h, kind in zip(folded, headed, kinds, strict=True)]
     groups = [
         Group(name=names[g], kind=kinds[g], n_units=sizes[g], slices=tuple(slices[g]),
-              attributes=tuple(attributes[g]), locked=reasons[g], folded=folded[g])
+              attributes=tuple(attributes[g]), min_units=min(floors[g], sizes[g]), locked=reasons[g], folded=folded[g])
         for g in range(n_groups)
     ]  # fmt: skip
     for ids, blocks, where in labels.blocks:

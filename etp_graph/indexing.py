@@ -27,7 +27,8 @@ def gather(
     is pinned: if it turns out to hold the units, they are locked.
     """
     label = x.label
-    assert label is not None
+    if label is None:
+        raise UnknownOperator
     if name in ("index", "_unsafe_index"):
         return _indexed(labels, x, args[1], where, bare)
     dim = kwargs.get("dim", args[2] if name in ("topk", "kthvalue") and len(args) > 2 else _second(name, args))
@@ -42,6 +43,38 @@ def gather(
         if any(d != dim and index.shape[d] != x.shape[d] for d in varying(label)):
             raise UnknownOperator
     return label
+
+
+def met(
+    labels: Labels, name: str, found: Tensor, indices: Sequence[Operand], args: Sequence[Any], out: Tensor, where: str
+) -> Tensor | None:
+    """The picked entries' label where the positions, too, belong to units: each head picks its own positions."""
+    parts = [Operand(out.shape, found)]
+    first = 0
+    if name in ("index", "_unsafe_index"):
+        taken = [d for d, index in enumerate(args[1]) if index is not None]
+        if taken != list(range(taken[0], taken[-1] + 1)):
+            first = -1
+        else:
+            first = taken[0]
+    wide = max((len(o.shape) for o in indices), default=0)
+    for operand in indices:
+        if operand.label is None:
+            continue
+        if first < 0:
+            raise UnknownOperator
+        rest = out.ndim - first - wide
+        label = operand.label.reshape([1] * (first + wide - operand.label.ndim) + [*operand.label.shape] + [1] * rest)
+        shape = torch.Size(out.shape[d] if label.shape[d] > 1 else 1 for d in range(out.ndim))
+        parts.append(Operand(shape, label))
+    if len(parts) == 1:
+        return found
+    united = found
+    for part in parts[1:]:
+        assert part.label is not None
+        a, b = torch.broadcast_tensors(united, part.label)
+        united = labels.unite(a, b, f"meets channels of fixed width in {where}")
+    return united
 
 
 def _second(name: str, args: Sequence[Any]) -> Any:

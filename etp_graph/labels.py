@@ -40,6 +40,7 @@ class Labels:
         headed: labels along which products of activations run side by side: the heads of an attention.
         normalised: labels over which a norm averages in every position.
         pinned: axes of bare parameters that are read at fixed positions.
+        tables: bare parameters, whose every entry got a label of its own: name, first label, shape.
         forks: how many views folded a unit axis: only then outer and inner units differ.
     """
 
@@ -53,6 +54,7 @@ class Labels:
     headed: list[Tensor] = field(default_factory=list)
     normalised: list[Tensor] = field(default_factory=list)
     pinned: dict[Axis, str] = field(default_factory=dict)
+    tables: list[tuple[str, int, torch.Size]] = field(default_factory=list)
     forks: int = 0
     _next: int = 1
     _pairs: list[tuple[Tensor, Tensor]] = field(default_factory=list)
@@ -62,6 +64,30 @@ class Labels:
         """New labels, int64 [size]."""
         first, self._next = self._next, self._next + size
         return torch.arange(first, first + size, device="cpu")
+
+    def table(self, name: str, shape: torch.Size) -> Tensor:
+        """Labels of a bare parameter: one for each entry, until it meets units along one of its axes."""
+        self.tables.append((name, self._next, shape))
+        return self.fresh(shape.numel()).view(shape)
+
+    def loose(self, labels: Tensor) -> bool:
+        """Whether the labels are all those of bare parameters that have met no units yet."""
+        rest = labels[labels > 0]
+        for _, first, shape in self.tables:
+            rest = rest[(rest < first) | (rest >= first + shape.numel())]
+        return not rest.numel()
+
+    def pin(self, labels: Tensor, dim: int, reason: str) -> None:
+        """Along ``dim`` these entries of bare parameters are at fixed positions: no units can lie there."""
+        line = labels
+        for d in range(labels.ndim):
+            if d != dim:
+                line = line.narrow(d, 0, 1)
+        for name, first, shape in self.tables:
+            inside = line[(line >= first) & (line < first + shape.numel())] - first
+            for axis, at in enumerate(torch.unravel_index(inside, shape)):
+                if at.numel() > 1 and bool((at != at[0]).any()):
+                    self.pinned.setdefault((name, axis), reason)
 
     def produce(self, producer: Producer, size: int) -> Tensor:
         """The labels of a producing axis: fresh at its first use, the same at every later one."""

@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from . import layers
 from .forward import Running
+from .means import long_axis, unit_mean
 from .plan import ACTIVATION, Plan, named_tensors
 from .units import Axis, attribute_units, axes, extend
 
@@ -61,12 +62,18 @@ class Masked(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func is unit_mean:
+            return self._unit_mean(*args)
         if func not in (F.layer_norm, F.rms_norm, F.group_norm):
             return func(*args, **kwargs)
         row = layers.PASS[func]
         call = layers.bind(row.arguments, args, kwargs)
         rest = {k: v for k, v in layers.bind((*row.arguments, "eps"), args, kwargs).items() if k == "eps"}
         return _reduced(func, call, self._masks(call, row.trailing), rest)
+
+    def _unit_mean(self, x: Tensor, dim: int, weight: Tensor) -> Tensor:
+        kept = self._by_weight.get(id(weight), {}).get(long_axis(weight))
+        return unit_mean(x if kept is None else x.index_select(dim, kept.nonzero().flatten().to(x.device)), dim, weight)
 
     def _masks(self, call: dict[str, Any], trailing: bool) -> dict[int, Tensor]:
         """Dimension of the input -> which of its positions are kept."""

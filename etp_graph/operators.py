@@ -104,7 +104,11 @@ def elementwise(labels: Labels, operands: Sequence[Operand], out: torch.Size, wh
             a, b = torch.broadcast_tensors(result, label)
             united = labels.unite(a, b, f"meets channels of fixed width in {where}")
             result = result if bool((result > 0).all()) else compact(united)
-    if result is not None and any(lab is None and any(shape[d] > 1 for d in dims) for shape, lab in aligned):
+    fixed = {d for shape, lab in aligned if lab is None for d in dims if shape[d] > 1}
+    if result is not None and fixed and labels.loose(result):
+        for d in fixed:
+            labels.pin(result, d, f"is combined with a tensor of fixed width in {where}")
+    elif fixed:
         labels.lock(result, f"is combined with a tensor of fixed width in {where}")
     return result
 
@@ -161,15 +165,16 @@ def join(labels: Labels, name: str, operands: Sequence[Operand], dim: int, where
         ]
     operands = [o for o in operands if len(o.shape) == max(len(p.shape) for p in operands)]
     dim %= len(operands[0].shape)
+    operands = [o for o in operands if o.shape[dim]] or operands  # nothing comes from an empty piece
     dims = {d for o in operands if o.label is not None for d in varying(o.label)}
-    if dims - {dim}:
+    if dims - {dim} and not (dim in dims and all(o.label is None or labels.loose(o.label) for o in operands)):
         if dim in dims:
             raise UnknownOperator
         flat = [Operand(torch.Size(1 if d == dim else s for d, s in enumerate(o.shape)), o.label) for o in operands]
         return elementwise(labels, flat, flat[0].shape, where)
     pieces = []
     for o in operands:
-        shape = [s if d == dim else 1 for d, s in enumerate(o.shape)]
+        shape = [s if d in {dim, *dims} else 1 for d, s in enumerate(o.shape)]
         pieces.append(torch.zeros(shape, dtype=torch.int64, device="cpu") if o.label is None else o.label.expand(shape))
     return torch.cat(pieces, dim)
 
@@ -255,7 +260,7 @@ def _tie_folded(
     if small is None:
         return moved
     now = varying(small)
-    if len(now) <= max(len(dims), 1):
+    if len(now) <= max(len(dims), 1) or labels.loose(small):
         return small
     if survives is None:
         survives = _survivor(now, small, facet, sizes)

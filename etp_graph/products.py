@@ -52,19 +52,21 @@ class _Roles:
     outer: Tensor | None
 
 
-def _roles(operand: Operand, inner: int) -> _Roles:
+def _roles(labels: Labels, operand: Operand, inner: int, where: str) -> _Roles:
     """Split the labels of a matrix operand; ``inner`` is its contracted dimension, -1 or -2."""
     shape, label = operand.shape, operand.label
     batch = torch.Size((*shape[:-2], 1, 1))
     if label is None:
         return _Roles(Operand(batch, None), None, None)
     now = varying(label)
+    if not now:  # the only head of its kind, as the keys of multi-query attention: one unit that meets all others
+        labels.lock(label, f"is shared by all other units in {where}")
+    if not now or labels.loose(label):
+        return _Roles(Operand(batch, None), None, None)
     if len(now) > 1:
         raise UnknownOperator
-    at = now[0] - len(shape) if now else 0
-    held = label.reshape(-1).expand(shape[now[0]] if now else 1)
-    if not now:
-        raise UnknownOperator  # a single unit of which every position is a part
+    at = now[0] - len(shape)
+    held = label.reshape(-1)
     return _Roles(
         Operand(batch, label if at < -2 else None),
         held if at == inner else None,
@@ -75,7 +77,7 @@ def _roles(operand: Operand, inner: int) -> _Roles:
 def contract(tracker: Tracker, a: Operand, b: Operand, term: int) -> Tensor | None:
     """Label (compact) of ``a [..., m, k] @ b [..., k, n]``; the cost becomes term number ``term``."""
     labels, where = tracker.labels, tracker.where
-    left, right = _roles(a, -1), _roles(b, -2)
+    left, right = _roles(labels, a, -1, where), _roles(labels, b, -2, where)
     size = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
     batch = elementwise(labels, [left.batch, right.batch], torch.Size((*size, 1, 1)), where)
     inner = _meet(labels, left.inner, right.inner, where)

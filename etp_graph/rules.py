@@ -7,9 +7,10 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from . import layers
+from .means import long_axis, unit_mean
 from .operators import compact, varying
 from .plan import Op
 from .products import Product, attention
@@ -29,6 +30,8 @@ def rule(func: Any) -> Callable[[Tracker, Any, Any, Any, Tensor], None] | None:
         return _pool
     if func is F.scaled_dot_product_attention:
         return attention
+    if func is unit_mean:
+        return _unit_mean
     return _embedding if func is F.embedding else None
 
 
@@ -138,12 +141,9 @@ def _pool(tracker: Tracker, func: Any, args: Any, kwargs: Any, out: Tensor) -> N
 
 
 def _embedding(tracker: Tracker, func: Any, args: Any, kwargs: Any, out: Tensor) -> None:
+    call = layers.bind(layers.EMBEDDING_ARGUMENTS, args, kwargs)
+    refs, _ = tracker.weights.find(call["weight"], tracker.modules)
     tracker.uncounted.add(func.__name__)
-    _look_up(tracker, layers.bind(layers.EMBEDDING_ARGUMENTS, args, kwargs)["weight"], out)
-
-
-def _look_up(tracker: Tracker, weight: Tensor, out: Tensor) -> None:
-    refs, _ = tracker.weights.find(weight, tracker.modules)
     if refs:
         layer = tracker.weights.layer(refs[0], tracker.modules)
         made = tracker.weights.produce(tracker.labels, layer, refs, 1, "features")
@@ -173,11 +173,14 @@ def stored_matrix(tracker: Tracker, name: str, args: Any, out: Tensor) -> bool:
     return True
 
 
-def stored_table(tracker: Tracker, args: Any, out: Tensor) -> bool:
-    """Treat ``embedding.weight[positions]`` as a call of the embedding; whether it was one."""
-    name = tracker.weights.name(args[0])
-    if name is None or not isinstance(tracker.weights.holder(name).module, nn.Embedding) or len(args[1]) > 1:
-        return False
-    tracker.uncounted.add("index")
-    _look_up(tracker, args[0], out)
-    return True
+def _unit_mean(tracker: Tracker, func: Any, args: Any, kwargs: Any, out: Tensor) -> None:
+    """The mean over the units that stay, whichever they are."""
+    x, dim, weight = args
+    ids = tracker.channels(x, dim)
+    held = tracker.get(weight)
+    if held is None:
+        tracker.weights.along(tracker.labels, weight, ids, axis=long_axis(weight))
+    else:
+        tracker.labels.unite(ids, held.flatten(), f"meets channels of fixed width in {tracker.where}")
+    tracker.labels.normalised.append(ids)
+    tracker.set(out, None)

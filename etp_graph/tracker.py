@@ -20,7 +20,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from . import layers
 from .forward import Running
-from .indexing import GATHERS, SCATTERS, gather, scatter
+from .indexing import GATHERS, SCATTERS, gather, met, scatter
 from .labels import Labels
 from .operators import (
     ALONG,
@@ -43,12 +43,12 @@ from .operators import (
 )  # fmt: skip
 from .plan import Op
 from .products import MATRIX, Product, matrix, placeholder
-from .rules import rule, stored_matrix, stored_table
+from .rules import rule, stored_matrix
 from .sizes import Counted, Sizes, counting, written
-from .weights import Weights
+from .weights import Ref, Weights
 
 
-FOLLOWED = MOVEMENT | JOINS | REDUCTIONS | GATHERS | {"constant_pad_nd"}
+FOLLOWED = MOVEMENT | JOINS | REDUCTIONS | GATHERS | SCATTERS | {"constant_pad_nd"}
 """Operators through which the labels of bare parameters are followed."""
 
 
@@ -117,8 +117,12 @@ class Tracker:
         name = self.weights.bare_name(tensor)
         if name is not None and tensor.numel() > 1:
             if name not in self.bare:
-                self.bare[name] = self.labels.fresh(tensor.numel()).view(tensor.shape)
+                self.bare[name] = self.labels.table(name, tensor.shape)
             return self.bare[name]
+        if (name := self.weights.embedding_name(tensor)) is not None:
+            owner = self.weights.holder(name)
+            ref = Ref(name, tuple(tensor.shape))
+            return self.weights.produce(self.labels, owner, [ref], 1, "features").view(1, -1)
         label: Tensor | None = self._known.get(tensor)
         return label
 
@@ -231,7 +235,7 @@ class _Functions(TorchFunctionMode):
             out = func(*args, **kwargs)
         finally:
             self.tracker.sizes = None
-        self.tracker.count_sizes(args[0], sizes, out)
+        self.tracker.count_sizes(args[0] if args else None, sizes, out)
         return out
 
 
@@ -260,10 +264,9 @@ class _Operators(TorchDispatchMode):
         followed = pointwise or name in FOLLOWED
         if name in MATRIX and stored_matrix(self.tracker, name, args, out):
             return
-        if name == "index" and stored_table(self.tracker, args, out):
-            return
         if name not in MOVEMENT:
-            self.tracker.operands.update(filter(None, map(self.tracker.weights.stored_name, tensors)))
+            stored = (t for t in tensors if not (followed and self.tracker.weights.embedding_name(t)))
+            self.tracker.operands.update(filter(None, map(self.tracker.weights.stored_name, stored)))
         self._price(func, name, args, kwargs, out, followed and not pointwise)
         self._note_products(name, args, out)
         if name == "select":
@@ -345,11 +348,12 @@ class _Operators(TorchDispatchMode):
             return matrix(tracker, name, operands, outs[0].shape)
         if name in SCATTERS:
             return scatter(tracker.labels, name, args, operands, tracker.where)
-        if len([op for op in operands if op.label is not None]) > 1 or first.label is None:
-            raise UnknownOperator
         if name in GATHERS:
             bare = tracker.weights.bare_name(args[0])
-            return gather(tracker.labels, name, first, args, kwargs, tracker.where, bare)
+            found = gather(tracker.labels, name, first, args, kwargs, tracker.where, bare)
+            return met(tracker.labels, name, found, operands[1:], args, outs[0], tracker.where)
+        if len([op for op in operands if op.label is not None]) > 1 or first.label is None:
+            raise UnknownOperator
         if name in SPATIAL:
             return spatial(tracker.labels, first.label, SPATIAL[name])
         if name in REDUCTIONS:

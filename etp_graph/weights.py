@@ -115,6 +115,12 @@ class Weights:
         name = self.name(tensor)
         return name if name in self._bare else None
 
+    def embedding_name(self, tensor: Tensor) -> str | None:
+        """Name of the table of an embedding, whose rows are also read otherwise than by looking them up."""
+        name = self.name(tensor)
+        owner = self.holder(name).module if name is not None else None
+        return name if isinstance(owner, nn.Embedding) and owner.weight is tensor else None
+
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a named tensor."""
         return tuple(self._tensors[name].shape)

@@ -77,6 +77,19 @@ def register_row(original: type[nn.Module] | str, row: Row) -> None:
     _rows[original if isinstance(original, str) else _key(original)] = row
 
 
+def overrides(original: str, *, view: bool = False, **methods: Callable[..., Any]) -> None:
+    """Declare a stand-in for a class that need not be imported: a subclass of it with other methods."""
+    found: dict[type, StandIn] = {}
+
+    def find(module: nn.Module) -> StandIn:
+        cls = type(module)
+        if cls not in found:
+            found[cls] = type(f"Prunable{cls.__name__}", (cls,), {**methods, "__module__": __name__})
+        return found[cls]
+
+    register_row(original, Row(find, view))
+
+
 def rewrite(
     original: str,
     *changes: tuple[str, str],
