@@ -63,9 +63,19 @@ def build_groups(labels: Labels, bare: dict[str, Tensor], facet: Facet = "inner"
               attributes=tuple(attributes[g]), min_units=min(floors[g], sizes[g]), locked=reasons[g], folded=folded[g])
         for g in range(n_groups)
     ]  # fmt: skip
+    _bound(groups, labels, root, group_of)
     for ids, blocks, where in labels.blocks:
         _constrain(groups, root[ids], group_of, position, blocks, where)
     return tuple(groups)
+
+
+def _bound(groups: list[Group], labels: Labels, root: Tensor, group_of: Tensor) -> None:
+    """The least number of units that stay, and what their number must be a multiple of."""
+    for found, name in ((labels.floors, "min_units"), (labels.multiples, "multiple")):
+        for ids, number in found:
+            for owner in {g for g in group_of[root[ids]].tolist() if g >= 0}:
+                value = max(getattr(groups[owner], name), number)
+                groups[owner] = replace(groups[owner], **{name: min(value, groups[owner].n_units)})
 
 
 def _with(labels: Labels, root: Tensor, group_of: Tensor, n_groups: int, found: list[Tensor]) -> list[bool]:

@@ -16,6 +16,7 @@ from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 
 from . import layers
+from .experts import close, routed
 from .forward import Running
 from .means import long_axis, unit_mean
 from .plan import ACTIVATION, Plan, named_tensors
@@ -64,6 +65,8 @@ class Masked(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is unit_mean:
             return self._unit_mean(*args)
+        if func is routed:
+            return close(args[1], self._by_weight.get(id(args[1]), {}).get(0), args[-1])
         if func not in (F.layer_norm, F.rms_norm, F.group_norm):
             return func(*args, **kwargs)
         row = layers.PASS[func]

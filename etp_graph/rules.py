@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import layers
+from .experts import follow_mixture, follow_routed, mixture, routed
 from .means import long_axis, unit_mean
 from .operators import compact, varying
 from .plan import Op
@@ -30,8 +31,8 @@ def rule(func: Any) -> Callable[[Tracker, Any, Any, Any, Tensor], None] | None:
         return _pool
     if func is F.scaled_dot_product_attention:
         return attention
-    if func is unit_mean:
-        return _unit_mean
+    if func in _OWN:
+        return _OWN[func]
     return _embedding if func is F.embedding else None
 
 
@@ -184,3 +185,9 @@ def _unit_mean(tracker: Tracker, func: Any, args: Any, kwargs: Any, out: Tensor)
         tracker.labels.unite(ids, held.flatten(), f"meets channels of fixed width in {tracker.where}")
     tracker.labels.normalised.append(ids)
     tracker.set(out, None)
+
+
+_OWN: dict[Any, Callable[[Tracker, Any, Any, Any, Any], None]] = {
+    unit_mean: _unit_mean, routed: follow_routed, mixture: follow_mixture,
+}  # fmt: skip
+"""Functions of this library by which stand-ins say what no operator shows."""

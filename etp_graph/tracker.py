@@ -92,6 +92,7 @@ class Tracker:
         self.operands: set[str] = set()
         self.multiplied: Any = WeakTensorKeyDictionary()
         self.deferred: Any = WeakTensorKeyDictionary()
+        self.routes: Any = WeakTensorKeyDictionary()
         self._running = Running()
         self._known: Any = WeakTensorKeyDictionary()
 

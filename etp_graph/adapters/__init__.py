@@ -140,14 +140,15 @@ def _rewritten(
     return None if missing else type(f"Prunable{cls.__name__}", (cls,), body)
 
 
-def _find_norm(module: nn.Module) -> StandIn | None:
+def _recognised(module: nn.Module) -> StandIn | None:
+    from .experts import experts_view
     from .norms import norm_standin
 
-    return norm_standin(module)
+    return norm_standin(module) or experts_view(module)
 
 
-_NORM = Row(_find_norm, view=True)
-"""The row of every class that has none: a norm is recognised by what it computes."""
+_OTHERS = Row(_recognised, view=True)
+"""The row of every class that has none: norms are recognised by what they compute, experts by their parameters."""
 
 
 @cache
@@ -159,7 +160,7 @@ def _load() -> None:
 def standin(module: nn.Module) -> tuple[StandIn, bool] | None:
     """The class that stands in for a module and whether it is a view; ``None`` if there is none."""
     _load()
-    row = _rows.get(_key(type(module))) or _NORM
+    row = _rows.get(_key(type(module))) or _OTHERS
     found = row.find(module)
     return (found, row.view) if found is not None else None
 
