@@ -21,11 +21,12 @@ KINDS = (
 )  # fmt: skip
 """Every kind of unit that a plan can have."""
 
-ON_REQUEST = frozenset(("stream", "head_dims"))
+ON_REQUEST = frozenset(("stream", "head_dims", "experts"))
 """Kinds that are pruned only if asked for.
 
 Units of the stream are averaged over by every layer norm: removing even units that are zero changes its statistics.
-Dimensions of a head leave every head narrower, where a head fewer is one matrix product fewer.
+Dimensions of a head leave every head narrower, where a head fewer is one matrix product fewer. An expert whose weights
+are zero is still chosen by its router: removing it sends its tokens elsewhere.
 """
 
 

@@ -66,7 +66,51 @@ def build_groups(labels: Labels, bare: dict[str, Tensor], facet: Facet = "inner"
     _bound(groups, labels, root, group_of)
     for ids, blocks, where in labels.blocks:
         _constrain(groups, root[ids], group_of, position, blocks, where)
-    return tuple(groups)
+    return tuple(_tied(groups, labels, root, group_of))
+
+
+def _tied(groups: list[Group], labels: Labels, root: Tensor, group_of: Tensor) -> list[Group]:
+    """Runs of units that must stay equally long become one group with a block for each run."""
+    gone: set[int] = set()
+    for runs in {tuple(int(run[0]) for run in runs): runs for runs in labels.runs}.values():  # one for each call
+        held = [sorted({*group_of[root[run]].tolist()}) for run in runs]
+        numbers = list(dict.fromkeys(number for owners in held for number in owners if number >= 0))
+        if len(numbers) <= 1 and all(len(owners) == 1 for owners in held):
+            continue  # one run, or runs that are the same units
+        fits = all(
+            len(owners) == 1 and owners[0] >= 0 and owners[0] not in gone and groups[owners[0]].n_units == len(run)
+            and groups[owners[0]].blocks == groups[owners[0]].multiple == 1
+            for owners, run in zip(held, runs, strict=True)
+        )  # fmt: skip
+        if not fits or len(numbers) != len(runs):
+            for number in numbers:
+                why = "its units are coupled to others, and each run of the layer must keep equally many"
+                groups[number] = replace(groups[number], locked=groups[number].locked or why)
+            continue
+        groups[numbers[0]] = _joined([groups[number] for number in numbers])
+        gone.update(numbers[1:])
+    return [group for number, group in enumerate(groups) if number not in gone]
+
+
+def _joined(runs: list[Group]) -> Group:
+    """One group of equally long blocks."""
+    size = runs[0].n_units
+    slices, attributes = [], []
+    for number, run in enumerate(runs):
+        for s in run.slices:
+            slices.append(replace(s, unit=_shifted(s.unit, number * size)))
+        for a in run.attributes:
+            attributes.append(replace(a, unit=_shifted(a.unit, number * size)))
+    locked = next((run.locked for run in runs if run.locked), None)
+    least = max(run.min_units for run in runs) * len(runs)
+    return replace(
+        runs[0], n_units=size * len(runs), slices=tuple(slices), attributes=tuple(attributes), blocks=len(runs),
+        min_units=least, locked=locked,
+    )  # fmt: skip
+
+
+def _shifted(units: Index, by: int) -> Index:
+    return range(units.start + by, units.stop + by) if isinstance(units, range) else units + by  # type: ignore
 
 
 def _bound(groups: list[Group], labels: Labels, root: Tensor, group_of: Tensor) -> None:

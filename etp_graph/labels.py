@@ -41,6 +41,7 @@ class Labels:
         normalised: labels over which a norm averages in every position.
         pinned: axes of bare parameters that are read at fixed positions.
         tables: bare parameters, whose every entry got a label of its own: name, first label, shape.
+        runs: labels of equally long sets of units of which equally many must stay: one group of so many blocks.
         floors: labels of which at least so many must stay.
         multiples: labels of which a multiple of so many must stay.
         forks: how many views folded a unit axis: only then outer and inner units differ.
@@ -57,6 +58,7 @@ class Labels:
     normalised: list[Tensor] = field(default_factory=list)
     pinned: dict[Axis, str] = field(default_factory=dict)
     tables: list[tuple[str, int, torch.Size]] = field(default_factory=list)
+    runs: list[list[Tensor]] = field(default_factory=list)
     floors: list[tuple[Tensor, int]] = field(default_factory=list)
     multiples: list[tuple[Tensor, int]] = field(default_factory=list)
     forks: int = 0

@@ -260,7 +260,7 @@ def _tie_folded(
     if small is None:
         return moved
     now = varying(small)
-    if len(now) <= max(len(dims), 1) or labels.loose(small):
+    if len(now) <= max(len(dims), 1) or len(dims) > 1 or labels.loose(small):
         return small
     if survives is None:
         survives = _survivor(now, small, facet, sizes)

@@ -113,7 +113,9 @@ def _view(x: Tensor | None, args: Sequence[Any], kwargs: dict[str, Any]) -> Size
     sizes: Any = args or kwargs.get("size", kwargs.get("shape", ()))
     if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)):
         sizes = sizes[0]
-    return Sizes(tuple(sizes)) if isinstance(sizes, (tuple, list)) and all(isinstance(s, int) for s in sizes) else None
+    if not isinstance(sizes, (tuple, list)):
+        return None
+    return Sizes(tuple(size if isinstance(size, int) else 0 for size in sizes))
 
 
 def _unflatten(x: Tensor, args: Sequence[Any], kwargs: dict[str, Any]) -> Sizes | None:

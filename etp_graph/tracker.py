@@ -57,6 +57,8 @@ SUMMED = {
     "index_add_": 3,
 }  # fmt: skip
 """Operators that sum, and which of their arguments."""
+PACKING = frozenset(("_pack_padded_sequence", "_pad_packed_sequence"))
+"""Operators between padded and packed sequences; units along the last dimension stay there."""
 MAKERS = frozenset(("new_zeros", "new_ones", "new_empty", "new_full"))
 """Operators that make a tensor beside another one: of its values nothing is left, of its sizes perhaps some."""
 
@@ -149,7 +151,8 @@ class Tracker:
     def count_sizes(self, x: Any, sizes: Sizes, out: Any) -> None:
         """Attributes that wrote the sizes of a result, or of the pieces taken from ``x``, count the units there."""
         if isinstance(out, Tensor):
-            for dim, size in enumerate(sizes.named):
+            named = list(enumerate(sizes.named))
+            for dim, size in named if self.facet == "outer" else reversed(named):
                 if isinstance(size, Counted) and size.origin:
                     self._count(size, out, dim, x)
         for dim, ends in (sizes.pieces or {}).items():
@@ -300,10 +303,10 @@ class _Operators(TorchDispatchMode):
         if label is None:
             return
         dim %= x.ndim
-        if label.shape[dim] > 1:
+        if varying(label) == [dim]:
             self.tracker.deferred[out] = (label, f"is taken by fixed positions (select) in {self.tracker.where}")
         else:
-            self.tracker.set(out, compact(label.select(dim, 0)))
+            self.tracker.set(out, compact(label.select(dim, at if label.shape[dim] > 1 else 0)))
 
     def _note_products(self, name: str, args: Any, out: Any) -> None:
         """A product of tensors that is summed is as many multiply-adds (messages on edges, scores of a graph)."""
@@ -365,6 +368,9 @@ class _Operators(TorchDispatchMode):
             return movement(tracker.labels, func, name, first, args, kwargs, tracker.where, tracker.facet, tracker.sizes)
         if name == "constant_pad_nd":
             return self._pad(first, args)
+        if name in PACKING and varying(first.label) == [first.label.ndim - 1]:
+            label = first.label.reshape(-1)
+            return [label.view([1] * (t.ndim - 1) + [-1]) if t.is_floating_point() else None for t in outs]
         raise UnknownOperator
 
     def _pad(self, operand: Operand, args: Any) -> Tensor:
