@@ -140,6 +140,10 @@ def _places(
         yield _Place(axis, units(ids), axis in labels.passive)
     for key, ids in labels.attributes.items():
         yield _Place(key, units(ids))
+    for key, ids, dim in labels.guesses:
+        small = compact(units(ids))
+        if small is not None and varying(small) == [dim] and key not in labels.attributes:
+            yield _Place(key, small.flatten())
     for name, ids in bare.items():
         small = compact(_filled(units(ids), root[ids], locked))
         if small is None:

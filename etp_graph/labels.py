@@ -44,6 +44,7 @@ class Labels:
         runs: labels of equally long sets of units of which equally many must stay: one group of so many blocks.
         floors: labels of which at least so many must stay.
         multiples: labels of which a multiple of so many must stay.
+        guesses: attributes that size a dimension of a bare parameter's view, which may turn out to hold units.
         forks: how many views folded a unit axis: only then outer and inner units differ.
     """
 
@@ -61,6 +62,7 @@ class Labels:
     runs: list[list[Tensor]] = field(default_factory=list)
     floors: list[tuple[Tensor, int]] = field(default_factory=list)
     multiples: list[tuple[Tensor, int]] = field(default_factory=list)
+    guesses: list[tuple[AttributeKey, Tensor, int]] = field(default_factory=list)
     forks: int = 0
     _next: int = 1
     _pairs: list[tuple[Tensor, Tensor]] = field(default_factory=list)

@@ -198,7 +198,7 @@ def movement(
         _fixed_positions(labels, name, label, operand.shape, args, kwargs, where, counted)
     moved: Any = torch.reshape(full, args[1]) if name in ("view", "_unsafe_view") else func(full, *args[1:], **kwargs)
     if name in ("split", "split_with_sizes"):
-        return moved if sizes and sizes.pieces else _tie_pieces(labels, name, label, moved, args, kwargs, where)
+        return moved if sizes and sizes.pieces and not sizes.parts else _tie_pieces(labels, name, label, moved, args, kwargs, where)
     if name in ("view", "_unsafe_view", "reshape", "_reshape_alias", "pixel_shuffle"):
         survives = moved.ndim - 3 if name == "pixel_shuffle" else None
         return _tie_folded(labels, moved, dims, where, survives, facet, sizes)
@@ -274,8 +274,7 @@ def _tie_folded(
 
 def _survivor(now: list[int], small: Tensor, facet: Facet, sizes: Sizes | None) -> int:
     """The folded axis that follows: among those written as -1 or by an attribute, if there are two; else of all."""
-    known = [d for d in now if sizes is not None and sizes.follows(d)]
-    if len(known) < 2 and len(now) > 2:  # the 3 of a fused query, key, value is a number in the code
-        known = [d for d in now if small.shape[d] > 4]
+    # The 2 or 3 of a fused query, key, value is a number in the code.
+    known = [d for d in now if small.shape[d] > 4 or (sizes is not None and sizes.follows(d))]
     pool = known if len(known) > 1 else now
     return pool[0] if facet == "outer" else pool[-1]

@@ -60,7 +60,7 @@ def _dense(tracker: Tracker, func: Any, args: Any, kwargs: Any, out: Tensor) -> 
     groups = call.get("groups", 1)
     made = _grouped(tracker, layer, row, refs, into, out.shape[dim], groups) if groups > 1 else None
     into, made_out, kind = made if made else _full(tracker, layer, row, refs, into)
-    tracker.weights.along(tracker.labels, bias, made_out)
+    tracker.weights.along(tracker.labels, bias, made_out, known=None if bias is None else tracker.get(bias))
     if reason:
         tracker.labels.lock(made_out, reason)
         tracker.labels.lock(into, reason)

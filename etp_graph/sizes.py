@@ -23,11 +23,12 @@ class Counted(int):
     """An integer with the attribute that it was read from; ``None`` if it was computed from such integers."""
 
     origin: Origin | None
+    whole: Counted | None
 
-    def __new__(cls, value: int, origin: Origin | None = None) -> Counted:
-        """The integer ``value``, read from ``origin``."""
+    def __new__(cls, value: int, origin: Origin | None = None, whole: Counted | None = None) -> Counted:
+        """The integer ``value``, read from ``origin``, or an equal part of the integer ``whole``."""
         made = super().__new__(cls, value)
-        made.origin = origin
+        made.origin, made.whole = origin, whole
         return made
 
 
@@ -36,7 +37,10 @@ def _derived(name: str) -> Callable[[Counted, Any], Any]:
 
     def operation(self: Counted, other: Any) -> Any:
         value = plain(self, other)
-        return Counted(value) if type(value) is int else value
+        if type(value) is not int:
+            return value
+        part = name == "__floordiv__" and self.origin is not None and other and self % other == 0
+        return Counted(value, whole=self if part else None)
 
     return operation
 
@@ -85,11 +89,13 @@ class Sizes:
         named: for each dimension of the result the integer as written; -1 and unknown sizes follow by themselves.
         pieces: dimension of the operand -> its (start, stop) as written, or the sizes of the pieces it is split into.
         sliced: the dimensions at which the slices of ``pieces`` are taken, one after the other.
+        parts: the operand is split into equal parts of what the attribute counts.
     """
 
     named: Sequence[int] = ()
     pieces: dict[int, tuple[Any, ...]] | None = None
     sliced: set[int] = field(default_factory=set)
+    parts: bool = False
 
     def follows(self, dim: int) -> bool | None:
         """Whether a dimension is written as -1 or by an attribute; ``None`` where no size is known to be written."""
@@ -130,7 +136,12 @@ def _split(x: Tensor, args: Sequence[Any], kwargs: dict[str, Any]) -> Sizes | No
     sizes = args[0] if args else kwargs.get("split_size_or_sections", kwargs.get("split_size", kwargs.get("split_sizes")))
     dim = kwargs.get("dim", args[1] if len(args) > 1 else 0) % x.ndim
     if isinstance(sizes, int):
-        sizes = [sizes] * (x.shape[dim] // sizes)
+        if isinstance(sizes, Counted) and sizes.whole == x.shape[dim]:
+            return Sizes(pieces={dim: (0, sizes.whole)}, parts=True)
+        if isinstance(sizes, Counted) and sizes.origin is None:
+            return None
+        rest = x.shape[dim] % sizes
+        sizes = [sizes] * (x.shape[dim] // sizes) + ([Counted(rest)] if rest else [])
     return Sizes(pieces={dim: tuple(sizes)}) if _counted(sizes) and sum(sizes) == x.shape[dim] else None
 
 

@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from .adapters import standing_in
 from .errors import PlanError
@@ -57,13 +57,12 @@ def trace(
     """
     if type(model).__name__ == "OptimizedModule":
         raise PlanError("the model is compiled; trace the original module (model._orig_mod) and compile it afterwards.")
-    tensors = dict(named_tensors(model))
-    if not tensors:
+    if not any(True for _ in named_tensors(model)):
         raise PlanError("the model has no parameters: there is nothing to prune.")
     kinds = chosen(prune)
     with torch.inference_mode(False):  # inference mode hides operators, and copies made in it cannot be pruned
         with standing_in(model), slow_path():
-            plan = _plan(model, tensors, example_inputs, [ignore] if isinstance(ignore, str) else ignore)
+            plan = _plan(model, example_inputs, [ignore] if isinstance(ignore, str) else ignore)
         plan = replace(plan, groups=restrict(plan.groups, kinds))
         _require_prunable(plan)
         if check is True:
@@ -74,7 +73,7 @@ def trace(
     return plan
 
 
-def _plan(model: nn.Module, tensors: dict[str, Tensor], example_inputs: Any, ignore: Sequence[str]) -> Plan:
+def _plan(model: nn.Module, example_inputs: Any, ignore: Sequence[str]) -> Plan:
     """The plan before any check."""
     inner = Tracker(model)
     notes, found, n_ops = _walk(inner, example_inputs)
@@ -84,6 +83,7 @@ def _plan(model: nn.Module, tensors: dict[str, Tensor], example_inputs: Any, ign
         _walk(outer, example_inputs)
     merged = merge(inner, outer, n_ops)
     parameters = tuple(name for name, _ in model.named_parameters())
+    tensors = dict(named_tensors(model))  # the first forward of some models makes buffers of the input's size
     return Plan(
         groups=_ignore(inner, merged, ignore),
         tensors={name: tuple(tensor.shape) for name, tensor in tensors.items()},

@@ -59,6 +59,10 @@ SUMMED = {
 """Operators that sum, and which of their arguments."""
 PACKING = frozenset(("_pack_padded_sequence", "_pad_packed_sequence"))
 """Operators between padded and packed sequences; units along the last dimension stay there."""
+VIEWS = frozenset(
+    "view unsqueeze squeeze permute transpose t expand select slice split split_with_sizes unbind alias detach".split()
+)
+"""Operators that make views: those of a bare parameter are labelled when they are used."""
 MAKERS = frozenset(("new_zeros", "new_ones", "new_empty", "new_full"))
 """Operators that make a tensor beside another one: of its values nothing is left, of its sizes perhaps some."""
 
@@ -117,17 +121,31 @@ class Tracker:
 
     def get(self, tensor: Tensor) -> Tensor | None:
         """The compact label of a tensor, or ``None`` if its positions are fixed."""
-        name = self.weights.bare_name(tensor)
-        if name is not None and tensor.numel() > 1:
+        if (base := self._bare_base(tensor)) is not None and tensor.numel() > 1:
+            name = str(self.weights.bare_name(base))
             if name not in self.bare:
-                self.bare[name] = self.labels.table(name, tensor.shape)
-            return self.bare[name]
+                self.bare[name] = self.labels.table(name, base.shape)
+            start = tensor.storage_offset() - base.storage_offset()
+            return self.bare[name].as_strided(tensor.shape, tensor.stride(), start)
         if (name := self.weights.embedding_name(tensor)) is not None:
             owner = self.weights.holder(name)
             ref = Ref(name, tuple(tensor.shape))
             return self.weights.produce(self.labels, owner, [ref], 1, "features").view(1, -1)
+        if (vector := self.weights.vector_name(tensor)) is not None:  # a bias or scale that is not only used by its layer
+            if (vector, 0) not in self.labels.axes:
+                self.labels.axes[vector, 0] = self.labels.fresh(tensor.numel())
+            return self.labels.axes[vector, 0]
         label: Tensor | None = self._known.get(tensor)
         return label
+
+    def _bare_base(self, tensor: Tensor) -> Tensor | None:
+        """The bare parameter that a tensor is or is a view of; views are labelled when they are used, not before."""
+        if tensor in self._known or tensor.layout != torch.strided:
+            return None
+        for base in (tensor, tensor._base):
+            if base is not None and base.is_contiguous() and self.weights.bare_name(base) is not None:
+                return base
+        return None
 
     def set(self, tensor: Tensor, label: Tensor | None) -> None:
         """Label a tensor (compact label, or ``None``)."""
@@ -160,7 +178,7 @@ class Tracker:
             if label is None or label.shape[dim] == 1:
                 continue
             ids = self.channels(x, dim)
-            if isinstance(out, Tensor):
+            if isinstance(out, Tensor) or sizes.parts:
                 pieces = {end: ids[:end] for end in ends if isinstance(end, Counted)}.items()
             else:
                 pieces = [(size, piece) for size, piece in zip(ends, ids.split(list(ends)), strict=True)]  # type: ignore
@@ -173,11 +191,13 @@ class Tracker:
     def _count(self, size: Counted, out: Tensor, dim: int, x: Any) -> None:
         """An axis that is as long as an attribute says: its units are those that the attribute counts."""
         assert size.origin is not None
-        label = self._known.get(out)
+        label = self.get(out)
         if label is not None and label.shape[dim] > 1:
             if varying(label) == [dim]:
                 self.labels.count(size.origin, label.flatten())
-        elif label is None and (not isinstance(x, Tensor) or x.ndim <= dim or x.shape[dim - out.ndim] == 1):
+            elif self.labels.loose(label):
+                self.labels.guesses.append((size.origin, label, dim))
+        elif label is None and (not isinstance(x, Tensor) or x.ndim < out.ndim - dim or x.shape[dim - out.ndim] == 1):
             known = self.labels.attributes.get(size.origin)
             if known is None and out.shape[dim] == size and not isinstance(x, Tensor):
                 known = self.labels.fresh(int(size))
@@ -268,8 +288,14 @@ class _Operators(TorchDispatchMode):
         followed = pointwise or name in FOLLOWED
         if name in MATRIX and stored_matrix(self.tracker, name, args, out):
             return
+        if name in VIEWS and self.tracker._bare_base(tensors[0]) is not None:
+            return
         if name not in MOVEMENT:
-            stored = (t for t in tensors if not (followed and self.tracker.weights.embedding_name(t)))
+            weights = self.tracker.weights
+            stored = (
+                t for t in tensors
+                if not (followed and (t in self.tracker._known or weights.embedding_name(t) or weights.vector_name(t)))
+            )  # fmt: skip
             self.tracker.operands.update(filter(None, map(self.tracker.weights.stored_name, stored)))
         self._price(func, name, args, kwargs, out, followed and not pointwise)
         self._note_products(name, args, out)

@@ -121,6 +121,11 @@ class Weights:
         owner = self.holder(name).module if name is not None else None
         return name if isinstance(owner, nn.Embedding) and owner.weight is tensor else None
 
+    def vector_name(self, tensor: Tensor) -> str | None:
+        """Name of a parameter of one axis that belongs to a layer of the table."""
+        name = self.name(tensor) if tensor.ndim == 1 and isinstance(tensor, nn.Parameter) else None
+        return name if name is not None and name not in self._bare and ".parametrizations." not in name else None
+
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a named tensor."""
         return tuple(self._tensors[name].shape)
@@ -180,12 +185,19 @@ class Weights:
                 labels.record((ref.name, axis), made)
         return made
 
-    def along(self, labels: Labels, tensor: Tensor | None, ids: Tensor, *, axis: int = 0) -> None:
-        """A bias, norm scale or running statistic holds these units along ``axis``."""
+    def along(
+        self, labels: Labels, tensor: Tensor | None, ids: Tensor, *, axis: int = 0, known: Tensor | None = None
+    ) -> None:
+        """A bias, norm scale or running statistic holds these units along ``axis``.
+
+        A bias that is computed from stored ones has their labels: ``known``.
+        """
         if tensor is None or (tensor.numel() == 1 and len(ids) > 1):
             return
         ref = self.view(tensor)
-        if ref is None:
+        if ref is None and known is not None and known.numel() == len(ids):
+            labels.unite(ids, known.flatten(), "meets a tensor that is partly of fixed width")
+        elif ref is None:
             labels.lock(ids, "meets a tensor that is computed while running")
         else:
             self.record(labels, ref, axis, ids)

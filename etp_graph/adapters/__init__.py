@@ -94,9 +94,10 @@ def rewrite(
     original: str,
     *changes: tuple[str, str],
     methods: Sequence[str] = ("forward",),
+    functions: Sequence[str] = (),
     keep: Mapping[str, str] | None = None,
 ) -> None:
-    """Declare a stand-in whose methods are the original's with pieces of their source replaced.
+    """Declare a stand-in whose methods, and functions of their module, have pieces of their source replaced.
 
     Made for one-word repairs such as ``reshape(B, N, C)`` to ``reshape(B, N, -1)``. Where a piece is not found (another
     version of the library) there is no stand-in, and what the original cannot lose is locked by the check.
@@ -108,7 +109,7 @@ def rewrite(
     def find(module: nn.Module) -> StandIn | None:
         cls = type(module)
         if cls not in found:
-            found[cls] = _rewritten(cls, changes, methods, dict(keep or {}))
+            found[cls] = _rewritten(cls, changes, methods, functions, dict(keep or {}))
         return found[cls]
 
     register_row(original, Row(find))
@@ -120,12 +121,18 @@ def kept(module: nn.Module, name: str, now: Any) -> Any:
 
 
 def _rewritten(
-    cls: type[nn.Module], changes: Sequence[tuple[str, str]], methods: Sequence[str], keep: dict[str, str]
+    cls: type[nn.Module],
+    changes: Sequence[tuple[str, str]],
+    methods: Sequence[str],
+    functions: Sequence[str],
+    keep: dict[str, str],
 ) -> StandIn | None:
     body: dict[str, Any] = {"__module__": __name__, "etp_keeps": keep}
     missing = set(changes)
-    for method in methods:
-        function = inspect.unwrap(getattr(cls, method))
+    scope: dict[str, Any] = {}
+    for name in (*functions, *methods):
+        method = name in methods
+        function = inspect.unwrap(getattr(cls, name) if method else getattr(cls, methods[0]).__globals__[name])
         try:
             source = textwrap.dedent(inspect.getsource(function))
         except OSError:  # no source at hand, as in frozen applications
@@ -135,8 +142,9 @@ def _rewritten(
                 source = source.replace(old, new)
                 missing.discard((old, new))
         source = source[source.index("def ") :]  # without decorators
-        code = compile(source, f"<{_key(cls)}.{method} of etp_graph>", "exec")
-        exec(code, {**function.__globals__, "kept": kept}, body)  # noqa: S102 - the library's source, changed by the row
+        code = compile(source, f"<{_key(cls)}.{name} of etp_graph>", "exec")
+        world = {**function.__globals__, "kept": kept, **scope}
+        exec(code, world, body if method else scope)  # noqa: S102 - the library's source, changed by the row
     return None if missing else type(f"Prunable{cls.__name__}", (cls,), body)
 
 
@@ -147,8 +155,14 @@ def _recognised(module: nn.Module) -> StandIn | None:
     return norm_standin(module) or experts_view(module)
 
 
-_OTHERS = Row(_recognised, view=True)
-"""The row of every class that has none: norms are recognised by what they compute, experts by their parameters."""
+def _idiom(module: nn.Module) -> StandIn | None:
+    from .idioms import idiom_standin
+
+    return None if _key(type(module)) in _rows else idiom_standin(module)
+
+
+_OTHERS = (Row(_recognised, view=True), Row(_idiom))
+"""Classes that have no row: norms are recognised by what they compute, experts by parameters, idioms by the source."""
 
 
 @cache
@@ -160,9 +174,11 @@ def _load() -> None:
 def standin(module: nn.Module) -> tuple[StandIn, bool] | None:
     """The class that stands in for a module and whether it is a view; ``None`` if there is none."""
     _load()
-    row = _rows.get(_key(type(module))) or _OTHERS
-    found = row.find(module)
-    return (found, row.view) if found is not None else None
+    for row in (_rows.get(_key(type(module))), *_OTHERS):
+        found = row.find(module) if row is not None else None
+        if row is not None and found is not None:
+            return found, row.view
+    return None
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import register_standin
+from . import register_standin, rewrite
 
 
 @register_standin(nn.MultiheadAttention)
@@ -105,3 +105,16 @@ def _additive(mask: Tensor, like: Tensor) -> Tensor:
     if mask.dtype != torch.bool:
         return mask.to(like.dtype)
     return torch.zeros(mask.shape, dtype=like.dtype, device=mask.device).masked_fill(mask, float("-inf"))
+
+
+for _name in ("ShiftedWindowAttention", "ShiftedWindowAttentionV2"):
+    rewrite(
+        f"torchvision.models.swin_transformer.{_name}",
+        ("num_heads, C // num_heads)", "num_heads, -1)"),
+        ("(C // num_heads) ** -0.5", "q.shape[-1] ** -0.5"),
+        ("reshape(x.size(0), x.size(1), C)", "reshape(x.size(0), x.size(1), -1)"),
+        ("qkv_bias = qkv_bias.clone()", "q_bias, k_bias, v_bias = qkv_bias.chunk(3)"),
+        ("length = qkv_bias.numel() // 3", "qkv_bias = torch.cat([q_bias, torch.zeros_like(k_bias), v_bias])"),
+        ("qkv_bias[length : 2 * length].zero_()", "pass"),
+        functions=("shifted_window_attention",),
+    )
