@@ -57,7 +57,7 @@ def measure(setting: Setting) -> dict[str, Any]:
         from .coverage_peer import judge
 
         return judge(model, entry.inputs(), ratio=RATIO)
-    return _ours(model, entry.inputs(), entry.inputs(entry.small))
+    return _ours(model, entry.inputs(), entry.small())
 
 
 def _ours(model: Any, x: Any, small: Any) -> dict[str, Any]:
