@@ -21,6 +21,7 @@ from .grouping import build_groups
 from .labels import Axis, Labels, Producer
 from .plan import Plan, named_tensors
 from .probing import probe
+from .products import terms
 from .tracker import Tracker
 
 _KINDS: dict[type[nn.Module], str] = {nn.Linear: "neurons", nn.Embedding: "features"}
@@ -78,7 +79,7 @@ def _plan(model: nn.Module, example_inputs: Any, labels: Labels) -> Plan:
         groups=build_groups(labels, {}),
         tensors={name: tuple(tensor.shape) for name, tensor in tensors.items()},
         parameters=parameters,
-        ops=tuple(tracker.ops),
+        ops=terms(tracker.ops)[0],
         uncounted=tuple(sorted(tracker.uncounted)),
         modes=tuple(modes),
         unreached=tuple(name for name in parameters if name not in tracker.weights.seen),

@@ -150,3 +150,8 @@ def bind(names: tuple[str, ...], args: tuple[Any, ...], kwargs: Mapping[str, Any
     """Arguments of a call by name; builtins such as ``F.conv2d`` have no signature to inspect."""
     return {**dict(zip(names, args, strict=False)), **kwargs}
 
+
+def editable(module: nn.Module, name: str) -> bool:
+    """Whether surgery may write this integer of this module: of a layer of the table only what counts its units."""
+    row = counts(module)
+    return row == Counts() or name in (row.out, row.into, row.groups)

@@ -198,7 +198,11 @@ def movement(
         _fixed_positions(labels, name, label, operand.shape, args, kwargs, where, counted)
     moved: Any = torch.reshape(full, args[1]) if name in ("view", "_unsafe_view") else func(full, *args[1:], **kwargs)
     if name in ("split", "split_with_sizes"):
-        return moved if sizes and sizes.pieces and not sizes.parts else _tie_pieces(labels, name, label, moved, args, kwargs, where)
+        return (
+            moved
+            if sizes and sizes.pieces and not sizes.parts
+            else _tie_pieces(labels, name, label, moved, args, kwargs, where)
+        )
     if name in ("view", "_unsafe_view", "reshape", "_reshape_alias", "pixel_shuffle"):
         survives = moved.ndim - 3 if name == "pixel_shuffle" else None
         return _tie_folded(labels, moved, dims, where, survives, facet, sizes)

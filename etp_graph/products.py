@@ -81,11 +81,17 @@ def contract(tracker: Tracker, a: Operand, b: Operand, term: int) -> Tensor | No
     size = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
     batch = elementwise(labels, [left.batch, right.batch], torch.Size((*size, 1, 1)), where)
     inner = _meet(labels, left.inner, right.inner, where)
-    outer = [view for view in (_along(left.outer, len(size) + 2, -2), _along(right.outer, len(size) + 2, -1)) if view is not None]
+    outer = [
+        view
+        for view in (_along(left.outer, len(size) + 2, -2), _along(right.outer, len(size) + 2, -1))
+        if view is not None
+    ]
     if batch is not None:
         labels.headed.append(batch.flatten())
     found = [*outer, *([] if batch is None else [batch])]
-    at = [label.unsqueeze(-1) for label in found] + [view for view in [_along(inner, len(size) + 3, -1)] if view is not None]
+    at = [label.unsqueeze(-1) for label in found] + [
+        view for view in [_along(inner, len(size) + 3, -1)] if view is not None
+    ]
     tracker.ops[term] = Product(where.strip("'"), space(a.shape, b.shape), tuple(at))
     if batch is not None and outer:
         # Each facet follows its own kind of unit; what the other one would follow stays whole in this one.
@@ -142,7 +148,9 @@ def matrix(tracker: Tracker, name: str, operands: Sequence[Operand], out: torch.
 
 def _reshaped(operand: Operand, shape: tuple[int, int]) -> Operand:
     label = operand.label
-    return Operand(torch.empty(operand.shape, device="meta").view(shape).shape, None if label is None else label.view(shape))
+    return Operand(
+        torch.empty(operand.shape, device="meta").view(shape).shape, None if label is None else label.view(shape)
+    )
 
 
 def attention(tracker: Tracker, func: Any, args: Any, kwargs: Any, out: Tensor) -> None:

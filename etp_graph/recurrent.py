@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, _VF
+from torch import _VF, Tensor
 
 from .labels import Producer
 from .operators import compact

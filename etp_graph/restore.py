@@ -11,6 +11,7 @@ from torch.nn.parameter import is_lazy
 
 from .adapters import replace_, standin
 from .errors import CheckpointError
+from .layers import editable
 from .manifest import DTYPES, Manifest
 from .record import Edit, Record, get_record, replace_data, set_record, write_attribute
 
@@ -141,7 +142,7 @@ def _check_edits(model: nn.Module, edits: Iterable[Edit]) -> None:
         if edit.module not in modules:
             raise CheckpointError(f"{where}: the architecture has no such module: build the one that was saved.")
         module = modules[edit.module]
-        if edit.name not in module.__dict__:
+        if edit.name not in module.__dict__ or not editable(module, edit.name):
             raise CheckpointError(f"{where}: surgery writes no such attribute there. Save the model again.")
         value = module.__dict__[edit.name]
         if edit.item is not None:

@@ -12,8 +12,8 @@ from torch import nn
 
 from .adapters import standing_in
 from .errors import PlanError
-from .forward import evaluating, outputs, preserved_rng, run, slow_path
 from .facets import Facets, chosen, merge, restrict
+from .forward import evaluating, outputs, preserved_rng, run, slow_path
 from .plan import Group, Plan, named_tensors
 from .tracker import Tracker
 from .verify import lock_what_fails

@@ -25,11 +25,11 @@ from .labels import Labels
 from .operators import (
     ALONG,
     ELEMENTWISE,
-    Facet,
     JOINS,
     MOVEMENT,
     REDUCTIONS,
     SPATIAL,
+    Facet,
     Operand,
     UnknownOperator,
     along,
@@ -46,7 +46,6 @@ from .products import MATRIX, Product, matrix, placeholder
 from .rules import rule, stored_matrix
 from .sizes import Counted, Sizes, counting, written
 from .weights import Ref, Weights
-
 
 FOLLOWED = MOVEMENT | JOINS | REDUCTIONS | GATHERS | SCATTERS | {"constant_pad_nd"}
 """Operators through which the labels of bare parameters are followed."""
@@ -131,7 +130,9 @@ class Tracker:
             owner = self.weights.holder(name)
             ref = Ref(name, tuple(tensor.shape))
             return self.weights.produce(self.labels, owner, [ref], 1, "features").view(1, -1)
-        if (vector := self.weights.vector_name(tensor)) is not None:  # a bias or scale that is not only used by its layer
+        if (
+            vector := self.weights.vector_name(tensor)
+        ) is not None:  # a bias or scale that is not only used by its layer
             if (vector, 0) not in self.labels.axes:
                 self.labels.axes[vector, 0] = self.labels.fresh(tensor.numel())
             return self.labels.axes[vector, 0]
@@ -142,7 +143,7 @@ class Tracker:
         """The bare parameter that a tensor is or is a view of; views are labelled when they are used, not before."""
         if tensor in self._known or tensor.layout != torch.strided:
             return None
-        for base in (tensor, tensor._base):
+        for base in (tensor, self.weights.base(tensor)):
             if base is not None and base.is_contiguous() and self.weights.bare_name(base) is not None:
                 return base
         return None
@@ -248,7 +249,6 @@ class _Functions(TorchFunctionMode):
             self.tracker.paused = False
         return out
 
-
     def _sized(self, func: Any, args: Any, kwargs: Any) -> Any:
         """A call of the operators below, which do not see which attributes its sizes are read from."""
         sizes = written(func, args, kwargs)
@@ -287,9 +287,9 @@ class _Operators(TorchDispatchMode):
         pointwise = torch.Tag.pointwise in func.tags or name.rstrip("_") in ELEMENTWISE or name in ELEMENTWISE
         followed = pointwise or name in FOLLOWED
         if name in MATRIX and stored_matrix(self.tracker, name, args, out):
-            return
+            return None
         if name in VIEWS and self.tracker._bare_base(tensors[0]) is not None:
-            return
+            return None
         if name not in MOVEMENT:
             weights = self.tracker.weights
             stored = (
@@ -311,7 +311,7 @@ class _Operators(TorchDispatchMode):
                 matrix(self.tracker, name, operands, outs[0].shape)
             for t in outs:
                 self.tracker.set(t, None)
-            return
+            return None
         try:
             result = self._result(func, name, pointwise, operands, args, kwargs, outs)
         except UnknownOperator:
@@ -391,7 +391,9 @@ class _Operators(TorchDispatchMode):
         if name in ALONG:
             return along(first.label, args, kwargs)
         if name in MOVEMENT:
-            return movement(tracker.labels, func, name, first, args, kwargs, tracker.where, tracker.facet, tracker.sizes)
+            return movement(
+                tracker.labels, func, name, first, args, kwargs, tracker.where, tracker.facet, tracker.sizes
+            )
         if name == "constant_pad_nd":
             return self._pad(first, args)
         if name in PACKING and varying(first.label) == [first.label.ndim - 1]:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import _WeightNorm
@@ -62,6 +63,11 @@ class Weights:
             name for name, tensor in self._tensors.items()
             if tensor.is_floating_point() and layers.counts(self.holder(name).module) == layers.Counts()
         }  # fmt: skip
+        self._stored: dict[int, Tensor | None] = {}
+        for tensor in self._tensors.values():  # a buffer may itself be a view: what is viewed of it has another base
+            if tensor.device.type != "meta" and tensor.layout == torch.strided:
+                at = tensor.untyped_storage().data_ptr()
+                self._stored[at] = None if at in self._stored else tensor
         self.fixed: dict[str, str] = {}
         self.seen: set[str] = set()
 
@@ -86,7 +92,7 @@ class Weights:
         """The stored tensor that this one is, or a view of that leaves every dimension on an axis of its own."""
         if (name := self.name(tensor)) is not None:
             return Ref(name, tuple(tensor.shape))
-        base = tensor._base
+        base = self.base(tensor)
         if base is None or (name := self.name(base)) is None or not base.is_contiguous():
             return None
         offset, starts = tensor.storage_offset() - base.storage_offset(), []
@@ -102,7 +108,16 @@ class Weights:
 
     def stored_name(self, tensor: Tensor) -> str | None:
         """Name of the parameter or buffer that a tensor is or is a view of."""
-        return self.name(tensor) or (self.name(tensor._base) if tensor._base is not None else None)
+        base = None if self.name(tensor) else self.base(tensor)
+        return self.name(tensor if base is None else base)
+
+    def base(self, tensor: Tensor) -> Tensor | None:
+        """The parameter or buffer that a tensor is a view of."""
+        if tensor._base is None:
+            return None
+        if self.name(tensor._base) is not None:
+            return tensor._base
+        return self._stored.get(tensor.untyped_storage().data_ptr())
 
     def use(self, tensors: Iterable[Tensor | None]) -> None:
         """Note that a forward pass reads these tensors."""

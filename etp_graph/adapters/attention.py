@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import register_standin, rewrite
+from . import kept, register_standin, rewrite
 
 
 @register_standin(nn.MultiheadAttention)
@@ -16,7 +16,10 @@ class MultiheadAttention(nn.MultiheadAttention):
     """The attention of PyTorch with any number of heads; it returns what the original returns.
 
     The original computes the size of a head as ``embed_dim // num_heads``, here it is the attribute ``head_dim``.
+    The scale of the scores and the share of a head in the averaged weights stay what they were.
     """
+
+    etp_keeps: ClassVar = {"scaled_dim": "head_dim", "averaged_heads": "num_heads"}
 
     @property
     def _qkv_same_embed_dim(self) -> bool:
@@ -52,7 +55,7 @@ class MultiheadAttention(nn.MultiheadAttention):
         out, weights = self._attend(q, k, v, mask, need_weights)
         out = self.out_proj(out.transpose(1, 2).flatten(2))
         if weights is not None and average_attn_weights:
-            weights = weights.mean(1)
+            weights = weights.sum(1) / kept(self, "averaged_heads", self.num_heads)
         if not batched:
             return out.squeeze(0), None if weights is None else weights.squeeze(0)
         return (out if self.batch_first else out.transpose(0, 1)), weights
@@ -78,9 +81,10 @@ class MultiheadAttention(nn.MultiheadAttention):
     ) -> tuple[Tensor, Tensor | None]:
         """Context [batch, heads, positions, dimensions] and, if needed, the weights."""
         dropout = self.dropout if self.training else 0.0
+        scale = kept(self, "scaled_dim", self.head_dim) ** -0.5
         if not need_weights:
-            return F.scaled_dot_product_attention(q, k, v, mask, dropout), None
-        scores = q @ k.transpose(-2, -1) / self.head_dim**0.5
+            return F.scaled_dot_product_attention(q, k, v, mask, dropout, scale=scale), None
+        scores = q @ k.transpose(-2, -1) * scale
         weights = (scores if mask is None else scores + mask).softmax(-1)
         weights = F.dropout(weights, dropout, self.training)
         return weights @ v, weights

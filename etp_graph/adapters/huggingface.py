@@ -58,6 +58,20 @@ rewrite(
 )  # fmt: skip
 
 
+rewrite(
+    f"{_MODELS}.deberta.modeling_deberta.DisentangledSelfAttention",
+    *((f"scaled_size_sqrt({_layer}, scale_factor)",
+       'torch.sqrt(torch.tensor(kept(self, "scaled_size", self.attention_head_size) * scale_factor))')
+      for _layer in ("query_layer", "pos_query_layer")),
+    methods=("forward", "disentangled_att_bias"),
+    keep={"scaled_size": "attention_head_size"},
+)  # fmt: skip
+rewrite(
+    f"{_MODELS}.segformer.modeling_segformer.SegformerSequenceReduction",
+    ("hidden_states.reshape(batch_size, num_channels, -1)", "hidden_states.flatten(2)"),
+)
+
+
 def _response_norm(module: Any, x: Tensor) -> Tensor:
     """The global response normalisation of ConvNeXt-V2; x [batch, height, width, channels]."""
     size = torch.linalg.vector_norm(x, ord=2, dim=(1, 2), keepdim=True)
