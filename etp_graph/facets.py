@@ -17,7 +17,8 @@ from .products import terms
 from .tracker import Tracker
 
 KINDS = (
-    "channels", "neurons", "heads", "head_dims", "features", "stream", "hidden", "projections", "experts", "conv-groups",
+    "channels", "conv-groups", "neurons", "heads", "head_dims", "features", "stream", "hidden", "projections",
+    "experts",
 )  # fmt: skip
 """Every kind of unit that a plan can have."""
 
@@ -64,10 +65,9 @@ def _together(groups: Sequence[Group], heads: Sequence[Group]) -> tuple[Group, .
         held = any((piece.tensor, piece.axis) in places for piece in group.slices)
         if not group.folded and group.slices and all((s.tensor, s.axis) in places for s in group.slices):
             continue  # one value for each head (a table of position biases), which the other facet knows better
-        if held and group.folded:
-            group = replace(group, kind="head_dims", name=_free(f"{group.name}.dims", taken))
-        taken.add(group.name)
-        found.append(group)
+        dims = held and group.folded
+        found.append(replace(group, kind="head_dims", name=_free(f"{group.name}.dims", taken)) if dims else group)
+        taken.add(found[-1].name)
     return (*heads, *found)
 
 

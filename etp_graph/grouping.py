@@ -95,12 +95,8 @@ def _tied(groups: list[Group], labels: Labels, root: Tensor, group_of: Tensor) -
 def _joined(runs: list[Group]) -> Group:
     """One group of equally long blocks."""
     size = runs[0].n_units
-    slices, attributes = [], []
-    for number, run in enumerate(runs):
-        for s in run.slices:
-            slices.append(replace(s, unit=_shifted(s.unit, number * size)))
-        for a in run.attributes:
-            attributes.append(replace(a, unit=_shifted(a.unit, number * size)))
+    slices = [replace(s, unit=_shifted(s.unit, n * size)) for n, run in enumerate(runs) for s in run.slices]
+    attributes = [replace(a, unit=_shifted(a.unit, n * size)) for n, run in enumerate(runs) for a in run.attributes]
     locked = next((run.locked for run in runs if run.locked), None)
     least = max(run.min_units for run in runs) * len(runs)
     return replace(
@@ -126,7 +122,7 @@ def _with(labels: Labels, root: Tensor, group_of: Tensor, n_groups: int, found: 
     """Which groups have a unit among the labels found."""
     flags = torch.zeros(n_groups + 1, dtype=torch.bool, device="cpu")
     flags[group_of[labels.members(root, found)]] = True  # no group is -1, the last entry
-    return flags[:n_groups].tolist()  # type: ignore[no-any-return]
+    return flags[:n_groups].tolist()
 
 
 def _places(
@@ -146,17 +142,23 @@ def _places(
             yield _Place(key, small.flatten())
     for name, ids in bare.items():
         small = compact(_filled(units(ids), root[ids], locked))
-        if small is None:
-            continue
-        dims = varying(small)
-        if len(dims) == 1:
-            if (name, dims[0]) in labels.pinned:
-                for unit in small.unique().tolist():
-                    locked.setdefault(unit, f"{name} {labels.pinned[name, dims[0]]}")
-            yield _Place((name, dims[0]), small.flatten())
-        elif ids.numel() > 1:
-            for unit in small.unique().tolist():
-                locked.setdefault(unit, f"meets several axes of the parameter {name}")
+        if small is not None:
+            yield from _table_places(labels, name, small, ids.numel(), locked)
+
+
+def _table_places(
+    labels: Labels, name: str, small: Tensor, numel: int, locked: dict[int, str]
+) -> Iterator[_Place]:
+    """The axis of a bare parameter that holds units; locks them where it is none, or is read at fixed positions."""
+    dims = varying(small)
+    reason = f"meets several axes of the parameter {name}" if len(dims) > 1 or numel > 1 else None
+    if len(dims) == 1:
+        at = labels.pinned.get((name, dims[0]))
+        reason = None if at is None else f"{name} {at}"
+        yield _Place((name, dims[0]), small.flatten())
+    if reason is not None:
+        for unit in small.unique().tolist():
+            locked.setdefault(unit, reason)
 
 
 def _filled(units: Tensor, found: Tensor, locked: dict[int, str]) -> Tensor:

@@ -1,4 +1,4 @@
-"""How labels pass through gathers and scatters along dimensions that hold no units: messages on edges, top-k, tables."""
+"""How labels pass through gathers and scatters along dimensions without units: messages on edges, top-k, tables."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from .operators import Operand, UnknownOperator, elementwise, varying
 
 GATHERS = frozenset("index gather take_along_dim topk kthvalue _unsafe_index index_select".split())
 SCATTERS = frozenset(
-    "scatter scatter_ scatter_add scatter_add_ scatter_reduce scatter_reduce_ index_add index_add_ index_put index_put_ "
-    "index_copy index_copy_ index_fill index_fill_ index_reduce index_reduce_ masked_scatter".split()
+    "scatter scatter_ scatter_add scatter_add_ scatter_reduce scatter_reduce_ index_add index_add_ index_put "
+    "index_put_ index_copy index_copy_ index_fill index_fill_ index_reduce index_reduce_ masked_scatter".split()
 )
 
 
@@ -53,10 +53,7 @@ def met(
     first = 0
     if name in ("index", "_unsafe_index"):
         taken = [d for d, index in enumerate(args[1]) if index is not None]
-        if taken != list(range(taken[0], taken[-1] + 1)):
-            first = -1
-        else:
-            first = taken[0]
+        first = taken[0] if taken == list(range(taken[0], taken[-1] + 1)) else -1
     wide = max((len(o.shape) for o in indices), default=0)
     for operand in indices:
         if operand.label is None:

@@ -13,7 +13,7 @@ from torch.overrides import handle_torch_function, has_torch_function
 
 
 def unit_mean(x: Tensor, dim: int, weight: Tensor) -> Tensor:
-    """Mean of ``x`` over ``dim``, kept as size 1; ``weight`` is the parameter whose only long axis has the same units."""
+    """Mean of ``x`` over ``dim``, kept as size 1; the only long axis of the parameter ``weight`` has the same units."""
     if has_torch_function((x, weight)):
         found: Any = handle_torch_function(unit_mean, (x, weight), x, dim, weight)
         return found  # type: ignore[no-any-return]

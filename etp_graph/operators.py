@@ -230,7 +230,7 @@ def _fixed_positions(
 
 
 def _tail(start: int | None, end: int | None, size: int) -> int:
-    """How many positions at the end a slice names by their distance from the end, alone (``[-2:]``, ``[:-2]``); or 0."""
+    """How many positions a slice names by their distance from the end, alone (``[-2:]``, ``[:-2]``); or 0."""
     if not start and end is not None and end < 0:
         return -end
     return -start if start is not None and start < 0 and (end is None or end >= size) else 0

@@ -81,11 +81,8 @@ def contract(tracker: Tracker, a: Operand, b: Operand, term: int) -> Tensor | No
     size = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
     batch = elementwise(labels, [left.batch, right.batch], torch.Size((*size, 1, 1)), where)
     inner = _meet(labels, left.inner, right.inner, where)
-    outer = [
-        view
-        for view in (_along(left.outer, len(size) + 2, -2), _along(right.outer, len(size) + 2, -1))
-        if view is not None
-    ]
+    ndim = len(size) + 2
+    outer = [view for view in (_along(left.outer, ndim, -2), _along(right.outer, ndim, -1)) if view is not None]
     if batch is not None:
         labels.headed.append(batch.flatten())
     found = [*outer, *([] if batch is None else [batch])]

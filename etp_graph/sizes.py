@@ -133,9 +133,8 @@ def _unflatten(x: Tensor, args: Sequence[Any], kwargs: dict[str, Any]) -> Sizes 
 
 
 def _split(x: Tensor, args: Sequence[Any], kwargs: dict[str, Any]) -> Sizes | None:
-    sizes = (
-        args[0] if args else kwargs.get("split_size_or_sections", kwargs.get("split_size", kwargs.get("split_sizes")))
-    )
+    names = ("split_size_or_sections", "split_size", "split_sizes")
+    sizes: Any = args[0] if args else next((kwargs[name] for name in names if name in kwargs), ())
     dim = kwargs.get("dim", args[1] if len(args) > 1 else 0) % x.ndim
     if isinstance(sizes, int):
         if isinstance(sizes, Counted) and sizes.whole == x.shape[dim]:

@@ -18,7 +18,7 @@ from .plan import Group, Plan, named_tensors
 from .tracker import Tracker
 from .verify import lock_what_fails
 
-CHECK_LIMIT = 100_000_000
+CHECK_LIMIT = 400_000_000
 """``check="auto"`` runs the check on models of at most this many parameters."""
 
 
@@ -46,13 +46,14 @@ def trace(
         ignore: names or patterns (``"layer4.*"``) of modules whose own units must all stay: those that its layers
             put out or normalise. A dense layer that is ignored may still lose inputs.
         check: prove each group on a copy of the model and lock what fails, with the measured error as the reason.
-            ``"auto"``: on models of at most 100 million parameters.
+            ``"auto"``: on models of at most 400 million parameters.
 
     Returns:
         The plan; ``print(plan)`` lists groups, constraints and what is locked and why.
 
     Raises:
-        PlanError: nothing can be removed, ``prune`` names no kind, an ``ignore`` pattern matches nothing, or the model is compiled.
+        PlanError: nothing can be removed, ``prune`` names no kind, an ``ignore`` pattern matches nothing, or the model
+            is compiled.
         Exception: whatever the model itself raises on the example inputs.
     """
     if type(model).__name__ == "OptimizedModule":
@@ -69,6 +70,9 @@ def trace(
             plan = lock_what_fails(model, plan, example_inputs)
         elif check == "auto" and _checkable(model):
             plan = _try_check(model, plan, example_inputs)
+        elif check == "auto":
+            note = "not checked, because the model is too large to copy or on the meta device: run etp_graph.verify"
+            plan = replace(plan, notes=(*plan.notes, note))
         _require_prunable(plan)
     return plan
 

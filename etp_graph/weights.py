@@ -104,7 +104,7 @@ class Weights:
             if len(fits) != 1:
                 return None
             axes.append(fits[0])
-        return Ref(name, tuple(tensor.shape), tuple(axes), tuple(starts[d] for d in axes))
+        return Ref(name, tuple(tensor.shape), tuple(axes), tuple(int(starts[d]) for d in axes))
 
     def stored_name(self, tensor: Tensor) -> str | None:
         """Name of the parameter or buffer that a tensor is or is a view of."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 from torch import Tensor, nn
@@ -35,8 +34,16 @@ def _top_k(module: nn.Module) -> int:
     return next((int(getattr(module, name)) for name in ("top_k", "num_experts_per_tok") if hasattr(module, name)), 0)
 
 
-@cache
+_known: dict[type, type[nn.Module]] = {}
+
+
 def _view(cls: type[nn.Module], wrap: Callable[..., Any]) -> type[nn.Module]:
+    if cls not in _known:
+        _known[cls] = _made(cls, wrap)
+    return _known[cls]
+
+
+def _made(cls: type[nn.Module], wrap: Callable[..., Any]) -> type[nn.Module]:
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         return wrap(self, cls.forward, *args, **kwargs)
 

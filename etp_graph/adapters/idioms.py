@@ -1,9 +1,9 @@
 """Stand-ins for attention that takes the width of its heads from the width of its input.
 
 ``x.reshape(B, N, C)`` and ``qkv.reshape(B, N, 3, self.num_heads, C // self.num_heads)`` hold for a square projection
-only. In a ``reshape`` or ``view`` without a -1, any one size may be written as -1 without changing what it does; here it
-is the one that is computed from the input's channels. The forward of every class that counts its heads in an attribute
-is looked at, whichever library or project it comes from.
+only. In a ``reshape`` or ``view`` without a -1, any one size may be written as -1 without changing what it does; here
+it is the one that is computed from the input's channels. The forward of every class that counts its heads in an
+attribute is looked at, whichever library or project it comes from.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import ast
 import inspect
 import re
 import textwrap
-from functools import cache
 from typing import Any
 
 from torch import nn
@@ -28,8 +27,16 @@ def idiom_standin(module: nn.Module) -> type[nn.Module] | None:
     return _freed(type(module))
 
 
-@cache
+_known: dict[type, type[nn.Module] | None] = {}
+
+
 def _freed(cls: type[nn.Module]) -> type[nn.Module] | None:
+    if cls not in _known:
+        _known[cls] = _rewritten(cls)
+    return _known[cls]
+
+
+def _rewritten(cls: type[nn.Module]) -> type[nn.Module] | None:
     function = cls.__dict__.get("forward")
     if not inspect.isfunction(function) or function.__closure__ or hasattr(function, "__wrapped__"):
         return None

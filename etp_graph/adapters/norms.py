@@ -91,7 +91,7 @@ def _matching(module: nn.Module, n_parameters: int) -> type[nn.Module] | None:
         probe = copy.deepcopy(module).cpu().float()
         for parameter in probe.parameters():
             parameter.copy_(torch.rand(parameter.shape) + 0.5)
-        x = torch.randn(3, 5, *probe.weight.shape)  # type: ignore[arg-type]
+        x = torch.randn(3, 5, next(probe.parameters()).numel())
         want = _call(probe, x)
         if want is None:
             return None

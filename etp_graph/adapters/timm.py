@@ -30,7 +30,8 @@ def _biases(module: Any, *_: Any) -> Tensor:
 
 for _name in (
     "levit.Attention", "levit.AttentionDownsample", "tiny_vit.Attention", "efficientformer.Attention",
-    "efficientformer_v2.Attention2d", "efficientformer_v2.Attention2dDownsample", "efficientvit_msra.CascadedGroupAttention",
+    "efficientformer_v2.Attention2d", "efficientformer_v2.Attention2dDownsample",
+    "efficientvit_msra.CascadedGroupAttention",
 ):  # fmt: skip
     overrides(f"timm.models.{_name}", get_attention_biases=_biases)
 

@@ -1,0 +1,167 @@
+"""Which rule takes an operator: one row for each set of names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from . import layers
+from .indexing import GATHERS, SCATTERS, gather, met, scatter
+from .operators import (
+    ALONG,
+    JOINS,
+    MOVEMENT,
+    REDUCTIONS,
+    SPATIAL,
+    Operand,
+    UnknownOperator,
+    along,
+    elementwise,
+    join,
+    movement,
+    reduction,
+    spatial,
+    varying,
+)  # fmt: skip
+from .products import MATRIX, matrix
+
+if TYPE_CHECKING:
+    from .tracker import Tracker
+
+FOLLOWED = MOVEMENT | JOINS | REDUCTIONS | GATHERS | SCATTERS | {"constant_pad_nd"}
+"""Operators through which the labels of bare parameters are followed."""
+PACKING = frozenset(("_pack_padded_sequence", "_pad_packed_sequence"))
+"""Operators between padded and packed sequences; units along the last dimension stay there."""
+MAKERS = frozenset(("new_zeros", "new_ones", "new_empty", "new_full"))
+"""Operators that make a tensor beside another one: of its values nothing is left, of its sizes perhaps some."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call of an operator, with its tensors and their labels."""
+
+    tracker: Tracker
+    func: Any
+    name: str
+    args: Any
+    kwargs: Any
+    operands: Sequence[Operand]
+    outs: Sequence[Tensor]
+    pointwise: bool
+
+    @property
+    def label(self) -> Tensor:
+        """The label of the first operand, which is the only one."""
+        if sum(operand.label is not None for operand in self.operands) > 1 or self.operands[0].label is None:
+            raise UnknownOperator
+        return self.operands[0].label
+
+
+def result(call: Call) -> Any:
+    """Label of the result, or of each; raises :class:`UnknownOperator` where no rule can follow the units."""
+    if call.pointwise:
+        return elementwise(call.tracker.labels, call.operands, call.outs[0].shape, call.tracker.where)
+    if call.name not in _RULES:
+        raise UnknownOperator
+    return _RULES[call.name](call)
+
+
+def _join(call: Call) -> Tensor | None:
+    dim = call.kwargs.get("dim", call.args[1] if len(call.args) > 1 else 0)
+    return join(call.tracker.labels, call.name, call.operands, dim, call.tracker.where)
+
+
+def _made_like(call: Call) -> Tensor | None:
+    """The label of the operand where the new tensor is as long along the units; a wrong guess fails when pruned."""
+    operand, out = call.operands[0], call.outs[0].shape
+    label = operand.label
+    if label is None or len(out) != label.ndim or any(out[d] != operand.shape[d] for d in varying(label)):
+        return None
+    return label
+
+
+def _matrix(call: Call) -> Tensor | None:
+    return matrix(call.tracker, call.name, call.operands, call.outs[0].shape)
+
+
+def _scatter(call: Call) -> Tensor | None:
+    return scatter(call.tracker.labels, call.name, call.args, call.operands, call.tracker.where)
+
+
+def _gather(call: Call) -> Tensor | None:
+    tracker, first = call.tracker, call.operands[0]
+    bare = tracker.weights.bare_name(call.args[0])
+    found = gather(tracker.labels, call.name, first, call.args, call.kwargs, tracker.where, bare)
+    return met(tracker.labels, call.name, found, call.operands[1:], call.args, call.outs[0], tracker.where)
+
+
+def _spatial(call: Call) -> Tensor:
+    return spatial(call.tracker.labels, call.label, SPATIAL[call.name])
+
+
+def _reduction(call: Call) -> Tensor | None:
+    return reduction(call.tracker.labels, call.label, call.name, call.args, call.kwargs, call.outs[0].ndim)
+
+
+def _along(call: Call) -> Tensor:
+    return along(call.label, call.args, call.kwargs)
+
+
+def _movement(call: Call) -> Any:
+    tracker, operand = call.tracker, Operand(call.operands[0].shape, call.label)
+    return movement(
+        tracker.labels, call.func, call.name, operand, call.args, call.kwargs, tracker.where, tracker.facet,
+        tracker.sizes,
+    )  # fmt: skip
+
+
+def _packing(call: Call) -> list[Tensor | None]:
+    label = call.label
+    if varying(label) != [label.ndim - 1]:
+        raise UnknownOperator
+    flat = label.reshape(-1)
+    return [flat.view([1] * (t.ndim - 1) + [-1]) if t.is_floating_point() else None for t in call.outs]
+
+
+def _pad(call: Call) -> Tensor:
+    """Zeros beside the units: new units where the running module declares the widths, else fixed positions."""
+    label, pads = call.label, list(call.args[1])
+    if min(pads) < 0:
+        raise UnknownOperator
+    widths = [(pads[2 * i], pads[2 * i + 1]) for i in range(len(pads) // 2)][::-1]
+    for dim, (before, after) in enumerate(widths, label.ndim - len(widths)):
+        if label.shape[dim] == 1:
+            continue
+        ends = [_padding(call.tracker, side, width) for side, width in enumerate((before, after))]
+        shape = [-1 if d == dim else 1 for d in range(label.ndim)]
+        label = torch.cat([ends[0].view(shape), label, ends[1].view(shape)], dim)
+    return label
+
+
+def _padding(tracker: Tracker, side: int, width: int) -> Tensor:
+    module = tracker.modules[-1] if tracker.modules else None
+    names = layers.PADDINGS.get(type(module))  # type: ignore[arg-type]
+    if names is None or width <= 0:
+        return torch.zeros(max(width, 0), dtype=torch.int64, device="cpu")
+    ids = tracker.labels.fresh(width)
+    tracker.labels.count((str(tracker.weights.module_name(module)), names[side], None), ids)
+    return ids
+
+
+_RULES: Mapping[str, Callable[[Call], Any]] = {
+    **dict.fromkeys(MOVEMENT, _movement),
+    **dict.fromkeys(JOINS, _join),
+    **dict.fromkeys(MAKERS, _made_like),
+    **dict.fromkeys(MATRIX, _matrix),
+    **dict.fromkeys(SCATTERS, _scatter),
+    **dict.fromkeys(GATHERS, _gather),
+    **dict.fromkeys(SPATIAL, _spatial),
+    **dict.fromkeys(REDUCTIONS, _reduction),
+    **dict.fromkeys(ALONG, _along),
+    **dict.fromkeys(PACKING, _packing),
+    "constant_pad_nd": _pad,
+}

@@ -1,0 +1,180 @@
+"""Where the tracker listens: functions that own weights or write sizes, and every operator below them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+from .calls import FOLLOWED, Call, result
+from .operators import ELEMENTWISE, MOVEMENT, Operand, UnknownOperator, compact, varying
+from .plan import Op
+from .products import MATRIX, Product, matrix, placeholder
+from .rules import rule, stored_matrix
+from .sizes import written
+
+if TYPE_CHECKING:
+    from .tracker import Tracker
+
+SUMMED = {
+    **dict.fromkeys(("sum", "mean", "nansum"), 0),
+    **dict.fromkeys(("scatter_add", "scatter_add_", "index_add", "index_add_"), 3),
+}
+"""Operators that sum, and which of their arguments."""
+VIEWS = frozenset(
+    "view unsqueeze squeeze permute transpose t expand select slice split split_with_sizes unbind alias detach".split()
+)
+"""Operators that make views: those of a bare parameter are labelled when they are used."""
+
+
+class Functions(TorchFunctionMode):
+    """Calls of the layer table's functions, and of those that write sizes down."""
+
+    def __init__(self, tracker: Tracker) -> None:
+        super().__init__()
+        self.tracker = tracker
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if self.tracker.paused:
+            return func(*args, **kwargs)
+        follow = rule(func)
+        if follow is None:
+            return self._sized(func, args, kwargs)
+        self.tracker.paused = True
+        try:
+            out = func(*args, **kwargs)
+            follow(self.tracker, func, args, kwargs, out)
+        finally:
+            self.tracker.paused = False
+        return out
+
+    def _sized(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """A call of the operators below, which do not see which attributes its sizes are read from."""
+        sizes = written(func, args, kwargs)
+        if sizes is None:
+            return func(*args, **kwargs)
+        self.tracker.sizes = sizes
+        try:
+            out = func(*args, **kwargs)
+        finally:
+            self.tracker.sizes = None
+        self.tracker.count_sizes(args[0] if args else None, sizes, out)
+        return out
+
+
+class Operators(TorchDispatchMode):
+    """Every operator outside the layer table's functions."""
+
+    def __init__(self, tracker: Tracker) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.tracker = tracker
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        if not self.tracker.paused:
+            self.tracker.paused = True
+            try:
+                self._follow(func, args, kwargs, out)
+            finally:
+                self.tracker.paused = False
+        return out
+
+    def _follow(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+        tracker, name = self.tracker, func._overloadpacket.__name__
+        tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        pointwise = torch.Tag.pointwise in func.tags or name.rstrip("_") in ELEMENTWISE or name in ELEMENTWISE
+        followed = pointwise or name in FOLLOWED
+        if name in MATRIX and stored_matrix(tracker, name, args, out):
+            return
+        if name in VIEWS and tracker.bare_base(tensors[0]) is not None:
+            return
+        self._note_stored(name, tensors, followed)
+        self._price(func, name, args, kwargs, out, followed and not pointwise)
+        self._note_products(name, args, out)
+        if name == "select":
+            self._select(args, out)
+            return
+        for tensor in tensors:
+            if tensor in tracker.deferred:
+                tracker.labels.lock(*tracker.deferred.pop(tensor))
+        # Bare parameters get labels only from operators that can carry them.
+        operands = [_operand(t, tracker.get(t) if followed else tracker.known.get(t)) for t in tensors]
+        outs = [t for t in tree_leaves(out) if isinstance(t, Tensor)]
+        call = Call(tracker, func, name, args, kwargs, operands, outs, pointwise)
+        for tensor, label in zip(outs, self._labels(call), strict=False):
+            tracker.set(tensor, None if label is None else compact(label))
+
+    def _labels(self, call: Call) -> list[Tensor | None]:
+        """The label of every tensor that the call puts out."""
+        if all(operand.label is None for operand in call.operands):
+            if call.name in MATRIX:
+                matrix(self.tracker, call.name, call.operands, call.outs[0].shape)
+            return [None] * len(call.outs)
+        try:
+            found = result(call)
+        except UnknownOperator:
+            self.tracker.lock_all((call.args, call.kwargs), f"is mixed by {call.func} in {self.tracker.where}")
+            found = None
+        return list(found) if isinstance(found, (list, tuple)) else [found] * len(call.outs)
+
+    def _note_stored(self, name: str, tensors: list[Tensor], followed: bool) -> None:
+        """Stored tensors whose labels do not go on into the result."""
+        weights = self.tracker.weights
+        if name in MOVEMENT:
+            return
+        for t in tensors:
+            if followed and (t in self.tracker.known or weights.embedding_name(t) or weights.vector_name(t)):
+                continue
+            stored = weights.stored_name(t)
+            if stored is not None:
+                self.tracker.operands.add(stored)
+
+    def _select(self, args: Any, out: Tensor) -> None:
+        """One position. Along the units it is a fixed one, if anything but its shape is ever used."""
+        x, dim, at = args
+        label = self.tracker.get(x)
+        self.tracker.set(out, None)
+        if label is None:
+            return
+        dim %= x.ndim
+        if varying(label) == [dim]:
+            self.tracker.deferred[out] = (label, f"is taken by fixed positions (select) in {self.tracker.where}")
+        else:
+            self.tracker.set(out, compact(label.select(dim, at if label.shape[dim] > 1 else 0)))
+
+    def _note_products(self, name: str, args: Any, out: Any) -> None:
+        """A product of tensors that is summed is as many multiply-adds (messages on edges, scores of a graph)."""
+        tracker = self.tracker
+        if name in ("mul", "mul_") and all(isinstance(a, Tensor) and a.numel() > 1 for a in args[:2]):
+            tracker.multiplied[out] = True
+            return
+        at = SUMMED.get(name)
+        source = args[at] if at is not None and len(args) > at else None
+        if isinstance(source, Tensor) and source in tracker.multiplied:
+            term, label = placeholder(tracker, tuple(source.shape)), tracker.known.get(source)
+            if label is not None:
+                tracker.ops[term] = Product(tracker.where.strip("'"), tuple(source.shape), (label,))
+
+    def _price(self, func: Any, name: str, args: Any, kwargs: Any, out: Any, moves: bool) -> None:
+        formula = flop_registry.get(func._overloadpacket)
+        if name in MATRIX:
+            return  # its factors may shrink: the rule for products notes them
+        if formula is not None:
+            macs = int(formula(*args, **kwargs, out_val=out)) // 2
+            self.tracker.ops.append(Op(name=self.tracker.where.strip("'"), coefficient=macs))
+        elif not moves and tree_leaves(args):
+            self.tracker.uncounted.add(name.rstrip("_"))
+
+
+def _operand(tensor: Tensor, label: Tensor | None) -> Operand:
+    """An expanded dimension is as long as the tensor that it was expanded for: it meets units as one of size 1."""
+    if label is not None or tensor.layout != torch.strided or 0 not in tensor.stride():
+        return Operand(tensor.shape, label)
+    return Operand(torch.Size(1 if st == 0 else s for s, st in zip(tensor.shape, tensor.stride(), strict=True)), None)
