@@ -16,16 +16,18 @@ import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from .models import registry
+from .models import FAMILIES, registry
 
 RESULTS = Path("benchmarks/results/coverage.json")
 RATIO = 0.3
+RATIOS = (0.3, 0.7)
 HUGE = ("regnet_y_128gf",)
 """Left out unless named: four copies of 645 million weights in float64 need 20 GB."""
 PROBES = ("ours", "torch_pruning")
@@ -61,27 +63,65 @@ def measure(setting: Setting) -> dict[str, Any]:
 
 
 def _ours(model: Any, x: Any, small: Any) -> dict[str, Any]:
+    """All kinds of units, as the tracer understood them; where it misunderstood, what its check leaves."""
     import torch
 
     import etp_graph as etp
-    from etp_graph.verify import random_selection
+    from etp_graph.facets import ON_REQUEST
+    from etp_graph.sampling import random_selection
 
     start = time.perf_counter()
-    plan = etp.trace(model, x, check=False)
+    plan = etp.trace(model, x, prune="all", check=False)
     traced = time.perf_counter()
-    full = etp.verify(model, plan, x, ratio=RATIO, gradients=False)
-    grad = etp.verify(model, etp.trace(model, small, check=False), small, ratio=RATIO)
-    checked = time.perf_counter()
-    selection = random_selection(plan, plan.prunable, RATIO, torch.Generator().manual_seed(0))
+    refuted: dict[str, str] = {}
+    try:
+        found = _verify(model, plan, x, small)
+    except etp.EquivalenceError:
+        checked = etp.trace(model, x, prune="all", check=True)
+        refuted = {g.name: g.locked for g in checked.groups if g.locked and plan[g.name].locked is None}
+        plan = checked
+        found = _verify(model, plan, x, small)
+    done = time.perf_counter()
+    usual = [group for group in plan.prunable if group.kind not in ON_REQUEST]
+    selection = random_selection(plan, usual, RATIO, torch.Generator().manual_seed(0))
     dense, sparse = etp.cost(model, plan), etp.cost(model, plan, selection)
     etp.prune_(model, plan, selection)
     assert sum(p.numel() for p in model.parameters()) == sparse.params
     return {
-        "groups": len(plan.groups), "units": plan.n_units, "locked": len(plan.groups) - len(plan.prunable),
+        "groups": len(plan.groups), "units": plan.n_units, "kinds": _kinds(plan), "refuted": refuted,
+        "locked": sorted({str(g.locked) for g in plan.groups if g.locked}),
         "params": dense.params, "params_after": sparse.params, "macs": dense.macs, "macs_after": sparse.macs,
-        "trace_seconds": traced - start, "verify_seconds": checked - traced, "error": full.error, "dtype": full.dtype,
-        "gradient_error": grad.gradient_error, "size": x.shape[-1], "small": small.shape[-1],
+        "trace_seconds": traced - start, "verify_seconds": done - traced, **found,
     }  # fmt: skip
+
+
+def _kinds(plan: Any) -> dict[str, list[int]]:
+    """Kind -> number of prunable and of locked groups."""
+    found: dict[str, list[int]] = {}
+    for group in plan.groups:
+        found.setdefault(group.kind, [0, 0])[group.locked is not None] += 1
+    return found
+
+
+def _verify(model: Any, plan: Any, x: Any, small: Any) -> dict[str, Any]:
+    """Largest errors of outputs on the inputs, and of gradients on the small ones."""
+    import etp_graph as etp
+
+    alike = _shapes(x) == _shapes(small)
+    full = etp.verify(model, plan, x, ratio=RATIOS, gradients=alike)
+    grad = full if alike else etp.verify(model, etp.trace(model, small, prune="all"), small, ratio=RATIOS)
+    return {
+        "error": full.error, "gradient_error": grad.gradient_error, "dtype": full.dtype, "input": _shapes(x),
+        "small": None if alike else _shapes(small),
+    }  # fmt: skip
+
+
+def _shapes(x: Any) -> str:
+    """The shapes of all tensors in the inputs."""
+    from torch import Tensor
+    from torch.utils._pytree import tree_leaves
+
+    return ", ".join("x".join(map(str, t.shape)) for t in tree_leaves(x) if isinstance(t, Tensor))
 
 
 def run_apart(setting: Setting, limit: float) -> dict[str, Any]:
@@ -107,11 +147,14 @@ def run_apart(setting: Setting, limit: float) -> dict[str, Any]:
     return {"verdict": f"exception: {last[0]}", "seconds": time.perf_counter() - start}
 
 
+_LIBRARIES = ("torch", "torchvision", "timm", "transformers", "torch-geometric", "torch-pruning")
+
+
 def conditions() -> dict[str, str]:
     """Versions and hardware."""
     cpu = next((line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if "model name" in line), "")
     return {
-        **{name: version(name) for name in ("torch", "torchvision", "torch-pruning")},
+        **{name: version(name) for name in _LIBRARIES if find_spec(name.replace("-", "_"))},
         "python": platform.python_version(), "cpu": cpu or platform.processor(), "cores": str(os.cpu_count()),
     }  # fmt: skip
 
@@ -123,6 +166,7 @@ def _lines(path: str) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.coverage", description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="*", default=None, help="names from the registry; default: all")
+    parser.add_argument("--families", nargs="*", default=None, choices=list(FAMILIES), help="default: all")
     parser.add_argument("--out", type=Path, default=Path("docs/coverage.md"), help="the page")
     parser.add_argument("--results", type=Path, default=RESULTS, help="the measurements, as JSON")
     parser.add_argument("--limit-seconds", type=float, default=60.0, help="for Torch-Pruning, each model")
@@ -135,10 +179,12 @@ def main() -> None:
     if options.one:
         sys.stdout.write(json.dumps(measure(Setting(**json.loads(options.one)))) + "\n")
         return
-    names = options.models or [name for name in registry() if name not in HUGE]
-    unknown = sorted(set(names) - set(registry()))
+    entries = registry()
+    chosen = options.families or FAMILIES
+    names = options.models or [name for name, entry in entries.items() if entry.family in chosen and name not in HUGE]
+    unknown = sorted(set(names) - set(entries))
     if unknown:
-        parser.error(f"unknown models {unknown}; choose from {', '.join(registry())}")
+        parser.error(f"unknown models {unknown}; choose from {', '.join(entries)}")
     measurements = [Setting(probe=probe, model=name, threads=options.threads) for name in names for probe in PROBES]
     _measure_all(measurements, options)
 

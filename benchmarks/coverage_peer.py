@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from etp_graph import Group, Plan, Slice
+from etp_graph.forward import Wide, convert, outputs, run
 from etp_graph.masking import Masked
 from etp_graph.plan import as_index, named_tensors
 from etp_graph.verify import TOLERANCE, randomize_
 
 
-def judge(model: nn.Module, x: Tensor, *, ratio: float) -> dict[str, Any]:
+def judge(model: nn.Module, x: Any, *, ratio: float) -> dict[str, Any]:
     """Remove ``ratio`` of the channels of every group, as Torch-Pruning's README does, and compare in float64.
 
     No hints are given, except that the layers that make the model's output stay whole. Channels are spread
@@ -27,13 +28,16 @@ def judge(model: nn.Module, x: Tensor, *, ratio: float) -> dict[str, Any]:
 
     warnings.simplefilter("ignore")
     randomize_(model)
-    model, x = model.double(), x.double()
+    model = model.double()
+    x = convert(x, like=next(model.parameters()))
     masked = copy.deepcopy(model)
     start = time.perf_counter()
     graph = tp.DependencyGraph().build_dependency(model, x, verbose=False)
     outputs = [module for module, node in graph.module2node.items() if not node.outputs]
     roots = [(group[0].dep, _runs(group)) for group in graph.get_all_groups(ignored_layers=outputs) if not _last(group)]
-    removed = _Removed({module: name for name, module in model.named_modules()})
+    removed = _Removed(
+        {**{p: name for name, p in model.named_parameters()}, **dict(map(reversed, model.named_modules()))}
+    )
     for dep, runs in roots:
         width = graph.get_out_channels(dep.target.module)
         group = graph.get_pruning_group(dep.target.module, dep.handler, spread(width, runs, ratio))
@@ -43,10 +47,10 @@ def judge(model: nn.Module, x: Tensor, *, ratio: float) -> dict[str, Any]:
     seconds = time.perf_counter() - start
     if not removed.gone:
         return {"verdict": "no group", "seconds": seconds}
-    with torch.no_grad(), Masked(masked, removed.plan(masked), torch.tensor([False])):
-        want = _first(masked(x))
-    with torch.no_grad():
-        got = _first(model(x))
+    with torch.no_grad(), Masked(masked, removed.plan(masked), torch.tensor([False])), Wide():
+        want = _first(run(masked, x))
+    with torch.no_grad(), Wide():
+        got = _first(run(model, x))
     error = float((got - want).abs().max() / want.abs().max()) if got.shape == want.shape else float("inf")
     verdict = "OK" if error <= TOLERANCE[torch.float64] else "wrong"
     params = sum(p.numel() for p in model.parameters())
@@ -77,7 +81,8 @@ def _last(group: Any) -> bool:
 
 
 def _first(out: Any) -> Tensor:
-    return out if isinstance(out, Tensor) else next(iter(out))
+    """The first real tensor of an output."""
+    return next(tensor for tensor in outputs(out) if tensor.is_floating_point())
 
 
 @dataclass(slots=True)
@@ -103,12 +108,16 @@ class _Removed:
         tensors = {name: tuple(t.shape) for name, t in named_tensors(model)}
         slices = []
         for name, gone in self.gone.items():
-            layer = model.get_submodule(name)
             index = as_index(sorted(gone))
             unit = torch.zeros(len(index), dtype=torch.int64)
+            if name in tensors:  # a parameter of its own: Torch-Pruning cuts its last axis
+                slices.append(Slice(tensor=name, axis=len(tensors[name]) - 1, index=index, unit=unit))  # type: ignore[arg-type]
+                continue
+            layer = model.get_submodule(name)
             for tensor in ("weight", "bias", "running_mean", "running_var"):
                 if f"{name}.{tensor}" in tensors:
-                    axis = int(tensor == "weight" and getattr(layer, "transposed", False) and layer.groups == 1)
+                    turned = getattr(layer, "transposed", False) and layer.groups == 1
+                    axis = int(tensor == "weight" and (turned or isinstance(layer, nn.Embedding)))
                     slices.append(Slice(tensor=f"{name}.{tensor}", axis=axis, index=index, unit=unit))  # type: ignore[arg-type]
         group = Group(name="removed", kind="channels", n_units=1, slices=tuple(slices))
         return Plan(groups=(group,), tensors=tensors, parameters=tuple(name for name, _ in model.named_parameters()))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from importlib.metadata import PackageNotFoundError, version
 
 from . import criteria, forces, methods, schedules
+from .adapters import register_standin
+from .advice import UnprunableAttention
 from .allocate import allocate
 from .budget import Budget
 from .checkpoint import load, save
@@ -53,6 +55,7 @@ __all__ = [
     "Selection",
     "SelectionError",
     "Slice",
+    "UnprunableAttention",
     "Verification",
     "allocate",
     "compress",
@@ -63,6 +66,7 @@ __all__ = [
     "methods",
     "prune_",
     "register_padding",
+    "register_standin",
     "save",
     "schedules",
     "trace",

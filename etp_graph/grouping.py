@@ -146,9 +146,7 @@ def _places(
             yield from _table_places(labels, name, small, ids.numel(), locked)
 
 
-def _table_places(
-    labels: Labels, name: str, small: Tensor, numel: int, locked: dict[int, str]
-) -> Iterator[_Place]:
+def _table_places(labels: Labels, name: str, small: Tensor, numel: int, locked: dict[int, str]) -> Iterator[_Place]:
     """The axis of a bare parameter that holds units; locks them where it is none, or is read at fixed positions."""
     dims = varying(small)
     reason = f"meets several axes of the parameter {name}" if len(dims) > 1 or numel > 1 else None

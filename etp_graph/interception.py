@@ -32,6 +32,10 @@ VIEWS = frozenset(
 """Operators that make views: those of a bare parameter are labelled when they are used."""
 
 
+LEAVING = frozenset("numpy __array__ tolist data_ptr __dlpack__".split())
+"""Methods by which values get where no operator is seen."""
+
+
 class Functions(TorchFunctionMode):
     """Calls of the layer table's functions, and of those that write sizes down."""
 
@@ -43,6 +47,8 @@ class Functions(TorchFunctionMode):
         kwargs = kwargs or {}
         if self.tracker.paused:
             return func(*args, **kwargs)
+        if getattr(func, "__name__", "") in LEAVING:
+            self.tracker.lock_all(args[:1], f"leaves PyTorch by {func.__name__}() in {self.tracker.where}")
         follow = rule(func)
         if follow is None:
             return self._sized(func, args, kwargs)

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from .adapters import standing_in
+from .advice import warn_about_attention
 from .errors import PlanError
 from .facets import Facets, chosen, merge, restrict
 from .forward import evaluating, outputs, preserved_rng, run, slow_path
@@ -74,6 +75,8 @@ def trace(
             note = "not checked, because the model is too large to copy or on the meta device: run etp_graph.verify"
             plan = replace(plan, notes=(*plan.notes, note))
         _require_prunable(plan)
+    if "heads" in kinds:
+        warn_about_attention(model, plan)
     return plan
 
 

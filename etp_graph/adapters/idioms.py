@@ -16,13 +16,13 @@ from typing import Any
 
 from torch import nn
 
-_HEADS = ("num_heads", "n_heads", "heads", "num_attention_heads", "n_head", "nhead", "num_head")
+HEADS = ("num_heads", "n_heads", "heads", "num_attention_heads", "n_head", "nhead", "num_head")
 _WIDTHS = re.compile(r"^(C|D|E|c|d|dim|channels|embed_dim|hidden_size|hidden_dim|n_embd|d_model|inner_dim)$")
 
 
 def idiom_standin(module: nn.Module) -> type[nn.Module] | None:
     """A subclass of the module's class whose reshapes leave the width open; ``None`` if there is nothing to change."""
-    if not any(isinstance(getattr(module, name, None), int) for name in _HEADS):
+    if not any(isinstance(getattr(module, name, None), int) for name in HEADS):
         return None
     return _freed(type(module))
 
