@@ -34,8 +34,6 @@ if TYPE_CHECKING:
 
 FOLLOWED = MOVEMENT | JOINS | REDUCTIONS | GATHERS | SCATTERS | {"constant_pad_nd"}
 """Operators through which the labels of bare parameters are followed."""
-PACKING = frozenset(("_pack_padded_sequence", "_pad_packed_sequence"))
-"""Operators between padded and packed sequences; units along the last dimension stay there."""
 MAKERS = frozenset(("new_zeros", "new_ones", "new_empty", "new_full"))
 """Operators that make a tensor beside another one: of its values nothing is left, of its sizes perhaps some."""
 
@@ -104,7 +102,9 @@ def _spatial(call: Call) -> Tensor:
 
 
 def _reduction(call: Call) -> Tensor | None:
-    return reduction(call.tracker.labels, call.label, call.name, call.args, call.kwargs, call.outs[0].ndim)
+    return reduction(
+        call.tracker.labels, call.label, call.name, call.args, call.kwargs, call.outs[0].ndim, call.tracker.where
+    )
 
 
 def _along(call: Call) -> Tensor:
@@ -117,14 +117,6 @@ def _movement(call: Call) -> Any:
         tracker.labels, call.func, call.name, operand, call.args, call.kwargs, tracker.where, tracker.facet,
         tracker.sizes,
     )  # fmt: skip
-
-
-def _packing(call: Call) -> list[Tensor | None]:
-    label = call.label
-    if varying(label) != [label.ndim - 1]:
-        raise UnknownOperator
-    flat = label.reshape(-1)
-    return [flat.view([1] * (t.ndim - 1) + [-1]) if t.is_floating_point() else None for t in call.outs]
 
 
 def _pad(call: Call) -> Tensor:
@@ -162,6 +154,5 @@ _RULES: Mapping[str, Callable[[Call], Any]] = {
     **dict.fromkeys(SPATIAL, _spatial),
     **dict.fromkeys(REDUCTIONS, _reduction),
     **dict.fromkeys(ALONG, _along),
-    **dict.fromkeys(PACKING, _packing),
     "constant_pad_nd": _pad,
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import random
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -125,6 +125,13 @@ class WithoutDropout(TorchFunctionMode):
             args, kwargs = (*args[:4], 0.0, *args[5:]) if len(args) > 4 else args, dict(kwargs or {})
             kwargs.pop("dropout_p", None)
         return func(*args, **(kwargs or {}))
+
+
+def native_recurrence(model: nn.Module) -> AbstractContextManager[None]:
+    """Recurrent layers without cuDNN, which knows no backward pass through them in eval mode; PyTorch does."""
+    if any(isinstance(module, nn.RNNBase) for module in model.modules()):
+        return torch.backends.cudnn.flags(enabled=False)
+    return nullcontext()
 
 
 class Wide(TorchFunctionMode):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -15,6 +15,7 @@ from torch import Tensor
 from .labels import Labels
 from .operators import Facet, compact, varying
 from .plan import Attribute, Group, Index, Slice
+from .ties import Tied, resolve_ties
 
 
 @dataclass(slots=True)
@@ -38,7 +39,8 @@ def build_groups(labels: Labels, bare: dict[str, Tensor], facet: Facet = "inner"
         produced[root[labels.axes[producer.axis]]] = True
     produced[0] = False
     places = list(_places(labels, bare, root, produced, locked))
-    units, group_of, position, reasons = _partition(root, produced, places, locked)
+    tied = resolve_ties(labels.ties.values(), root, locked)
+    units, group_of, position, reasons = _partition(root, produced, places, locked, tied)
     n_groups = len(reasons)
     slices: list[list[Slice]] = [[] for _ in range(n_groups)]
     attributes: list[list[Attribute]] = [[] for _ in range(n_groups)]
@@ -63,50 +65,13 @@ def build_groups(labels: Labels, bare: dict[str, Tensor], facet: Facet = "inner"
               attributes=tuple(attributes[g]), min_units=min(floors[g], sizes[g]), locked=reasons[g], folded=folded[g])
         for g in range(n_groups)
     ]  # fmt: skip
+    for together in tied:
+        g = int(group_of[together.units[0, 0]])
+        groups[g] = replace(groups[g], blocks=len(together.units), min_units=together.min_units)
     _bound(groups, labels, root, group_of)
     for ids, blocks, where in labels.blocks:
         _constrain(groups, root[ids], group_of, position, blocks, where)
-    return tuple(_tied(groups, labels, root, group_of))
-
-
-def _tied(groups: list[Group], labels: Labels, root: Tensor, group_of: Tensor) -> list[Group]:
-    """Runs of units that must stay equally long become one group with a block for each run."""
-    gone: set[int] = set()
-    for runs in {tuple(int(run[0]) for run in runs): runs for runs in labels.runs}.values():  # one for each call
-        held = [sorted({*group_of[root[run]].tolist()}) for run in runs]
-        numbers = list(dict.fromkeys(number for owners in held for number in owners if number >= 0))
-        if len(numbers) <= 1 and all(len(owners) == 1 for owners in held):
-            continue  # one run, or runs that are the same units
-        fits = all(
-            len(owners) == 1 and owners[0] >= 0 and owners[0] not in gone and groups[owners[0]].n_units == len(run)
-            and groups[owners[0]].blocks == groups[owners[0]].multiple == 1
-            for owners, run in zip(held, runs, strict=True)
-        )  # fmt: skip
-        if not fits or len(numbers) != len(runs):
-            for number in numbers:
-                why = "its units are coupled to others, and each run of the layer must keep equally many"
-                groups[number] = replace(groups[number], locked=groups[number].locked or why)
-            continue
-        groups[numbers[0]] = _joined([groups[number] for number in numbers])
-        gone.update(numbers[1:])
-    return [group for number, group in enumerate(groups) if number not in gone]
-
-
-def _joined(runs: list[Group]) -> Group:
-    """One group of equally long blocks."""
-    size = runs[0].n_units
-    slices = [replace(s, unit=_shifted(s.unit, n * size)) for n, run in enumerate(runs) for s in run.slices]
-    attributes = [replace(a, unit=_shifted(a.unit, n * size)) for n, run in enumerate(runs) for a in run.attributes]
-    locked = next((run.locked for run in runs if run.locked), None)
-    least = max(run.min_units for run in runs) * len(runs)
-    return replace(
-        runs[0], n_units=size * len(runs), slices=tuple(slices), attributes=tuple(attributes), blocks=len(runs),
-        min_units=least, locked=locked,
-    )  # fmt: skip
-
-
-def _shifted(units: Index, by: int) -> Index:
-    return range(units.start + by, units.stop + by) if isinstance(units, range) else units + by  # type: ignore
+    return tuple(groups)
 
 
 def _bound(groups: list[Group], labels: Labels, root: Tensor, group_of: Tensor) -> None:
@@ -173,16 +138,16 @@ def _filled(units: Tensor, found: Tensor, locked: dict[int, str]) -> Tensor:
 
 
 def _partition(
-    root: Tensor, produced: Tensor, places: list[_Place], locked: dict[int, str]
+    root: Tensor, produced: Tensor, places: list[_Place], locked: dict[int, str], tied: Sequence[Tied]
 ) -> tuple[Tensor, Tensor, Tensor, list[str | None]]:
     """Units, group of each label, position inside the group of each label, reason of each group."""
     signature = torch.zeros(len(root), dtype=torch.int64, device="cpu")
     for place in places:
         if len(place.key) > 2:
             continue  # attributes count units, they do not tell them apart
-        digest = hashlib.blake2b(repr(place.key).encode(), digest_size=8).digest()
-        code = int.from_bytes(digest, "little", signed=True)
-        signature.index_add_(0, place.units, torch.full_like(place.units, code))
+        signature.index_add_(0, place.units, torch.full_like(place.units, _code(place.key)))
+    for number, together in enumerate(tied):
+        signature[together.units] = _code(number)  # one group, wherever its runs live
     units = torch.unique(root[produced[root]])
     keys: dict[tuple[int, str | None], int] = {}
     group_of = torch.full((len(root),), -1, device="cpu")
@@ -198,7 +163,14 @@ def _partition(
         counts[group] += 1
     group_of[units] = torch.tensor(of, dtype=torch.int64, device="cpu")
     position[units] = torch.tensor(at, dtype=torch.int64, device="cpu")
+    for together in tied:
+        position[together.units] = torch.arange(together.units.numel(), device="cpu").view_as(together.units)
     return units, group_of, position, [reason for _, reason in keys]
+
+
+def _code(key: object) -> int:
+    """A number for a place, so that the sum over a unit's places tells which places they are."""
+    return int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=8).digest(), "little", signed=True)
 
 
 def _split(units: Tensor, group_of: Tensor, position: Tensor) -> Iterator[tuple[int, Index, Index]]:

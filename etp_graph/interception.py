@@ -12,9 +12,10 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from .calls import FOLLOWED, Call, result
-from .operators import ELEMENTWISE, MOVEMENT, Operand, UnknownOperator, compact, varying
+from .operators import ELEMENTWISE, MOVEMENT, Operand, UnknownOperator, compact
 from .plan import Op
 from .products import MATRIX, Product, matrix, placeholder
+from .recurrent import makes_state
 from .rules import rule, stored_matrix
 from .sizes import written
 
@@ -50,7 +51,7 @@ class Functions(TorchFunctionMode):
         if getattr(func, "__name__", "") in LEAVING:
             self.tracker.lock_all(args[:1], f"leaves PyTorch by {func.__name__}() in {self.tracker.where}")
         follow = rule(func)
-        if follow is None:
+        if follow is None or (func is torch.zeros and not makes_state(self.tracker)):
             return self._sized(func, args, kwargs)
         self.tracker.paused = True
         try:
@@ -150,7 +151,7 @@ class Operators(TorchDispatchMode):
         if label is None:
             return
         dim %= x.ndim
-        if varying(label) == [dim]:
+        if label.shape[dim] > 1 and not self.tracker.labels.whole(label, dim):
             self.tracker.deferred[out] = (label, f"is taken by fixed positions (select) in {self.tracker.where}")
         else:
             self.tracker.set(out, compact(label.select(dim, at if label.shape[dim] > 1 else 0)))

@@ -25,6 +25,21 @@ class Producer:
     kind: str
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Tie:
+    """Runs of units that one number counts: they keep equally many, and at least ``floor`` each.
+
+    Attributes:
+        units: labels, int64 [runs, size].
+        floor: least number of positions that each run keeps.
+        where: the module, in words.
+    """
+
+    units: Tensor
+    floor: int
+    where: str
+
+
 @dataclass(slots=True)
 class Labels:
     """The labels of one trace.
@@ -41,7 +56,7 @@ class Labels:
         normalised: labels over which a norm averages in every position.
         pinned: axes of bare parameters that are read at fixed positions.
         tables: bare parameters, whose every entry got a label of its own: name, first label, shape.
-        runs: labels of equally long sets of units of which equally many must stay: one group of so many blocks.
+        ties: runs of units that keep equally many, by the axis that produces the first run.
         floors: labels of which at least so many must stay.
         multiples: labels of which a multiple of so many must stay.
         guesses: attributes that size a dimension of a bare parameter's view, which may turn out to hold units.
@@ -59,7 +74,7 @@ class Labels:
     normalised: list[Tensor] = field(default_factory=list)
     pinned: dict[Axis, str] = field(default_factory=dict)
     tables: list[tuple[str, int, torch.Size]] = field(default_factory=list)
-    runs: list[list[Tensor]] = field(default_factory=list)
+    ties: dict[Axis, Tie] = field(default_factory=dict)
     floors: list[tuple[Tensor, int]] = field(default_factory=list)
     multiples: list[tuple[Tensor, int]] = field(default_factory=list)
     guesses: list[tuple[AttributeKey, Tensor, int]] = field(default_factory=list)
@@ -124,6 +139,21 @@ class Labels:
         known = self.axes.get(axis)
         reason = f"{axis[0]} is shared with a layer whose channels are fixed"
         self.axes[axis] = labels if known is None else self.unite(known, labels, reason)
+
+    def whole(self, label: Tensor, dim: int) -> bool:
+        """Whether every position along ``dim`` holds whole runs of one tie: units go inside of it, it stays itself."""
+        pieces = [set(piece.flatten().tolist()) for piece in label.unbind(dim)] if self.ties else []
+        for tie in self.ties.values():
+            runs = [set(run.tolist()) for run in tie.units]
+            if all(piece == set().union(*(run for run in runs if run <= piece)) for piece in pieces):
+                return True
+        return False
+
+    def merge(self, label: Tensor, dim: int, where: str) -> Tensor:
+        """Unite what lies at equal places along ``dim``: the label, with size 1 there."""
+        first = label.narrow(dim, 0, 1)
+        self.unite(label, first.expand_as(label), f"meets channels of fixed width in {where}")
+        return first
 
     def count(self, key: AttributeKey, labels: Tensor) -> None:
         """A module attribute counts these units; all the units that it counts in different places go together."""

@@ -111,6 +111,8 @@ ATTRIBUTES: Mapping[type[nn.Module], Counts] = {
     nn.RMSNorm: Counts(into="normalized_shape"),
     nn.PReLU: Counts(into="num_parameters"),
     nn.Embedding: Counts(out="embedding_dim"),
+    nn.RNNBase: Counts(out="hidden_size", into="input_size"),  # and proj_size, see recurrent.py
+    nn.modules.rnn.RNNCellBase: Counts(out="hidden_size", into="input_size"),
 }
 
 ATTRIBUTES_BY_NAME: Mapping[str, Counts] = {
@@ -154,4 +156,4 @@ def bind(names: tuple[str, ...], args: tuple[Any, ...], kwargs: Mapping[str, Any
 def editable(module: nn.Module, name: str) -> bool:
     """Whether surgery may write this integer of this module: of a layer of the table only what counts its units."""
     row = counts(module)
-    return row == Counts() or name in (row.out, row.into, row.groups)
+    return row == Counts() or name in (row.out, row.into, row.groups, "proj_size")

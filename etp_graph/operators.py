@@ -129,16 +129,18 @@ def _dims(args: Sequence[Any], kwargs: dict[str, Any], ndim: int) -> list[int]:
 
 
 def reduction(
-    labels: Labels, label: Tensor, name: str, args: Sequence[Any], kwargs: dict[str, Any], out_ndim: int
+    labels: Labels, label: Tensor, name: str, args: Sequence[Any], kwargs: dict[str, Any], out_ndim: int, where: str
 ) -> Tensor | None:
     """Mean, sum, max, norm ...: along the units only what zeros add nothing to; the result has no units then."""
     if "norm" in name:
         args = (args[0], *args[2:])
     dims, now = _dims(args, kwargs, label.ndim), varying(label)
-    if set(dims) & set(now):
-        if name in SUMS and set(now) <= set(dims):
-            return None
-        raise UnknownOperator
+    if name in SUMS and set(now) <= set(dims):
+        return None
+    for d in set(dims) & set(now):
+        if not labels.whole(label, d):
+            raise UnknownOperator
+        label = labels.merge(label, d, where)
     if len(now) == 1 and dims == [now[0] + 1] and name in SUMS:
         labels.headed.append(label.flatten())  # a product with a vector in each head, as GAT's attention
     keep = out_ndim == label.ndim
@@ -196,7 +198,8 @@ def movement(
     if name in ("slice", "select", "index_select", "roll", "unbind"):
         counted = sizes.sliced if sizes else set()
         _fixed_positions(labels, name, label, operand.shape, args, kwargs, where, counted)
-    moved: Any = torch.reshape(full, args[1]) if name in ("view", "_unsafe_view") else func(full, *args[1:], **kwargs)
+    rest = [arg.cpu() if isinstance(arg, Tensor) else arg for arg in args[1:]]  # labels live on the CPU
+    moved: Any = torch.reshape(full, args[1]) if name in ("view", "_unsafe_view") else func(full, *rest, **kwargs)
     if name in ("split", "split_with_sizes"):
         return (
             moved
@@ -217,7 +220,7 @@ def _fixed_positions(
     if name == "roll":
         dims = kwargs.get("dims", args[2] if len(args) > 2 else ()) or range(len(shape))
     for dim in (d % len(shape) for d in ([dims] if isinstance(dims, int) else dims)):
-        if label.shape[dim] == 1 or (name == "slice" and dim in counted):
+        if label.shape[dim] == 1 or (name == "slice" and dim in counted) or labels.whole(label, dim):
             continue
         if name == "slice":
             start, end, step = (*args[2:], *(None, None, None)[len(args) - 2 :])[:3]
@@ -242,7 +245,7 @@ def _tie_pieces(
 ) -> Sequence[Tensor]:  # fmt: skip
     """``chunk`` follows the width of the tensor: equal pieces stay equal if their units go together."""
     dim = kwargs.get("dim", args[2] if len(args) > 2 else 0) % label.ndim
-    if label.shape[dim] > 1:
+    if label.shape[dim] > 1 and not labels.whole(label, dim):
         if name == "split" and len({piece.shape[dim] for piece in pieces}) == 1:
             for piece in pieces[1:]:
                 labels.unite(pieces[0], piece, f"meets channels of fixed width in {where}")
@@ -264,14 +267,14 @@ def _tie_folded(
     if small is None:
         return moved
     now = varying(small)
-    if len(now) <= max(len(dims), 1) or len(dims) > 1 or labels.loose(small):
+    if len(now) <= max(len(dims), 1) or labels.loose(small):
         return small
     if survives is None:
         survives = _survivor(now, small, facet, sizes)
         labels.forks += 1
     first = small
     for d in now:
-        first = first if d == survives else first.narrow(d, 0, 1)
+        first = first if d == survives or labels.whole(small, d) else first.narrow(d, 0, 1)
     labels.fold(small, first, f"meets channels of fixed width in {where}")
     return first
 

@@ -1,140 +1,235 @@
-"""Recurrent layers: one unit is a hidden unit of one layer in one direction.
+"""How labels pass through recurrent layers: ``nn.LSTM``, ``nn.GRU``, ``nn.RNN`` and their cells.
 
-Unit j owns row j of every gate of both weights and biases, column j of the recurrent weight, and what the next layer
-reads of it. An ``nn.LSTM`` has one ``hidden_size`` for all of its layers and directions, so each of these runs keeps
-equally many units. A unit whose weights and biases are zero stays at zero for ever, in an LSTM, a GRU and an RNN.
+A *run* is one layer in one direction. Its hidden unit j is row j of every gate in ``weight_ih``, ``weight_hh`` and the
+biases, and the place j of the state: column j of ``weight_hh``, or of ``weight_hr`` where the state is projected. A
+module has one ``hidden_size`` for all of its runs, so they keep equally many units (:class:`etp_graph.labels.Tie`).
+
+A hidden unit of zeros stays zero for ever, since tanh(0) = relu(0) = 0 and it starts from zero; one that starts from
+elsewhere is seen by nobody, since the columns that read it are zero too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import _VF, Tensor
+from torch import Tensor, nn
 
-from .labels import Producer
-from .operators import compact
+from . import layers
+from .labels import Labels, Producer, Tie
+from .operators import compact, varying
 from .plan import Op
+from .weights import Owner
 
 if TYPE_CHECKING:
     from .tracker import Tracker
 
-LAYERS = {_VF.lstm: 4, _VF.gru: 3, _VF.rnn_tanh: 1, _VF.rnn_relu: 1}
-"""Functions of whole layers -> number of gates."""
-CELLS = {_VF.lstm_cell: 4, _VF.gru_cell: 3, _VF.rnn_tanh_cell: 1, _VF.rnn_relu_cell: 1}
-"""Functions of one step -> number of gates."""
+_VF: Any = torch._C._VariableFunctions  # what ``torch._VF`` hands out, and a function mode sees
+
+GATES: Mapping[Callable[..., Any], int] = {_VF.lstm: 4, _VF.gru: 3, _VF.rnn_tanh: 1, _VF.rnn_relu: 1}
+"""The functions of ``nn.LSTM``, ``nn.GRU`` and ``nn.RNN`` -> blocks of rows in ``weight_ih`` and ``weight_hh``."""
+
+CELL_GATES: Mapping[Callable[..., Any], int] = {
+    _VF.lstm_cell: 4,
+    _VF.gru_cell: 3,
+    _VF.rnn_tanh_cell: 1,
+    _VF.rnn_relu_cell: 1,
+}
+"""The functions of the cells -> the same."""
+
+_OPTIONS = ("params", "has_biases", "num_layers", "dropout", "train", "bidirectional", "batch_first")
+_PADDED, _PACKED = ("input", "hx", *_OPTIONS), ("input", "batch_sizes", "hx", *_OPTIONS[:-1])
+_CELL = ("input", "hx", "w_ih", "w_hh", "b_ih", "b_hh")
+_OWN_FORWARDS = {
+    cls.forward for cls in (nn.LSTM, nn.GRU, nn.RNN, nn.LSTMCell, nn.GRUCell, nn.RNNCell)
+}  # fmt: skip
 
 
-@dataclass(slots=True)
+def rule(func: Any) -> Callable[[Tracker, Any, Any, Any, Any], None] | None:
+    """The rule for a function that recurrent modules call, or ``None``: rule(tracker, func, args, kwargs, out)."""
+    if func in GATES:
+        return _layers
+    if func in CELL_GATES:
+        return _cell
+    return {torch.zeros: _zeros, _VF._pack_padded_sequence: _pack, _VF._pad_packed_sequence: _pad}.get(func)
+
+
+@dataclass(frozen=True, slots=True)
 class _Run:
-    """One layer in one direction: labels of its hidden units, and of what it puts out (projections, or the same)."""
+    """Names of the tensors of one layer in one direction; ``hr`` is the projection of its state, if there is one."""
 
-    units: Tensor
-    out: Tensor
+    ih: str
+    hh: str
+    biases: tuple[str, ...]
+    hr: str | None = None
 
 
-def follow_layer(tracker: Tracker, func: Any, args: Any, kwargs: Any, out: Any) -> None:
-    """``torch.lstm`` and its like, on padded or packed sequences."""
-    packed = isinstance(args[2], Tensor) or (isinstance(args[2], tuple) and not isinstance(args[3], bool))
-    x, states, stored = (args[0], args[2], args[3]) if packed else (args[0], args[1], args[2])
-    bidirectional = args[8] if packed else args[7]
+def _zeros(tracker: Tracker, func: Any, args: Any, kwargs: Any, out: Tensor) -> None:
+    """The state that a recurrent module makes when it is given none: as wide as the units that meet it.
+
+    PyTorch's own forward calls ``torch.zeros`` for nothing else. Zeros of any other origin have a fixed size.
+    """
+    if makes_state(tracker) and out.ndim in (2, 3):
+        runs, size = (out.shape[0] if out.ndim == 3 else 1), out.shape[-1]
+        label = tracker.labels.fresh(runs * size).view(runs, size)
+        tracker.set(out, label.unsqueeze(1) if out.ndim == 3 else label)
+
+
+def makes_state(tracker: Tracker) -> bool:
+    """Whether a recurrent module's own forward is running."""
+    module = tracker.modules[-1] if tracker.modules else None
+    return getattr(type(module), "forward", None) in _OWN_FORWARDS and "forward" not in vars(module)
+
+
+def _layers(tracker: Tracker, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+    packed = "batch_sizes" in kwargs or (len(args) > 3 and isinstance(args[3], (list, tuple)))
+    call = layers.bind(_PACKED if packed else _PADDED, args, kwargs)
+    directions = 2 if call["bidirectional"] else 1
+    params, n_runs = call["params"], call["num_layers"] * directions
+    per = len(params) // n_runs
+    runs = [params[i * per : (i + 1) * per] for i in range(n_runs)]
+    found = _follow(tracker, GATES[func], call, runs, directions)
+    if found is not None:
+        last = found[0][-directions:].flatten()
+        tracker.set(out[0], compact(last.view([1] * (out[0].ndim - 1) + [-1])))
+        for state, units in zip(out[1:], found):
+            tracker.set(state, compact(units.unsqueeze(1)))
+
+
+def _cell(tracker: Tracker, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+    call = layers.bind(_CELL, args, kwargs)
+    params = [call[name] for name in _CELL[2:] if call.get(name) is not None]
+    found = _follow(tracker, CELL_GATES[func], call | {"has_biases": len(params) == 4}, [params], 1)
+    if found is not None:
+        for state, units in zip(_states(out), found):
+            tracker.set(state, compact(units))
+
+
+def _states(value: Any) -> list[Tensor]:
+    """One state, or the pair (h, c) of an LSTM."""
+    return [value] if isinstance(value, Tensor) else list(value)
+
+
+def _follow(
+    tracker: Tracker, gates: int, call: Mapping[str, Any], params: Sequence[Sequence[Tensor]], directions: int
+) -> tuple[Tensor, Tensor] | None:
+    """One call of all runs, whose tensors are ``params``, layer by layer, the directions of each beside each other.
+
+    Returns:
+        The units of h [runs, H or P] and of c [runs, H]; ``None`` for a layer that stays whole.
+    """
+    x, states = call["input"], _states(call["hx"])
+    into, steps = tracker.channels(x, -1), x.numel() // x.shape[-1]
+    runs = [run for tensors in params if (run := _named(tracker, tensors, call["has_biases"]))]
+    if len(runs) < len(params):
+        _opaque(tracker, [into, *map(tracker.get, states)], params, steps)
+        return None
     layer = tracker.weights.running(tracker.modules)
-    into, positions = tracker.channels(x, -1), x.numel() // x.shape[-1]
-    tracker.labels.count((layer.name, "input_size", None), into)
-    runs: list[_Run] = []
-    per_layer = 2 if bidirectional else 1
-    for weights in _runs(stored, args[4] if packed else args[3]):
-        runs.append(_run(tracker, weights, into, LAYERS[func], positions))
-        if len(runs) % per_layer == 0:
-            into = torch.cat([run.out for run in runs[-per_layer:]])
-    projected = runs[0].out is not runs[0].units
-    tracker.labels.runs.append([run.units for run in runs])
-    if projected:
-        tracker.labels.runs.append([run.out for run in runs])
-        # PyTorch knows a projection by its width being another one than that of the hidden units.
-        tracker.labels.floors += [(run.units, len(run.out) + 1) for run in runs]
-    lstm = isinstance(states, tuple)
-    first, *rest = states if lstm else (states,)
-    _states(tracker, layer.name, first, [run.out for run in runs], "proj_size" if projected else "hidden_size")
-    for state in rest:
-        _states(tracker, layer.name, state, [run.units for run in runs], "hidden_size")
-    tracker.labels.count((layer.name, "hidden_size", None), runs[0].units)  # of one run; all have equally many
-    if projected:
-        tracker.labels.count((layer.name, "proj_size", None), runs[0].out)
-    _label(tracker, out[0], into)
-    tracker.set(out[1], compact(torch.stack([run.out for run in runs]).unsqueeze(1)))
-    if lstm:
-        tracker.set(out[2], compact(torch.stack([run.units for run in runs]).unsqueeze(1)))
+    hidden: list[Tensor] = []
+    made: list[Tensor] = []
+    enters = into
+    for number, run in enumerate(runs):
+        if number and number % directions == 0:
+            enters = torch.cat(made[-directions:])
+        cells, put_out = _produce_run(tracker, layer, run, gates, enters)
+        hidden.append(cells)
+        made.append(put_out)
+        names = [name for name in (run.ih, run.hh, run.hr) if name]
+        tracker.ops += [Op(name=layer.name, coefficient=steps, axes=((name, 0), (name, 1))) for name in names]
+    found = torch.stack(made), torch.stack(hidden)
+    tracker.weights.count(tracker.labels, layer, made_out=hidden[0], into=into)
+    _tie(tracker, layer, runs[0], *found)
+    for state, units in zip(states, found):
+        _start(tracker, state, units)
+    return found
 
 
-def _runs(stored: Sequence[Tensor], biases: bool) -> Iterator[list[Tensor]]:
-    """The weights of each layer and direction: input, recurrent, biases, and a projection, which narrows the second."""
-    projected = stored[1].shape[1] * 4 != stored[1].shape[0] and any(
-        t.ndim == 2 and t.shape == (stored[1].shape[1], stored[1].shape[0] // 4) for t in stored[2:5]
-    )
-    size = (4 if biases else 2) + projected
-    for start in range(0, len(stored), size):
-        yield list(stored[start : start + size])
+def _named(tracker: Tracker, tensors: Sequence[Tensor], has_biases: bool) -> _Run | None:
+    """The names of a run's tensors, or ``None`` if one of them is computed while running, or must stay whole."""
+    names = [tracker.weights.name(tensor) for tensor in tensors]
+    if any(name is None or name in tracker.weights.fixed for name in names):
+        return None
+    ih, hh, *rest = map(str, names)
+    biases, projection = (rest[:2], rest[2:]) if has_biases else ([], rest)
+    return _Run(ih, hh, tuple(biases), projection[0] if projection else None)
 
 
-def _run(tracker: Tracker, stored: Sequence[Tensor], into: Tensor, gates: int, positions: int) -> _Run:
-    labels, weights = tracker.labels, tracker.weights
-    w_in, w_rec = (weights.find(tensor, tracker.modules)[0][0] for tensor in stored[:2])
-    layer = weights.running(tracker.modules)
-    rows = labels.produce(Producer(w_in.axis(0), layer.name, "hidden"), w_in.shape[0])
-    units = rows[: len(rows) // gates]
-    labels.unite(rows.view(gates, -1), units.expand(gates, -1), "gates of a recurrent layer")
-    projection = next((t for t in stored[2:] if t.ndim == 2), None)
-    out = units
-    if projection is not None:
-        ref = weights.find(projection, tracker.modules)[0][0]
-        out = labels.produce(Producer(ref.axis(0), f"{layer.name}.projection", "projections"), ref.shape[0])
-        weights.record(labels, ref, 1, units)
-        tracker.ops.append(Op(name=layer.name, coefficient=positions, axes=(ref.axis(0), ref.axis(1))))
-    weights.record(labels, w_in, 1, into)
-    labels.inputs.add(w_in.axis(1))
-    weights.record(labels, w_rec, 0, rows)
-    weights.record(labels, w_rec, 1, out)
-    for bias in stored[2:]:
-        if bias.ndim == 1:
-            weights.along(labels, bias, rows)
-    for ref in (w_in, w_rec):
-        tracker.ops.append(Op(name=layer.name, coefficient=positions, axes=(ref.axis(0), ref.axis(1))))
-    return _Run(units, out)
+def _opaque(tracker: Tracker, labels: Sequence[Tensor | None], params: Sequence[Sequence[Tensor]], steps: int) -> None:
+    """A layer that stays whole: it locks what enters, and what it puts out has a fixed size."""
+    for label in labels:
+        tracker.labels.lock(label, f"enters {tracker.where}, whose weights are computed while running")
+    macs = steps * sum(tensor.numel() for tensors in params for tensor in tensors if tensor.ndim == 2)
+    tracker.ops.append(Op(name=tracker.where.strip("'"), coefficient=macs))
 
 
-def _states(tracker: Tracker, module: str, state: Tensor, runs: Sequence[Tensor], attribute: str) -> None:
-    """The initial state [runs, batch, units]: zeros made by the layer itself, a state of earlier, or another tensor."""
-    known = tracker.get(state)
-    own = tracker.labels.attributes.get((module, attribute, None))
-    for number, units in enumerate(runs):
-        if known is None:
-            tracker.labels.lock(units, f"meets an initial state of fixed width in {tracker.where}")
-            continue
-        held = known.expand(len(runs), *known.shape[1:])[number].reshape(-1)
-        if own is None or not torch.equal(held, own):
-            tracker.labels.unite(units, held.expand_as(units), f"meets an initial state in {tracker.where}")
+def _produce_run(tracker: Tracker, layer: Owner, run: _Run, gates: int, into: Tensor) -> tuple[Tensor, Tensor]:
+    """Label all tensors of a run: its hidden units [H], and the units that it puts out ([P], or the same)."""
+    labels = tracker.labels
+    hidden = _produce(labels, Producer((run.ih, 0), layer.name, "hidden"), tracker.weights.shape(run.ih)[0], gates)
+    for name in (run.hh, *run.biases):
+        labels.record((name, 0), hidden.repeat(gates))
+    labels.record((run.ih, 1), into)
+    labels.inputs.add((run.ih, 1))
+    made = hidden
+    if run.hr is not None:
+        size = tracker.weights.shape(run.hr)[0]
+        made = _produce(labels, Producer((run.hr, 0), layer.name, "projections"), size, 1)
+        labels.record((run.hr, 1), hidden)
+    labels.record((run.hh, 1), made)
+    return hidden, made
 
 
-def _label(tracker: Tracker, tensor: Tensor, ids: Tensor) -> None:
-    tracker.set(tensor, compact(ids.view([1] * (tensor.ndim - 1) + [-1])))
+def _produce(labels: Labels, producer: Producer, size: int, gates: int) -> Tensor:
+    """The units [size / gates] of an axis that holds each of them once for every gate."""
+    known = labels.axes.get(producer.axis)
+    units = labels.fresh(size // gates) if known is None else known[: size // gates]
+    labels.record(producer.axis, units.repeat(gates))
+    labels.producers.setdefault(producer.axis, producer)
+    return units
 
 
-def follow_cell(tracker: Tracker, func: Any, args: Any, kwargs: Any, out: Any) -> None:
-    """One step: ``torch.lstm_cell`` and its like."""
-    x, states, *stored = args
-    layer = tracker.weights.running(tracker.modules)
-    into = tracker.channels(x, -1)
-    tracker.labels.count((layer.name, "input_size", None), into)
-    run = _run(tracker, [t for t in stored if t is not None], into, CELLS[func], x.numel() // x.shape[-1])
-    tracker.labels.count((layer.name, "hidden_size", None), run.units)
-    for state in states if isinstance(states, (tuple, list)) else (states,):
-        known = tracker.get(state)
-        if known is None:
-            tracker.labels.lock(run.units, f"meets a state of fixed width in {tracker.where}")
-        else:
-            tracker.labels.unite(run.units, known.reshape(-1).expand_as(run.units), "a state of another layer")
-    for tensor in out if isinstance(out, tuple) else (out,):
-        _label(tracker, tensor, run.units)
+def _tie(tracker: Tracker, layer: Owner, run: _Run, made: Tensor, hidden: Tensor) -> None:
+    """All runs keep equally many units; of hidden ones more than of projected ones.
+
+    PyTorch takes a state for projected if it is not as wide as the cell, and asks for ``proj_size < hidden_size``.
+    """
+    labels, floor = tracker.labels, 1
+    if run.hr is not None:
+        floor += made.shape[1]
+        labels.ties.setdefault((run.hr, 0), Tie(made, 1, tracker.where))
+        if getattr(layer.module, "proj_size", None) == made.shape[1]:
+            labels.count((layer.name, "proj_size", None), made[0])
+    labels.ties.setdefault((run.ih, 0), Tie(hidden, floor, tracker.where))
+
+
+def _start(tracker: Tracker, state: Tensor, units: Tensor) -> None:
+    """An initial state ([runs, batch, H], of a cell [batch, H]) meets the units [runs, H] that go on from it."""
+    label, why = tracker.get(state), f"the initial state of {tracker.where} has a fixed size"
+    if label is None or label.shape[-2] > 1 or label.shape[-1] < state.shape[-1]:
+        tracker.labels.lock(label, why)
+        tracker.labels.lock(units, why)
+    else:
+        tracker.labels.unite(label.select(-2, 0).expand_as(units), units, why)
+
+
+def _pack(tracker: Tracker, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+    """Padded [T, B, features] or [B, T, features] to packed [steps, features]."""
+    label = _features(tracker, layers.bind(("input",), args, kwargs)["input"])
+    tracker.set(out[0], None if label is None else label[0])
+
+
+def _pad(tracker: Tracker, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+    """Packed [steps, features] to padded [T, B, features] or [B, T, features]."""
+    label = _features(tracker, layers.bind(("data",), args, kwargs)["data"])
+    tracker.set(out[0], None if label is None else label.unsqueeze(0))
+
+
+def _features(tracker: Tracker, tensor: Tensor) -> Tensor | None:
+    """The label of a sequence; units along its steps or its batch are locked."""
+    label = tracker.get(tensor)
+    if label is not None and set(varying(label)) - {tensor.ndim - 1}:
+        tracker.labels.lock(label, f"lies along the steps of a sequence in {tracker.where}")
+        return None
+    return label

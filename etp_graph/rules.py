@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import layers
+from . import layers, recurrent
 from .experts import follow_mixture, follow_routed, mixture, routed
 from .means import long_axis, unit_mean
 from .operators import compact, varying
 from .plan import Op
 from .products import Product, attention
-from .recurrent import CELLS, LAYERS, follow_cell, follow_layer
 from .weights import Owner, Ref
 
 if TYPE_CHECKING:
@@ -32,13 +31,9 @@ def rule(func: Any) -> Callable[[Tracker, Any, Any, Any, Tensor], None] | None:
         return _pool
     if func is F.scaled_dot_product_attention:
         return attention
-    if func in LAYERS:
-        return follow_layer
-    if func in CELLS:
-        return follow_cell
     if func in _OWN:
         return _OWN[func]
-    return _embedding if func is F.embedding else None
+    return _embedding if func is F.embedding else recurrent.rule(func)
 
 
 def _dense(tracker: Tracker, func: Any, args: Any, kwargs: Any, out: Tensor) -> None:

@@ -78,6 +78,8 @@ class Tracker:
 
     def get(self, tensor: Tensor) -> Tensor | None:
         """The compact label of a tensor, or ``None`` if its positions are fixed."""
+        if tensor in self.deferred:
+            self.labels.lock(*self.deferred.pop(tensor))
         if (base := self.bare_base(tensor)) is not None and tensor.numel() > 1:
             name = str(self.weights.bare_name(base))
             if name not in self.bare:
@@ -117,6 +119,9 @@ class Tracker:
         """The labels [size] of a tensor along one dimension; units along any other dimension are locked."""
         dim %= tensor.ndim
         label = self.get(tensor)
+        for other in set(varying(label)) - {dim} if label is not None else ():
+            if label is not None and self.labels.whole(label, other):  # states of several layers meet one weight
+                label = self.labels.merge(label, other, self.where)
         if label is not None and set(varying(label)) - {dim}:
             self.labels.lock(label, f"lies across the channels of {self.where}")
             label = None

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .adapters import standing_in
 from .errors import EquivalenceError
-from .forward import Wide, WithoutDropout, convert, evaluating, outputs, preserved_rng, run
+from .forward import Wide, WithoutDropout, convert, evaluating, native_recurrence, outputs, preserved_rng, run
 from .masking import Masked
 from .plan import Group, Plan
 from .sampling import random_selection, randomize_
@@ -140,7 +140,9 @@ class _Judge:
         found: list[Tensor] = []
         for mode in self.plan.modes:
             wide = Wide() if self.dtype == torch.float64 else nullcontext()
-            with evaluating(model, containers=mode == "train"), preserved_rng(model, self.seed), WithoutDropout(), wide:
+            evaluation = evaluating(model, containers=mode == "train")
+            native = native_recurrence(model)
+            with evaluation, preserved_rng(model, self.seed), WithoutDropout(), wide, native:
                 found += [_real(tensor) for tensor in outputs(run(model, self.inputs))]
         return found
 
