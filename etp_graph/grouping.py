@@ -42,17 +42,7 @@ def build_groups(labels: Labels, bare: dict[str, Tensor], facet: Facet = "inner"
     tied = resolve_ties(labels.ties.values(), root, locked)
     units, group_of, position, reasons = _partition(root, produced, places, locked, tied)
     n_groups = len(reasons)
-    slices: list[list[Slice]] = [[] for _ in range(n_groups)]
-    attributes: list[list[Attribute]] = [[] for _ in range(n_groups)]
-    for place in places:
-        for group, index, unit in _split(place.units, group_of, position):
-            if len(place.key) == 2:
-                tensor, axis = place.key
-                piece = Slice(tensor=tensor, axis=axis, index=index, unit=unit, passive=place.passive)
-                slices[group].append(piece)
-            else:
-                module, name, item = place.key
-                attributes[group].append(Attribute(module=module, name=name, item=item, index=index, unit=unit))
+    slices, attributes = _pieces(places, group_of, position, n_groups)
     sizes = torch.bincount(group_of[units], minlength=n_groups).tolist() if len(units) else []
     names, kinds = _names(labels, root, group_of, n_groups)
     floors = [2 if n else 1 for n in _with(labels, root, group_of, n_groups, labels.normalised)]
@@ -72,6 +62,24 @@ def build_groups(labels: Labels, bare: dict[str, Tensor], facet: Facet = "inner"
     for ids, blocks, where in labels.blocks:
         _constrain(groups, root[ids], group_of, position, blocks, where)
     return tuple(groups)
+
+
+def _pieces(
+    places: Sequence[_Place], group_of: Tensor, position: Tensor, n_groups: int
+) -> tuple[list[list[Slice]], list[list[Attribute]]]:
+    """The slices and the attributes of each group."""
+    slices: list[list[Slice]] = [[] for _ in range(n_groups)]
+    attributes: list[list[Attribute]] = [[] for _ in range(n_groups)]
+    for place in places:
+        for group, index, unit in _split(place.units, group_of, position):
+            if len(place.key) == 2:
+                tensor, axis = place.key
+                piece = Slice(tensor=tensor, axis=axis, index=index, unit=unit, passive=place.passive)
+                slices[group].append(piece)
+            else:
+                module, name, item = place.key
+                attributes[group].append(Attribute(module=module, name=name, item=item, index=index, unit=unit))
+    return slices, attributes
 
 
 def _bound(groups: list[Group], labels: Labels, root: Tensor, group_of: Tensor) -> None:

@@ -34,10 +34,7 @@ DTYPES = {
 }  # fmt: skip
 """The element types that safetensors stores, by the name that the manifest uses."""
 
-_KEYS = (
-    "format", "libraries", "fingerprints", "selections", "edits", "cut", "standins", "tensors", "aliases", "weights",
-    "digest",
-)  # fmt: skip
+_KEYS = (*"format libraries fingerprints selections edits cut standins tensors aliases weights digest".split(),)
 _LARGEST = 2**62
 _HASH = re.compile(r"[0-9a-f]{64}")
 _RESTORE = "Restore the folder from a copy, or save the model again."
