@@ -21,6 +21,7 @@ from .checkpoint import save
 from .costs import cost
 from .criteria import CRITERIA, magnitude
 from .errors import CheckpointError, EquivalenceError, EtpError
+from .facets import KINDS
 from .forward import convert, evaluating, outputs, run
 from .masking import Masked
 from .plan import Plan, Selection
@@ -53,6 +54,10 @@ Shapes = Annotated[
 Ignore = Annotated[
     list[str] | None,
     typer.Option("--ignore", help="Name or pattern of modules whose units all stay; may be repeated.", metavar="NAME"),
+]
+Kinds = Annotated[
+    list[str] | None,
+    typer.Option("--kind", help=f"Units to prune, or all; may be repeated: {', '.join(KINDS)}.", metavar="KIND"),
 ]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Threads that PyTorch uses.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
@@ -119,6 +124,7 @@ def inspect(
     model: Model,
     input_shape: Shapes = None,
     ignore: Ignore = None,
+    kind: Kinds = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the plan to this file, as JSON.")] = None,
     threads: Threads = None,
     debug: Debug = False,
@@ -126,7 +132,7 @@ def inspect(
     """Print the plan of a model: which units can be removed together, and what is locked and why."""
     with _friendly(threads=threads, debug=debug):
         found = resolve(model, input_shapes=input_shape or ())
-        plan = trace(found.model, found.inputs, ignore=ignore or ())
+        plan = trace(found.model, found.inputs, prune=kind, ignore=ignore or ())
         typer.echo(str(plan))
         if json_file is not None:
             _write(json_file, plan.to_json())
@@ -137,6 +143,7 @@ def verify_command(
     model: Model,
     input_shape: Shapes = None,
     ignore: Ignore = None,
+    kind: Kinds = None,
     seed: Annotated[int, typer.Option(help="Of the units removed and of the random weights.")] = 0,
     threads: Threads = None,
     debug: Debug = False,
@@ -145,7 +152,7 @@ def verify_command(
     with _friendly(threads=threads, debug=debug):
         found = resolve(model, input_shapes=input_shape or ())
         # Without the tracer's own check, which would lock a wrong group before it could be refuted here.
-        plan = trace(found.model, found.inputs, ignore=ignore or (), check=False)
+        plan = trace(found.model, found.inputs, prune=kind, ignore=ignore or (), check=False)
         result = verify(found.model, plan, found.inputs, seed=seed)
         typer.echo(f"{found.text}: {len(plan.prunable)} of {len(plan.groups)} groups prunable, inputs {found.shapes}")
         typer.echo(str(result))
@@ -164,6 +171,7 @@ def prune(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model saved in --out.")] = False,
     input_shape: Shapes = None,
     ignore: Ignore = None,
+    kind: Kinds = None,
     threads: Threads = None,
     debug: Debug = False,
 ) -> None:
@@ -175,7 +183,7 @@ def prune(
             _load_weights(found.model, weights)
         else:
             typer.echo("no --weights: the weights are those that the model was built with.", err=True)
-        plan = trace(found.model, found.inputs, ignore=ignore or ())
+        plan = trace(found.model, found.inputs, prune=kind, ignore=ignore or ())
         proof = verify(found.model, plan, found.inputs)
         selection = allocate(found.model, plan, _scores(method, found.model, plan), budget=budget)
         before, after = cost(found.model, plan), cost(found.model, plan, selection)

@@ -41,6 +41,7 @@ def compress(
     method: str | Method = "etp",
     rounds: int | None = None,
     schedule: Schedule | None = None,
+    prune: str | Sequence[str] | None = None,
     ignore: str | Sequence[str] = (),
     plan: Plan | None = None,
     check: Check = "auto",
@@ -61,6 +62,7 @@ def compress(
         method: a name of :data:`etp_graph.methods.METHODS`, or a :class:`etp_graph.methods.Method`.
         rounds: how often all of it is repeated; default: the method's, or the steps of an iterative ``schedule``.
         schedule: share of the way to the budget that is done after the share t of the rounds; default: the method's.
+        prune: kinds of units, see :func:`etp_graph.trace`.
         ignore: names or patterns of modules whose units all stay.
         plan: the plan of this model, if it was traced before.
         check: of :func:`etp_graph.trace`.
@@ -88,9 +90,10 @@ def compress(
     if checkpoint is not None:
         check_dense(model)
     if plan is None:
-        plan = trace(model, example_inputs, ignore=ignore, check=check)
-    elif ignore:
-        raise PlanError("ignore has no effect on a plan that is given: pass it to trace(model, ..., ignore=...).")
+        plan = trace(model, example_inputs, prune=prune, ignore=ignore, check=check)
+    elif ignore or prune is not None:
+        raise PlanError("ignore and prune have no effect on a plan that is given: pass them to trace(model, ...).")
+    kinds = sorted({group.kind for group in plan.prunable})
     # Whatever the end would stumble over is found before hours of training: weights, criterion, reach of the budget.
     allocate(model, plan, chosen.scores(model, plan), budget=goal)
     arguments = _arguments(model, plan, chosen, goal) if checkpoint is not None else {}
@@ -98,7 +101,7 @@ def compress(
     with _modes_kept(model), Bar(n_steps(chosen), show=progress) as bar:
         journal.restore_(model)
         run = Run(model, plan, chosen, goal, journal=journal, bar=bar, train=train, evaluate=evaluate)
-        return run.compress(lambda: trace(model, example_inputs, check=check))
+        return run.compress(lambda: trace(model, example_inputs, prune=kinds, check=check))
 
 
 def _method(method: str | Method, rounds: int | None, schedule: Schedule | None) -> Method:

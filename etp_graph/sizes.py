@@ -60,7 +60,7 @@ def counting(model: nn.Module) -> Iterator[None]:
             for name, value in list(module.__dict__.items()):
                 marked = None if name.startswith("_") else _marked(value, (module_name, name))
                 if marked is not None:
-                    before.append((module, name, value))
+                    before.append((module, name, int(value) if isinstance(value, Counted) else value))
                     module.__dict__[name] = marked
         yield
     finally:
@@ -70,7 +70,7 @@ def counting(model: nn.Module) -> Iterator[None]:
 
 
 def _marked(value: Any, key: tuple[str, str]) -> Any:
-    if type(value) is int and value > 1:
+    if type(value) in (int, Counted) and value > 1:  # a forward may have stored a size that it read
         return Counted(value, (*key, None))
     if type(value) in (tuple, list) and value and all(type(item) is int for item in value):
         return type(value)(Counted(item, (*key, i)) if item > 1 else item for i, item in enumerate(value))

@@ -244,3 +244,12 @@ def test_shapes_of_integers() -> None:
     assert tokens.dtype == torch.int64
     assert tokens.shape == (2, 5)
     assert parse_shape("2x5").shape == (2, 5)
+
+
+def test_kinds_of_units_are_chosen_by_name() -> None:
+    code, out, err = invoke("inspect", "timm:vit_tiny_patch16_224", "--kind", "heads")
+    assert code == 0, err
+    assert "kind 'neurons' is not among" in out
+    code, _, err = invoke("inspect", "timm:vit_tiny_patch16_224", "--kind", "layers")
+    assert code != 0
+    assert "the kinds are channels" in err

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -65,6 +64,10 @@ class LayerNorm(nn.Module):
 _FORMULAS = (RMSNorm, ShiftedRMSNorm, LayerNorm)
 
 
+_known: dict[tuple[object, ...], type[nn.Module] | None] = {}
+"""What was found for modules of a class with these numbers as attributes: deep networks have hundreds of them."""
+
+
 def norm_standin(module: nn.Module) -> type[nn.Module] | None:
     """The formula that a childless module with one or two vectors of equal length computes, if it is one of ours."""
     parameters = dict(module.named_parameters(recurse=False))
@@ -74,7 +77,11 @@ def norm_standin(module: nn.Module) -> type[nn.Module] | None:
         return None
     if layers.counts(module) != layers.Counts() or not _takes_one(module):
         return None
-    return _matching(module, len(parameters))
+    own = ((name, value) for name, value in module.__dict__.items() if isinstance(value, (bool, int, float, str)))
+    key = (type(module), tuple(sorted(own)), len(parameters), parameters["weight"].numel())
+    if key not in _known:
+        _known[key] = _matching(module, len(parameters))
+    return _known[key]
 
 
 def _takes_one(module: nn.Module) -> bool:
@@ -98,8 +105,7 @@ def _matching(module: nn.Module, n_parameters: int) -> type[nn.Module] | None:
         for formula in _FORMULAS:
             if (formula is LayerNorm) != (n_parameters == 2):
                 continue
-            probe.__class__ = formula
-            got: Any = probe(x)
+            got = formula.forward(probe, x)  # type: ignore[arg-type]  # the module stands for its formula
             if torch.allclose(got, want, rtol=1e-5, atol=1e-5):
                 return formula
     return None
