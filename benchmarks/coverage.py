@@ -28,8 +28,8 @@ from .models import FAMILIES, registry
 RESULTS = Path("benchmarks/results/coverage.json")
 RATIO = 0.3
 RATIOS = (0.3, 0.7)
-HUGE = ("regnet_y_128gf",)
-"""Left out unless named: four copies of 645 million weights in float64 need 20 GB."""
+HUGE = ("regnet_y_128gf", "vit_h_14")
+"""Left out unless named: four copies of more than 600 million weights in float64 need 20 GB."""
 PROBES = ("ours", "torch_pruning")
 """What is measured for each model, each in a process of its own."""
 

@@ -10,7 +10,8 @@ from .models import registry
 _HEAD = """# Coverage
 
 Made by `python -m benchmarks.coverage`; the numbers are in `benchmarks/results/coverage.json`.
-(`regnet_y_128gf` needs 20 GB and is left out unless named: `--models regnet_y_128gf --jobs 1 --resume`.)
+It lists {listed} of the registry's {known} models: those of the run. `--families` and `--models` choose, `--resume`
+adds to what is there, and without them everything is measured (hours on two cores).
 
 Every model is the real class of its library with random weights, traced without hints for all kinds of units
 (`prune="all"`). Weights, biases, norms and running statistics are replaced by random values, on average 30 % and then
@@ -52,7 +53,8 @@ def write_page(body: dict[str, Any], path: Path) -> None:
         parts.append(f"## {family}\n\n{sums}\n\n" + "\n".join([*table, *map(_line, rows)]) + "\n")
     made = ", ".join(f"{key} {value}" for key, value in body["conditions"].items())
     path.parent.mkdir(parents=True, exist_ok=True)
-    head = _HEAD.format(limit=body["limit_seconds"], jobs=body["jobs"])
+    listed = sum(map(len, families.values()))
+    head = _HEAD.format(limit=body["limit_seconds"], jobs=body["jobs"], listed=listed, known=len(registry()))
     path.write_text(head + "\n".join(parts) + f"\nThe run took {body['seconds'] / 60:.0f} minutes: {made}.\n")
 
 

@@ -7,6 +7,7 @@ import torch
 
 import etp_graph as etp
 from benchmarks.models import Entry, registry
+from etp_graph.units import zero_units_
 
 ENTRIES = {
     name: entry
@@ -99,8 +100,6 @@ def test_averaged_heads_of_a_graph_network_can_go() -> None:
     for group, span in plan.spans():
         if group is last:
             keep[span.start] = False
-    from etp_graph.units import zero_units_
-
     zero_units_(model, plan, keep)
     zeroed = model(*inputs)
     etp.prune_(model, plan, etp.Selection.from_flat(plan, keep))

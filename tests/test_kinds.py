@@ -7,6 +7,7 @@ import torch
 
 import etp_graph as etp
 from etp_graph.facets import KINDS, ON_REQUEST
+from etp_graph.units import zero_units_
 
 transformers = pytest.importorskip("transformers")
 
@@ -80,3 +81,20 @@ def test_heads_and_their_dimensions_may_go_together() -> None:
     assert attention.output.dense.weight.shape == (24, 3 * 5)
     assert attention.self.scaling == 6**-0.5, "the scale belongs to the trained weights"
     assert sum(p.numel() for p in model.parameters()) == expected.params
+
+
+def test_removing_heads_and_neurons_that_are_zero_changes_nothing() -> None:
+    model, inputs = bert()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    plan = etp.trace(model, inputs)
+    keep = torch.ones(plan.n_units, dtype=torch.bool)
+    for group, span in plan.spans():
+        if group.locked is None:
+            keep[span.start : span.start + group.n_units // 2] = False
+    dense = model(**inputs).logits
+    zero_units_(model, plan, keep)
+    zeroed = model(**inputs).logits
+    etp.prune_(model, plan, etp.Selection.from_flat(plan, keep))
+    assert not torch.allclose(zeroed, dense, atol=1e-3)
+    assert torch.allclose(model(**inputs).logits, zeroed, atol=1e-5)
