@@ -61,6 +61,13 @@ def shuffled(net: Any, x: Tensor) -> Tensor:
     return net.b(x.view(n, 2, c // 2, h, w).transpose(1, 2).flatten(1, 2))
 
 
+def written_into(x: Tensor) -> Tensor:
+    """The first columns of wider zeros."""
+    wide = torch.zeros(x.shape[0], 12, dtype=x.dtype)
+    wide[:, :8] = x
+    return wide
+
+
 def gated(net: Any, x: Tensor) -> Tensor:
     left, right = net.a(x).chunk(2, 1)
     return net.b(left * right.sigmoid())
@@ -218,6 +225,10 @@ CASES: dict[str, Case] = {
         lambda: Net(lambda n, x: F.conv2d(F.conv2d(x, n.w0, n.w1).relu(), n.w2),
                     **parameters((8, 3, 3, 3), (8,), (5, 8, 1, 1))),
         {"w0": 8}, {"w2": OUTPUT},
+    ),
+    "written into a part": Case(
+        lambda: Net(lambda n, x: n.b(written_into(n.a(x))), a=nn.Linear(6, 8), b=nn.Linear(12, 3)),
+        {}, {"a": "fixed width", **END}, (image(4, 6),),
     ),
     "product of activations": Case(
         lambda: Net(lambda n, x: n.a(x) @ n.b(x).transpose(1, 2), a=nn.Linear(6, 8), b=nn.Linear(6, 8)),
