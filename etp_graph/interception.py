@@ -95,6 +95,8 @@ class Operators(TorchDispatchMode):
 
     def _follow(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         tracker, name = self.tracker, func._overloadpacket.__name__
+        if name == "_local_scalar_dense":
+            tracker.readers.setdefault(tracker.where)
         tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         pointwise = torch.Tag.pointwise in func.tags or name.rstrip("_") in ELEMENTWISE or name in ELEMENTWISE
         followed = pointwise or name in FOLLOWED

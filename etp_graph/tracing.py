@@ -98,11 +98,19 @@ def _plan(model: nn.Module, example_inputs: Any, ignore: Sequence[str]) -> Plan:
         ops=merged.ops,
         uncounted=tuple(sorted(inner.uncounted)),
         modes=("eval", "train") if found else ("eval",),
-        notes=notes,
+        notes=(*notes, *_branches(inner)),
         unreached=tuple(name for name in parameters if name not in inner.weights.seen),
         device=next(iter(tensors.values())).device.type,
         activations=merged.activations,
     )
+
+
+def _branches(tracker: Tracker) -> tuple[str, ...]:
+    """A note where Python code looked at values: another input may take another branch."""
+    if not tracker.readers:
+        return ()
+    where = ", ".join(list(tracker.readers)[:3]) + (", ..." if len(tracker.readers) > 3 else "")
+    return (f"the code of {where} reads values of tensors: the plan is that of the branches these inputs take",)
 
 
 def _walk(tracker: Tracker, example_inputs: Any) -> tuple[tuple[str, ...], bool, int]:

@@ -39,6 +39,7 @@ class Tracker:
         multiplied: products of tensors, which are multiply-adds if something sums them.
         deferred: tensors that lock units if anything but their shape is used, with the units and the reason.
         routes: what a router put out, with the labels of its experts.
+        readers: modules whose Python code read the value of a tensor, in words.
         paused: nothing is followed now.
     """
 
@@ -51,6 +52,7 @@ class Tracker:
         self.sizes: Sizes | None = None
         self.uncounted: set[str] = set()
         self.bare: dict[str, Tensor] = {}
+        self.readers: dict[str, None] = {}
         self.paused = False
         self.operands: set[str] = set()
         self.multiplied: Any = WeakTensorKeyDictionary()

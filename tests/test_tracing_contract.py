@@ -288,3 +288,19 @@ def test_a_width_that_is_used_as_a_number_is_locked_by_the_check() -> None:
     plan = etp.trace(model, x)
     assert str(plan["a"].locked).startswith("check failed")
     assert plan["b"].locked is None
+
+
+def test_control_flow_that_depends_on_data_is_traced_as_run_and_said_so() -> None:
+    class Branch(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(4, 6), nn.Linear(6, 5), nn.Linear(6, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.a(x)
+            return self.b(y) if bool(x.sum() > 0) else self.c(y)
+
+    plan = etp.trace(Branch(), torch.ones(2, 4))
+    assert plan.unreached == ("c.weight", "c.bias")
+    assert any("reads values of tensors" in note for note in plan.notes)
+    assert not etp.trace(nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 2)), torch.ones(2, 4)).notes
