@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import io
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,8 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import etp_graph as etp
+from benchmarks.models import registry
 from etp_graph import adapters
 from etp_graph.adapters import Row, register_row, rewrite, standin, standing_in
+from etp_graph.forward import outputs, run
 from etp_graph.sampling import random_selection
 
 OPTIONS = list(itertools.product((False, True), repeat=4))
@@ -206,3 +210,22 @@ def test_self_made_attention_needs_no_row() -> None:
     plan = etp.trace(model, x, check=False)
     assert {g.kind for g in plan.prunable} >= {"heads"}
     etp.verify(model, plan, x)
+
+
+@pytest.mark.parametrize("name", ["self-made", "blip"])
+def test_pruned_models_are_copied_and_pickled_with_their_classes(name: str) -> None:
+    torch.manual_seed(0)
+    if name == "blip":
+        entry = registry()["hf:blip_caption"]
+        model, x = entry.build(), entry.inputs()
+    else:
+        model, x = nn.Sequential(nn.Linear(5, 12), Square(), nn.Linear(12, 2)).eval(), torch.randn(2, 4, 5)
+    plan = etp.trace(model, x, prune="heads")
+    etp.prune_(model, plan, random_selection(plan, plan.prunable, 0.4, torch.Generator().manual_seed(0)))
+    stream = io.BytesIO()
+    torch.save(model, stream)
+    stream.seek(0)
+    want = outputs(run(model, x))[0]
+    for other in (copy.deepcopy(model), torch.load(stream, weights_only=False)):
+        assert [type(m) for m in other.modules()] == [type(m) for m in model.modules()]
+        assert torch.equal(outputs(run(other, x))[0], want)

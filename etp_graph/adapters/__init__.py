@@ -84,7 +84,7 @@ def overrides(original: str, *, view: bool = False, **methods: Callable[..., Any
     def find(module: nn.Module) -> StandIn:
         cls = type(module)
         if cls not in found:
-            found[cls] = type(f"Prunable{cls.__name__}", (cls,), {**methods, "__module__": __name__})
+            found[cls] = subclass(cls, methods)
         return found[cls]
 
     register_row(original, Row(find, view))
@@ -115,6 +115,28 @@ def rewrite(
     register_row(original, Row(find))
 
 
+def subclass(cls: StandIn, body: Mapping[str, Any]) -> StandIn:
+    """A class made while running, whose instances can be pickled: they name the class that it was made from."""
+
+    def reduce(self: nn.Module, protocol: Any) -> Any:
+        return _instance, (cls,), self.__dict__
+
+    return type(f"Prunable{cls.__name__}", (cls,), {**body, "__module__": __name__, "__reduce_ex__": reduce})
+
+
+def _instance(cls: StandIn) -> nn.Module:
+    """An empty instance of the class that stands in for ``cls``."""
+    from .idioms import freed
+
+    _load()
+    module: nn.Module = cls.__new__(cls)
+    row = _rows.get(_key(cls))
+    found = row.find(module) if row is not None else freed(cls)
+    if found is not None:
+        module.__class__ = found
+    return module
+
+
 def kept(module: nn.Module, name: str, now: Any) -> Any:
     """The value that an attribute had before any surgery; ``now`` while there was none."""
     return module.__dict__.get(name, now)
@@ -127,7 +149,7 @@ def _rewritten(
     functions: Sequence[str],
     keep: dict[str, str],
 ) -> StandIn | None:
-    body: dict[str, Any] = {"__module__": __name__, "etp_keeps": keep}
+    body: dict[str, Any] = {"etp_keeps": keep}
     missing = set(changes)
     scope: dict[str, Any] = {}
     for name in (*functions, *methods):
@@ -145,7 +167,7 @@ def _rewritten(
         code = compile(source, f"<{_key(cls)}.{name} of etp_graph>", "exec")
         world = {**function.__globals__, "kept": kept, **scope}
         exec(code, world, body if method else scope)  # noqa: S102 - the library's source, changed by the row
-    return None if missing else type(f"Prunable{cls.__name__}", (cls,), body)
+    return None if missing else subclass(cls, body)
 
 
 def _recognised(module: nn.Module) -> StandIn | None:

@@ -24,13 +24,14 @@ def idiom_standin(module: nn.Module) -> type[nn.Module] | None:
     """A subclass of the module's class whose reshapes leave the width open; ``None`` if there is nothing to change."""
     if not any(isinstance(getattr(module, name, None), int) for name in HEADS):
         return None
-    return _freed(type(module))
+    return freed(type(module))
 
 
 _known: dict[type, type[nn.Module] | None] = {}
 
 
-def _freed(cls: type[nn.Module]) -> type[nn.Module] | None:
+def freed(cls: type[nn.Module]) -> type[nn.Module] | None:
+    """The class with open reshapes; ``None`` if its forward has none, or cannot be compiled again."""
     if cls not in _known:
         _known[cls] = _rewritten(cls)
     return _known[cls]
@@ -48,10 +49,12 @@ def _rewritten(cls: type[nn.Module]) -> type[nn.Module] | None:
     tree = ast.fix_missing_locations(freed.visit(tree))
     if not freed.changed:
         return None
-    body: dict[str, Any] = {"__module__": __name__}
+    body: dict[str, Any] = {}
+    from . import subclass
+
     code = compile(tree, f"<{cls.__module__}.{cls.__qualname__}.forward of etp_graph>", "exec")
     exec(code, function.__globals__, body)  # noqa: S102 - the class's own source with sizes written as -1
-    return type(f"Prunable{cls.__name__}", (cls,), body)
+    return subclass(cls, body)
 
 
 class _Free(ast.NodeTransformer):
