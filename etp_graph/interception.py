@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from .calls import FOLLOWED, Call, result
@@ -49,14 +48,16 @@ class Functions(TorchFunctionMode):
         if self.tracker.paused:
             return func(*args, **kwargs)
         if getattr(func, "__name__", "") in LEAVING:
+            self.tracker.hollow.leaves(func.__name__, args[0])
             self.tracker.lock_all(args[:1], f"leaves PyTorch by {func.__name__}() in {self.tracker.where}")
         follow = rule(func)
         if follow is None or (func is torch.zeros and not makes_state(self.tracker)):
             return self._sized(func, args, kwargs)
         self.tracker.paused = True
         try:
-            out = func(*args, **kwargs)
-            follow(self.tracker, func, args, kwargs, out)
+            out = self.tracker.hollow.call(func, args, kwargs)
+            with torch._C._DisableTorchDispatch():  # labels are plain tensors: no mode need see them
+                follow(self.tracker, func, args, kwargs, out)
         finally:
             self.tracker.paused = False
         return out
@@ -71,7 +72,8 @@ class Functions(TorchFunctionMode):
             out = func(*args, **kwargs)
         finally:
             self.tracker.sizes = None
-        self.tracker.count_sizes(args[0] if args else None, sizes, out)
+        with torch._C._DisableTorchDispatch():
+            self.tracker.count_sizes(args[0] if args else None, sizes, out)
         return out
 
 
@@ -97,7 +99,8 @@ class Operators(TorchDispatchMode):
         tracker, name = self.tracker, func._overloadpacket.__name__
         if name == "_local_scalar_dense":
             tracker.readers.setdefault(tracker.where)
-        tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        tensors, outs = found_in((args, kwargs)), found_in(out)
+        tracker.hollow.follow(name, tensors, outs)
         pointwise = torch.Tag.pointwise in func.tags or name.rstrip("_") in ELEMENTWISE or name in ELEMENTWISE
         followed = pointwise or name in FOLLOWED
         if name in MATRIX and stored_matrix(tracker, name, args, out):
@@ -115,10 +118,10 @@ class Operators(TorchDispatchMode):
                 tracker.labels.lock(*tracker.deferred.pop(tensor))
         # Bare parameters get labels only from operators that can carry them.
         operands = [_operand(t, tracker.get(t) if followed else tracker.known.get(t)) for t in tensors]
-        outs = [t for t in tree_leaves(out) if isinstance(t, Tensor)]
         call = Call(tracker, func, name, args, kwargs, operands, outs, pointwise)
         for tensor, label in zip(outs, self._labels(call), strict=False):
-            tracker.set(tensor, None if label is None else compact(label))
+            known = label is None or any(label is operand.label for operand in operands)  # those are compact
+            tracker.set(tensor, label if known else compact(label))  # type: ignore[arg-type]
 
     def _labels(self, call: Call) -> list[Tensor | None]:
         """The label of every tensor that the call puts out."""
@@ -178,8 +181,19 @@ class Operators(TorchDispatchMode):
         if formula is not None:
             macs = int(formula(*args, **kwargs, out_val=out)) // 2
             self.tracker.ops.append(Op(name=self.tracker.where.strip("'"), coefficient=macs))
-        elif not moves and tree_leaves(args):
+        elif not moves and args:
             self.tracker.uncounted.add(name.rstrip("_"))
+
+
+def found_in(value: Any) -> list[Tensor]:
+    """The tensors in the arguments or results of an operator, which are nested in tuples, lists and dicts at most."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, dict):
+        value = value.values()
+    elif not isinstance(value, (tuple, list)):
+        return []
+    return [tensor for item in value for tensor in found_in(item)]
 
 
 def _operand(tensor: Tensor, label: Tensor | None) -> Operand:

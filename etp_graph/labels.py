@@ -40,6 +40,38 @@ class Tie:
     where: str
 
 
+class Locks:
+    """Which units may not be removed, and why; of several reasons for one unit the first stands.
+
+    Attributes:
+        code: the reason of each label by its number, int64 [number of labels]; 0: not locked.
+        reasons: by number.
+    """
+
+    def __init__(self, n_labels: int) -> None:
+        self.code = torch.zeros(n_labels, dtype=torch.int64, device="cpu")
+        self.reasons: list[str | None] = [None]
+        self._numbers: dict[str, int] = {}
+
+    def add(self, units: Tensor, reason: str) -> None:
+        """Lock the units that are not locked yet."""
+        number = self._numbers.setdefault(reason, len(self.reasons))
+        if number == len(self.reasons):
+            self.reasons.append(reason)
+        now = self.code[units]
+        self.code[units] = torch.where(now > 0, now, number)
+
+    def replace(self, units: Tensor, reason: str) -> None:
+        """Lock the units for this reason alone, so that they form one group."""
+        self.code[units] = 0
+        self.add(units, reason)
+
+    def first(self, units: Tensor) -> str | None:
+        """The reason of the first unit that is locked, or ``None``."""
+        found = self.code[units]
+        return self.reasons[int(found[found > 0][0])] if bool((found > 0).any()) else None
+
+
 @dataclass(slots=True)
 class Labels:
     """The labels of one trace.
@@ -96,6 +128,8 @@ class Labels:
     def loose(self, labels: Tensor) -> bool:
         """Whether the labels are all those of bare parameters that have met no units yet."""
         rest = labels[labels > 0]
+        if rest.numel() and not any(first <= int(rest[0]) < first + shape.numel() for _, first, shape in self.tables):
+            return False
         for _, first, shape in self.tables:
             rest = rest[(rest < first) | (rest >= first + shape.numel())]
         return not rest.numel()
@@ -121,6 +155,8 @@ class Labels:
 
     def unite(self, a: Tensor, b: Tensor, reason: str) -> Tensor:
         """Unite labels of equal shape position by position; a unit that meets a fixed position is locked."""
+        if a is b:
+            return a
         differ = a != b
         if bool(differ.any()):
             left, right = a[differ], b[differ]
@@ -179,32 +215,31 @@ class Labels:
             flags[root[labels[labels > 0]]] = True
         return flags
 
-    def resolve(self) -> tuple[Tensor, dict[int, str]]:
-        """The representative of every label, int64 [number of labels + 1], and the locked ones with the reason."""
+    def resolve(self) -> tuple[Tensor, Locks]:
+        """The representative of every label, int64 [number of labels + 1], and which of them are locked."""
         root = torch.arange(self._next, device="cpu")
         if self._pairs:
             a = torch.cat([left for left, _ in self._pairs])
             b = torch.cat([right for _, right in self._pairs])
             root = components(self._next, a, b)
-        locked: dict[int, str] = {}
+        locks = Locks(self._next)
         for labels, reason in self._locks:
-            for label in root[labels].unique().tolist():
-                locked.setdefault(label, reason)
-        return root, locked
+            locks.add(root[labels], reason)
+        return root, locks
 
 
 def components(n: int, a: Tensor, b: Tensor) -> Tensor:
     """Connected components of the graph with edges a[i] - b[i]: the smallest member of each node's component, [n].
 
-    Minimum-label propagation with pointer jumping: a logarithmic number of passes over all edges at once.
+    Every round hangs roots below smaller roots and drops the edges inside one component: a logarithmic number of rounds.
     """
     root = torch.arange(n, device="cpu")
     while True:
-        low = torch.minimum(root[a], root[b])
-        before = root.clone()
-        root.scatter_reduce_(0, before[a], low, "amin")
-        root.scatter_reduce_(0, before[b], low, "amin")
-        while not torch.equal(root, root[root]):
-            root = root[root]
-        if torch.equal(root, before):
+        a, b = root[a], root[b]
+        apart = a != b
+        if not bool(apart.any()):
             return root
+        a, b = a[apart], b[apart]
+        root.scatter_reduce_(0, torch.maximum(a, b), torch.minimum(a, b), "amin")
+        while not torch.equal(root, up := root[root]):
+            root = up

@@ -15,10 +15,12 @@ from .advice import warn_about_attention
 from .errors import PlanError
 from .facets import Facets, chosen, merge, restrict
 from .forward import evaluating, outputs, preserved_rng, run, slow_path
+from .hollow import NeedsValues
 from .plan import Group, Plan, named_tensors
 from .tracker import Tracker
 from .verify import lock_what_fails
 
+_MODEL_ERRORS = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, AssertionError)
 CHECK_LIMIT = 400_000_000
 """``check="auto"`` runs the check on models of at most this many parameters."""
 
@@ -63,8 +65,12 @@ def trace(
         raise PlanError("the model has no parameters: there is nothing to prune.")
     kinds = chosen(prune)
     with torch.inference_mode(False):  # inference mode hides operators, and copies made in it cannot be pruned
+        patterns = [ignore] if isinstance(ignore, str) else ignore
         with standing_in(model), slow_path():
-            plan = _plan(model, example_inputs, [ignore] if isinstance(ignore, str) else ignore)
+            try:
+                plan = _plan(model, example_inputs, patterns, compute=False)
+            except (NeedsValues, *_MODEL_ERRORS):  # whatever is the model's own error is raised again
+                plan = _plan(model, example_inputs, patterns)
         plan = replace(plan, groups=restrict(plan.groups, kinds))
         _require_prunable(plan)
         if check is True:
@@ -80,13 +86,13 @@ def trace(
     return plan
 
 
-def _plan(model: nn.Module, example_inputs: Any, ignore: Sequence[str]) -> Plan:
+def _plan(model: nn.Module, example_inputs: Any, ignore: Sequence[str], *, compute: bool = True) -> Plan:
     """The plan before any check."""
-    inner = Tracker(model)
+    inner = Tracker(model, compute=compute)
     notes, found, n_ops = _walk(inner, example_inputs)
     outer = None
     if inner.labels.forks:
-        outer = Tracker(model, "outer")
+        outer = Tracker(model, "outer", compute=compute)
         _walk(outer, example_inputs)
     merged = merge(inner, outer, n_ops)
     parameters = tuple(name for name, _ in model.named_parameters())
@@ -158,7 +164,7 @@ def _follow_training(tracker: Tracker, example_inputs: Any) -> tuple[tuple[str, 
     before, known = len(tracker.weights.seen), set(tracker.labels.producers)
     try:
         _follow(tracker, example_inputs, containers=True)
-    except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, AssertionError) as error:
+    except _MODEL_ERRORS as error:
         for axis in set(tracker.labels.producers) - known:
             tracker.labels.lock(tracker.labels.axes[axis], "could not be followed to its end in training mode")
         return (

@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from .forward import Running
+from .hollow import Hollow
 from .interception import Functions, Operators
 from .labels import Labels
 from .operators import Facet, compact, varying
@@ -41,10 +42,12 @@ class Tracker:
         routes: what a router put out, with the labels of its experts.
         readers: modules whose Python code read the value of a tensor, in words.
         paused: nothing is followed now.
+        hollow: what was not computed.
     """
 
-    def __init__(self, model: nn.Module, facet: Facet = "inner") -> None:
+    def __init__(self, model: nn.Module, facet: Facet = "inner", *, compute: bool = True) -> None:
         self.model = model
+        self.hollow = Hollow(active=not compute)
         self.facet: Facet = facet
         self.labels = Labels()
         self.weights = Weights(model)
