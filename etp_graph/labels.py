@@ -7,7 +7,8 @@ be removed it is locked with a reason. Label 0 means "no unit: this position has
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from copy import copy
+from dataclasses import dataclass, field, fields
 
 import torch
 from torch import Tensor
@@ -92,7 +93,6 @@ class Labels:
         floors: labels of which at least so many must stay.
         multiples: labels of which a multiple of so many must stay.
         guesses: attributes that size a dimension of a bare parameter's view, which may turn out to hold units.
-        forks: how many views folded a unit axis: only then outer and inner units differ.
     """
 
     axes: dict[Axis, Tensor] = field(default_factory=dict)
@@ -110,10 +110,13 @@ class Labels:
     floors: list[tuple[Tensor, int]] = field(default_factory=list)
     multiples: list[tuple[Tensor, int]] = field(default_factory=list)
     guesses: list[tuple[AttributeKey, Tensor, int]] = field(default_factory=list)
-    forks: int = 0
     _next: int = 1
     _pairs: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     _locks: list[tuple[Tensor, str]] = field(default_factory=list)
+
+    def copy(self) -> Labels:
+        """The same labels, which go their own way from here on."""
+        return Labels(**{field.name: copy(getattr(self, field.name)) for field in fields(self)})
 
     def fresh(self, size: int) -> Tensor:
         """New labels, int64 [size]."""
@@ -155,14 +158,15 @@ class Labels:
 
     def unite(self, a: Tensor, b: Tensor, reason: str) -> Tensor:
         """Unite labels of equal shape position by position; a unit that meets a fixed position is locked."""
-        if a is b:
+        if a is b or not bool((differ := a != b).any()):
             return a
-        differ = a != b
-        if bool(differ.any()):
-            left, right = a[differ], b[differ]
-            fixed = (left == 0) | (right == 0)
-            self.lock(torch.maximum(left, right)[fixed], reason)
-            self._pairs.append((left[~fixed], right[~fixed]))
+        left, right = a[differ], b[differ]
+        fixed = (left == 0) | (right == 0)
+        if not bool(fixed.any()):
+            self._pairs.append((left, right))
+            return a
+        self.lock(torch.maximum(left, right)[fixed], reason)
+        self._pairs.append((left[~fixed], right[~fixed]))
         return torch.where(a == 0, b, a)
 
     def lock(self, labels: Tensor | None, reason: str) -> None:
