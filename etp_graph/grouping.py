@@ -38,13 +38,10 @@ def build_groups(labels: Labels, bare: dict[str, Tensor], facet: Facet = "inner"
     ranking them against each other is then fair, and every group is a block of equal columns.
     """
     root, locks = labels.resolve()
-    produced = torch.zeros(len(root), dtype=torch.bool, device="cpu")
-    for producer in labels.producers.values():
-        produced[root[labels.axes[producer.axis]]] = True
-    produced[0] = False
-    places = list(_places(labels, bare, root, produced, locks))
+    units = _produced(labels, root)
+    places = list(_places(labels, bare, root, units, locks))
     tied = resolve_ties(labels.ties.values(), root, locks)
-    units, group_of, position, reasons = _partition(root, produced, places, locks, tied)
+    group_of, position, reasons = _partition(root, units, places, locks, tied)
     n_groups = len(reasons)
     slices, attributes = _pieces(places, group_of, position, n_groups)
     sizes = torch.bincount(group_of[units], minlength=n_groups).tolist() if len(units) else []
@@ -66,6 +63,14 @@ def build_groups(labels: Labels, bare: dict[str, Tensor], facet: Facet = "inner"
     for ids, blocks, where in labels.blocks:
         _constrain(groups, root[ids], group_of, position, blocks, where)
     return tuple(groups)
+
+
+def _produced(labels: Labels, root: Tensor) -> Tensor:
+    """The units, in the order in which their first producers run; the order of labels is also that of mere tables."""
+    made = [root[labels.axes[producer.axis]] for producer in labels.producers.values()]
+    flat = torch.cat(made) if made else root[:0]
+    units, first = np.unique(flat[flat > 0].numpy(), return_index=True)
+    return torch.from_numpy(units[first.argsort()])
 
 
 def _pieces(
@@ -105,10 +110,10 @@ def _with(labels: Labels, root: Tensor, group_of: Tensor, n_groups: int, found: 
     return flags[:n_groups].tolist()
 
 
-def _places(
-    labels: Labels, bare: dict[str, Tensor], root: Tensor, produced: Tensor, locks: Locks
-) -> Iterator[_Place]:
-    unit = torch.where(produced[root], root, 0)
+def _places(labels: Labels, bare: dict[str, Tensor], root: Tensor, units: Tensor, locks: Locks) -> Iterator[_Place]:
+    unit = torch.zeros_like(root)
+    unit[units] = units
+    unit = unit[root]
     for axis, ids in labels.axes.items():
         yield _Place(axis, unit[ids], axis in labels.passive)
     for key, ids in labels.attributes.items():
@@ -117,7 +122,7 @@ def _places(
         small = compact(unit[ids])
         if small is not None and varying(small) == [dim] and key not in labels.attributes:
             yield _Place(key, small.flatten())
-    for name, ids in bare.items():
+    for name, ids in sorted(bare.items()):  # the order in which a forward reads tables may be that of a set
         small = compact(_filled(unit[ids], locks.code[root[ids]] > 0))
         if small is not None:
             yield from _table_places(labels, name, small, ids.numel(), locks)
@@ -149,9 +154,9 @@ def _filled(units: Tensor, locked: Tensor) -> Tensor:
 
 
 def _partition(
-    root: Tensor, produced: Tensor, places: Sequence[_Place], locks: Locks, tied: Sequence[Tied]
-) -> tuple[Tensor, Tensor, Tensor, list[str | None]]:
-    """Units, group of each label, position inside the group of each label, reason of each group."""
+    root: Tensor, units: Tensor, places: Sequence[_Place], locks: Locks, tied: Sequence[Tied]
+) -> tuple[Tensor, Tensor, list[str | None]]:
+    """Group of each label, position inside the group of each label, reason of each group."""
     signature = torch.zeros(len(root), dtype=torch.int64, device="cpu")
     for place in places:
         if len(place.key) > 2:
@@ -159,7 +164,6 @@ def _partition(
         signature.index_add_(0, place.units, torch.full_like(place.units, _code(place.key)))
     for number, together in enumerate(tied):
         signature[together.units] = _code(number)  # one group, wherever its runs live
-    units = torch.unique(root[produced[root]])
     keys = (signature[units] + locks.code[units] * _SPREAD).numpy()
     _, first, number_of, sizes = np.unique(keys, return_index=True, return_inverse=True, return_counts=True)
     order = np.argsort(first)  # groups in the order of their first units
@@ -173,7 +177,11 @@ def _partition(
     group_of[units], position[units] = torch.from_numpy(group), torch.from_numpy(at)
     for together in tied:
         position[together.units] = torch.arange(together.units.numel(), device="cpu").view_as(together.units)
-    return units, group_of, position, [locks.reasons[code] for code in locks.code[units[torch.from_numpy(first[order])]].tolist()]
+    return (
+        group_of,
+        position,
+        [locks.reasons[code] for code in locks.code[units[torch.from_numpy(first[order])]].tolist()],
+    )
 
 
 def _code(key: object) -> int:

@@ -1,7 +1,8 @@
 """Skip the arithmetic of a forward whose values nobody looks at: a plan needs only shapes.
 
-Large products put out zeros instead. What is computed from them is *hollow*, and nothing may depend on its values: where
-Python code, an index or a comparison would, :class:`NeedsValues` ends the run, which starts again with all arithmetic.
+Large products put out zeros instead. What is computed from them is *hollow*, and nothing may depend on its values:
+where Python code, an index or a comparison would, :class:`NeedsValues` ends the run, which starts again with all
+arithmetic.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class Hollow:
     def __contains__(self, tensor: Tensor) -> bool:
         return tensor in self._tensors or (tensor._base is not None and tensor._base in self._tensors)
 
-    def call(self, func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    def call(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The result of a function of the layer table; hollow, if it is a large product."""
         if self._active and _macs(func, args, kwargs) >= _LARGE:
             out = _shaped(func, args, kwargs)
@@ -75,7 +76,7 @@ class Hollow:
             self._tensors[tensor._base] = True
 
 
-def _macs(func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> int:
+def _macs(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
     """About how many multiply-adds a call takes; 0 for what is never skipped."""
     if torch.is_autocast_enabled("cpu"):
         return 0  # the result would have another dtype
@@ -89,7 +90,7 @@ def _macs(func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any])
     return 0
 
 
-def _shaped(func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
+def _shaped(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     """Zeros of the shape that the call would put out."""
     if func is F.linear:
         call = layers.bind(layers.DENSE[func].arguments, args, kwargs)
@@ -98,7 +99,7 @@ def _shaped(func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any
         shape = (*args[0].shape[:-1], args[2].shape[-1])
     else:
         with torch._C._DisableTorchDispatch():
-            shape = func(*tree_map(_meta, tuple(args)), **tree_map(_meta, kwargs)).shape
+            shape = func(*tree_map(_meta, args), **tree_map(_meta, kwargs)).shape
     return torch.zeros(shape, dtype=args[0].dtype, device="cpu")
 
 

@@ -218,7 +218,7 @@ class Follower:
         if formula is not None:
             macs = int(formula(*seen.args, **seen.kwargs, out_val=seen.out)) // 2
             self.tracker.ops.append(Op(name=self.tracker.where.strip("'"), coefficient=macs))
-        elif seen.args and (seen.pointwise or not seen.followed):
+        elif seen.tensors and (seen.pointwise or not seen.followed):  # the others only make or move values
             self.tracker.uncounted.add(seen.name.rstrip("_"))
 
 

@@ -235,7 +235,7 @@ class Labels:
 def components(n: int, a: Tensor, b: Tensor) -> Tensor:
     """Connected components of the graph with edges a[i] - b[i]: the smallest member of each node's component, [n].
 
-    Every round hangs roots below smaller roots and drops the edges inside one component: a logarithmic number of rounds.
+    Every round hangs roots below smaller ones and drops the edges inside a component: a logarithmic number of rounds.
     """
     root = torch.arange(n, device="cpu")
     while True:

@@ -63,7 +63,7 @@ class Tracker:
         self.known: Any = WeakTensorKeyDictionary()
 
     def decide(self) -> None:
-        """From here on the facets differ; raises :class:`Fork`, before anything is done, if there is one tracker yet."""
+        """From here on the facets differ: raises :class:`Fork`, before anything is done, where one tracker is both."""
         if self.facet is None:
             raise Fork
 
