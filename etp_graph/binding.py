@@ -112,16 +112,16 @@ class Binding:
             tensor = self.tensors[name]
             if tensor.grad is None:
                 tensor.grad = torch.zeros_like(tensor)
-            for part in parts[name]:
-                tensor.grad.addcmul_(tensor.detach(), part.to(tensor.dtype))
+            for axis, part in parts[name]:
+                factor = part.to(tensor.dtype).view([-1 if d == axis else 1 for d in range(tensor.ndim)])
+                tensor.grad.addcmul_(tensor.detach(), factor)
 
     @torch.no_grad()
     def scale_(self, factors: Mapping[int, Tensor]) -> None:
         """Multiply every slice of every unit by the factor [n_units] for the parameter group that holds it."""
-        parts = {index: self._units.positions(extend(factor, 1)) for index, factor in factors.items()}
-        for name, index in self.owner.items():
-            for part in parts[index][name]:
-                self.tensors[name].mul_(part)
+        for index, factor in factors.items():
+            mine = {name: self.tensors[name] for name, owner in self.owner.items() if owner == index}
+            self._units.scale_(mine, extend(factor, 1))
 
     def describe_frozen(self) -> str:
         """One sentence on the groups that frozen parameters keep from the force; empty if there are none."""

@@ -197,7 +197,7 @@ def _torque(
     """κ·F(d)·‖w‖, or F(d)·‖w‖² for a force on squared norms, whose gradient grows with the norm."""
     units = _units(model, plan)
     runs = Runs.of(plan, units.device)
-    norms = _finite("the torque", units.square_norms(model).sqrt(), units.tensors(model).items())
+    norms = _finite("the torque", units.squares(units.tensors(model)).sqrt(), units.tensors(model).items())
     if distance is None:
         distance = runs.distance(runs.rank(torch.arange(plan.n_units, device=units.device)), norms.dtype)
     pull = force(distance.to(norms), size=runs.size, importance=runs.relative(norms)).to(norms)

@@ -212,7 +212,7 @@ class Regularizer:
 
     @torch.no_grad()
     def _norms(self) -> Tensor:
-        return self._units.reduce(self._binding.tensors, transform=torch.square).sqrt()
+        return self._units.squares(self._binding.tensors).sqrt()
 
     @torch.no_grad()
     def _force(self, norms: Tensor | None = None) -> Tensor:

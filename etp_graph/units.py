@@ -8,13 +8,15 @@ An :class:`Axis` therefore holds one or more *layers*, each a map position -> fl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 
 import torch
 from torch import LongTensor, Tensor, nn
 
+from .kernels import Layout, axis_sums
 from .plan import Plan, as_tensor, named_tensors
 
 
@@ -164,7 +166,8 @@ class Units:
         device: where the index tensors and the vectors live; default: the device of the model.
 
     Attributes:
-        axes: the sliced axes of every sliced parameter (buffers are not among them), by name.
+        axes: of every sliced parameter (buffers are not among them), by name, the sliced axes, each with the number
+            of its layers.
         dtype: of the vectors: float64 if a sliced parameter is float64, else float32 (also for bfloat16 weights).
     """
 
@@ -175,14 +178,17 @@ class Units:
         if device is None:
             device = next(iter(parameters.values())).device if parameters else "cpu"
         self.device = torch.device(device)
-        active = axes(plan, device, passive=False)
-        self.axes = {name: parts for name, parts in active.items() if name in set(plan.parameters)}
-        double = any(parameters[name].dtype == torch.float64 for name in self.axes)
+        active = axes(plan, passive=False)
+        found = {name: parts for name, parts in active.items() if name in set(plan.parameters)}
+        double = any(parameters[name].dtype == torch.float64 for name in found)
         self.dtype = torch.float64 if double else torch.float32
-        layers: list[Tensor] = [layer for parts in self.axes.values() for axis in parts for layer in axis.layers]
-        none = torch.zeros(0, dtype=torch.int64, device=self.device)
-        self._index = torch.cat(layers) if layers else none
+        self.axes = {name: tuple((part.axis, len(part.layers)) for part in parts) for name, parts in found.items()}
+        layers: list[Tensor] = [layer for parts in found.values() for axis in parts for layer in axis.layers]
+        none = torch.zeros(0, dtype=torch.int64, device="cpu")
+        # 32 bits, because this is all that a regularizer adds to the memory of a model that grows with its width
+        self._index = (torch.cat(layers) if layers else none).to(self.device, torch.int32)
         self._lengths = [len(layer) for layer in layers]
+        self._layouts: dict[str, Layout] = {}
 
     def tensors(self, model: nn.Module) -> dict[str, Tensor]:
         """The sliced parameters of the model, by name."""
@@ -208,16 +214,47 @@ class Units:
         sums: list[Tensor] = []
         for name, value in values.items() if isinstance(values, Mapping) else values:
             names.append(name)
-            found = axis_sums(value, [axis.axis for axis in self.axes[name]], transform)
-            for axis, total in zip(self.axes[name], found, strict=True):
-                sums += [total.to(self.device)] * len(axis.layers)
-        if not sums:
-            return torch.zeros(self.n_units, dtype=self.dtype, device=self.device)
+            found = axis_sums(value, [axis for axis, _ in self.axes[name]], transform)
+            for (_, layers), total in zip(self.axes[name], found, strict=True):
+                sums += [total.to(self.device)] * layers
         index = self._index
         if names != list(self.axes):
-            index = torch.cat([layer for name in names for axis in self.axes[name] for layer in axis.layers])
+            starts = dict(zip(self.axes, self._spans(), strict=True))
+            none = self._index[:0]
+            index = torch.cat([none, *(self._index[starts[name]] for name in names)])
+        return self._collect(sums, index)
+
+    def _spans(self) -> list[slice]:
+        """Where the positions of each parameter stand among all positions."""
+        ends = list(itertools.accumulate(self._lengths, initial=0))
+        counts = itertools.accumulate((sum(n for _, n in parts) for parts in self.axes.values()), initial=0)
+        return [slice(ends[a], ends[b]) for a, b in itertools.pairwise(counts)]
+
+    def _collect(self, sums: list[Tensor], index: Tensor) -> Tensor:
+        if not sums:
+            return torch.zeros(self.n_units, dtype=self.dtype, device=self.device)
         flat = torch.cat(sums)
         return flat.new_zeros(self.n_units + 1).index_add(0, index, flat)[:-1]
+
+    @torch.no_grad()
+    def squares(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """Squared group norm of every unit, [n_units]; the fast way, without gradients.
+
+        Args:
+            tensors: every sliced parameter, by name, in the order of :attr:`axes`.
+        """
+        sums: list[Tensor] = []
+        for name, tensor in tensors.items():
+            parts = self.axes[name]
+            for (_, layers), total in zip(parts, self._layout(name, tensor).square_sums(tensor.detach()), strict=True):
+                sums += [total] * layers
+        return self._collect(sums, self._index)
+
+    def _layout(self, name: str, tensor: Tensor) -> Layout:
+        known = self._layouts.get(name)
+        if known is None or known.strides != tensor.stride():
+            known = self._layouts[name] = Layout(tensor, [axis for axis, _ in self.axes[name]])
+        return known
 
     def square_norms(self, model: nn.Module) -> Tensor:
         """Squared group norm of every unit over all its slices, [n_units], differentiable."""
@@ -225,65 +262,33 @@ class Units:
 
     def sizes(self) -> Tensor:
         """How many numbers each unit owns, float [n_units]."""
-        total = torch.zeros(self.n_units + 1, device=self.device)
+        rests: list[Tensor] = []
+        lengths = iter(self._lengths)
         for name, parts in self.axes.items():
             shape = self.plan.tensors[name]
-            for axis in parts:
-                rest = prod(shape) // max(shape[axis.axis], 1)
-                for layer in axis.layers:
-                    total.index_add_(0, layer, torch.full((len(layer),), float(rest), device=self.device))
-        return total[:-1]
+            for axis, layers in parts:
+                rest = float(prod(shape) // max(shape[axis], 1))
+                rests += [torch.full((next(lengths),), rest, device=self.device) for _ in range(layers)]
+        return self._collect(rests, self._index)
 
-    def positions(self, values: Tensor) -> dict[str, list[Tensor]]:
-        """``values`` [n_units + 1] at every position of every layer of every axis, shaped to broadcast, by tensor.
+    def positions(self, values: Tensor) -> dict[str, list[tuple[int, Tensor]]]:
+        """``values`` [n_units + 1] at every position of every layer of every axis: by tensor its (axis, values [size]).
 
         One gather for the whole model; the last entry of ``values`` goes to positions that belong to no unit.
         """
-        parts = iter(torch.split(values[self._index], self._lengths))
-        found: dict[str, list[Tensor]] = {}
-        for name, sliced in self.axes.items():
-            ndim = len(self.plan.tensors[name])
-            found[name] = [
-                next(parts).view([-1 if d == axis.axis else 1 for d in range(ndim)])
-                for axis in sliced for _ in axis.layers
-            ]  # fmt: skip
-        return found
+        parts = iter(torch.split(values.index_select(0, self._index), self._lengths))
+        return {
+            name: [(axis, next(parts)) for axis, layers in sliced for _ in range(layers)]
+            for name, sliced in self.axes.items()
+        }
 
     @torch.no_grad()
-    def scale_(self, tensor: Tensor, name: str, factors: Tensor) -> None:
-        """Multiply every slice of every unit in one tensor by its factor; ``factors`` [n_units + 1], last entry 1."""
-        for axis in self.axes[name]:
-            tensor.mul_(axis.outer(factors, tensor.ndim).to(tensor.dtype))
-
-
-_CHUNK = 1 << 20  # elements: large tensors are summed in pieces that stay in the cache of a CPU
-
-
-def axis_sums(value: Tensor, over: Sequence[int], transform: Callable[[Tensor], Tensor] | None = None) -> list[Tensor]:
-    """For each axis in ``over`` the sum of ``transform(value)`` over all other axes, in float32 at least.
-
-    The first two axes of a contiguous tensor, which is nearly every weight, are summed as a matrix and a
-    matrix-vector product: on a CPU several times as fast as sums over several axes, and in one pass.
-    """
-    dtype = torch.float64 if value.dtype == torch.float64 else torch.float32
-    if value.device.type != "cpu" or value.ndim < 2 or max(over) > 1 or not value.is_contiguous():
-        full = value.to(dtype) if transform is None else transform(value.to(dtype))
-        return [full.sum([d for d in range(full.ndim) if d != axis]) if full.ndim > 1 else full for axis in over]
-    rows = value.view(value.shape[0], -1)
-    pieces = torch.split(rows, max(1, _CHUNK // max(rows.shape[1], 1))) if value.numel() > 4 * _CHUNK else (rows,)
-    first: list[Tensor] = []
-    second: Tensor | None = None
-    for raw in pieces:
-        piece = raw.to(dtype) if transform is None else transform(raw.to(dtype))
-        if 0 in over:
-            first.append(piece.sum(1))
-        if 1 in over:
-            part = torch.mv(piece.t(), piece.new_ones(len(piece)))
-            second = part if second is None else second + part
-    by_axis = {0: torch.cat(first) if len(first) > 1 else first[0]} if first else {}
-    if second is not None:
-        by_axis[1] = second.view(value.shape[1], -1).sum(1)
-    return [by_axis[axis] for axis in over]
+    def scale_(self, tensors: Mapping[str, Tensor], factors: Tensor) -> None:
+        """Multiply every slice of every unit in these tensors by its factor; ``factors`` [n_units + 1], last entry 1."""
+        parts = self.positions(factors)
+        for name, tensor in tensors.items():
+            held = [(axis, factor.to(tensor.dtype)) for axis, factor in parts[name]]
+            self._layout(name, tensor).scale_(tensor.detach(), held)
 
 
 @torch.no_grad()
