@@ -105,15 +105,15 @@ class Binding:
         return 4 * max(torch.finfo(self.tensors[name].dtype).eps for name in self.owner)
 
     @torch.no_grad()
-    def add_gradient_(self, pull: Tensor) -> None:
-        """Add to the gradient of every slice of every unit its weights times ``pull`` [n_units]."""
+    def add_gradient_(self, pull: Tensor, *, signs: bool = False) -> None:
+        """Add to the gradient of every slice of every unit its weights (or their signs) times ``pull`` [n_units]."""
         parts = self._units.positions(extend(pull, 0))
         for name in self.owner:
             tensor = self.tensors[name]
             if tensor.grad is None:
                 tensor.grad = torch.zeros_like(tensor)
             for part in parts[name]:
-                tensor.grad.addcmul_(tensor.detach(), part.to(tensor.dtype))
+                tensor.grad.addcmul_(tensor.detach().sign() if signs else tensor.detach(), part.to(tensor.dtype))
 
     @torch.no_grad()
     def scale_(self, factors: Mapping[int, Tensor]) -> None:

@@ -79,6 +79,11 @@ class RegularizerSettings(Composed):
             f"every={self.every} with mode='loss': the loss is the user's; add penalty() as often as it should act.",
         )
         require(
+            self.mode != "prox" or not self.force.elementwise,
+            f"force={self.force.name!r} acts on single numbers, which no shrinking of units does: use mode='gradient' "
+            "or 'loss'.",
+        )
+        require(
             self.schedule is None or isinstance(self.schedule, Schedule),
             f"schedule={self.schedule!r}; pass one such as schedules.cubic() (with parentheses).",
         )
