@@ -81,8 +81,8 @@ class Chosen:
 class Soft:
     """Soft filter pruning (He et al. 2018, algorithm 1): every so many steps the losers' filters are set to zero.
 
-    Only the weights that produce a unit become zero, so that gradients can bring it back, and another may lose the
-    next time. When the phase ends, the losers of that moment are silenced: those are the ones that surgery removes.
+    Only the weights that produce a unit become zero, not its bias, so that gradients can bring it back, and another
+    may lose the next time. When the phase ends, the losers of that moment are silenced: surgery removes those.
 
     Args:
         model: the model.

@@ -53,6 +53,7 @@ class Site:
         x = x.detach()
         x = x.unsqueeze(0) if x.ndim == -self.dim else x  # a single sample without a batch dimension
         x = x.movedim(self.dim, 1).index_select(1, self.index.to(x.device))
+        x = x.unsqueeze(-1) if x.ndim == 2 else x
         return x.flatten(2, -2) if self.dim != -1 and x.ndim > 3 else x.flatten(2)
 
     def average(self, values: Tensor) -> Tensor:
@@ -114,9 +115,10 @@ def _site(attribute: Attribute, module: nn.Module, side: Side, start: int) -> Si
 
 @torch.no_grad()
 def silence_(model: nn.Module, plan: Plan, gone: Tensor) -> None:
-    """Set the weights that produce the units ``gone`` (bool [n_units]) to zero, and leave those that read them.
+    """Set the filters that produce the units ``gone`` (bool [n_units]) to zero, and nothing else.
 
-    So a unit gets gradients and can come back; with every slice at zero it could not.
+    Biases, norms and the weights that read a unit stay, so that it gets gradients and can come back: at exactly zero
+    a ReLU would pass none.
     """
     parameters = dict(model.named_parameters())
     for group, span in plan.spans():
@@ -124,7 +126,7 @@ def silence_(model: nn.Module, plan: Plan, gone: Tensor) -> None:
         if group.locked is not None or not bool(lost.any()):
             continue
         for name, axis, index, unit in _producing(model, group):
-            if name in parameters:
+            if name in parameters and parameters[name].ndim > 1:
                 positions = index[lost[unit]].to(parameters[name].device)
                 parameters[name].index_fill_(axis, positions, 0)
 
@@ -136,8 +138,8 @@ def _producing(model: nn.Module, group: Group) -> list[tuple[str, int, Tensor, T
     found: list[tuple[str, int, Tensor, Tensor]] = []
     for piece in group.slices:
         home = piece.tensor.rpartition(".")[0].removesuffix(".parametrizations.weight")
-        axis = 0 if piece.tensor.endswith("bias") else axes.get(home, 0)
-        if piece.axis == axis and (home in axes or not axes):  # none: packed projections, whose rows come first
+        # No axes at all: the packed projections of a composite layer, whose rows are the output.
+        if piece.axis == axes.get(home, 0) and (home in axes or not axes):
             found.append((piece.tensor, piece.axis, as_tensor(piece.index), as_tensor(piece.unit)))
     return found
 
