@@ -42,7 +42,8 @@ def test_scores_and_regularizer_fit_the_plan(name: str) -> None:
     record = recorded(model, plan, method.criterion) if method.collected else None
     scores = method.scores(model, plan, record=record)
     assert scores.shape == (plan.n_units,)
-    assert bool(scores.isfinite().all())
+    assert bool((scores.isfinite() & (scores >= 0)).all())
+    assert all(torch.equal(a, b) for a, b in zip(toy().parameters(), model.parameters(), strict=True))
     regularizer = method.regularizer(model, plan, steps=5)
     assert (regularizer is None) == (method.force is None)
     if regularizer is not None:
