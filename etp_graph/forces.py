@@ -153,7 +153,7 @@ class Lasso(Uniform):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ridge(Force):
-    """F(d) = 1[d ≥ d_h] on squared norms: weight decay beyond the threshold (GReg: Wang et al. 2021, eq. 2).
+    """F(d) = 1[d ≥ d_h] on squared norms: weight decay beyond the threshold (GReg: Wang et al. 2021).
 
     Attributes:
         threshold: d_h, in [0, 1].

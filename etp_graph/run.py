@@ -16,7 +16,7 @@ from .budget import Budget
 from .calibration import Kept
 from .collect import Record, watch
 from .costs import Cost, CostModel
-from .errors import EtpError, PlanError
+from .errors import CheckpointError, EtpError, PlanError
 from .journal import Journal, Outcome
 from .methods import Method
 from .outcome import CompressResult, Round
@@ -167,7 +167,10 @@ class Run:
         replayed = self.journal.replaying
         found = self._step("calibrate", action)
         if replayed:
-            self.record = Record({self.method.criterion: self.journal.tensors(found)["record"]})
+            kept = self.journal.tensors(found).get("record")
+            if kept is None:
+                raise CheckpointError(f"step {found['step']!r} of the checkpoint lost its record: use another folder.")
+            self.record = Record({self.method.criterion: kept})
         return float(found["seconds"])
 
     def _prune(self, sparse: Outcome | None) -> tuple[Outcome, Mapping[str, Tensor]]:

@@ -116,8 +116,8 @@ def read_state(state: Mapping[str, Any], plan: Plan, settings: RegularizerSettin
         raise PlanError("this state was saved with another plan; make the regularizer with that plan.")
     settings.require_equal(state["settings"])
     distance, pending, steps = (
-        torch.as_tensor(state["distance"]),
-        torch.as_tensor(state["pending"]),
+        torch.as_tensor(state["distance"], device="cpu"),
+        torch.as_tensor(state["pending"], device="cpu"),
         state["steps_done"],
     )
     sound = all(tuple(v.shape) == (plan.n_units,) and bool(v.isfinite().all()) for v in (distance, pending))

@@ -12,8 +12,9 @@ from etp_graph.plan import Plan
 
 def batches(dtype: torch.dtype = torch.float32) -> list[tuple[Tensor, Tensor]]:
     """Three batches of images [8, 3, 8, 8], and two classes."""
-    source = torch.Generator().manual_seed(5)
-    return [(torch.randn(8, 3, 8, 8, generator=source).to(dtype), torch.arange(8) % 2) for _ in range(3)]
+    source = torch.Generator("cpu").manual_seed(5)
+    labels = torch.arange(8, device="cpu") % 2
+    return [(torch.randn(8, 3, 8, 8, generator=source, device="cpu").to(dtype), labels) for _ in range(3)]
 
 
 def recorded(model: nn.Module, plan: Plan, criterion: str) -> Record:

@@ -12,7 +12,7 @@ from .gram import grams
 
 @torch.no_grad()
 def fpgm(model: nn.Module, plan: Plan, *, normalize: Normalize = "mean") -> Tensor:
-    """Σ_v ‖w_u − w_v‖ over the units v of the group (FPGM: He et al. 2019, eq. 6), over all slices of a unit.
+    """Σ_v ‖w_u − w_v‖ over the units v of the group (FPGM: He et al. 2019), over all slices of a unit.
 
     The units with the lowest sums lie at the geometric median: the others can stand in for them.
 

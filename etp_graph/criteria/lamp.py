@@ -11,7 +11,7 @@ from .common import finite, units_of
 
 @torch.no_grad()
 def lamp(model: nn.Module, plan: Plan) -> Tensor:
-    """‖w_u‖² / Σ_{v: ‖w_v‖ ≥ ‖w_u‖} ‖w_v‖², the sum over the group (LAMP: Lee et al. 2021, eq. 3, for units).
+    """‖w_u‖² / Σ_{v: ‖w_v‖ ≥ ‖w_u‖} ‖w_v‖², the sum over the group (LAMP: Lee et al. 2021, for units).
 
     The score is 1 for the largest unit of every group, so that groups of any scale and width can be compared.
 
