@@ -236,20 +236,6 @@ def test_bn_scale_is_gamma_and_refuses_groups_without_one() -> None:
         criteria.bn_scale(model, plan)
 
 
-def test_bn_scale_reads_batch_norms_only() -> None:
-    """A layer norm also has a weight of one number per unit; it is not a gate of Network Slimming."""
-    model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.BatchNorm1d(4))
-    nn.init.normal_(model[2].weight)
-    pieces = tuple(Slice(tensor=n, axis=0, index=range(4), unit=range(4)) for n in ("0.weight", "1.weight", "2.weight"))
-    state = {n: tuple(t.shape) for n, t in model.state_dict().items()}
-    plan = Plan(
-        groups=(Group(name="0", kind="neurons", n_units=4, slices=pieces),),
-        tensors=state,
-        parameters=tuple(n for n, _ in model.named_parameters()),
-    )
-    torch.testing.assert_close(criteria.bn_scale(model, plan), model[2].weight.detach().abs())
-
-
 def test_random_depends_on_the_seed_alone() -> None:
     plan = toy_plan()
     assert torch.equal(criteria.random(toy(seed=0), plan, seed=3), criteria.random(toy(seed=1), plan, seed=3))

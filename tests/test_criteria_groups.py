@@ -1,4 +1,4 @@
-"""Criteria that compare the units of a group with one another, against their definitions written out as loops."""
+"""Criteria on plans made by hand; those that compare units against their definitions written out as loops."""
 
 from __future__ import annotations
 
@@ -105,3 +105,17 @@ def test_unknown_measures_are_refused(name: str) -> None:
     for how in ("mean", "max", "sum"):
         found = criteria.CRITERIA[name](model, plan, normalize=how, **options)
         assert float(getattr(found[:8], how)()) == pytest.approx(1)
+
+
+def test_bn_scale_reads_batch_norms_only() -> None:
+    """A layer norm also has a weight of one number per unit; it is not a gate of Network Slimming."""
+    model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.BatchNorm1d(4))
+    nn.init.normal_(model[2].weight)
+    pieces = tuple(Slice(tensor=n, axis=0, index=range(4), unit=range(4)) for n in ("0.weight", "1.weight", "2.weight"))
+    state = {n: tuple(t.shape) for n, t in model.state_dict().items()}
+    plan = Plan(
+        groups=(Group(name="0", kind="neurons", n_units=4, slices=pieces),),
+        tensors=state,
+        parameters=tuple(n for n, _ in model.named_parameters()),
+    )
+    torch.testing.assert_close(criteria.bn_scale(model, plan), model[2].weight.detach().abs())
