@@ -105,16 +105,17 @@ class Binding:
         return 4 * max(torch.finfo(self.tensors[name].dtype).eps for name in self.owner)
 
     @torch.no_grad()
-    def add_gradient_(self, pull: Tensor) -> None:
-        """Add to the gradient of every slice of every unit its weights times ``pull`` [n_units]."""
+    def add_gradient_(self, pull: Tensor, *, signs: bool = False) -> None:
+        """Add to the gradient of every slice of every unit its weights (or their signs) times ``pull`` [n_units]."""
         parts = self._units.positions(extend(pull, 0))
         for name in self.owner:
             tensor = self.tensors[name]
             if tensor.grad is None:
                 tensor.grad = torch.zeros_like(tensor)
+            values = tensor.detach().sign() if signs else tensor.detach()
             for axis, part in parts[name]:
                 factor = part.to(tensor.dtype).view([-1 if d == axis else 1 for d in range(tensor.ndim)])
-                tensor.grad.addcmul_(tensor.detach(), factor)
+                tensor.grad.addcmul_(values, factor)
 
     @torch.no_grad()
     def scale_(self, factors: Mapping[int, Tensor]) -> None:

@@ -23,8 +23,8 @@ _RUN = 256
 def axis_sums(value: Tensor, over: Sequence[int], transform: Callable[[Tensor], Tensor] | None = None) -> list[Tensor]:
     """For each axis in ``over`` the sum of ``transform(value)`` over all other axes, in float32 at least.
 
-    Differentiable. The first two axes of a contiguous tensor, which is nearly every weight, are summed as a matrix and a
-    matrix-vector product: on a CPU several times as fast as sums over several axes, and in one pass.
+    Differentiable. The first two axes of a contiguous tensor, which is nearly every weight, are summed as a matrix and
+    a matrix-vector product: on a CPU several times as fast as sums over several axes, and in one pass.
     """
     dtype = torch.float64 if value.dtype == torch.float64 else torch.float32
     if value.device.type != "cpu" or value.ndim < 2 or max(over) > 1 or not value.is_contiguous():

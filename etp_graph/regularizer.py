@@ -39,7 +39,7 @@ class Regularizer:
             η_eff = lr·(1 − dampening)/(1 − momentum) of each parameter's own group: decoupled from the optimizer,
             ends in exact zeros. ``"gradient"``: added to ``.grad`` before the step (Torque eq. 11-13).
             ``"loss"``: the user adds :meth:`penalty` to the loss (ETP eq. 10).
-        kappa: κ_g: ``"sqrt"`` of the numbers per unit, or ``"one"``. Forces on squared norms always take one.
+        kappa: κ_g: ``"sqrt"`` of the numbers per unit, or ``"one"``, which all but forces on plain norms take.
         every: apply the force of this many steps at once (``prox`` and ``gradient``).
         seed: of the random order.
         schedule: s(t) with t = step/steps, see :mod:`etp_graph.schedules`; default: constant.
@@ -73,15 +73,13 @@ class Regularizer:
         plan.check(model)
         if not plan.prunable:
             raise PlanError("no group of this plan may be pruned, so there is nothing to drive to zero; print(plan).")
-        self.model = model
-        self.plan = plan
-        self.steps_done = 0
+        self.model, self.plan = model, plan
+        self.steps_done, self.penalties = 0, 0
         self._units = Units(model, plan)
         self._runs = Runs.of(plan, self._units.device)
         self._binding = Binding(model, plan, self._units)
-        plain = kappa == "one" or force.squared
-        sizes = self._units.sizes().to(self._units.dtype)
-        self._kappa = torch.ones_like(sizes) if plain else sizes.sqrt()
+        sizes, plain = self._units.sizes().to(self._units.dtype), force.squared or force.elementwise
+        self._kappa = sizes.sqrt() if kappa == "sqrt" and not plain else torch.ones_like(sizes)
         self._pending = torch.zeros_like(sizes)
         self._fixed: Tensor | None = None
         self._optimizer: Optimizer | None = None
@@ -124,10 +122,13 @@ class Regularizer:
         for gradient accumulation divides this term, too.
         """
         self._binding.refresh()
+        self.penalties += 1
         squares = self._units.reduce(self._binding.tensors, transform=torch.square)
         pull = self._pull(squares.detach().sqrt()) * self.strength
         if self.force.squared:
             return (pull * squares).sum() / 2
+        if self.force.elementwise:
+            return (pull * self._units.reduce(self._binding.tensors, transform=torch.abs)).sum()
         positive = squares > 0  # the square root has an infinite slope at zero, and 0·inf is NaN
         return (pull * torch.where(positive, squares, 1.0).sqrt() * positive).sum()
 
@@ -166,8 +167,7 @@ class Regularizer:
         """Leave the optimizer as it was before :meth:`attach`. Does nothing if not attached."""
         for handle in self._handles:
             handle.remove()
-        self._handles = []
-        self._optimizer = None
+        self._handles, self._optimizer = [], None
 
     def __enter__(self) -> Regularizer:
         return self
@@ -268,12 +268,12 @@ class Regularizer:
         """∇_u <- ∇_u + β κ F(d_u) w_u/‖w_u‖ (Torque eq. 11-13), zero for a unit at zero."""
         norms = self._norms()
         pull = self._pull(norms) * (self.strength * self.settings.every)
-        if not self.force.squared:
+        if not self.force.squared and not self.force.elementwise:
             pull = torch.where(norms > 0, pull / norms, 0.0)
         scale = getattr(optimizer, "grad_scale", None)
         if scale is not None:  # a fused optimizer divides by GradScaler's factor itself, after this
             pull = pull * scale.to(pull)
-        self._binding.add_gradient_(pull)
+        self._binding.add_gradient_(pull, signs=self.force.elementwise)
 
     @torch.no_grad()
     def _shrink(self, optimizer: Optimizer) -> None:

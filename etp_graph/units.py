@@ -284,7 +284,7 @@ class Units:
 
     @torch.no_grad()
     def scale_(self, tensors: Mapping[str, Tensor], factors: Tensor) -> None:
-        """Multiply every slice of every unit in these tensors by its factor; ``factors`` [n_units + 1], last entry 1."""
+        """Multiply every slice of every unit in these tensors by its factor [n_units + 1]; the last entry is 1."""
         parts = self.positions(factors)
         for name, tensor in tensors.items():
             held = [(axis, factor.to(tensor.dtype)) for axis, factor in parts[name]]
