@@ -20,7 +20,7 @@ class Binding:
 
     Attributes:
         tensors: the parameters, by name.
-        active: 1.0 for units that a force may act on, else 0.0, [n_units]: not in a locked group, no frozen slice.
+        active: whether a force may act on a unit, bool [n_units]: not in a locked group, no frozen slice.
         frozen: name of each group that is only kept from the force by frozen parameters -> their names.
         owner: index of the optimizer's parameter group that holds a trainable parameter, by name; see :meth:`hold`.
     """
@@ -57,16 +57,16 @@ class Binding:
         if flags == self._flags:
             return False
         self._flags = flags
-        active = torch.ones(self.plan.n_units, dtype=self._units.dtype, device="cpu")
+        active = torch.ones(self.plan.n_units, dtype=torch.bool, device="cpu")
         self.frozen = {}
         for group, span in self.plan.spans():
             stuck = [s for s in group.slices if s.tensor in self.tensors and not self.tensors[s.tensor].requires_grad]
             if group.locked is not None:
-                active[span] = 0
+                active[span] = False
             elif stuck:
                 self.frozen[group.name] = tuple(dict.fromkeys(s.tensor for s in stuck))
                 for piece in stuck:
-                    active[span][as_tensor(piece.unit)] = 0
+                    active[span][as_tensor(piece.unit)] = False
         self.active = active.to(self._units.device)
         return True
 

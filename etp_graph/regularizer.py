@@ -14,9 +14,10 @@ from .binding import Binding, largest, prox_factors, step_size
 from .errors import ForceError, PlanError
 from .forces import Exponential, Force
 from .plan import Plan
+from .pull import Pull
 from .schedules import Schedule
 from .settings import FORMAT, Kappa, Mode, Order, RegularizerSettings, read_state
-from .units import Runs, Units
+from .units import Units
 
 _EXPONENTIAL = Exponential()
 
@@ -76,16 +77,12 @@ class Regularizer:
         self.model, self.plan = model, plan
         self.steps_done, self.penalties = 0, 0
         self._units = Units(model, plan)
-        self._runs = Runs.of(plan, self._units.device)
         self._binding = Binding(model, plan, self._units)
-        sizes, plain = self._units.sizes().to(self._units.dtype), force.squared or force.elementwise
-        self._kappa = sizes.sqrt() if kappa == "sqrt" and not plain else torch.ones_like(sizes)
-        self._pending = torch.zeros_like(sizes)
-        self._fixed: Tensor | None = None
+        self._pending = torch.zeros(plan.n_units, dtype=self._units.dtype, device=self._units.device)
         self._optimizer: Optimizer | None = None
         self._handles: list[Any] = []
-        self._rank()
-        self._check_force()
+        self._pull = Pull(plan, self.settings, self._units, self._binding)
+        self._pull.check()
 
     # What acts on which unit.
     @property
@@ -96,7 +93,7 @@ class Regularizer:
     @property
     def kappa(self) -> Tensor:
         """κ of the group of each unit, [n_units]."""
-        return self._kappa
+        return self._pull.kappa
 
     @property
     def strength(self) -> float:
@@ -108,12 +105,12 @@ class Regularizer:
 
     def distances(self) -> Tensor:
         """Distance d_u of each unit from the pivot of its group (or block), in [0, 1], shape [n_units]."""
-        return self._distance.clone()
+        return self._pull.distance.clone()
 
     def forces(self) -> Tensor:
         """F(d_u), zero where no force acts (locked groups, frozen slices), shape [n_units]."""
         self._binding.refresh()
-        return self._force() * self._binding.active
+        return self._pull.force() * self._binding.active
 
     def penalty(self) -> Tensor:
         """β·s(t)·Σ_u κ F(d_u)·‖w_u‖ (or F/2·‖w_u‖²), differentiable, a scalar; add it to the loss with ``mode="loss"``.
@@ -157,7 +154,7 @@ class Regularizer:
         if self._binding.frozen:
             warnings.warn(self._binding.describe_frozen(), stacklevel=2)
         if self.steps_done == 0 and self.settings.order == "importance":
-            self._rank()
+            self._pull.rank()
         self._optimizer = optimizer
         before = optimizer.register_step_pre_hook(self._before)
         self._handles = [before, optimizer.register_step_post_hook(self._after)]
@@ -182,7 +179,7 @@ class Regularizer:
             "plan": self.plan.fingerprint,
             "settings": self.settings.to_dict(),
             "steps_done": self.steps_done,
-            "distance": self._distance.detach().cpu().clone(),
+            "distance": self._pull.distance.detach().cpu().clone(),
             "pending": self._pending.detach().cpu().clone(),
         }
 
@@ -194,43 +191,10 @@ class Regularizer:
             ForceError: it is not a state, of another format, or of a regularizer with other settings.
         """
         self.steps_done, distance, pending = read_state(state, self.plan, self.settings)
-        self._distance, self._pending = (v.to(self._pending, copy=True) for v in (distance, pending))
-        self._fixed = None
+        self._pull.place(distance.to(self._pending, copy=True))
+        self._pending = pending.to(self._pending, copy=True)
 
     # One step.
-    @torch.no_grad()
-    def _rank(self) -> None:
-        n, device = self.plan.n_units, self._units.device
-        if self.settings.order == "importance":
-            key = -self._norms()
-        elif self.settings.order == "random":
-            key = torch.rand(n, generator=torch.Generator().manual_seed(self.settings.seed), device="cpu").to(device)
-        else:
-            key = torch.arange(n, device=device)
-        self._distance = self._runs.distance(self._runs.rank(key), self._units.dtype)
-        self._fixed = None
-
-    @torch.no_grad()
-    def _norms(self) -> Tensor:
-        return self._units.squares(self._binding.tensors).sqrt()
-
-    @torch.no_grad()
-    def _force(self, norms: Tensor | None = None) -> Tensor:
-        """F(d_u) of every unit; evaluated once per ranking unless the force adapts to the weights."""
-        if self._fixed is None or self.force.adaptive:
-            norms = self._norms() if norms is None else norms
-            self._fixed = self.force(self._distance, size=self._runs.size, importance=self._runs.relative(norms))
-        return self._fixed
-
-    def _check_force(self) -> None:
-        force = self._force()
-        if tuple(force.shape) != (self.plan.n_units,) or not bool((force.isfinite() & (force >= 0)).all()):
-            raise ForceError(f"{self.force} gives forces that are not finite, not positive, or not one for each unit.")
-
-    def _pull(self, norms: Tensor | None = None) -> Tensor:
-        """κ F(d_u), zero where no force acts: the size of the gradient (over ‖w_u‖ for forces on squared norms)."""
-        return self._force(norms) * self._kappa * self._binding.active
-
     def _before(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Pre-step hook: the checks, before anything has changed, and the force of the mode ``gradient``."""
         self._binding.check()
@@ -258,7 +222,7 @@ class Regularizer:
             self._shrink(optimizer)
         self.steps_done += 1
         if self.settings.refresh_every and self.steps_done % self.settings.refresh_every == 0:
-            self._rank()
+            self._pull.rank()
 
     def _due(self) -> bool:
         return (self.steps_done + 1) % self.settings.every == 0
@@ -266,7 +230,7 @@ class Regularizer:
     @torch.no_grad()
     def _add_gradient(self, optimizer: Optimizer) -> None:
         """∇_u <- ∇_u + β κ F(d_u) w_u/‖w_u‖ (Torque eq. 11-13), zero for a unit at zero."""
-        norms = self._norms()
+        norms = self._pull.norms()
         pull = self._pull(norms) * (self.strength * self.settings.every)
         if not self.force.squared and not self.force.elementwise:
             pull = torch.where(norms > 0, pull / norms, 0.0)
@@ -288,7 +252,7 @@ class Regularizer:
         skipped = getattr(optimizer, "found_inf", None)
         if skipped is not None:  # a fused optimizer skips the step itself where gradients overflowed
             push = push * (1 - skipped)
-        norms = self._norms() if self._due() or self.force.squared or self.force.adaptive else None
+        norms = self._pull.norms() if self._due() or self.force.squared or self.force.adaptive else None
         pull = self._pull(norms) * push
         self._pending += pull * norms if self.force.squared and norms is not None else pull
         if norms is None or not self._due() or (not isinstance(most, Tensor) and most == 0):
