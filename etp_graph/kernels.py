@@ -58,6 +58,7 @@ class Layout:
     def __init__(self, tensor: Tensor, over: Sequence[int]) -> None:
         self.strides = tensor.stride()
         self.over = tuple(over)
+        self.vector = tensor.ndim == 1 and tensor.dtype in (torch.float32, torch.float64)
         self.order = sorted(range(tensor.ndim), key=lambda d: (-self.strides[d], d))
         self.dense = tensor.ndim > 1 and tensor.permute(self.order).is_contiguous()
         self._permuted = self.order != list(range(tensor.ndim))
@@ -133,6 +134,27 @@ class Layout:
                 part = squares.sum(0)
                 columns = part if columns is None else columns.add_(part)
         return torch.cat(rows) if len(rows) > 1 else rows[0], columns
+
+
+def square_sums(held: Sequence[tuple[Layout, Tensor]]) -> list[list[Tensor]]:
+    """:meth:`Layout.square_sums` of many weights; those of one axis, of which models have most, in one call."""
+    vectors = [tensor for layout, tensor in held if layout.vector]
+    squares = iter(torch._foreach_mul(vectors, vectors) if vectors else ())
+    return [[next(squares)] if layout.vector else layout.square_sums(tensor) for layout, tensor in held]
+
+
+def scale_(held: Sequence[tuple[Layout, Tensor, Sequence[tuple[int, Tensor]]]]) -> None:
+    """:meth:`Layout.scale_` of many weights."""
+    vectors: list[Tensor] = []
+    scales: list[Tensor] = []
+    for layout, tensor, factors in held:
+        if layout.vector and len(factors) == 1:
+            vectors.append(tensor)
+            scales.append(factors[0][1])
+        else:
+            layout.scale_(tensor, factors)
+    if vectors:
+        torch._foreach_mul_(vectors, scales)
 
 
 def _row_squares(matrix: Tensor) -> Tensor:

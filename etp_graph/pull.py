@@ -8,8 +8,9 @@ from torch import Tensor
 from .binding import Binding
 from .errors import ForceError
 from .plan import Plan
+from .runs import Runs
 from .settings import RegularizerSettings
-from .units import Runs, Units
+from .units import Units, sizes
 
 
 class Pull:
@@ -73,7 +74,7 @@ class Pull:
             return self._kappa
         force = self.settings.force
         plain = self.settings.kappa == "one" or force.squared or force.elementwise
-        kappa = torch.ones_like(self.distance) if plain else self._units.sizes().to(self.distance).sqrt()
+        kappa = torch.ones_like(self.distance) if plain else sizes(self.plan).to(self.distance).sqrt()
         self._kappa = kappa if force.adaptive else None
         return kappa
 

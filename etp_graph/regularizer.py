@@ -76,7 +76,7 @@ class Regularizer:
             raise PlanError("no group of this plan may be pruned, so there is nothing to drive to zero; print(plan).")
         self.model, self.plan = model, plan
         self.steps_done, self.penalties = 0, 0
-        self._units = Units(model, plan)
+        self._units = Units(model, plan, locked=False)
         self._binding = Binding(model, plan, self._units)
         self._pending = torch.zeros(plan.n_units, dtype=self._units.dtype, device=self._units.device)
         self._optimizer: Optimizer | None = None

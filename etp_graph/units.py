@@ -16,7 +16,7 @@ from math import prod
 import torch
 from torch import LongTensor, Tensor, nn
 
-from .kernels import Layout, axis_sums
+from .kernels import Layout, axis_sums, scale_, square_sums
 from .plan import Plan, as_tensor, named_tensors
 
 
@@ -49,15 +49,18 @@ class Axis:
         return self.spread(values).view(shape)
 
 
-def axes(plan: Plan, device: torch.device | str = "cpu", *, passive: bool = True) -> dict[str, tuple[Axis, ...]]:
+def axes(
+    plan: Plan, device: torch.device | str = "cpu", *, passive: bool = True, locked: bool = True
+) -> dict[str, tuple[Axis, ...]]:
     """Every sliced axis of every tensor of the plan, with its index tensors on ``device``.
 
-    Without ``passive`` those slices are left out that are cut with their units but are no part of their norm.
+    Without ``passive`` those slices are left out that are cut with their units but are no part of their norm; without
+    ``locked`` all those of locked groups.
     """
     layers: dict[tuple[str, int], list[Tensor]] = {}
     for group, span in plan.spans():
         for piece in group.slices:
-            if piece.passive and not passive:
+            if (piece.passive and not passive) or (group.locked is not None and not locked):
                 continue
             size = plan.tensors[piece.tensor][piece.axis]
             _place(
@@ -104,59 +107,6 @@ def extend(values: Tensor, neutral: float | bool) -> Tensor:
     return torch.cat([values, values.new_full((1,), neutral)])
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Runs:
-    """Which units are ranked together: a group, or each block of a group whose blocks keep equal counts.
-
-    Attributes:
-        number: which run a unit belongs to, int64 [n_units].
-        start: flat number of the first unit of that run, int64 [n_units].
-        size: number of units in that run, int64 [n_units].
-    """
-
-    number: Tensor
-    start: Tensor
-    size: Tensor
-
-    @classmethod
-    def of(cls, plan: Plan, device: torch.device | str = "cpu") -> Runs:
-        """The runs of a plan, with their tensors on ``device``."""
-        sizes = torch.tensor(
-            [g.n_units // g.blocks for g in plan.groups for _ in range(g.blocks)], dtype=torch.int64, device="cpu"
-        )
-        starts = sizes.cumsum(0) - sizes
-        number = torch.arange(len(sizes), device="cpu").repeat_interleave(sizes)
-        return cls(number.to(device), starts[number].to(device), sizes[number].to(device))
-
-    def rank(self, key: Tensor) -> Tensor:
-        """Rank of each unit in its run by ascending ``key`` [n_units], ties by position: int64 [n_units]."""
-        order = key.argsort(stable=True)
-        order = order[self.number[order].argsort(stable=True)]
-        rank = torch.empty_like(order)
-        rank[order] = torch.arange(len(order), device=order.device)
-        return rank - self.start
-
-    def distance(self, rank: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Distance from the pivot, the unit of rank 0: |ρ_u − ρ_p| / max distance, in [0, 1], shape [n_units]."""
-        return rank.to(dtype) / (self.size - 1).clamp_min(1).to(dtype)
-
-    def relative(self, values: Tensor) -> Tensor:
-        """(I_u − I_min)/(I_max − I_min) within each run, [n_units]; 1 where all values of a run are equal."""
-        low, high = self._extreme(values, "amin"), self._extreme(values, "amax")
-        spread = high - low
-        return torch.where(spread > 0, (values - low) / spread.clamp_min(torch.finfo(values.dtype).tiny), 1.0)
-
-    def fill(self, values: Tensor) -> Tensor:
-        """``values`` [n_units] with zeros raised to the smallest positive value of their run, or 1 if there is none."""
-        low = self._extreme(values.masked_fill(values <= 0, float("inf")), "amin")
-        return torch.where(values > 0, values, torch.where(low.isinf(), 1.0, low))
-
-    def _extreme(self, values: Tensor, reduce: str) -> Tensor:
-        found = torch.zeros_like(values)
-        found.scatter_reduce_(0, self.number, values, reduce=reduce, include_self=False)
-        return found[self.number]
-
-
 class Units:
     """Gather from and scatter to the sliced parameters of one model, in flat ``[n_units]`` vectors.
 
@@ -164,6 +114,7 @@ class Units:
         model: the model that the plan was traced from; its tensors are looked up anew in every call.
         plan: the plan.
         device: where the index tensors and the vectors live; default: the device of the model.
+        locked: also the slices of locked groups; without them their units count as empty.
 
     Attributes:
         axes: of every sliced parameter (buffers are not among them), by name, the sliced axes, each with the number
@@ -171,14 +122,16 @@ class Units:
         dtype: of the vectors: float64 if a sliced parameter is float64, else float32 (also for bfloat16 weights).
     """
 
-    def __init__(self, model: nn.Module, plan: Plan, *, device: torch.device | str | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, plan: Plan, *, device: torch.device | str | None = None, locked: bool = True
+    ) -> None:
         parameters = dict(model.named_parameters())
         self.plan = plan
         self.n_units = plan.n_units
         if device is None:
             device = next(iter(parameters.values())).device if parameters else "cpu"
         self.device = torch.device(device)
-        active = axes(plan, passive=False)
+        active = axes(plan, passive=False, locked=locked)
         found = {name: parts for name, parts in active.items() if name in set(plan.parameters)}
         double = any(parameters[name].dtype == torch.float64 for name in found)
         self.dtype = torch.float64 if double else torch.float32
@@ -243,10 +196,10 @@ class Units:
         Args:
             tensors: every sliced parameter, by name, in the order of :attr:`axes`.
         """
+        found = square_sums([(self._layout(name, tensor), tensor.detach()) for name, tensor in tensors.items()])
         sums: list[Tensor] = []
-        for name, tensor in tensors.items():
-            parts = self.axes[name]
-            for (_, layers), total in zip(parts, self._layout(name, tensor).square_sums(tensor.detach()), strict=True):
+        for name, totals in zip(tensors, found, strict=True):
+            for (_, layers), total in zip(self.axes[name], totals, strict=True):
                 sums += [total] * layers
         return self._collect(sums, self._index)
 
@@ -259,17 +212,6 @@ class Units:
     def square_norms(self, model: nn.Module) -> Tensor:
         """Squared group norm of every unit over all its slices, [n_units], differentiable."""
         return self.reduce(self.tensors(model), transform=torch.square)
-
-    def sizes(self) -> Tensor:
-        """How many numbers each unit owns, float [n_units]."""
-        rests: list[Tensor] = []
-        lengths = iter(self._lengths)
-        for name, parts in self.axes.items():
-            shape = self.plan.tensors[name]
-            for axis, layers in parts:
-                rest = float(prod(shape) // max(shape[axis], 1))
-                rests += [torch.full((next(lengths),), rest, device=self.device) for _ in range(layers)]
-        return self._collect(rests, self._index)
 
     def positions(self, values: Tensor) -> dict[str, list[tuple[int, Tensor]]]:
         """``values`` [n_units + 1] at every position of every layer of every axis: by tensor its (axis, values [size]).
@@ -286,9 +228,25 @@ class Units:
     def scale_(self, tensors: Mapping[str, Tensor], factors: Tensor) -> None:
         """Multiply every slice of every unit in these tensors by its factor [n_units + 1]; the last entry is 1."""
         parts = self.positions(factors)
+        held = []
         for name, tensor in tensors.items():
-            held = [(axis, factor.to(tensor.dtype)) for axis, factor in parts[name]]
-            self._layout(name, tensor).scale_(tensor.detach(), held)
+            mine = parts[name]
+            if tensor.dtype != factors.dtype:
+                mine = [(axis, factor.to(tensor.dtype)) for axis, factor in mine]
+            held.append((self._layout(name, tensor), tensor.detach(), mine))
+        scale_(held)
+
+
+def sizes(plan: Plan) -> Tensor:
+    """How many numbers each unit owns, float [n_units]."""
+    total, parameters = torch.zeros(plan.n_units, device="cpu"), set(plan.parameters)
+    for group, span in plan.spans():
+        for piece in group.slices:
+            if piece.tensor in parameters and not piece.passive:
+                shape, units = plan.tensors[piece.tensor], as_tensor(piece.unit)
+                rest = float(prod(shape) // max(shape[piece.axis], 1))
+                total[span].index_add_(0, units, torch.full((len(units),), rest, device="cpu"))
+    return total
 
 
 @torch.no_grad()

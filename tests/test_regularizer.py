@@ -263,6 +263,7 @@ def test_units_at_zero_give_no_nan_and_no_slope() -> None:
         with reg.attach(optimizer):
             optimizer.step()
         assert all(bool(p.isfinite().all()) for p in model.parameters())
-        assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in model.parameters())
+        assert all(p.grad is None or bool(p.grad.isfinite().all()) for p in model.parameters())
+        assert model.conv1.weight.grad is not None
         assert norms_of(model, plan)[3] == 0
         model.zero_grad()

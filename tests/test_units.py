@@ -9,7 +9,8 @@ from toy import Toy, toy_plan
 from etp_graph import kernels
 from etp_graph.kernels import axis_sums
 from etp_graph.plan import as_tensor
-from etp_graph.units import Runs, Units, extend
+from etp_graph.runs import Runs
+from etp_graph.units import Units, extend, sizes
 
 
 @pytest.mark.parametrize("shape", [(5,), (4, 3), (4, 3, 2, 2), (4, 3, 5), (64, 40)])
@@ -53,7 +54,7 @@ def test_reduce_and_positions_agree_with_the_plan() -> None:
                     wanted[span.start + int(u)] += part.square().sum()
                     count[span.start + int(u)] += part.numel()
     torch.testing.assert_close(units.square_norms(model).detach(), wanted)
-    assert torch.equal(units.sizes(), count)
+    assert torch.equal(sizes(plan), count)
     pairs = reversed([(name, p.detach().square()) for name, p in units.tensors(model).items()])
     torch.testing.assert_close(units.reduce(pairs), wanted)  # in any order, made one at a time
     parts = units.positions(extend(torch.arange(plan.n_units), -1))

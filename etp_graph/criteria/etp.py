@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from ..errors import ScoreError
 from ..forces import Exponential, Force
 from ..plan import Plan
-from ..units import Runs
+from ..runs import Runs
+from ..units import sizes
 from .common import finite, units_of
 
 
@@ -75,7 +76,7 @@ def torque_of(
         distance = runs.distance(runs.rank(torch.arange(plan.n_units, device=units.device)), norms.dtype)
     pull = force(distance.to(norms), size=runs.size, importance=runs.relative(norms)).to(norms)
     if kappa is None:
-        kappa = torch.ones_like(norms) if force.squared or force.elementwise else units.sizes().to(norms).sqrt()
+        kappa = torch.ones_like(norms) if force.squared or force.elementwise else sizes(plan).to(norms).sqrt()
     arm = norms.square() if force.squared else norms
     if force.elementwise:
         arm = units.reduce(units.tensors(model), transform=torch.abs)
