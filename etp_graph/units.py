@@ -17,6 +17,7 @@ import torch
 from torch import LongTensor, Tensor, nn
 
 from .kernels import Layout, axis_sums, scale_, square_sums
+from .placing import Placed, layered, length
 from .plan import Plan, as_tensor, named_tensors
 
 
@@ -57,49 +58,31 @@ def axes(
     Without ``passive`` those slices are left out that are cut with their units but are no part of their norm; without
     ``locked`` all those of locked groups.
     """
-    layers: dict[tuple[str, int], list[Tensor]] = {}
+    pieces: dict[tuple[str, int], list[Placed]] = {}
     for group, span in plan.spans():
+        if group.locked is not None and not locked:
+            continue
         for piece in group.slices:
-            if (piece.passive and not passive) or (group.locked is not None and not locked):
-                continue
-            size = plan.tensors[piece.tensor][piece.axis]
-            _place(
-                layers.setdefault((piece.tensor, piece.axis), []),
-                as_tensor(piece.index), as_tensor(piece.unit) + span.start, size, plan.n_units,
-            )  # fmt: skip
+            if passive or not piece.passive:
+                held = pieces.setdefault((piece.tensor, piece.axis), [])
+                held.append(Placed(piece.index, piece.unit, span.start))
     found: dict[str, list[Axis]] = {}
-    for (tensor, axis), maps in layers.items():
+    for (tensor, axis), held in pieces.items():
+        maps = layered(held, plan.tensors[tensor][axis], plan.n_units)
         found.setdefault(tensor, []).append(Axis(tensor, axis, tuple(m.to(device) for m in maps)))  # type: ignore
     return {tensor: tuple(parts) for tensor, parts in found.items()}
 
 
-def _place(maps: list[Tensor], index: Tensor, unit: Tensor, size: int, nobody: int) -> None:
-    """Write the slice into the first layer that is still free at its positions."""
-    for layer in maps:
-        if bool((layer[index] == nobody).all()):
-            layer[index] = unit
-            return
-    layer = torch.full((size,), nobody, device="cpu")
-    layer[index] = unit
-    maps.append(layer)
+def attribute_units(plan: Plan, *, locked: bool = True) -> dict[tuple[str, str, int | None], list[LongTensor]]:
+    """For each counted attribute (module, name, item) the layers [number of positions] of flat unit numbers.
 
-
-def attribute_units(plan: Plan) -> dict[tuple[str, str, int | None], list[Tensor]]:
-    """For each counted attribute (module, name, item) the layers [number of positions] of flat unit numbers."""
-    found: dict[tuple[str, str, int | None], dict[str, list[Tensor]]] = {}
+    Without ``locked`` those of locked groups are left out.
+    """
+    found: dict[tuple[str, str, int | None], list[Placed]] = {}
     for group, span in plan.spans():
-        for a in group.attributes:
-            entry = found.setdefault((a.module, a.name, a.item), {"index": [], "unit": []})
-            entry["index"].append(as_tensor(a.index))
-            entry["unit"].append(as_tensor(a.unit) + span.start)
-    result: dict[tuple[str, str, int | None], list[Tensor]] = {}
-    for key, entry in found.items():
-        maps: list[Tensor] = []
-        size = 1 + max(int(index.max()) for index in entry["index"])
-        for index, unit in zip(entry["index"], entry["unit"], strict=True):
-            _place(maps, index, unit, size, plan.n_units)
-        result[key] = maps
-    return result
+        for a in group.attributes if locked or group.locked is None else ():
+            found.setdefault((a.module, a.name, a.item), []).append(Placed(a.index, a.unit, span.start))
+    return {key: layered(held, length(p.at for p in held), plan.n_units) for key, held in found.items()}
 
 
 def extend(values: Tensor, neutral: float | bool) -> Tensor:
