@@ -1,9 +1,15 @@
-"""From a selection to a smaller model: compute every new tensor, then commit all of them or nothing."""
+"""From a selection to a smaller model: find every cut and every obstacle, then cut tensor after tensor.
+
+What can fail is done first. Then each tensor is replaced by its smaller self before the next one is touched, so that
+surgery takes no more memory than the model and its largest tensor.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +23,10 @@ from .units import Axis, attribute_units, axes, extend
 _NORMED = ".parametrizations.weight.original1"
 
 
+_CHUNK = 1 << 20
+"""Elements: a tensor that is cut along several axes is cut in pieces of at most so many."""
+
+
 @dataclass(slots=True)
 class _Cut:
     """The positions of one tensor that stay, by axis."""
@@ -24,15 +34,36 @@ class _Cut:
     tensor: Tensor
     kept: dict[int, Tensor]
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """What is left of the shape."""
+        return tuple(len(self.kept[d]) if d in self.kept else n for d, n in enumerate(self.tensor.shape))
+
     def apply(self, tensor: Tensor) -> Tensor:
         """The kept part of a tensor of the original shape, in its memory format."""
-        out = tensor.detach()
-        for axis, index in self.kept.items():
+        (first, rows), *others = sorted(self.kept.items())
+        step = max(1, _CHUNK * tensor.shape[first] // max(1, tensor.numel()))
+        if not others or step >= len(rows):
+            return self._select(tensor.detach(), rows).contiguous(memory_format=_form(tensor))
+        # in pieces: a tensor between the old and the new one would be a third
+        out = torch.empty(self.shape, dtype=tensor.dtype, device=tensor.device, memory_format=_form(tensor))
+        for start, piece in zip(range(0, len(rows), step), rows.split(step), strict=True):
+            out.narrow(first, start, len(piece)).copy_(self._select(tensor.detach(), piece))
+        return out
+
+    def _select(self, values: Tensor, rows: Tensor) -> Tensor:
+        (first, _), *others = sorted(self.kept.items())
+        out = values.index_select(first, rows)
+        for axis, index in others:
             out = out.index_select(axis, index)
-        for form, ndim in ((torch.channels_last, 4), (torch.channels_last_3d, 5)):
-            if tensor.ndim == ndim and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=form):
-                return out.contiguous(memory_format=form)
-        return out.contiguous()
+        return out
+
+
+def _form(tensor: Tensor) -> torch.memory_format:
+    for form, ndim in ((torch.channels_last, 4), (torch.channels_last_3d, 5)):
+        if tensor.ndim == ndim and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=form):
+            return form
+    return torch.contiguous_format
 
 
 def prune_(
@@ -63,20 +94,15 @@ def prune_(
     standins = [name for name in replaceable(model) if any(at == name or at.startswith(f"{name}.") for at in changed)]
     states = _states(optimizer, cuts) if optimizer is not None else []
     rescaled = _weight_norms(cuts, tensors)
-    new = {name: cut.apply(cut.tensor) for name, cut in cuts.items()}
-    new |= {name: value for name, value in rescaled.items() if name not in cuts}
-    new |= {name: cuts[name].apply(value) for name, value in rescaled.items() if name in cuts}
-    grads = {name: _cut_grad(cut) for name, cut in cuts.items() if cut.tensor.grad is not None}
-    new_states = [(state, key, cut.apply(value)) for state, key, value, cut in states]
+    _reserve(cuts)
     replace_(model, standins)
     _write(model, edits)
-    for name, data in new.items():
-        tensors[name].grad = None if name in cuts else tensors[name].grad
-        replace_data(tensors[name], data)
-    for name, grad in grads.items():
-        tensors[name].grad = grad
-    for state, key, value in new_states:
-        state[key] = value
+    for name, value in rescaled.items():
+        tensors[name].data.copy_(value)
+    for name, cut in cuts.items():
+        _commit(tensors[name], cut)
+    for state, key, cut in states:
+        state[key] = cut.apply(state[key])
     _remember(model, plan, selection, edits, set(cuts), standins)
 
 
@@ -90,9 +116,23 @@ def _cuts(plan: Plan, tensors: Mapping[str, Tensor], keep: Tensor) -> dict[str, 
     return cuts
 
 
-def _cut_grad(cut: _Cut) -> Tensor:
-    assert cut.tensor.grad is not None
-    return cut.apply(cut.tensor.grad.to_dense())  # embeddings may have sparse gradients
+def _reserve(cuts: Mapping[str, _Cut]) -> None:
+    """Raise now, while nothing has changed, if the memory for the largest new tensor cannot be had.
+
+    Every later step frees at least as much as it takes.
+    """
+    for device in {cut.tensor.device for cut in cuts.values()}:
+        mine = [cut for cut in cuts.values() if cut.tensor.device == device]
+        largest = max(mine, key=lambda cut: prod(cut.shape) * cut.tensor.element_size())
+        largest.tensor.new_empty(largest.shape)
+
+
+def _commit(tensor: Tensor, cut: _Cut) -> None:
+    """The smaller tensor and its gradient in place of the old ones."""
+    grad = None if tensor.grad is None else cut.apply(tensor.grad.to_dense())  # embeddings may have sparse gradients
+    tensor.grad = None
+    replace_data(tensor, cut.apply(tensor))
+    tensor.grad = grad
 
 
 def _edits(model: nn.Module, plan: Plan, keep: Tensor) -> list[Edit]:
@@ -108,9 +148,7 @@ def _edits(model: nn.Module, plan: Plan, keep: Tensor) -> list[Edit]:
     return edits
 
 
-def _states(
-    optimizer: torch.optim.Optimizer, cuts: Mapping[str, _Cut]
-) -> list[tuple[dict[str, object], str, Tensor, _Cut]]:
+def _states(optimizer: torch.optim.Optimizer, cuts: Mapping[str, _Cut]) -> list[tuple[dict[str, Any], str, _Cut]]:
     """Every entry of the optimizer's state that has the shape of a parameter that is cut."""
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     names = {id(cut.tensor): name for name, cut in cuts.items()}
@@ -135,12 +173,12 @@ def _states(
         state = optimizer.state.get(cut.tensor, {})
         for key, value in state.items():
             if isinstance(value, Tensor) and value.numel() > 1:
-                found.append((state, key, value, cut))
+                found.append((state, key, cut))
     return found
 
 
 def _weight_norms(cuts: Mapping[str, _Cut], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Magnitudes of weight-normalised layers, so that the weights that stay are what they were.
+    """Magnitudes of weight-normalised layers, before their own cut, so that the weights that stay are what they were.
 
     weight = g * v / ||v||: without its removed inputs v is shorter, and g shrinks in proportion.
     """

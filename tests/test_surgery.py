@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from toy import Toy, toy_plan
 
 import etp_graph as etp
+from etp_graph import surgery
 from etp_graph.plan import named_tensors
 from etp_graph.units import axes, extend
 from etp_graph.verify import randomize_
@@ -229,3 +230,27 @@ def test_removing_zero_units_changes_nothing() -> None:
         etp.prune_(model, plan, etp.Selection.from_flat(plan, keep))
         after = model(x)
     assert float((before - after).abs().max() / before.abs().max()) < 1e-5
+
+
+@pytest.mark.parametrize("form", [torch.contiguous_format, torch.channels_last])
+def test_cutting_in_pieces_is_cutting(form: torch.memory_format, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(surgery, "_CHUNK", 8)
+    torch.manual_seed(0)
+    tensor = torch.randn(7, 5, 3, 2).to(memory_format=form)
+    kept = {0: torch.tensor([0, 2, 3, 6]), 1: torch.tensor([1, 4]), 3: torch.tensor([1])}
+    cut = surgery._Cut(tensor, kept)
+    found = cut.apply(tensor)
+    assert torch.equal(found, tensor[kept[0]][:, kept[1]][..., kept[3]]) and tuple(found.shape) == cut.shape
+    assert found.is_contiguous(memory_format=form)
+
+
+def test_without_memory_nothing_has_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def out_of_memory(cuts: object) -> None:
+        raise MemoryError("no room for the largest tensor")
+
+    model, plan = randomized(), toy_plan()
+    before = state_of(model)
+    monkeypatch.setattr(surgery, "_reserve", out_of_memory)
+    with pytest.raises(MemoryError):
+        etp.prune_(model, plan, some_selection(plan))
+    assert same(before, state_of(model)) and model.conv1.out_channels == 8
