@@ -2,7 +2,7 @@
 
 Large products put out zeros instead. What is computed from them is *hollow*, and nothing may depend on its values:
 where Python code, an index or a comparison would, :class:`NeedsValues` ends the run, which starts again with all
-arithmetic.
+arithmetic. Parameters on the meta device have no values at all: what they make of inputs on the CPU is hollow, too.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from . import layers
@@ -47,9 +47,34 @@ class Hollow:
             out = _shaped(func, args, kwargs)
             self._mark(out)
             return out
-        out = func(*args, **kwargs)
+        out = self.run(func, args, kwargs, (*args, *kwargs.values()))
         if self._tensors:
             self.follow(func.__name__, [*args, *kwargs.values()], [out])
+        return out
+
+    def run(
+        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], values: Sequence[Any]
+    ) -> Any:
+        """The result of a call; zeros, if tensors on the meta device meet others (or are copied to another device).
+
+        Args:
+            func, args, kwargs: the call.
+            values: its arguments, among them all its tensors.
+        """
+        tensors = [value for value in values if isinstance(value, Tensor)]
+        device = next((t.device for t in tensors if not t.is_meta), kwargs.get("device"))
+        if not any(t.is_meta for t in tensors) or device is None or torch.device(device).type == "meta":
+            return func(*args, **kwargs)
+        on_meta = {key: "meta" if key == "device" else tree_map(_meta, value) for key, value in kwargs.items()}
+        with torch._C._DisableTorchDispatch():
+            out = func(*tree_map(_meta, args), **on_meta)
+        schema = getattr(func, "_schema", None)
+        if schema is not None and schema.is_mutable and not args[0].is_meta:
+            out = args[0]  # in place
+        out = tree_map(lambda t: torch.zeros_like(t, device=device) if isinstance(t, Tensor) and t.is_meta else t, out)
+        for made in tree_leaves(out):
+            if isinstance(made, Tensor):
+                self._mark(made)
         return out
 
     def follow(self, name: str, values: Sequence[Any], outs: Sequence[Any]) -> None:

@@ -90,11 +90,12 @@ class Operators(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        out = func(*args, **kwargs)
+        tensors = found_in((args, kwargs))
+        out = self.trackers.hollow.run(func, args, kwargs, tensors)
         if not self.trackers.paused:
             self.trackers.paused = True
             try:
-                seen = Operation.of(func, args, kwargs, out)
+                seen = Operation.of(func, args, kwargs, out, tensors)
                 self.trackers.hollow.follow(seen.name, seen.tensors, seen.outs)
                 self.trackers.each(lambda tracker: Follower(tracker, seen).follow())
             finally:
@@ -117,12 +118,12 @@ class Operation:
     followed: bool
 
     @classmethod
-    def of(cls, func: Any, args: Any, kwargs: Any, out: Any) -> Operation:
+    def of(cls, func: Any, args: Any, kwargs: Any, out: Any, tensors: list[Tensor]) -> Operation:
         """From the call and its result."""
         name = func._overloadpacket.__name__
         pointwise = torch.Tag.pointwise in func.tags or name.rstrip("_") in ELEMENTWISE or name in ELEMENTWISE
         followed = pointwise or name in FOLLOWED
-        return cls(func, name, args, kwargs, out, found_in((args, kwargs)), found_in(out), pointwise, followed)
+        return cls(func, name, args, kwargs, out, tensors, found_in(out), pointwise, followed)
 
 
 @dataclass(frozen=True, slots=True)

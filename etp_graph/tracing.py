@@ -70,7 +70,7 @@ def trace(
             try:
                 plan = _plan(model, example_inputs, patterns, compute=False)
             except (NeedsValues, *_MODEL_ERRORS):  # whatever is the model's own error is raised again
-                plan = _plan(model, example_inputs, patterns)
+                plan = _computed(model, example_inputs, patterns)
         plan = replace(plan, groups=restrict(plan.groups, kinds))
         _require_prunable(plan)
         if check is True:
@@ -84,6 +84,17 @@ def trace(
     if "heads" in kinds:
         warn_about_attention(model, plan)
     return plan
+
+
+def _computed(model: nn.Module, example_inputs: Any, patterns: Sequence[str]) -> Plan:
+    """The plan of a forward that computes everything."""
+    try:
+        return _plan(model, example_inputs, patterns)
+    except NeedsValues as error:
+        raise PlanError(
+            f"the forward uses values that parameters on the meta device cannot give ({error}): trace the model on a "
+            "real device."
+        ) from None
 
 
 def _plan(model: nn.Module, example_inputs: Any, ignore: Sequence[str], *, compute: bool = True) -> Plan:

@@ -153,3 +153,38 @@ def test_the_order_in_which_tables_are_read_changes_nothing() -> None:
     torch.manual_seed(0)
     plans = [etp.trace(Tables(order), torch.randn(2, 3), check=False) for order in (("p", "q"), ("q", "p"))]
     assert plans[0].fingerprint == plans[1].fingerprint
+
+
+class Scaled(nn.Module):
+    """An embedding, a computed scale, positions that depend on values of the input, and a copy from the meta device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.inner, self.last = nn.Embedding(11, 6), nn.Linear(6, 8), nn.Linear(8, 3)
+        self.scale = nn.Parameter(torch.rand(8))
+        self.register_buffer("shift", torch.rand(8))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        length = int((ids > 0).sum())
+        x = self.inner(self.table(ids[:length])) * (1 + self.scale)
+        out: Tensor = self.last(x.relu_() + self.shift.to(ids.device))  # type: ignore[operator]
+        return out
+
+
+def test_a_model_on_the_meta_device_has_the_plan_of_the_real_one() -> None:
+    ids = torch.tensor([1, 5, 7, 0])
+    real = etp.trace(Scaled(), ids, check=False)
+    with torch.device("meta"):
+        model = Scaled()
+    plan = etp.trace(model, ids)
+    assert all(parameter.is_meta for parameter in model.parameters())
+    assert plan.groups[0].kind == real.groups[0].kind and plan.ops == real.ops
+    names = [[(s.tensor, s.axis, s.index) for s in group.slices] for group in plan.groups]
+    assert names == [[(s.tensor, s.axis, s.index) for s in group.slices] for group in real.groups]
+
+
+def test_values_that_parameters_on_the_meta_device_cannot_give() -> None:
+    with torch.device("meta"):
+        model = Branch("item")
+    with pytest.raises(etp.PlanError, match=r"meta device.*real device"):
+        etp.trace(model, torch.randn(BATCH, WIDTH))

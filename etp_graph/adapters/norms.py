@@ -95,10 +95,12 @@ def _takes_one(module: nn.Module) -> bool:
 def _matching(module: nn.Module, n_parameters: int) -> type[nn.Module] | None:
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.default_generator.manual_seed(0)
-        probe = copy.deepcopy(module).cpu().float()
+        probe = copy.deepcopy(module)
+        meta = any(tensor.is_meta for tensor in (*probe.parameters(), *probe.buffers()))
+        probe = (probe.to_empty(device="cpu") if meta else probe.cpu()).float()
         for parameter in probe.parameters():
-            parameter.copy_(torch.rand(parameter.shape) + 0.5)
-        x = torch.randn(3, 5, next(probe.parameters()).numel())
+            parameter.copy_(torch.rand(parameter.shape, device="cpu") + 0.5)
+        x = torch.randn(3, 5, next(probe.parameters()).numel(), device="cpu")
         want = _call(probe, x)
         if want is None:
             return None
