@@ -18,6 +18,7 @@ from .forward import evaluating, outputs, preserved_rng, run, slow_path
 from .plan import Group, Plan, named_tensors
 from .tracker import Tracker
 from .verify import lock_what_fails
+from .wrappers import plain_forward, require_bare
 
 CHECK_LIMIT = 400_000_000
 """``check="auto"`` runs the check on models of at most this many parameters."""
@@ -57,13 +58,14 @@ def trace(
             is compiled.
         Exception: whatever the model itself raises on the example inputs.
     """
+    require_bare(model)
     if type(model).__name__ == "OptimizedModule":
         raise PlanError("the model is compiled; trace the original module (model._orig_mod) and compile it afterwards.")
     if not any(True for _ in named_tensors(model)):
         raise PlanError("the model has no parameters: there is nothing to prune.")
     kinds = chosen(prune)
     with torch.inference_mode(False):  # inference mode hides operators, and copies made in it cannot be pruned
-        with standing_in(model), slow_path():
+        with plain_forward(model), standing_in(model), slow_path():
             plan = _plan(model, example_inputs, [ignore] if isinstance(ignore, str) else ignore)
         plan = replace(plan, groups=restrict(plan.groups, kinds))
         _require_prunable(plan)
