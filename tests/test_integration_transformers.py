@@ -161,7 +161,7 @@ def test_the_best_model_is_one_from_after_surgery(tmp_path: Path) -> None:
     model = build("cnn")
     run = saving(tmp_path, callback(), name="cnn", model=model, eval_strategy="steps", eval_steps=1,
                  load_best_model_at_end=True, metric_for_best_model="step", evaluate=MODELS["cnn"][1](4))  # fmt: skip
-    # The metric falls with every step, so the first model is the best of all, and the first after surgery the best there.
+    # The metric falls with every step: the first model is the best of all, the first after surgery the best there.
     run.evaluate = lambda *a, **k: {"eval_step": float(-run.state.global_step)}
     run.args.greater_is_better = True
     run.train()
@@ -174,7 +174,7 @@ def test_a_checkpoint_of_other_shapes_is_refused_with_a_remedy(tmp_path: Path) -
     run.train()
     for step in (1, STEPS):
         again = saving(tmp_path / "again", callback(), name="cnn")
-        with pytest.raises(etp.CheckpointError, match="callback.resume"):
+        with pytest.raises(etp.CheckpointError, match=r"callback\.resume"):
             again.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{step}"))
     other = saving(tmp_path / "other", callback(speed_up=3), name="cnn")
     other.train()
