@@ -1,0 +1,110 @@
+"""What each process of the tests of DDP does; a module of its own, because spawned processes import it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel as DDP
+
+import etp_graph as etp
+from etp_graph import distributed, methods
+
+STEPS, PRUNE, BATCH = 6, 3, 8
+
+
+def build() -> nn.Module:
+    torch.manual_seed(1)
+    return nn.Sequential(
+        nn.Conv2d(2, 8, 3), nn.GELU(), nn.Conv2d(8, 6, 3), nn.GELU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(6, 4),
+    ).double()  # fmt: skip
+
+
+def data() -> list[tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(2)
+    return [(torch.randn(BATCH, 2, 8, 8, generator=generator, dtype=torch.float64),
+             torch.randint(4, (BATCH,), generator=generator)) for _ in range(STEPS)]  # fmt: skip
+
+
+def train(rank: int, size: int, mode: str, optimizer: str) -> tuple[nn.Module, dict[str, Tensor]]:
+    """The model after all steps, and a copy of its state before surgery; ``size`` 1: one process, the whole batch."""
+    method = replace(methods.get("etp"), beta=0.03, mode=mode)
+    model = build()
+    if rank:  # DDP sends rank 0's weights to the others
+        nn.init.zeros_(model[0].weight)
+    runner: nn.Module = DDP(model) if size > 1 else model
+    held = (torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9) if optimizer == "sgd"
+            else torch.optim.AdamW(model.parameters(), lr=0.01))  # fmt: skip
+    plan = etp.trace(model, data()[0][0][:1])
+    force = method.regularizer(model, plan)
+    assert force is not None
+    force.attach(held)
+    before: dict[str, Tensor] = {}
+    for step, (x, y) in enumerate(data(), 1):
+        part = slice(rank * BATCH // size, (rank + 1) * BATCH // size)
+        nn.functional.cross_entropy(runner(x[part]), y[part]).backward()
+        held.step()
+        held.zero_grad()
+        if step == PRUNE:
+            before = {key: value.clone() for key, value in model.state_dict().items()}
+            selection = None
+            if rank == 0:
+                scores = method.scores(model, plan, regularizer=force)
+                selection = etp.allocate(model, plan, scores, budget=etp.Budget(speed_up=2))
+            force.detach()
+            if size > 1:
+                distributed.prune_(model, plan, selection, optimizer=held)
+                assert isinstance(runner, DDP)
+                runner = distributed.rewrap(runner)
+            else:
+                assert selection is not None
+                etp.prune_(model, plan, selection, optimizer=held)
+    return model, before
+
+
+def start(rank: int, size: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=size)
+
+
+def training(rank: int, size: int, folder: str, runs: list[tuple[str, str]]) -> None:
+    """Train, and leave the states behind."""
+    start(rank, size, folder)
+    for mode, optimizer in runs:
+        model, before = train(rank, size, mode, optimizer)
+        torch.save((before, model.state_dict()), Path(folder) / f"{mode}-{optimizer}-{rank}.pt")
+    dist.destroy_process_group()
+
+
+def refusals(rank: int, size: int, folder: str) -> None:
+    """Every mistake of one rank is an error on all of them, and changes no model."""
+    start(rank, size, folder)
+    said = []
+
+    def attempt(model: nn.Module, *arguments: Any, **options: Any) -> None:
+        try:
+            distributed.prune_(model, *arguments, **options)
+        except etp.EtpError as error:
+            said.append(f"{type(error).__name__}: {error}")
+        else:
+            said.append("no error")
+
+    model = build()
+    plan = etp.trace(model, data()[0][0][:1])
+    half = etp.Selection({"0": torch.arange(8) < 4})  # type: ignore[dict-item]
+    attempt(DDP(model), plan, half)
+    attempt(model, plan.lock({"2": "not here"}) if rank == 1 else plan, half)
+    attempt(model, plan, None if rank == 0 else half)
+    attempt(model, plan, etp.Selection({"0": torch.arange(8) < 0}))  # type: ignore[dict-item]
+    assert {key: value.shape for key, value in model.state_dict().items()} == {
+        key: value.shape for key, value in build().state_dict().items()
+    }
+    stranger = torch.optim.SGD(nn.Linear(2, 2).parameters())
+    attempt(model, plan, half, optimizer=stranger if rank == 1 else None)
+    torch.save(said, Path(folder) / f"said-{rank}.pt")
+    dist.destroy_process_group()
