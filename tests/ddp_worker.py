@@ -31,13 +31,13 @@ def data() -> list[tuple[Tensor, Tensor]]:
              torch.randint(4, (BATCH,), generator=generator)) for _ in range(STEPS)]  # fmt: skip
 
 
-def train(rank: int, size: int, mode: str, optimizer: str) -> tuple[nn.Module, dict[str, Tensor]]:
+def train(rank: int, size: int, mode: str, optimizer: str, group: Any = None) -> tuple[nn.Module, dict[str, Tensor]]:
     """The model after all steps, and a copy of its state before surgery; ``size`` 1: one process, the whole batch."""
     method = replace(methods.get("etp"), beta=0.03, mode=mode)
     model = build()
     if rank:  # DDP sends rank 0's weights to the others
         nn.init.zeros_(model[0].weight)
-    runner: nn.Module = DDP(model) if size > 1 else model
+    runner: nn.Module = DDP(model, process_group=group) if size > 1 else model
     held = (torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9) if optimizer == "sgd"
             else torch.optim.AdamW(model.parameters(), lr=0.01))  # fmt: skip
     plan = etp.trace(model, data()[0][0][:1])
@@ -58,7 +58,7 @@ def train(rank: int, size: int, mode: str, optimizer: str) -> tuple[nn.Module, d
                 selection = etp.allocate(model, plan, scores, budget=etp.Budget(speed_up=2))
             force.detach()
             if size > 1:
-                distributed.prune_(model, plan, selection, optimizer=held)
+                distributed.prune_(model, plan, selection, optimizer=held, group=group)
                 assert isinstance(runner, DDP)
                 runner = distributed.rewrap(runner)
             else:
@@ -67,28 +67,28 @@ def train(rank: int, size: int, mode: str, optimizer: str) -> tuple[nn.Module, d
     return model, before
 
 
-def start(rank: int, size: int, folder: str) -> None:
+def work(rank: int, size: int, folder: str, runs: list[tuple[str, str]]) -> None:
+    """Train on all ranks, then on two, then make mistakes; leave what came of it behind."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=size)
-
-
-def training(rank: int, size: int, folder: str, runs: list[tuple[str, str]]) -> None:
-    """Train, and leave the states behind."""
-    start(rank, size, folder)
-    for mode, optimizer in runs:
-        model, before = train(rank, size, mode, optimizer)
-        torch.save((before, model.state_dict()), Path(folder) / f"{mode}-{optimizer}-{rank}.pt")
+    two = dist.new_group([0, 1])
+    for n, group in ((size, None), (2, two)):
+        for mode, optimizer in runs if rank < n else ():
+            model, before = train(rank, n, mode, optimizer, group)
+            torch.save((before, model.state_dict()), Path(folder) / f"{mode}-{optimizer}-{rank}-of-{n}.pt")
+    if rank < 2:
+        torch.save(refusals(rank, two), Path(folder) / f"said-{rank}.pt")
+    dist.barrier()
     dist.destroy_process_group()
 
 
-def refusals(rank: int, size: int, folder: str) -> None:
-    """Every mistake of one rank is an error on all of them, and changes no model."""
-    start(rank, size, folder)
+def refusals(rank: int, group: Any) -> list[str]:
+    """What is said about mistakes of one rank."""
     said = []
 
     def attempt(model: nn.Module, *arguments: Any, **options: Any) -> None:
         try:
-            distributed.prune_(model, *arguments, **options)
+            distributed.prune_(model, *arguments, **options, group=group)
         except etp.EtpError as error:
             said.append(f"{type(error).__name__}: {error}")
         else:
@@ -97,7 +97,7 @@ def refusals(rank: int, size: int, folder: str) -> None:
     model = build()
     plan = etp.trace(model, data()[0][0][:1])
     half = etp.Selection({"0": torch.arange(8) < 4})  # type: ignore[dict-item]
-    attempt(DDP(model), plan, half)
+    attempt(DDP(model, process_group=group), plan, half)
     attempt(model, plan.lock({"2": "not here"}) if rank == 1 else plan, half)
     attempt(model, plan, None if rank == 0 else half)
     attempt(model, plan, etp.Selection({"0": torch.arange(8) < 0}))  # type: ignore[dict-item]
@@ -106,5 +106,4 @@ def refusals(rank: int, size: int, folder: str) -> None:
     }
     stranger = torch.optim.SGD(nn.Linear(2, 2).parameters())
     attempt(model, plan, half, optimizer=stranger if rank == 1 else None)
-    torch.save(said, Path(folder) / f"said-{rank}.pt")
-    dist.destroy_process_group()
+    return said

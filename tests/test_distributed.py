@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from ddp_worker import build, data, refusals, train, training
+from ddp_worker import build, data, train, work
 from torch import nn
 from torch.nn.parallel import DataParallel
 
@@ -19,11 +19,22 @@ RUNS = [("prox", "sgd"), ("gradient", "adam")]
 pytestmark = pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo")
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What four processes left behind. A server that has imported everything is forked for each of them."""
+    where = tmp_path_factory.mktemp("ddp")
+    method = "forkserver" if "forkserver" in mp.get_all_start_methods() else "spawn"
+    if method == "forkserver":
+        mp.get_context(method).set_forkserver_preload(["torch._dynamo", "ddp_worker"])
+    mp.start_processes(work, (4, str(where), RUNS), nprocs=4, start_method=method)
+    return where
+
+
 @pytest.mark.parametrize("size", [2, 4])
-def test_ranks_are_equal_bit_for_bit_and_equal_to_one_process(size: int, tmp_path: Path) -> None:
-    mp.spawn(training, (size, str(tmp_path), RUNS), nprocs=size)
+def test_ranks_are_equal_bit_for_bit_and_equal_to_one_process(size: int, folder: Path) -> None:
     for mode, optimizer in RUNS:
-        states = [torch.load(tmp_path / f"{mode}-{optimizer}-{rank}.pt", weights_only=True) for rank in range(size)]
+        files = [folder / f"{mode}-{optimizer}-{rank}-of-{size}.pt" for rank in range(size)]
+        states = [torch.load(file, weights_only=True) for file in files]
         model, before = train(0, 1, mode, optimizer)
         for part, alone in enumerate((before, model.state_dict())):
             for key, value in alone.items():
@@ -32,9 +43,8 @@ def test_ranks_are_equal_bit_for_bit_and_equal_to_one_process(size: int, tmp_pat
         assert sum(p.numel() for p in model.parameters()) < sum(p.numel() for p in build().parameters())
 
 
-def test_a_mistake_of_one_rank_is_an_error_on_all(tmp_path: Path) -> None:
-    mp.spawn(refusals, (2, str(tmp_path)), nprocs=2)
-    said = [torch.load(tmp_path / f"said-{rank}.pt", weights_only=True) for rank in range(2)]
+def test_a_mistake_of_one_rank_is_an_error_on_all(folder: Path) -> None:
+    said = [torch.load(folder / f"said-{rank}.pt", weights_only=True) for rank in range(2)]
     assert said[0] == said[1]
     expected = ["wrapped in DistributedDataParallel", "plan of rank 1 is another", "rank 0 has no selection",
                 "SelectionError", "rank 1: the optimizer does not hold"]  # fmt: skip
