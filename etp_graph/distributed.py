@@ -17,7 +17,6 @@ from torch.optim import Optimizer
 from .errors import EtpError, PlanError
 from .plan import Plan, Selection
 from .surgery import prune_ as prune_here_
-from .wrappers import require_bare
 
 Group = dist.ProcessGroup
 
@@ -52,7 +51,7 @@ def prune_(
     """
     if not dist.is_available() or not dist.is_initialized():
         raise PlanError("there is no process group: call init_process_group first, or use etp_graph.prune_.")
-    reason = _attempt(lambda: (require_bare(model), plan.check(model)))
+    reason = _attempt(lambda: plan.check(model))
     found = _gather((reason, plan.fingerprint), group)
     _raise_first([reason for reason, _ in found], "No model was changed.")
     odd = [rank for rank, (_, fingerprint) in enumerate(found) if fingerprint != found[0][1]]
@@ -71,7 +70,8 @@ def prune_(
 def rewrap(wrapped: DistributedDataParallel, **options: Any) -> DistributedDataParallel:
     """A new wrapper of the same model with the same process group and options, after surgery. Every rank calls this.
 
-    The old wrapper lets go of the parameters and must not be used any more. Communication hooks are not taken over.
+    The old wrapper lets go of the parameters and must not be used any more. Communication hooks and sizes of buckets
+    are not taken over.
 
     Args:
         wrapped: the wrapper from before surgery, whose reducer holds the old shapes.
@@ -83,9 +83,10 @@ def rewrap(wrapped: DistributedDataParallel, **options: Any) -> DistributedDataP
     if not isinstance(wrapped, DistributedDataParallel):
         raise PlanError(f"expected a DistributedDataParallel, got {type(wrapped).__name__}: pass the old wrapper.")
     wrapped._remove_autograd_hooks()  # of parameters that surgery did not touch
+    buffers = "forward_sync_buffers" if hasattr(wrapped, "forward_sync_buffers") else "broadcast_buffers"
     kept = {
         "device_ids": wrapped.device_ids, "output_device": wrapped.output_device, "dim": wrapped.dim,
-        "process_group": wrapped.process_group, "broadcast_buffers": wrapped.broadcast_buffers,
+        "process_group": wrapped.process_group, buffers: getattr(wrapped, buffers),
         "find_unused_parameters": wrapped.find_unused_parameters, "static_graph": wrapped.static_graph,
         "gradient_as_bucket_view": wrapped.gradient_as_bucket_view, "mixed_precision": wrapped.mixed_precision,
     }  # fmt: skip

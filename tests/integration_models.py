@@ -40,12 +40,12 @@ def bert() -> nn.Module:
     ))  # fmt: skip
 
 
-def llama(*, tied: bool = True) -> nn.Module:
-    """Four heads that share two keys and values."""
+def llama() -> nn.Module:
+    """Four heads that share two keys and values; the output is tied to the embedding."""
     transformers = pytest.importorskip("transformers")
     return transformers.LlamaForCausalLM(transformers.LlamaConfig(
         vocab_size=30, hidden_size=16, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        intermediate_size=24, max_position_embeddings=16, tie_word_embeddings=tied,
+        intermediate_size=24, max_position_embeddings=16, tie_word_embeddings=True,
         use_cache=False,  # as the trainer sets it; a cache is an output, which would lock the heads
     ))  # fmt: skip
 

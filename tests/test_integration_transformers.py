@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -152,8 +153,6 @@ def test_autocast_changes_neither_the_plan_nor_the_surgery(tmp_path: Path) -> No
         assert pruning.plan == etp.trace(build(name), example(name))
         assert "_original_forward" in model.__dict__  # the casts of accelerate are still there
         assert all(p.dtype == torch.float32 for p in model.parameters())
-        dead = run.losses
-        assert len(dead) == STEPS
         assert get_record(model).selections == (pruning.selection.to_json(),)  # type: ignore[union-attr]
 
 
@@ -182,6 +181,15 @@ def test_a_checkpoint_of_other_shapes_is_refused_with_a_remedy(tmp_path: Path) -
         callback().resume(other.model, tmp_path / f"checkpoint-{STEPS}")
     with pytest.raises(etp.CheckpointError, match="cut in another way"):
         callback().resume(other.model, tmp_path / "checkpoint-1")
+    unknown = saving(tmp_path / "unknown", name="cnn")
+    unknown.add_callback(callback())  # too late for the guard
+    with pytest.raises(etp.CheckpointError, match="is unknown"):
+        unknown.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    forgotten = callback()
+    anew = saving(tmp_path / "anew", forgotten, name="cnn")
+    forgotten.resume(anew.model, tmp_path / "checkpoint-1")
+    with pytest.raises(etp.CheckpointError, match="later checkpoint"):
+        anew.train()
     with pytest.raises(etp.CheckpointError, match=r"holds no etp_graph\.safetensors"):
         callback().resume(build("cnn"), tmp_path)
     file = tmp_path / "checkpoint-1" / "etp_graph.safetensors"
@@ -208,6 +216,32 @@ def test_what_cannot_work_is_refused_before_training(tmp_path: Path) -> None:
         with pytest.raises(error):
             run.train()
         assert same(model, build("cnn"))
+
+
+def test_a_method_without_a_force_and_a_model_made_by_the_trainer(tmp_path: Path) -> None:
+    options = {"method": etp.methods.get("l1")}
+    whole = saving(tmp_path / "whole", callback(**options), name="cnn")
+    whole.model_init = partial(build, "cnn")
+    whole.create_optimizer = partial(_new_optimizer, whole)
+    whole.train()
+    for step in (1, PRUNE):
+        pruning = callback(**options)
+        again = saving(tmp_path / "again", pruning, name="cnn")
+        checkpoint = tmp_path / "whole" / f"checkpoint-{step}"
+        again.model_init = partial(_resumed, pruning, checkpoint)
+        again.create_optimizer = partial(_new_optimizer, again)
+        again.train(resume_from_checkpoint=str(checkpoint))
+        assert same(again.model, whole.model)
+
+
+def _resumed(pruning: PruningCallback, checkpoint: Path) -> nn.Module:
+    return pruning.resume(build("cnn"), checkpoint)
+
+
+def _new_optimizer(run: Any) -> Any:
+    run.optimizer = optimizer_of(run.model)
+    run.lr_scheduler = schedule_of(run.optimizer)
+    return run.optimizer
 
 
 def test_training_that_stops_before_surgery_warns(tmp_path: Path) -> None:

@@ -83,9 +83,10 @@ class PruningCallback(Pruning, TrainerCallback):
                 f"the trainer runs {what}, and this callback prunes in one process without a search: write the loop by "
                 "hand, with etp_graph.distributed.prune_ where there are several processes."
             )
-        if state.global_step and not self.resumed:
+        if bool(state.global_step) != self.resumed:
+            what = "is unknown" if state.global_step else "was read from a later checkpoint"
             raise CheckpointError(
-                f"training goes on after step {state.global_step}, and the state of the pruning is unknown: call "
+                f"training begins after step {state.global_step}, and the state of the pruning {what}: call "
                 "callback.resume(trainer.model, checkpoint) before trainer.train(resume_from_checkpoint=checkpoint)."
             )
         self.begin(
