@@ -52,7 +52,8 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, overwrite: bool = Fa
             the model holds what safetensors cannot store (meta, sharded, sparse or quantized tensors, extra state).
     """
     folder = Path(path).absolute()
-    stored, aliases = _contents(model)
+    tensors, aliases = _contents(model)
+    stored = {name: _storable(tensor) for name, tensor in tensors.items()}
     with _storage_errors(folder):
         _recover(folder)
         _check_target(folder, overwrite)
@@ -76,7 +77,8 @@ def save_into(model: nn.Module, folder: str | os.PathLike[str]) -> None:
         CheckpointError: it cannot be written, or the model holds what safetensors cannot store.
     """
     target = Path(folder).absolute()
-    stored, aliases = _contents(model)
+    tensors, aliases = _contents(model)
+    stored = {name: _storable(tensor) for name, tensor in tensors.items()}
     with _storage_errors(target), TemporaryDirectory(dir=target, prefix=".etp-") as temporary:
         _write(Path(temporary), stored, get_record(model), aliases)
         for name in (WEIGHTS_FILE, MANIFEST_FILE):
@@ -91,13 +93,18 @@ def describe(model: nn.Module) -> Manifest:
 
 
 def _contents(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """What is stored, and further names of tied tensors."""
+    """The tensors that are stored, as they are in the model, and further names of tied ones."""
     check_supported(model)
     record, tensors, persistent = get_record(model), all_tensors(model), persistent_names(model)
     names = [name for name in tensors if name in persistent or name in record.tensors]
     _check_record(model, record, names)
     first = first_names(tensors, names)
-    stored = {name: _storable(name, tensors[name]) for name in names if first[name] == name}
+    stored = {name: tensors[name] for name in names if first[name] == name}
+    for name, tensor in stored.items():
+        if tensor.is_meta or str(tensor.dtype).removeprefix("torch.") not in DTYPES:
+            raise CheckpointError(
+                f"{name} ({tensor.dtype} on {tensor.device}) cannot be stored; convert or materialise it."
+            )
     return stored, {name: first[name] for name in names if first[name] != name}
 
 
@@ -143,12 +150,8 @@ def _check_record(model: nn.Module, record: Record, names: list[str]) -> None:
             raise CheckpointError(f"{where} is {now}, surgery left {edit.value}: undo what changed it before saving.")
 
 
-def _storable(name: str, tensor: Tensor) -> Tensor:
+def _storable(tensor: Tensor) -> Tensor:
     """The values in their own contiguous memory on the CPU, without a copy where that is so already."""
-    if tensor.is_meta or str(tensor.dtype).removeprefix("torch.") not in DTYPES:
-        raise CheckpointError(
-            f"{name} ({tensor.dtype} on {tensor.device}) cannot be stored; convert or materialise it."
-        )
     plain = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
     alone = plain.untyped_storage().nbytes() == plain.numel() * plain.element_size()
     return plain if alone else plain.clone()  # the file format refuses tensors that share memory
