@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -76,10 +78,46 @@ def work(rank: int, size: int, folder: str, runs: list[tuple[str, str]]) -> None
         for mode, optimizer in runs if rank < n else ():
             model, before = train(rank, n, mode, optimizer, group)
             torch.save((before, model.state_dict()), Path(folder) / f"{mode}-{optimizer}-{rank}-of-{n}.pt")
+    if importlib.util.find_spec("lightning"):
+        torch.save(by_lightning(rank, size), Path(folder) / f"lightning-{rank}.pt")
     if rank < 2:
         torch.save(refusals(rank, two), Path(folder) / f"said-{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()
+
+
+def by_lightning(rank: int, size: int) -> dict[str, Tensor]:
+    """The state after the same training by Lightning, in the group that is there."""
+    import lightning.pytorch as pl
+
+    from etp_graph.integrations.lightning import PruningCallback
+
+    class Lit(pl.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = build()
+
+        def training_step(self, batch: Any, index: int) -> Tensor:
+            return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
+
+    os.environ |= {"TORCHELASTIC_RUN_ID": "x", "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size),
+                   "LOCAL_WORLD_SIZE": str(size), "GROUP_RANK": "0"}  # fmt: skip
+    x, y = (torch.cat(parts) for parts in zip(*data(), strict=True))
+    dataset = torch.utils.data.TensorDataset(x, y)
+    sampler = torch.utils.data.DistributedSampler(dataset, num_replicas=size, rank=rank, shuffle=False)
+    loader = torch.utils.data.DataLoader(dataset, batch_size=BATCH // size, sampler=sampler)
+    method = replace(methods.get("etp"), beta=0.03)
+    pruning = PruningCallback(x[:1], module="net", speed_up=2, prune_at=PRUNE, method=method)
+    model = Lit()
+    pl.Trainer(
+        accelerator="cpu", strategy="ddp", devices=size, max_epochs=1, callbacks=[pruning], logger=False,
+        use_distributed_sampler=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+    ).fit(model, loader)  # fmt: skip
+    return dict(model.net.state_dict())
 
 
 def refusals(rank: int, group: Any) -> list[str]:

@@ -25,7 +25,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     where = tmp_path_factory.mktemp("ddp")
     method = "forkserver" if "forkserver" in mp.get_all_start_methods() else "spawn"
     if method == "forkserver":
-        mp.get_context(method).set_forkserver_preload(["torch._dynamo", "ddp_worker"])
+        mp.get_context(method).set_forkserver_preload(["torch._dynamo", "lightning.pytorch", "ddp_worker"])
     mp.start_processes(work, (4, str(where), RUNS), nprocs=4, start_method=method)
     return where
 
@@ -41,6 +41,15 @@ def test_ranks_are_equal_bit_for_bit_and_equal_to_one_process(size: int, folder:
                 assert all(torch.equal(state[part][key], states[0][part][key]) for state in states)
                 torch.testing.assert_close(states[0][part][key], value, rtol=0, atol=1e-12)
         assert sum(p.numel() for p in model.parameters()) < sum(p.numel() for p in build().parameters())
+
+
+def test_lightning_on_four_ranks_does_what_one_process_does(folder: Path) -> None:
+    pytest.importorskip("lightning")
+    states = [torch.load(folder / f"lightning-{rank}.pt", weights_only=True) for rank in range(4)]
+    model, _ = train(0, 1, "prox", "sgd")
+    for key, value in model.state_dict().items():
+        assert all(torch.equal(state[key], states[0][key]) for state in states)
+        torch.testing.assert_close(states[0][key], value, rtol=0, atol=1e-12)
 
 
 def test_a_mistake_of_one_rank_is_an_error_on_all(folder: Path) -> None:

@@ -12,6 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
 
+from .. import distributed
 from ..allocate import allocate
 from ..budget import Budget
 from ..compress import budget_of
@@ -96,13 +97,22 @@ class Pruning:
         self._saved: Mapping[str, Any] | None = None
         self._model: nn.Module | None = None
         self._optimizer: Optimizer | None = None
+        self._together = False
 
     def begin(
-        self, model: nn.Module, optimizer: Optimizer, *, done: int = 0, total: int | None, per_epoch: int | None
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        *,
+        done: int = 0,
+        total: int | None,
+        per_epoch: int | None,
+        together: bool = False,
     ) -> None:
         """Training begins, or goes on after ``done`` optimizer steps, of ``total`` ones.
 
-        Everything that surgery would stumble over is found out here.
+        Everything that surgery would stumble over is found out here. ``together``: all processes of the default group
+        train this model, and rank 0 says what goes.
 
         Raises:
             ForceError: surgery would not take place within training, or the optimizer cannot be attached.
@@ -111,7 +121,7 @@ class Pruning:
         """
         require_bare(model)
         self._release()
-        self._model, self._optimizer = model, optimizer
+        self._model, self._optimizer, self._together = model, optimizer, together
         saved, self._saved = self._saved, None
         self.prune_step = step = resolve(self.prune_at, total=total, per_epoch=per_epoch)
         self._begun, self._cut = (int(saved["begun"]), str(saved["cut"])) if saved else (done, "")
@@ -148,7 +158,10 @@ class Pruning:
             )
         scores = self.method.scores(self._model, self.plan, regularizer=force)
         selection = allocate(self._model, self.plan, scores, budget=self.budget)
-        prune_(self._model, self.plan, selection, optimizer=self._optimizer)
+        if self._together:
+            selection = distributed.prune_(self._model, self.plan, selection, optimizer=self._optimizer)
+        else:
+            prune_(self._model, self.plan, selection, optimizer=self._optimizer)
         self._release()
         self.selection, self.stage, self._cut = selection, "finetune", self.plan.fingerprint
         return True

@@ -8,8 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from ..checkpoint import describe
+from ..distributed import rewrap
 from ..errors import CheckpointError, ForceError, PlanError
 from ..manifest import parse_manifest
 from ..record import Record, get_record
@@ -37,7 +39,8 @@ class PruningCallback(Pruning, Callback):
     after surgery, ``test(dense_model, ckpt_path=...)`` cuts the model, too.
 
     At surgery every ``ModelCheckpoint`` and ``EarlyStopping`` begins anew to look for the best: a dense model is no
-    candidate. The files of those before stay. The trainer must run on one device, with one optimizer.
+    candidate. The files of those before stay. The trainer runs in one process or with ``strategy="ddp"``, and has one
+    optimizer.
 
     Args:
         example_inputs: as for :func:`etp_graph.trace`.
@@ -72,17 +75,18 @@ class PruningCallback(Pruning, Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Trace and attach the force, or go on after surgery."""
-        if trainer.world_size > 1:
+        together = trainer.world_size > 1
+        if together and not isinstance(trainer.strategy.model, DistributedDataParallel):
             raise PlanError(
-                f"the trainer runs {trainer.world_size} processes, and this callback prunes in one: write the loop by "
-                "hand, with etp_graph.distributed.prune_."
+                f"the trainer runs {trainer.world_size} processes by {type(trainer.strategy).__name__}, and this "
+                'callback knows DistributedDataParallel: use strategy="ddp", or one process.'
             )
         if len(trainer.optimizers) != 1:
             raise ForceError(f"found {len(trainer.optimizers)} optimizers: one has to hold all parameters of the plan.")
         self.begin(
             self._part(pl_module), trainer.optimizers[0], done=trainer.global_step,
             total=_whole(trainer.estimated_stepping_batches),
-            per_epoch=_whole(trainer.num_training_batches / trainer.accumulate_grad_batches),
+            per_epoch=_whole(trainer.num_training_batches / trainer.accumulate_grad_batches), together=together,
         )  # fmt: skip
 
     def on_train_batch_end(
@@ -92,6 +96,8 @@ class PruningCallback(Pruning, Callback):
         if self.advance(trainer.global_step):
             for callback in trainer.callbacks:  # type: ignore[attr-defined]
                 _forget_best(callback)
+            if isinstance(trainer.strategy.model, DistributedDataParallel):
+                trainer.strategy.model = rewrap(trainer.strategy.model)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """No force acts any more."""
