@@ -82,15 +82,27 @@ def rewrap(wrapped: DistributedDataParallel, **options: Any) -> DistributedDataP
     """
     if not isinstance(wrapped, DistributedDataParallel):
         raise PlanError(f"expected a DistributedDataParallel, got {type(wrapped).__name__}: pass the old wrapper.")
+    return DistributedDataParallel(wrapped.module, **{**_released(wrapped), **options})
+
+
+def rewrap_(wrapped: DistributedDataParallel) -> None:
+    """As :func:`rewrap`, in place, for loops that hold the wrapper. Hooks of the wrapper itself are not kept."""
+    module, training = wrapped.module, wrapped.training
+    kept = _released(wrapped)
+    DistributedDataParallel.__init__(wrapped, module, **kept)
+    wrapped.training = training
+
+
+def _released(wrapped: DistributedDataParallel) -> dict[str, Any]:
+    """The options of a wrapper that lets go of its parameters."""
     wrapped._remove_autograd_hooks()  # of parameters that surgery did not touch
     buffers = "forward_sync_buffers" if hasattr(wrapped, "forward_sync_buffers") else "broadcast_buffers"
-    kept = {
+    return {
         "device_ids": wrapped.device_ids, "output_device": wrapped.output_device, "dim": wrapped.dim,
         "process_group": wrapped.process_group, buffers: getattr(wrapped, buffers),
         "find_unused_parameters": wrapped.find_unused_parameters, "static_graph": wrapped.static_graph,
         "gradient_as_bucket_view": wrapped.gradient_as_bucket_view, "mixed_precision": wrapped.mixed_precision,
     }  # fmt: skip
-    return DistributedDataParallel(wrapped.module, **{**kept, **options})
 
 
 def _attempt(action: Callable[[], object]) -> str:

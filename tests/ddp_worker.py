@@ -74,12 +74,16 @@ def work(rank: int, size: int, folder: str, runs: list[tuple[str, str]]) -> None
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=size)
     two = dist.new_group([0, 1])
+    os.environ |= {"TORCHELASTIC_RUN_ID": "x", "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size),
+                   "LOCAL_WORLD_SIZE": str(size), "GROUP_RANK": "0"}  # fmt: skip
     for n, group in ((size, None), (2, two)):
         for mode, optimizer in runs if rank < n else ():
             model, before = train(rank, n, mode, optimizer, group)
             torch.save((before, model.state_dict()), Path(folder) / f"{mode}-{optimizer}-{rank}-of-{n}.pt")
     if importlib.util.find_spec("lightning"):
         torch.save(by_lightning(rank, size), Path(folder) / f"lightning-{rank}.pt")
+    if importlib.util.find_spec("transformers") and importlib.util.find_spec("accelerate"):
+        torch.save(by_trainer(rank, size, folder), Path(folder) / f"trainer-{rank}.pt")
     if rank < 2:
         torch.save(refusals(rank, two), Path(folder) / f"said-{rank}.pt")
     dist.barrier()
@@ -103,8 +107,6 @@ def by_lightning(rank: int, size: int) -> dict[str, Tensor]:
         def configure_optimizers(self) -> Any:
             return torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
 
-    os.environ |= {"TORCHELASTIC_RUN_ID": "x", "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size),
-                   "LOCAL_WORLD_SIZE": str(size), "GROUP_RANK": "0"}  # fmt: skip
     x, y = (torch.cat(parts) for parts in zip(*data(), strict=True))
     dataset = torch.utils.data.TensorDataset(x, y)
     sampler = torch.utils.data.DistributedSampler(dataset, num_replicas=size, rank=rank, shuffle=False)
@@ -117,6 +119,40 @@ def by_lightning(rank: int, size: int) -> dict[str, Tensor]:
         use_distributed_sampler=False,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
     ).fit(model, loader)  # fmt: skip
+    return dict(model.net.state_dict())
+
+
+def by_trainer(rank: int, size: int, folder: str) -> dict[str, Tensor]:
+    """The state after the same training by Hugging Face's trainer."""
+    from transformers import Trainer, TrainingArguments
+
+    from etp_graph.integrations.transformers import PruningCallback
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = build()
+
+        def forward(self, x: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
+            out = {"logits": self.net(x)}
+            return out if labels is None else {"loss": nn.functional.cross_entropy(out["logits"], labels), **out}
+
+    class InOrder(Trainer):  # type: ignore[misc]
+        def _get_train_sampler(self, dataset: Any = None) -> Any:
+            return torch.utils.data.SequentialSampler(self.train_dataset)
+
+    x, y = (torch.cat(parts) for parts in zip(*data(), strict=True))
+    items = [{"x": a, "labels": b} for a, b in zip(x, y, strict=True)]
+    method = replace(methods.get("etp"), beta=0.03)
+    pruning = PruningCallback({"x": x[:1]}, speed_up=2, prune_at=PRUNE, method=method)
+    model = Net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    arguments = TrainingArguments(
+        f"{folder}/trainer", num_train_epochs=1, per_device_train_batch_size=BATCH // size, report_to="none",
+        use_cpu=True, ddp_backend="gloo", max_grad_norm=0, disable_tqdm=True, save_steps=STEPS, log_level="error",
+    )  # fmt: skip
+    constant = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1)
+    InOrder(model, arguments, train_dataset=items, optimizers=(optimizer, constant), callbacks=[pruning]).train()
     return dict(model.net.state_dict())
 
 

@@ -25,7 +25,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     where = tmp_path_factory.mktemp("ddp")
     method = "forkserver" if "forkserver" in mp.get_all_start_methods() else "spawn"
     if method == "forkserver":
-        mp.get_context(method).set_forkserver_preload(["torch._dynamo", "lightning.pytorch", "ddp_worker"])
+        mp.get_context(method).set_forkserver_preload(
+            ["torch._dynamo", "lightning.pytorch", "transformers.trainer", "ddp_worker"]
+        )
     mp.start_processes(work, (4, str(where), RUNS), nprocs=4, start_method=method)
     return where
 
@@ -43,13 +45,17 @@ def test_ranks_are_equal_bit_for_bit_and_equal_to_one_process(size: int, folder:
         assert sum(p.numel() for p in model.parameters()) < sum(p.numel() for p in build().parameters())
 
 
-def test_lightning_on_four_ranks_does_what_one_process_does(folder: Path) -> None:
-    pytest.importorskip("lightning")
-    states = [torch.load(folder / f"lightning-{rank}.pt", weights_only=True) for rank in range(4)]
+@pytest.mark.parametrize(("name", "package"), [("lightning", "lightning"), ("trainer", "accelerate")])
+def test_a_framework_on_four_ranks_does_what_one_process_does(name: str, package: str, folder: Path) -> None:
+    pytest.importorskip(package)
+    states = [torch.load(folder / f"{name}-{rank}.pt", weights_only=True) for rank in range(4)]
     model, _ = train(0, 1, "prox", "sgd")
     for key, value in model.state_dict().items():
         assert all(torch.equal(state[key], states[0][key]) for state in states)
         torch.testing.assert_close(states[0][key], value, rtol=0, atol=1e-12)
+    if name == "trainer":
+        manifest = etp.checkpoint.read_manifest(folder / "trainer" / "checkpoint-6")
+        assert len(manifest.record.selections) == 1
 
 
 def test_a_mistake_of_one_rank_is_an_error_on_all(folder: Path) -> None:

@@ -101,7 +101,7 @@ def test_resuming_before_and_after_surgery_equals_the_run_without_a_break(name: 
     options = {"n_items": 16, "gradient_accumulation_steps": 2}  # two steps an epoch
     whole = saving(tmp_path / "whole", callback(name), name=name, **options)
     whole.train()
-    for step in (1, 2, PRUNE, PRUNE + 1):
+    for step in (1, 2, PRUNE, PRUNE + 1) if name == "cnn" else (1, PRUNE):  # within an epoch, and at its end
         pruning = callback(name)
         again = saving(tmp_path / f"again{step}", pruning, name=name, **options)
         checkpoint = tmp_path / "whole" / f"checkpoint-{step}"

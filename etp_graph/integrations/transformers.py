@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from torch import nn
+from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.nn.parallel import DistributedDataParallel
 
 from ..checkpoint import load, read_manifest, save_into
+from ..distributed import rewrap_
 from ..errors import CheckpointError, PlanError
 from ..manifest import MANIFEST_FILE
 from ..record import Record, get_record
@@ -37,8 +40,10 @@ class PruningCallback(Pruning, TrainerCallback):
     evaluated and saved. Checkpoints from then on are folders that :func:`etp_graph.load` reads, too.
 
     With ``load_best_model_at_end`` the search for the best model begins anew at surgery: a dense model is no
-    candidate. To continue from a checkpoint call :meth:`resume` first. The trainer must run in one process.
+    candidate. To continue from a checkpoint call :meth:`resume` first. Several processes may train with DDP.
     """
+
+    _wrapped: DistributedDataParallel | None = None
 
     def resume(self, model: Model, checkpoint: str | os.PathLike[str]) -> Model:
         """Prepare ``trainer.train(resume_from_checkpoint=checkpoint)``: read the state, cut the model as it was then.
@@ -77,12 +82,7 @@ class PruningCallback(Pruning, TrainerCallback):
         """Trace and attach the force, or go on after surgery."""
         if hasattr(self, "_guard"):
             self._guard.remove()
-        if args.world_size > 1 or state.is_hyper_param_search:
-            what = f"{args.world_size} processes" if args.world_size > 1 else "a search for hyperparameters"
-            raise PlanError(
-                f"the trainer runs {what}, and this callback prunes in one process without a search: write the loop by "
-                "hand, with etp_graph.distributed.prune_ where there are several processes."
-            )
+        _check_run(args, state)
         if bool(state.global_step) != self.resumed:
             what = "is unknown" if state.global_step else "was read from a later checkpoint"
             raise CheckpointError(
@@ -91,17 +91,26 @@ class PruningCallback(Pruning, TrainerCallback):
             )
         self.begin(
             kwargs["model"], kwargs["optimizer"], done=state.global_step, total=state.max_steps,
-            per_epoch=_steps_per_epoch(args, kwargs.get("train_dataloader")),
+            per_epoch=_steps_per_epoch(args, kwargs.get("train_dataloader")), together=args.world_size > 1,
         )  # fmt: skip
+        if args.world_size > 1:
+            self._watch(kwargs["model"])
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Surgery, if it is time."""
+        if args.world_size > 1 and self.stage == "sparse" and self._wrapped is None:
+            raise PlanError("the model ran outside of a DistributedDataParallel, whose shapes surgery would change.")
         if self.advance(state.global_step):
+            if self._wrapped is not None:
+                rewrap_(self._wrapped)
+                self._wrapped = None
             # The trainer would load weights of the old shapes at the end, if a dense model had been the best.
             state.best_metric, state.best_model_checkpoint, state.best_global_step = None, None, None
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Put the state, and after surgery the manifest, into the checkpoint that was just written."""
+        if not state.is_world_process_zero:
+            return
         folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
         if get_record(kwargs["model"]) != Record():
             save_into(kwargs["model"], folder)
@@ -112,6 +121,28 @@ class PruningCallback(Pruning, TrainerCallback):
     ) -> None:
         """No force acts any more."""
         self.finish()
+
+    def _watch(self, model: nn.Module) -> None:
+        """Find the wrapper of the model, which the trainer tells no callback, in its first forward."""
+
+        def look(module: nn.Module, inputs: Any) -> None:
+            if isinstance(module, DistributedDataParallel) and module.module is model:
+                self._wrapped = module
+                handle.remove()
+
+        handle = register_module_forward_pre_hook(look)
+
+
+def _check_run(args: TrainingArguments, state: TrainerState) -> None:
+    """Raise :class:`PlanError` for what the callback cannot follow."""
+    if state.is_hyper_param_search:
+        raise PlanError("this callback cannot prune in a search for hyperparameters: prune after it.")
+    kind = args.parallel_mode.value
+    if args.world_size > 1 and (kind != "distributed" or args.deepspeed or args.fsdp):
+        raise PlanError(
+            f"the trainer shares the model among {args.world_size} processes, and this callback knows "
+            "DistributedDataParallel alone: train without DeepSpeed, FSDP and the like."
+        )
 
 
 def _steps_per_epoch(args: TrainingArguments, batches: object) -> int | None:
