@@ -93,7 +93,8 @@ class PruningCallback(Pruning, TrainerCallback):
             kwargs["model"], kwargs["optimizer"], done=state.global_step, total=state.max_steps,
             per_epoch=_steps_per_epoch(args, kwargs.get("train_dataloader")), together=args.world_size > 1,
         )  # fmt: skip
-        if args.world_size > 1:
+        self._wrapped = None
+        if args.world_size > 1 and self.stage == "sparse":
             self._watch(kwargs["model"])
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
