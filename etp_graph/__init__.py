@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, version
 
-from . import criteria, forces, methods, schedules
+from . import collect, criteria, forces, methods, schedules
 from .adapters import register_standin
 from .advice import UnprunableAttention
 from .allocate import allocate
@@ -58,6 +58,7 @@ __all__ = [
     "UnprunableAttention",
     "Verification",
     "allocate",
+    "collect",
     "compress",
     "cost",
     "criteria",

@@ -20,7 +20,7 @@ class Binding:
 
     Attributes:
         tensors: the parameters, by name.
-        active: 1.0 for units that a force may act on, else 0.0, [n_units]: not in a locked group, no frozen slice.
+        active: whether a force may act on a unit, bool [n_units]: not in a locked group, no frozen slice.
         frozen: name of each group that is only kept from the force by frozen parameters -> their names.
         owner: index of the optimizer's parameter group that holds a trainable parameter, by name; see :meth:`hold`.
     """
@@ -57,16 +57,16 @@ class Binding:
         if flags == self._flags:
             return False
         self._flags = flags
-        active = torch.ones(self.plan.n_units, dtype=self._units.dtype, device="cpu")
+        active = torch.ones(self.plan.n_units, dtype=torch.bool, device="cpu")
         self.frozen = {}
         for group, span in self.plan.spans():
             stuck = [s for s in group.slices if s.tensor in self.tensors and not self.tensors[s.tensor].requires_grad]
             if group.locked is not None:
-                active[span] = 0
+                active[span] = False
             elif stuck:
                 self.frozen[group.name] = tuple(dict.fromkeys(s.tensor for s in stuck))
                 for piece in stuck:
-                    active[span][as_tensor(piece.unit)] = 0
+                    active[span][as_tensor(piece.unit)] = False
         self.active = active.to(self._units.device)
         return True
 
@@ -105,23 +105,24 @@ class Binding:
         return 4 * max(torch.finfo(self.tensors[name].dtype).eps for name in self.owner)
 
     @torch.no_grad()
-    def add_gradient_(self, pull: Tensor) -> None:
-        """Add to the gradient of every slice of every unit its weights times ``pull`` [n_units]."""
+    def add_gradient_(self, pull: Tensor, *, signs: bool = False) -> None:
+        """Add to the gradient of every slice of every unit its weights (or their signs) times ``pull`` [n_units]."""
         parts = self._units.positions(extend(pull, 0))
         for name in self.owner:
             tensor = self.tensors[name]
             if tensor.grad is None:
                 tensor.grad = torch.zeros_like(tensor)
-            for part in parts[name]:
-                tensor.grad.addcmul_(tensor.detach(), part.to(tensor.dtype))
+            values = tensor.detach().sign() if signs else tensor.detach()
+            for axis, part in parts[name]:
+                factor = part.to(tensor.dtype).view([-1 if d == axis else 1 for d in range(tensor.ndim)])
+                tensor.grad.addcmul_(values, factor)
 
     @torch.no_grad()
     def scale_(self, factors: Mapping[int, Tensor]) -> None:
         """Multiply every slice of every unit by the factor [n_units] for the parameter group that holds it."""
-        parts = {index: self._units.positions(extend(factor, 1)) for index, factor in factors.items()}
-        for name, index in self.owner.items():
-            for part in parts[index][name]:
-                self.tensors[name].mul_(part)
+        for index, factor in factors.items():
+            mine = {name: self.tensors[name] for name, owner in self.owner.items() if owner == index}
+            self._units.scale_(mine, extend(factor, 1))
 
     def describe_frozen(self) -> str:
         """One sentence on the groups that frozen parameters keep from the force; empty if there are none."""

@@ -71,6 +71,9 @@ class Method(StrEnum):
     ETP = "etp"
     TORQUE = "torque"
     BN_SCALE = "bn_scale"
+    FPGM = "fpgm"
+    WHC = "whc"
+    LAMP = "lamp"
     RANDOM = "random"
 
 

@@ -9,10 +9,12 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .allocate import allocate
 from .budget import Budget
+from .collect import watch
+from .criteria import magnitude
 from .errors import BudgetError, PlanError
 from .journal import Journal, check_dense, weights_digest
 from .methods import Method, check_rounds, get
@@ -55,7 +57,9 @@ def compress(
         example_inputs: as for :func:`etp_graph.trace`; the MACs are those of one forward with them.
         train: ``train(model, phase)`` trains the model with an optimizer of its own, which it hands to
             ``phase.attach(optimizer)`` before the first step. It is called once with ``phase.name == "sparse"`` (unless
-            the method has no force) and once with ``"finetune"`` in each round; the model is in training mode.
+            the method has no force) and once with ``"finetune"`` in each round; the model is in training mode. Criteria
+            that need data see it in a call with ``"calibrate"`` before surgery, which changes no weight; the model is
+            in eval mode then, unless gradients are recorded.
         evaluate: ``evaluate(model)`` gives one finite number; the model is in eval mode.
         speed_up, macs, params: the target, see :class:`etp_graph.Budget`; or
         budget: the target with all its rules. Without it the method says ``scope`` and ``rank``.
@@ -95,7 +99,7 @@ def compress(
         raise PlanError("ignore and prune have no effect on a plan that is given: pass them to trace(model, ...).")
     kinds = sorted({group.kind for group in plan.prunable})
     # Whatever the end would stumble over is found before hours of training: weights, criterion, reach of the budget.
-    allocate(model, plan, chosen.scores(model, plan), budget=goal)
+    allocate(model, plan, _rehearsed(chosen, model, plan), budget=goal)
     arguments = _arguments(model, plan, chosen, goal) if checkpoint is not None else {}
     journal = Journal(checkpoint, arguments)
     with _modes_kept(model), Bar(n_steps(chosen), show=progress) as bar:
@@ -113,6 +117,14 @@ def _method(method: str | Method, rounds: int | None, schedule: Schedule | None)
         schedule = chosen.schedule
     check_rounds(rounds, schedule)
     return replace(chosen, rounds=rounds, schedule=schedule)
+
+
+def _rehearsed(method: Method, model: nn.Module, plan: Plan) -> Tensor:
+    """The scores of the dense model; magnitudes in place of what only data tells, once it is sure that it can."""
+    if not method.collected:
+        return method.scores(model, plan)
+    with watch(model, plan, method.criterion):
+        return magnitude(model, plan)
 
 
 def budget_of(budget: Budget | None, method: Method, **targets: Any) -> Budget:

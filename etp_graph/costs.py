@@ -85,7 +85,8 @@ class CostModel:
     Attributes:
         plan: the plan.
         sizes: dense size of every dimension, int64 [n_dims].
-        maps: for every dimension its layers of flat unit numbers, each int64 [size]; ``plan.n_units`` is no unit.
+        maps: for every dimension its layers of flat unit numbers, each int64 [size]; ``plan.n_units`` is no unit, or
+            one of a locked group, which stays.
         dense: the cost with all units.
     """
 
@@ -94,7 +95,7 @@ class CostModel:
         self.maps: list[tuple[Ints, ...]] = []
         self._number: dict[tuple[str, int], int] = {}
         known: dict[tuple[bytes, ...], int] = {}
-        for name, parts in (axes(plan) | _activations(plan)).items():
+        for name, parts in (axes(plan, locked=False) | _activations(plan)).items():
             for part in parts:
                 layers = tuple(layer.numpy() for layer in part.layers)
                 number = known.setdefault(tuple(sorted(layer.tobytes() for layer in layers)), len(known))
@@ -174,7 +175,7 @@ class CostModel:
 def _activations(plan: Plan) -> dict[str, tuple[Axis, ...]]:
     """The axes of activations that the cost names and that hold units."""
     found: dict[str, list[torch.LongTensor]] = {}
-    for (module, name, _), layers in attribute_units(plan).items():
+    for (module, name, _), layers in attribute_units(plan, locked=False).items():
         if module == ACTIVATION:
             for layer in layers:
                 whole = torch.full((plan.activations[name],), plan.n_units, device="cpu")

@@ -22,7 +22,7 @@ from .labels import Axis, Labels, Producer
 from .plan import Plan, named_tensors
 from .probing import probe
 from .products import terms
-from .tracker import Tracker
+from .tracker import Trackers
 
 _KINDS: dict[type[nn.Module], str] = {nn.Linear: "neurons", nn.Embedding: "features"}
 
@@ -62,14 +62,15 @@ def plan_from_depgraph(
 
 
 def _plan(model: nn.Module, example_inputs: Any, labels: Labels) -> Plan:
-    tracker = Tracker(model)
+    trackers = Trackers(model)
+    tracker = trackers.all[0]
     parameters = tuple(name for name, _ in model.named_parameters())
     modes = ["eval"]
     for containers in (False, True):
         n_ops, n_seen = len(tracker.ops), len(tracker.weights.seen)
         if containers and not set(parameters) - tracker.weights.seen:
             break
-        with evaluating(model, containers=containers), torch.random.fork_rng(devices=[]), tracker.watch():
+        with evaluating(model, containers=containers), torch.random.fork_rng(devices=[]), trackers.watch():
             run(model, example_inputs)
         if containers:
             del tracker.ops[n_ops:]  # the cost is that of the model in use

@@ -40,17 +40,15 @@ class Facets:
     activations: dict[str, int]
 
 
-def merge(inner: Tracker, outer: Tracker | None, n_ops: int) -> Facets:
-    """Groups and cost terms (the first ``n_ops``) of the facets of one forward."""
-    columns = [inner.ops[:n_ops]] + ([] if outer is None else [outer.ops[:n_ops]])
-    ops, sizes, maps = terms(*columns)
-    for tracker, held in zip([inner, outer], maps, strict=False):
-        assert tracker is not None
+def merge(trackers: Sequence[Tracker], n_ops: int) -> Facets:
+    """Groups and cost terms (the first ``n_ops``) of the one or two facets of a forward."""
+    ops, sizes, maps = terms(*(tracker.ops[:n_ops] for tracker in trackers))
+    for tracker, held in zip(trackers, maps, strict=True):
         for name, layers in held.items():
             for layer, ids in enumerate(layers):
                 tracker.labels.count((ACTIVATION, name, layer or None), ids)
-    groups = build_groups(inner.labels, inner.bare)
-    if outer is not None:
+    groups = build_groups(trackers[0].labels, trackers[0].bare)
+    for outer in trackers[1:]:
         heads = [group for group in build_groups(outer.labels, outer.bare, facet="outer") if group.kind == "heads"]
         groups = _together(groups, heads)
     return Facets(groups, ops, sizes)

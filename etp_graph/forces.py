@@ -28,11 +28,13 @@ class Force(Configured):
     Attributes:
         squared: the force acts on squared norms, F/2·‖w‖² instead of F·‖w‖: it shrinks by a factor, so it never
             ends in exact zeros by itself.
+        elementwise: the force acts on every number by itself, F·‖w‖₁ instead of F·‖w‖: its gradient is F·sign(w).
         adaptive: the force depends on the importance of the units and is therefore evaluated anew in every step.
     """
 
     __slots__ = ()
     squared: ClassVar[bool] = False
+    elementwise: ClassVar[bool] = False
     adaptive: ClassVar[bool] = False
 
     def __call__(
@@ -62,6 +64,14 @@ class Linear(Force):
     ) -> Tensor:
         """See :class:`Force`."""
         return distance * ((distance.numel() if size is None else size) - 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinearL1(Linear):
+    """F(d) = (N − 1)·d on every number by itself (Torque: Gupta et al. 2024, eq. 13: the L1 version)."""
+
+    name: ClassVar[str] = "linear_l1"
+    elementwise: ClassVar[bool] = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,6 +144,39 @@ class Uniform(Force):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Lasso(Uniform):
+    """F(d) = 1 on every number by itself: the lasso (Tibshirani 1996)."""
+
+    name: ClassVar[str] = "lasso"
+    elementwise: ClassVar[bool] = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ridge(Force):
+    """F(d) = 1[d ≥ d_h] on squared norms: weight decay beyond the threshold (GReg: Wang et al. 2021).
+
+    Attributes:
+        threshold: d_h, in [0, 1].
+    """
+
+    name: ClassVar[str] = "ridge"
+    squared: ClassVar[bool] = True
+    threshold: float = 0.5
+
+    def __post_init__(self) -> None:
+        require(
+            number(self.threshold) and 0 <= self.threshold <= 1,
+            f"ridge: threshold={self.threshold!r}; distances lie in [0, 1], so must the threshold.",
+        )
+
+    def __call__(
+        self, distance: Tensor, *, size: int | Tensor | None = None, importance: Tensor | None = None
+    ) -> Tensor:
+        """See :class:`Force`."""
+        return (distance >= self.threshold).to(distance.dtype)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Growing(Force):
     """F = 2^(a·(I_max − I_u)/(I_max − I_min)) on squared norms (DepGraph: Fang et al. 2023, eq. 5, a = 4).
 
@@ -164,12 +207,17 @@ class Growing(Force):
 
 
 linear = Linear
+linear_l1 = LinearL1
 heaviside = Heaviside
 exponential = Exponential
 uniform = Uniform
+lasso = Lasso
+ridge = Ridge
 growing = Growing
 
-FORCES: Mapping[str, type[Force]] = {force.name: force for force in (Linear, Heaviside, Exponential, Uniform, Growing)}
+FORCES: Mapping[str, type[Force]] = {
+    force.name: force for force in (Linear, LinearL1, Heaviside, Exponential, Uniform, Lasso, Ridge, Growing)
+}
 """Every force of the library, by name."""
 
 

@@ -12,10 +12,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from .labels import Labels
+from .labels import Labels, Locks
 from .operators import Facet, compact, varying
 from .plan import Attribute, Group, Index, Slice
 from .ties import Tied, resolve_ties
+
+Ints = npt.NDArray[np.int64]
+_SPREAD = 0x1E3779B97F4A7C15
+"""Odd and large: places and reasons are told apart by one number."""
 
 
 @dataclass(slots=True)
@@ -33,14 +37,11 @@ def build_groups(labels: Labels, bare: dict[str, Tensor], facet: Facet = "inner"
     Units belong to one group if they live in the same places, equally often, and share their fate (locked or not):
     ranking them against each other is then fair, and every group is a block of equal columns.
     """
-    root, locked = labels.resolve()
-    produced = torch.zeros(len(root), dtype=torch.bool, device="cpu")
-    for producer in labels.producers.values():
-        produced[root[labels.axes[producer.axis]]] = True
-    produced[0] = False
-    places = list(_places(labels, bare, root, produced, locked))
-    tied = resolve_ties(labels.ties.values(), root, locked)
-    units, group_of, position, reasons = _partition(root, produced, places, locked, tied)
+    root, locks = labels.resolve()
+    units = _produced(labels, root)
+    places = list(_places(labels, bare, root, units, locks))
+    tied = resolve_ties(labels.ties.values(), root, locks)
+    group_of, position, reasons = _partition(root, units, places, locks, tied)
     n_groups = len(reasons)
     slices, attributes = _pieces(places, group_of, position, n_groups)
     sizes = torch.bincount(group_of[units], minlength=n_groups).tolist() if len(units) else []
@@ -64,14 +65,25 @@ def build_groups(labels: Labels, bare: dict[str, Tensor], facet: Facet = "inner"
     return tuple(groups)
 
 
+def _produced(labels: Labels, root: Tensor) -> Tensor:
+    """The units, in the order in which their first producers run; the order of labels is also that of mere tables."""
+    made = [root[labels.axes[producer.axis]] for producer in labels.producers.values()]
+    flat = torch.cat(made) if made else root[:0]
+    units, first = np.unique(flat[flat > 0].numpy(), return_index=True)
+    return torch.from_numpy(units[first.argsort()])
+
+
 def _pieces(
     places: Sequence[_Place], group_of: Tensor, position: Tensor, n_groups: int
 ) -> tuple[list[list[Slice]], list[list[Attribute]]]:
     """The slices and the attributes of each group."""
     slices: list[list[Slice]] = [[] for _ in range(n_groups)]
     attributes: list[list[Attribute]] = [[] for _ in range(n_groups)]
-    for place in places:
-        for group, index, unit in _split(place.units, group_of, position):
+    flat = torch.cat([place.units for place in places]) if places else torch.zeros(0, dtype=torch.int64, device="cpu")
+    owners, units = group_of[flat].numpy(), position[flat].numpy()
+    ends = np.cumsum([len(place.units) for place in places]).tolist()
+    for place, start, end in zip(places, [0, *ends], ends, strict=False):
+        for group, index, unit in _split(owners[start:end], units[start:end]):
             if len(place.key) == 2:
                 tensor, axis = place.key
                 piece = Slice(tensor=tensor, axis=axis, index=index, unit=unit, passive=place.passive)
@@ -98,28 +110,25 @@ def _with(labels: Labels, root: Tensor, group_of: Tensor, n_groups: int, found: 
     return flags[:n_groups].tolist()
 
 
-def _places(
-    labels: Labels, bare: dict[str, Tensor], root: Tensor, produced: Tensor, locked: dict[int, str]
-) -> Iterator[_Place]:
-    def units(ids: Tensor) -> Tensor:
-        found = root[ids]
-        return torch.where(produced[found], found, 0)
-
+def _places(labels: Labels, bare: dict[str, Tensor], root: Tensor, units: Tensor, locks: Locks) -> Iterator[_Place]:
+    unit = torch.zeros_like(root)
+    unit[units] = units
+    unit = unit[root]
     for axis, ids in labels.axes.items():
-        yield _Place(axis, units(ids), axis in labels.passive)
+        yield _Place(axis, unit[ids], axis in labels.passive)
     for key, ids in labels.attributes.items():
-        yield _Place(key, units(ids))
+        yield _Place(key, unit[ids])
     for key, ids, dim in labels.guesses:
-        small = compact(units(ids))
+        small = compact(unit[ids])
         if small is not None and varying(small) == [dim] and key not in labels.attributes:
             yield _Place(key, small.flatten())
-    for name, ids in bare.items():
-        small = compact(_filled(units(ids), root[ids], locked))
+    for name, ids in sorted(bare.items()):  # the order in which a forward reads tables may be that of a set
+        small = compact(_filled(unit[ids], locks.code[root[ids]] > 0))
         if small is not None:
-            yield from _table_places(labels, name, small, ids.numel(), locked)
+            yield from _table_places(labels, name, small, ids.numel(), locks)
 
 
-def _table_places(labels: Labels, name: str, small: Tensor, numel: int, locked: dict[int, str]) -> Iterator[_Place]:
+def _table_places(labels: Labels, name: str, small: Tensor, numel: int, locks: Locks) -> Iterator[_Place]:
     """The axis of a bare parameter that holds units; locks them where it is none, or is read at fixed positions."""
     dims = varying(small)
     reason = f"meets several axes of the parameter {name}" if len(dims) > 1 or numel > 1 else None
@@ -128,15 +137,14 @@ def _table_places(labels: Labels, name: str, small: Tensor, numel: int, locked: 
         reason = None if at is None else f"{name} {at}"
         yield _Place((name, dims[0]), small.flatten())
     if reason is not None:
-        for unit in small.unique().tolist():
-            locked.setdefault(unit, reason)
+        locks.add(small.unique(), reason)
 
 
-def _filled(units: Tensor, found: Tensor, locked: dict[int, str]) -> Tensor:
+def _filled(units: Tensor, locked: Tensor) -> Tensor:
     """Entries of a stored table that no forward read belong to the unit of the entries beside them."""
     if bool((units > 0).all()) or not bool((units > 0).any()):
         return units
-    free = (units == 0) & ~torch.isin(found, torch.tensor(list(locked), dtype=torch.int64, device="cpu"))
+    free = (units == 0) & ~locked
     for d in range(units.ndim):
         over = [other for other in range(units.ndim) if other != d]
         high = units.amax(over, keepdim=True) if over else units
@@ -146,9 +154,9 @@ def _filled(units: Tensor, found: Tensor, locked: dict[int, str]) -> Tensor:
 
 
 def _partition(
-    root: Tensor, produced: Tensor, places: list[_Place], locked: dict[int, str], tied: Sequence[Tied]
-) -> tuple[Tensor, Tensor, Tensor, list[str | None]]:
-    """Units, group of each label, position inside the group of each label, reason of each group."""
+    root: Tensor, units: Tensor, places: Sequence[_Place], locks: Locks, tied: Sequence[Tied]
+) -> tuple[Tensor, Tensor, list[str | None]]:
+    """Group of each label, position inside the group of each label, reason of each group."""
     signature = torch.zeros(len(root), dtype=torch.int64, device="cpu")
     for place in places:
         if len(place.key) > 2:
@@ -156,24 +164,24 @@ def _partition(
         signature.index_add_(0, place.units, torch.full_like(place.units, _code(place.key)))
     for number, together in enumerate(tied):
         signature[together.units] = _code(number)  # one group, wherever its runs live
-    units = torch.unique(root[produced[root]])
-    keys: dict[tuple[int, str | None], int] = {}
+    keys = (signature[units] + locks.code[units] * _SPREAD).numpy()
+    _, first, number_of, sizes = np.unique(keys, return_index=True, return_inverse=True, return_counts=True)
+    order = np.argsort(first)  # groups in the order of their first units
+    group = np.argsort(order)[number_of]
+    starts = sizes[order].cumsum() - sizes[order]
+    by_group = np.argsort(group, kind="stable")
+    at = np.empty_like(by_group)
+    at[by_group] = np.arange(len(units)) - starts[group[by_group]]
     group_of = torch.full((len(root),), -1, device="cpu")
     position = torch.zeros(len(root), dtype=torch.int64, device="cpu")
-    counts: list[int] = []
-    of, at = [], []
-    for unit, code in zip(units.tolist(), signature[units].tolist(), strict=True):
-        group = keys.setdefault((code, locked.get(unit)), len(keys))
-        if group == len(counts):
-            counts.append(0)
-        of.append(group)
-        at.append(counts[group])
-        counts[group] += 1
-    group_of[units] = torch.tensor(of, dtype=torch.int64, device="cpu")
-    position[units] = torch.tensor(at, dtype=torch.int64, device="cpu")
+    group_of[units], position[units] = torch.from_numpy(group), torch.from_numpy(at)
     for together in tied:
         position[together.units] = torch.arange(together.units.numel(), device="cpu").view_as(together.units)
-    return units, group_of, position, [reason for _, reason in keys]
+    return (
+        group_of,
+        position,
+        [locks.reasons[code] for code in locks.code[units[torch.from_numpy(first[order])]].tolist()],
+    )
 
 
 def _code(key: object) -> int:
@@ -181,18 +189,20 @@ def _code(key: object) -> int:
     return int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=8).digest(), "little", signed=True)
 
 
-def _split(units: Tensor, group_of: Tensor, position: Tensor) -> Iterator[tuple[int, Index, Index]]:
+def _split(groups: Ints, units: Ints) -> Iterator[tuple[int, Index, Index]]:
     """For every group on an axis: the positions of its units, ascending, and which units they are."""
-    groups = group_of[units].numpy()
+    if not len(groups) or (groups == groups[0]).all():
+        if len(groups) and groups[0] >= 0:
+            yield int(groups[0]), range(len(groups)), _index(units)
+        return
     order = np.argsort(groups, kind="stable")
     order = order[np.searchsorted(groups[order], 0) :]
-    unit = position[units].numpy()[order]
     starts = np.flatnonzero(np.diff(groups[order], prepend=-1))
     for start, stop in pairwise([*starts.tolist(), len(order)]):
-        yield int(groups[order[start]]), _index(order[start:stop]), _index(unit[start:stop])
+        yield int(groups[order[start]]), _index(order[start:stop]), _index(units[order[start:stop]])
 
 
-def _index(values: npt.NDArray[np.int64]) -> Index:
+def _index(values: Ints) -> Index:
     first, last = int(values[0]), int(values[-1])
     if last - first == len(values) - 1 and bool((values[1:] > values[:-1]).all()):
         return range(first, last + 1)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from .calls import FOLLOWED, Call, result
@@ -20,7 +20,7 @@ from .rules import rule, stored_matrix
 from .sizes import written
 
 if TYPE_CHECKING:
-    from .tracker import Tracker
+    from .tracker import Tracker, Trackers
 
 SUMMED = {
     **dict.fromkeys(("sum", "mean", "nansum"), 0),
@@ -40,25 +40,28 @@ LEAVING = frozenset("numpy __array__ tolist data_ptr __dlpack__".split())
 class Functions(TorchFunctionMode):
     """Calls of the layer table's functions, and of those that write sizes down."""
 
-    def __init__(self, tracker: Tracker) -> None:
+    def __init__(self, trackers: Trackers) -> None:
         super().__init__()
-        self.tracker = tracker
+        self.trackers = trackers
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if self.tracker.paused:
+        if self.trackers.paused:
             return func(*args, **kwargs)
         if getattr(func, "__name__", "") in LEAVING:
-            self.tracker.lock_all(args[:1], f"leaves PyTorch by {func.__name__}() in {self.tracker.where}")
+            self.trackers.hollow.leaves(func.__name__, args[0])
+            for tracker in self.trackers.all:
+                tracker.lock_all(args[:1], f"leaves PyTorch by {func.__name__}() in {tracker.where}")
         follow = rule(func)
-        if follow is None or (func is torch.zeros and not makes_state(self.tracker)):
+        if follow is None or (func is torch.zeros and not makes_state(self.trackers.all[0])):
             return self._sized(func, args, kwargs)
-        self.tracker.paused = True
+        self.trackers.paused = True
         try:
-            out = func(*args, **kwargs)
-            follow(self.tracker, func, args, kwargs, out)
+            out = self.trackers.hollow.call(func, args, kwargs)
+            with torch._C._DisableTorchDispatch():  # labels are plain tensors: no mode need see them
+                self.trackers.each(lambda tracker: follow(tracker, func, args, kwargs, out))
         finally:
-            self.tracker.paused = False
+            self.trackers.paused = False
         return out
 
     def _sized(self, func: Any, args: Any, kwargs: Any) -> Any:
@@ -66,59 +69,94 @@ class Functions(TorchFunctionMode):
         sizes = written(func, args, kwargs)
         if sizes is None:
             return func(*args, **kwargs)
-        self.tracker.sizes = sizes
+        for tracker in self.trackers.all:
+            tracker.sizes = sizes
         try:
             out = func(*args, **kwargs)
         finally:
-            self.tracker.sizes = None
-        self.tracker.count_sizes(args[0] if args else None, sizes, out)
+            for tracker in self.trackers.all:
+                tracker.sizes = None
+        with torch._C._DisableTorchDispatch():
+            self.trackers.each(lambda tracker: tracker.count_sizes(args[0] if args else None, sizes, out))
         return out
 
 
 class Operators(TorchDispatchMode):
     """Every operator outside the layer table's functions."""
 
-    def __init__(self, tracker: Tracker) -> None:
+    def __init__(self, trackers: Trackers) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.tracker = tracker
+        self.trackers = trackers
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
-        if not self.tracker.paused:
-            self.tracker.paused = True
+        if not self.trackers.paused:
+            self.trackers.paused = True
             try:
-                self._follow(func, args, kwargs, out)
+                seen = Operation.of(func, args, kwargs, out)
+                self.trackers.hollow.follow(seen.name, seen.tensors, seen.outs)
+                self.trackers.each(lambda tracker: Follower(tracker, seen).follow())
             finally:
-                self.tracker.paused = False
+                self.trackers.paused = False
         return out
 
-    def _follow(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
-        tracker, name = self.tracker, func._overloadpacket.__name__
-        if name == "_local_scalar_dense":
-            tracker.readers.setdefault(tracker.where)
-        tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One call of an operator, as all trackers see it."""
+
+    func: Any
+    name: str
+    args: Any
+    kwargs: Any
+    out: Any
+    tensors: list[Tensor]
+    outs: list[Tensor]
+    pointwise: bool
+    followed: bool
+
+    @classmethod
+    def of(cls, func: Any, args: Any, kwargs: Any, out: Any) -> Operation:
+        """From the call and its result."""
+        name = func._overloadpacket.__name__
         pointwise = torch.Tag.pointwise in func.tags or name.rstrip("_") in ELEMENTWISE or name in ELEMENTWISE
         followed = pointwise or name in FOLLOWED
-        if name in MATRIX and stored_matrix(tracker, name, args, out):
+        return cls(func, name, args, kwargs, out, found_in((args, kwargs)), found_in(out), pointwise, followed)
+
+
+@dataclass(frozen=True, slots=True)
+class Follower:
+    """One tracker at one operator."""
+
+    tracker: Tracker
+    seen: Operation
+
+    def follow(self) -> None:
+        """Note what the operator costs and label what it puts out."""
+        tracker, seen = self.tracker, self.seen
+        if seen.name == "_local_scalar_dense":
+            tracker.readers.setdefault(tracker.where)
+        if seen.name in MATRIX and stored_matrix(tracker, seen.name, seen.args, seen.out):
             return
-        if name in VIEWS and tracker.bare_base(tensors[0]) is not None:
+        if seen.name in VIEWS and tracker.bare_base(seen.tensors[0]) is not None:
             return
-        self._note_stored(name, tensors, followed)
-        self._price(func, name, args, kwargs, out, followed and not pointwise)
-        self._note_products(name, args, out)
-        if name == "select":
-            self._select(args, out)
+        self._note_stored()
+        self._price()
+        self._note_products()
+        if seen.name == "select":
+            self._select()
             return
-        for tensor in tensors:
+        for tensor in seen.tensors:
             if tensor in tracker.deferred:
                 tracker.labels.lock(*tracker.deferred.pop(tensor))
         # Bare parameters get labels only from operators that can carry them.
-        operands = [_operand(t, tracker.get(t) if followed else tracker.known.get(t)) for t in tensors]
-        outs = [t for t in tree_leaves(out) if isinstance(t, Tensor)]
-        call = Call(tracker, func, name, args, kwargs, operands, outs, pointwise)
-        for tensor, label in zip(outs, self._labels(call), strict=False):
-            tracker.set(tensor, None if label is None else compact(label))
+        look = tracker.get if seen.followed else tracker.known.get
+        operands = [_operand(t, look(t)) for t in seen.tensors]
+        call = Call(tracker, seen.func, seen.name, seen.args, seen.kwargs, operands, seen.outs, seen.pointwise)
+        for tensor, label in zip(seen.outs, self._labels(call), strict=False):
+            known = label is None or any(label is operand.label for operand in operands)  # those are compact
+            tracker.set(tensor, label if known else compact(label))  # type: ignore[arg-type]
 
     def _labels(self, call: Call) -> list[Tensor | None]:
         """The label of every tensor that the call puts out."""
@@ -133,36 +171,37 @@ class Operators(TorchDispatchMode):
             found = None
         return list(found) if isinstance(found, (list, tuple)) else [found] * len(call.outs)
 
-    def _note_stored(self, name: str, tensors: list[Tensor], followed: bool) -> None:
+    def _note_stored(self) -> None:
         """Stored tensors whose labels do not go on into the result."""
         weights = self.tracker.weights
-        if name in MOVEMENT:
+        if self.seen.name in MOVEMENT:
             return
-        for t in tensors:
-            if followed and (t in self.tracker.known or weights.embedding_name(t) or weights.vector_name(t)):
+        for t in self.seen.tensors:
+            if self.seen.followed and (t in self.tracker.known or weights.embedding_name(t) or weights.vector_name(t)):
                 continue
             stored = weights.stored_name(t)
             if stored is not None:
                 self.tracker.operands.add(stored)
 
-    def _select(self, args: Any, out: Tensor) -> None:
+    def _select(self) -> None:
         """One position. Along the units it is a fixed one, if anything but its shape is ever used."""
-        x, dim, at = args
-        label = self.tracker.get(x)
-        self.tracker.set(out, None)
+        tracker, out = self.tracker, self.seen.out
+        x, dim, at = self.seen.args
+        label = tracker.get(x)
+        tracker.set(out, None)
         if label is None:
             return
         dim %= x.ndim
-        if label.shape[dim] > 1 and not self.tracker.labels.whole(label, dim):
-            self.tracker.deferred[out] = (label, f"is taken by fixed positions (select) in {self.tracker.where}")
+        if label.shape[dim] > 1 and not tracker.labels.whole(label, dim):
+            tracker.deferred[out] = (label, f"is taken by fixed positions (select) in {tracker.where}")
         else:
-            self.tracker.set(out, compact(label.select(dim, at if label.shape[dim] > 1 else 0)))
+            tracker.set(out, compact(label.select(dim, at if label.shape[dim] > 1 else 0)))
 
-    def _note_products(self, name: str, args: Any, out: Any) -> None:
+    def _note_products(self) -> None:
         """A product of tensors that is summed is as many multiply-adds (messages on edges, scores of a graph)."""
-        tracker = self.tracker
+        tracker, name, args = self.tracker, self.seen.name, self.seen.args
         if name in ("mul", "mul_") and all(isinstance(a, Tensor) and a.numel() > 1 for a in args[:2]):
-            tracker.multiplied[out] = True
+            tracker.multiplied[self.seen.out] = True
             return
         at = SUMMED.get(name)
         source = args[at] if at is not None and len(args) > at else None
@@ -171,15 +210,27 @@ class Operators(TorchDispatchMode):
             if label is not None:
                 tracker.ops[term] = Product(tracker.where.strip("'"), tuple(source.shape), (label,))
 
-    def _price(self, func: Any, name: str, args: Any, kwargs: Any, out: Any, moves: bool) -> None:
-        formula = flop_registry.get(func._overloadpacket)
-        if name in MATRIX:
+    def _price(self) -> None:
+        seen = self.seen
+        formula = flop_registry.get(seen.func._overloadpacket)
+        if seen.name in MATRIX:
             return  # its factors may shrink: the rule for products notes them
         if formula is not None:
-            macs = int(formula(*args, **kwargs, out_val=out)) // 2
+            macs = int(formula(*seen.args, **seen.kwargs, out_val=seen.out)) // 2
             self.tracker.ops.append(Op(name=self.tracker.where.strip("'"), coefficient=macs))
-        elif not moves and tree_leaves(args):
-            self.tracker.uncounted.add(name.rstrip("_"))
+        elif seen.tensors and (seen.pointwise or not seen.followed):  # the others only make or move values
+            self.tracker.uncounted.add(seen.name.rstrip("_"))
+
+
+def found_in(value: Any) -> list[Tensor]:
+    """The tensors in the arguments or results of an operator, which are nested in tuples, lists and dicts at most."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, dict):
+        value = value.values()
+    elif not isinstance(value, (tuple, list)):
+        return []
+    return [tensor for item in value for tensor in found_in(item)]
 
 
 def _operand(tensor: Tensor, label: Tensor | None) -> Operand:

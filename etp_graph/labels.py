@@ -7,7 +7,8 @@ be removed it is locked with a reason. Label 0 means "no unit: this position has
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from copy import copy
+from dataclasses import dataclass, field, fields
 
 import torch
 from torch import Tensor
@@ -40,6 +41,38 @@ class Tie:
     where: str
 
 
+class Locks:
+    """Which units may not be removed, and why; of several reasons for one unit the first stands.
+
+    Attributes:
+        code: the reason of each label by its number, int64 [number of labels]; 0: not locked.
+        reasons: by number.
+    """
+
+    def __init__(self, n_labels: int) -> None:
+        self.code = torch.zeros(n_labels, dtype=torch.int64, device="cpu")
+        self.reasons: list[str | None] = [None]
+        self._numbers: dict[str, int] = {}
+
+    def add(self, units: Tensor, reason: str) -> None:
+        """Lock the units that are not locked yet."""
+        number = self._numbers.setdefault(reason, len(self.reasons))
+        if number == len(self.reasons):
+            self.reasons.append(reason)
+        now = self.code[units]
+        self.code[units] = torch.where(now > 0, now, number)
+
+    def replace(self, units: Tensor, reason: str) -> None:
+        """Lock the units for this reason alone, so that they form one group."""
+        self.code[units] = 0
+        self.add(units, reason)
+
+    def first(self, units: Tensor) -> str | None:
+        """The reason of the first unit that is locked, or ``None``."""
+        found = self.code[units]
+        return self.reasons[int(found[found > 0][0])] if bool((found > 0).any()) else None
+
+
 @dataclass(slots=True)
 class Labels:
     """The labels of one trace.
@@ -60,7 +93,6 @@ class Labels:
         floors: labels of which at least so many must stay.
         multiples: labels of which a multiple of so many must stay.
         guesses: attributes that size a dimension of a bare parameter's view, which may turn out to hold units.
-        forks: how many views folded a unit axis: only then outer and inner units differ.
     """
 
     axes: dict[Axis, Tensor] = field(default_factory=dict)
@@ -78,10 +110,13 @@ class Labels:
     floors: list[tuple[Tensor, int]] = field(default_factory=list)
     multiples: list[tuple[Tensor, int]] = field(default_factory=list)
     guesses: list[tuple[AttributeKey, Tensor, int]] = field(default_factory=list)
-    forks: int = 0
     _next: int = 1
     _pairs: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     _locks: list[tuple[Tensor, str]] = field(default_factory=list)
+
+    def copy(self) -> Labels:
+        """The same labels, which go their own way from here on."""
+        return Labels(**{field.name: copy(getattr(self, field.name)) for field in fields(self)})
 
     def fresh(self, size: int) -> Tensor:
         """New labels, int64 [size]."""
@@ -96,6 +131,8 @@ class Labels:
     def loose(self, labels: Tensor) -> bool:
         """Whether the labels are all those of bare parameters that have met no units yet."""
         rest = labels[labels > 0]
+        if rest.numel() and not any(first <= int(rest[0]) < first + shape.numel() for _, first, shape in self.tables):
+            return False
         for _, first, shape in self.tables:
             rest = rest[(rest < first) | (rest >= first + shape.numel())]
         return not rest.numel()
@@ -121,12 +158,15 @@ class Labels:
 
     def unite(self, a: Tensor, b: Tensor, reason: str) -> Tensor:
         """Unite labels of equal shape position by position; a unit that meets a fixed position is locked."""
-        differ = a != b
-        if bool(differ.any()):
-            left, right = a[differ], b[differ]
-            fixed = (left == 0) | (right == 0)
-            self.lock(torch.maximum(left, right)[fixed], reason)
-            self._pairs.append((left[~fixed], right[~fixed]))
+        if a is b or not bool((differ := a != b).any()):
+            return a
+        left, right = a[differ], b[differ]
+        fixed = (left == 0) | (right == 0)
+        if not bool(fixed.any()):
+            self._pairs.append((left, right))
+            return a
+        self.lock(torch.maximum(left, right)[fixed], reason)
+        self._pairs.append((left[~fixed], right[~fixed]))
         return torch.where(a == 0, b, a)
 
     def lock(self, labels: Tensor | None, reason: str) -> None:
@@ -179,32 +219,31 @@ class Labels:
             flags[root[labels[labels > 0]]] = True
         return flags
 
-    def resolve(self) -> tuple[Tensor, dict[int, str]]:
-        """The representative of every label, int64 [number of labels + 1], and the locked ones with the reason."""
+    def resolve(self) -> tuple[Tensor, Locks]:
+        """The representative of every label, int64 [number of labels + 1], and which of them are locked."""
         root = torch.arange(self._next, device="cpu")
         if self._pairs:
             a = torch.cat([left for left, _ in self._pairs])
             b = torch.cat([right for _, right in self._pairs])
             root = components(self._next, a, b)
-        locked: dict[int, str] = {}
+        locks = Locks(self._next)
         for labels, reason in self._locks:
-            for label in root[labels].unique().tolist():
-                locked.setdefault(label, reason)
-        return root, locked
+            locks.add(root[labels], reason)
+        return root, locks
 
 
 def components(n: int, a: Tensor, b: Tensor) -> Tensor:
     """Connected components of the graph with edges a[i] - b[i]: the smallest member of each node's component, [n].
 
-    Minimum-label propagation with pointer jumping: a logarithmic number of passes over all edges at once.
+    Every round hangs roots below smaller ones and drops the edges inside a component: a logarithmic number of rounds.
     """
     root = torch.arange(n, device="cpu")
     while True:
-        low = torch.minimum(root[a], root[b])
-        before = root.clone()
-        root.scatter_reduce_(0, before[a], low, "amin")
-        root.scatter_reduce_(0, before[b], low, "amin")
-        while not torch.equal(root, root[root]):
-            root = root[root]
-        if torch.equal(root, before):
+        a, b = root[a], root[b]
+        apart = a != b
+        if not bool(apart.any()):
             return root
+        a, b = a[apart], b[apart]
+        root.scatter_reduce_(0, torch.maximum(a, b), torch.minimum(a, b), "amin")
+        while not torch.equal(root, up := root[root]):
+            root = up

@@ -50,7 +50,7 @@ class Masked(TorchFunctionMode):
         for (module, _, item), maps in attribute_units(plan).items():
             if module == ACTIVATION:
                 continue
-            kept = Axis(module, 0, tuple(maps)).kept(full)  # type: ignore[arg-type]
+            kept = Axis(module, 0, tuple(maps)).kept(full)
             self._by_module.setdefault(id(model.get_submodule(module)), {})[0 if item is None else item] = kept
 
     def __enter__(self) -> Masked:

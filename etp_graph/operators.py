@@ -58,6 +58,10 @@ class UnknownOperator(Exception):
     """No rule can follow the labels through this call."""
 
 
+class Fork(Exception):
+    """A call that the two facets follow differently, met by a tracker that has seen no such call before."""
+
+
 @dataclass(slots=True)
 class Operand:
     """A tensor argument: its shape and its labels (compact), or ``None`` if all its positions are fixed."""
@@ -183,7 +187,7 @@ def join(labels: Labels, name: str, operands: Sequence[Operand], dim: int, where
 
 def movement(
     labels: Labels, func: Callable[..., Any], name: str, operand: Operand, args: Sequence[Any], kwargs: dict[str, Any],
-    where: str, facet: Facet, sizes: Sizes | None,
+    where: str, facet: Facet | None, sizes: Sizes | None,
 ) -> Any:  # fmt: skip
     """Run the operator on the labels; lock or tie what a smaller tensor would not reproduce."""
     label = operand.label
@@ -255,8 +259,9 @@ def _tie_pieces(
 
 
 def _tie_folded(
-    labels: Labels, moved: Tensor, dims: list[int], where: str, survives: int | None, facet: Facet, sizes: Sizes | None
-) -> Tensor:
+    labels: Labels, moved: Tensor, dims: list[int], where: str, survives: int | None, facet: Facet | None,
+    sizes: Sizes | None,
+) -> Tensor:  # fmt: skip
     """An operator that folds the unit axis into several: one of them follows the width, the others are fixed.
 
     Units that differ only along the fixed axes go together. Which axis follows is a question with two answers: the
@@ -270,8 +275,9 @@ def _tie_folded(
     if len(now) <= max(len(dims), 1) or labels.loose(small):
         return small
     if survives is None:
+        if facet is None:
+            raise Fork
         survives = _survivor(now, small, facet, sizes)
-        labels.forks += 1
     first = small
     for d in now:
         first = first if d == survives or labels.whole(small, d) else first.narrow(d, 0, 1)

@@ -131,6 +131,8 @@ def _meet(labels: Labels, a: Tensor | None, b: Tensor | None, where: str) -> Ten
 def matrix(tracker: Tracker, name: str, operands: Sequence[Operand], out: torch.Size) -> Tensor | None:
     """``mm``, ``bmm``, ``addmm``, ``baddbmm``, ``mv``, ``dot`` of activations."""
     added, (a, b) = operands[:-2], operands[-2:]
+    if any(operand.label is not None for operand in operands):
+        tracker.decide()
     if name == "dot":
         a, b = _reshaped(a, (1, -1)), _reshaped(b, (-1, 1))
     elif name == "mv":
@@ -152,6 +154,7 @@ def _reshaped(operand: Operand, shape: tuple[int, int]) -> Operand:
 
 def attention(tracker: Tracker, func: Any, args: Any, kwargs: Any, out: Tensor) -> None:
     """``scaled_dot_product_attention``: heads stay apart, queries meet keys, values go through."""
+    tracker.decide()
     call = bind(_ATTENTION, args, kwargs)
     q, k, v = (Operand(call[name].shape, tracker.get(call[name])) for name in ("query", "key", "value"))
     mask = call.get("attn_mask")

@@ -14,9 +14,10 @@ from .binding import Binding, largest, prox_factors, step_size
 from .errors import ForceError, PlanError
 from .forces import Exponential, Force
 from .plan import Plan
+from .pull import Pull
 from .schedules import Schedule
 from .settings import FORMAT, Kappa, Mode, Order, RegularizerSettings, read_state
-from .units import Runs, Units
+from .units import Units
 from .wrappers import inner_optimizer
 
 _EXPONENTIAL = Exponential()
@@ -40,7 +41,7 @@ class Regularizer:
             η_eff = lr·(1 − dampening)/(1 − momentum) of each parameter's own group: decoupled from the optimizer,
             ends in exact zeros. ``"gradient"``: added to ``.grad`` before the step (Torque eq. 11-13).
             ``"loss"``: the user adds :meth:`penalty` to the loss (ETP eq. 10).
-        kappa: κ_g: ``"sqrt"`` of the numbers per unit, or ``"one"``. Forces on squared norms always take one.
+        kappa: κ_g: ``"sqrt"`` of the numbers per unit, or ``"one"``, which all but forces on plain norms take.
         every: apply the force of this many steps at once (``prox`` and ``gradient``).
         seed: of the random order.
         schedule: s(t) with t = step/steps, see :mod:`etp_graph.schedules`; default: constant.
@@ -74,21 +75,15 @@ class Regularizer:
         plan.check(model)
         if not plan.prunable:
             raise PlanError("no group of this plan may be pruned, so there is nothing to drive to zero; print(plan).")
-        self.model = model
-        self.plan = plan
-        self.steps_done = 0
-        self._units = Units(model, plan)
-        self._runs = Runs.of(plan, self._units.device)
+        self.model, self.plan = model, plan
+        self.steps_done, self.penalties = 0, 0
+        self._units = Units(model, plan, locked=False)
         self._binding = Binding(model, plan, self._units)
-        plain = kappa == "one" or force.squared
-        sizes = self._units.sizes().to(self._units.dtype)
-        self._kappa = torch.ones_like(sizes) if plain else sizes.sqrt()
-        self._pending = torch.zeros_like(sizes)
-        self._fixed: Tensor | None = None
+        self._pending = torch.zeros(plan.n_units, dtype=self._units.dtype, device=self._units.device)
         self._optimizer: Optimizer | None = None
         self._handles: list[Any] = []
-        self._rank()
-        self._check_force()
+        self._pull = Pull(plan, self.settings, self._units, self._binding)
+        self._pull.check()
 
     # What acts on which unit.
     @property
@@ -99,7 +94,7 @@ class Regularizer:
     @property
     def kappa(self) -> Tensor:
         """κ of the group of each unit, [n_units]."""
-        return self._kappa
+        return self._pull.kappa
 
     @property
     def strength(self) -> float:
@@ -111,12 +106,12 @@ class Regularizer:
 
     def distances(self) -> Tensor:
         """Distance d_u of each unit from the pivot of its group (or block), in [0, 1], shape [n_units]."""
-        return self._distance.clone()
+        return self._pull.distance.clone()
 
     def forces(self) -> Tensor:
         """F(d_u), zero where no force acts (locked groups, frozen slices), shape [n_units]."""
         self._binding.refresh()
-        return self._force() * self._binding.active
+        return self._pull.force() * self._binding.active
 
     def penalty(self) -> Tensor:
         """β·s(t)·Σ_u κ F(d_u)·‖w_u‖ (or F/2·‖w_u‖²), differentiable, a scalar; add it to the loss with ``mode="loss"``.
@@ -125,10 +120,13 @@ class Regularizer:
         for gradient accumulation divides this term, too.
         """
         self._binding.refresh()
+        self.penalties += 1
         squares = self._units.reduce(self._binding.tensors, transform=torch.square)
         pull = self._pull(squares.detach().sqrt()) * self.strength
         if self.force.squared:
             return (pull * squares).sum() / 2
+        if self.force.elementwise:
+            return (pull * self._units.reduce(self._binding.tensors, transform=torch.abs)).sum()
         positive = squares > 0  # the square root has an infinite slope at zero, and 0·inf is NaN
         return (pull * torch.where(positive, squares, 1.0).sqrt() * positive).sum()
 
@@ -156,7 +154,7 @@ class Regularizer:
         if self._binding.frozen:
             warnings.warn(self._binding.describe_frozen(), stacklevel=2)
         if self.steps_done == 0 and self.settings.order == "importance":
-            self._rank()
+            self._pull.rank()
         self._optimizer = optimizer
         before = optimizer.register_step_pre_hook(self._before)
         self._handles = [before, optimizer.register_step_post_hook(self._after)]
@@ -166,8 +164,7 @@ class Regularizer:
         """Leave the optimizer as it was before :meth:`attach`. Does nothing if not attached."""
         for handle in self._handles:
             handle.remove()
-        self._handles = []
-        self._optimizer = None
+        self._handles, self._optimizer = [], None
 
     def __enter__(self) -> Regularizer:
         return self
@@ -182,7 +179,7 @@ class Regularizer:
             "plan": self.plan.fingerprint,
             "settings": self.settings.to_dict(),
             "steps_done": self.steps_done,
-            "distance": self._distance.detach().cpu().clone(),
+            "distance": self._pull.distance.detach().cpu().clone(),
             "pending": self._pending.detach().cpu().clone(),
         }
 
@@ -194,43 +191,10 @@ class Regularizer:
             ForceError: it is not a state, of another format, or of a regularizer with other settings.
         """
         self.steps_done, distance, pending = read_state(state, self.plan, self.settings)
-        self._distance, self._pending = (v.to(self._pending, copy=True) for v in (distance, pending))
-        self._fixed = None
+        self._pull.place(distance.to(self._pending, copy=True))
+        self._pending = pending.to(self._pending, copy=True)
 
     # One step.
-    @torch.no_grad()
-    def _rank(self) -> None:
-        n, device = self.plan.n_units, self._units.device
-        if self.settings.order == "importance":
-            key = -self._norms()
-        elif self.settings.order == "random":
-            key = torch.rand(n, generator=torch.Generator().manual_seed(self.settings.seed), device="cpu").to(device)
-        else:
-            key = torch.arange(n, device=device)
-        self._distance = self._runs.distance(self._runs.rank(key), self._units.dtype)
-        self._fixed = None
-
-    @torch.no_grad()
-    def _norms(self) -> Tensor:
-        return self._units.reduce(self._binding.tensors, transform=torch.square).sqrt()
-
-    @torch.no_grad()
-    def _force(self, norms: Tensor | None = None) -> Tensor:
-        """F(d_u) of every unit; evaluated once per ranking unless the force adapts to the weights."""
-        if self._fixed is None or self.force.adaptive:
-            norms = self._norms() if norms is None else norms
-            self._fixed = self.force(self._distance, size=self._runs.size, importance=self._runs.relative(norms))
-        return self._fixed
-
-    def _check_force(self) -> None:
-        force = self._force()
-        if tuple(force.shape) != (self.plan.n_units,) or not bool((force.isfinite() & (force >= 0)).all()):
-            raise ForceError(f"{self.force} gives forces that are not finite, not positive, or not one for each unit.")
-
-    def _pull(self, norms: Tensor | None = None) -> Tensor:
-        """κ F(d_u), zero where no force acts: the size of the gradient (over ‖w_u‖ for forces on squared norms)."""
-        return self._force(norms) * self._kappa * self._binding.active
-
     def _before(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Pre-step hook: the checks, before anything has changed, and the force of the mode ``gradient``."""
         self._binding.check()
@@ -258,7 +222,7 @@ class Regularizer:
             self._shrink(optimizer)
         self.steps_done += 1
         if self.settings.refresh_every and self.steps_done % self.settings.refresh_every == 0:
-            self._rank()
+            self._pull.rank()
 
     def _due(self) -> bool:
         return (self.steps_done + 1) % self.settings.every == 0
@@ -266,14 +230,14 @@ class Regularizer:
     @torch.no_grad()
     def _add_gradient(self, optimizer: Optimizer) -> None:
         """∇_u <- ∇_u + β κ F(d_u) w_u/‖w_u‖ (Torque eq. 11-13), zero for a unit at zero."""
-        norms = self._norms()
+        norms = self._pull.norms()
         pull = self._pull(norms) * (self.strength * self.settings.every)
-        if not self.force.squared:
+        if not self.force.squared and not self.force.elementwise:
             pull = torch.where(norms > 0, pull / norms, 0.0)
         scale = getattr(optimizer, "grad_scale", None)
         if scale is not None:  # a fused optimizer divides by GradScaler's factor itself, after this
             pull = pull * scale.to(pull)
-        self._binding.add_gradient_(pull)
+        self._binding.add_gradient_(pull, signs=self.force.elementwise)
 
     @torch.no_grad()
     def _shrink(self, optimizer: Optimizer) -> None:
@@ -288,7 +252,7 @@ class Regularizer:
         skipped = getattr(optimizer, "found_inf", None)
         if skipped is not None:  # a fused optimizer skips the step itself where gradients overflowed
             push = push * (1 - skipped)
-        norms = self._norms() if self._due() or self.force.squared or self.force.adaptive else None
+        norms = self._pull.norms() if self._due() or self.force.squared or self.force.adaptive else None
         pull = self._pull(norms) * push
         self._pending += pull * norms if self.force.squared and norms is not None else pull
         if norms is None or not self._due() or (not isinstance(most, Tensor) and most == 0):

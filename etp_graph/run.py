@@ -6,14 +6,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from math import isfinite
 from time import perf_counter
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .allocate import allocate
 from .budget import Budget
+from .calibration import Kept
+from .collect import Record, watch
 from .costs import Cost, CostModel
-from .errors import EtpError, PlanError
+from .errors import CheckpointError, EtpError, PlanError
 from .journal import Journal, Outcome
 from .methods import Method
 from .outcome import CompressResult, Round
@@ -28,7 +31,7 @@ Evaluate = Callable[[nn.Module], float]
 
 def n_steps(method: Method) -> int:
     """Number of steps of a run with this method."""
-    return method.rounds * (7 if method.force is not None else 5)
+    return method.rounds * (5 + 2 * method.sparse + method.collected)
 
 
 class Run:
@@ -51,6 +54,7 @@ class Run:
         self.train, self.evaluate = train, evaluate
         self.dense = CostModel(plan).dense
         self.regularizer: Regularizer | None = None
+        self.record: Record | None = None
         self.round = 0
 
     def compress(self, retrace: Callable[[], Plan]) -> CompressResult:
@@ -71,10 +75,12 @@ class Run:
         seconds: dict[str, float] = {}
         evaluating = 0.0
         sparse, metric_sparse = None, None
-        if self.method.force is not None:
+        if self.method.sparse:
             sparse = self._step("sparse", lambda: self._train("sparse"), changes=True)
             seconds["sparse"] = sparse["seconds"]
             metric_sparse, evaluating = self._measure("sparse")
+        if self.method.collected:
+            seconds["calibrate"] = self._calibrate()
         pruned = self._step("prune", lambda: self._prune(sparse), changes=True)
         metric_pruned, spent = self._measure("pruned")
         evaluating += spent
@@ -112,14 +118,14 @@ class Run:
         found = self._step(f"evaluate-{stage}", action)
         return float(found["metric"]), float(found["seconds"])
 
-    def _train(self, name: PhaseName) -> tuple[Outcome, Mapping[str, Tensor]]:
+    def _phase(self, name: PhaseName, **extra: Any) -> Phase:
+        """One call of ``train``; the phase is over when it returns."""
         before = dict(self.model.named_parameters())
         shapes = {key: tensor.shape for key, tensor in before.items()}
         phase = Phase(
-            name, model=self.model, plan=self.plan, method=self.method, bar=self.bar, round=self.round,
-            rounds=self.method.rounds,
+            name, model=self.model, plan=self.plan, method=self.method, budget=self._share(), bar=self.bar,
+            round=self.round, rounds=self.method.rounds, **extra,
         )  # fmt: skip
-        self.model.train()
         self.model.zero_grad(set_to_none=True)
         try:
             self.train(self.model, phase)
@@ -133,6 +139,11 @@ class Run:
                     "(load_state_dict without assign=True keeps them, and so does an optimizer)."
                 )
         phase.check_used()
+        return phase
+
+    def _train(self, name: PhaseName) -> tuple[Outcome, Mapping[str, Tensor]]:
+        self.model.train()
+        phase = self._phase(name)
         self.regularizer = phase.regularizer
         if self.regularizer is None:
             return {}, {}
@@ -140,19 +151,41 @@ class Run:
         outcome = {"steps": phase.steps, "steps_done": state["steps_done"]}
         return outcome, {"distance": state["distance"], "pending": state["pending"]}
 
+    def _calibrate(self) -> float:
+        """Record what the criterion needs of the data; the seconds that it took."""
+
+        def action() -> tuple[Outcome, Mapping[str, Tensor]]:
+            name = self.method.criterion
+            self.model.train(name == "taylor")  # cuDNN differentiates recurrent layers in training mode only
+            with Kept(self.model) as kept, watch(self.model, self.plan, name) as record:
+                self._phase("calibrate", record=record, kept=kept)
+            self.model.zero_grad(set_to_none=True)
+            record.read(name, self.plan)
+            self.record = record
+            return {}, {"record": record.values[name]}
+
+        replayed = self.journal.replaying
+        found = self._step("calibrate", action)
+        if replayed:
+            kept = self.journal.tensors(found).get("record")
+            if kept is None:
+                raise CheckpointError(f"step {found['step']!r} of the checkpoint lost its record: use another folder.")
+            self.record = Record({self.method.criterion: kept})
+        return float(found["seconds"])
+
     def _prune(self, sparse: Outcome | None) -> tuple[Outcome, Mapping[str, Tensor]]:
         if sparse is not None and self.regularizer is None:
             self.regularizer = self._regularizer_after(sparse)
-        scores = self.method.scores(self.model, self.plan, regularizer=self.regularizer)
+        scores = self.method.scores(self.model, self.plan, regularizer=self.regularizer, record=self.record)
         selection = allocate(self.model, self.plan, scores, budget=self._share())
-        self.regularizer = None  # its index tensors belong to the model as it was
+        self.regularizer, self.record = None, None  # they belong to the model as it was
         prune_(self.model, self.plan, selection)
         cost = CostModel(self.plan).evaluate(selection.flat(self.plan))
         return {"selection": selection.to_json(), "cost": cost.to_json()}, {}
 
     def _regularizer_after(self, sparse: Outcome) -> Regularizer | None:
         """The regularizer as it was at the end of a sparse phase that was finished before."""
-        found = self.method.regularizer(self.model, self.plan, steps=sparse["steps"])
+        found = self.method.regularizer(self.model, self.plan, steps=sparse.get("steps"))
         if found is not None:
             kept = self.journal.tensors(sparse)
             found.load_state_dict({

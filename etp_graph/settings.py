@@ -79,6 +79,11 @@ class RegularizerSettings(Composed):
             f"every={self.every} with mode='loss': the loss is the user's; add penalty() as often as it should act.",
         )
         require(
+            self.mode != "prox" or not self.force.elementwise,
+            f"force={self.force.name!r} acts on single numbers, which no shrinking of units does: use mode='gradient' "
+            "or 'loss'.",
+        )
+        require(
             self.schedule is None or isinstance(self.schedule, Schedule),
             f"schedule={self.schedule!r}; pass one such as schedules.cubic() (with parentheses).",
         )
@@ -111,8 +116,8 @@ def read_state(state: Mapping[str, Any], plan: Plan, settings: RegularizerSettin
         raise PlanError("this state was saved with another plan; make the regularizer with that plan.")
     settings.require_equal(state["settings"])
     distance, pending, steps = (
-        torch.as_tensor(state["distance"]),
-        torch.as_tensor(state["pending"]),
+        torch.as_tensor(state["distance"], device="cpu"),
+        torch.as_tensor(state["pending"], device="cpu"),
         state["steps_done"],
     )
     sound = all(tuple(v.shape) == (plan.n_units,) and bool(v.isfinite().all()) for v in (distance, pending))

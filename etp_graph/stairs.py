@@ -27,8 +27,8 @@ def _levels(group: Group, ranks: Floats, budget: Budget) -> Ints:
     step = math.lcm(group.multiple, budget.round_to, group.blocks) // group.blocks
     share = group.n_units - math.floor(budget.max_ratio * group.n_units + 1e-9)
     floor = max(group.min_units, budget.min_units, share)
-    kept = [width, *range((width - 1) // step * step, -1, -step)]
-    kept = [width, *(n for n in kept[1:] if n * group.blocks >= floor)]
+    least = -(-floor // group.blocks)
+    kept = [width, *range((width - 1) // step * step, -(-least // step) * step - 1, -step)]
     stairs = np.full(width, -1, dtype=np.int64)
     stairs[: width - kept[-1]] = np.repeat(np.arange(len(kept) - 1), -np.diff(kept))
     # of equal scores the later unit goes first: where forces grow with the index, it was pushed harder

@@ -100,7 +100,7 @@ def _edits(model: nn.Module, plan: Plan, keep: Tensor) -> list[Edit]:
     for (module, name, item), layers in attribute_units(plan).items():
         if module == ACTIVATION:
             continue
-        kept = Axis(module, 0, tuple(layers)).kept(keep)  # type: ignore[arg-type]
+        kept = Axis(module, 0, tuple(layers)).kept(keep)
         removed = int((~kept).sum())
         if removed:
             now = read_attribute(model, Edit(module=module, name=name, item=item, value=0))

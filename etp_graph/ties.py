@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .labels import Tie, components
+from .labels import Locks, Tie, components
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -19,7 +19,7 @@ class Tied:
     min_units: int
 
 
-def resolve_ties(ties: Iterable[Tie], root: Tensor, locked: dict[int, str]) -> list[Tied]:
+def resolve_ties(ties: Iterable[Tie], root: Tensor, locks: Locks) -> list[Tied]:
     """The groups that ties demand, after all labels are united; units that cannot keep the promise are locked.
 
     Ties that have a run in common (the states of an encoder start a decoder) make one group. Runs that were united
@@ -28,20 +28,20 @@ def resolve_ties(ties: Iterable[Tie], root: Tensor, locked: dict[int, str]) -> l
     Args:
         ties: the ties of a trace.
         root: the representative of every label.
-        locked: representative of each locked unit -> reason; extended here.
+        locks: the locked units; extended here.
     """
-    known = list(ties)
-    tied = []
+    tied: list[Tied] = []
+    if not (known := list(ties)):
+        return tied
     for members in _connected([set(root[tie.units].flatten().tolist()) for tie in known], len(root)):
         mine = [known[m] for m in members]
         rows = [row for tie in mine for row in root[tie.units]]
         units = torch.unique(torch.cat(rows))
         blocks = _blocks(rows)
-        reason = next((locked[u] for u in units.tolist() if u in locked), None)
+        reason = locks.first(units)
         where = mine[0].where
         if blocks is None:
-            for unit in units.tolist():
-                locked.setdefault(unit, f"the layers of {where} share units in a way that leaves them unequal")
+            locks.add(units, f"the layers of {where} share units in a way that leaves them unequal")
             continue
         floor = max(-(-tie.floor * blocks.shape[1] // tie.units.shape[1]) for tie in mine)
         if len(blocks) == 1 and floor == 1:
@@ -49,7 +49,7 @@ def resolve_ties(ties: Iterable[Tie], root: Tensor, locked: dict[int, str]) -> l
         if floor >= blocks.shape[1]:
             reason = reason or f"the hidden size of {where} stays above the size of its projections"
         if reason is not None:
-            locked |= dict.fromkeys(units.tolist(), reason)
+            locks.replace(units, reason)
         tied.append(Tied(blocks, len(blocks) * floor))
     return tied
 

@@ -15,11 +15,13 @@ from .advice import warn_about_attention
 from .errors import PlanError
 from .facets import Facets, chosen, merge, restrict
 from .forward import evaluating, outputs, preserved_rng, run, slow_path
+from .hollow import NeedsValues
 from .plan import Group, Plan, named_tensors
-from .tracker import Tracker
+from .tracker import Tracker, Trackers
 from .verify import lock_what_fails
 from .wrappers import plain_forward, require_bare
 
+_MODEL_ERRORS = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, AssertionError)
 CHECK_LIMIT = 400_000_000
 """``check="auto"`` runs the check on models of at most this many parameters."""
 
@@ -65,8 +67,12 @@ def trace(
         raise PlanError("the model has no parameters: there is nothing to prune.")
     kinds = chosen(prune)
     with torch.inference_mode(False):  # inference mode hides operators, and copies made in it cannot be pruned
+        patterns = [ignore] if isinstance(ignore, str) else ignore
         with plain_forward(model), standing_in(model), slow_path():
-            plan = _plan(model, example_inputs, [ignore] if isinstance(ignore, str) else ignore)
+            try:
+                plan = _plan(model, example_inputs, patterns, compute=False)
+            except (NeedsValues, *_MODEL_ERRORS):  # whatever is the model's own error is raised again
+                plan = _plan(model, example_inputs, patterns)
         plan = replace(plan, groups=restrict(plan.groups, kinds))
         _require_prunable(plan)
         if check is True:
@@ -82,15 +88,12 @@ def trace(
     return plan
 
 
-def _plan(model: nn.Module, example_inputs: Any, ignore: Sequence[str]) -> Plan:
+def _plan(model: nn.Module, example_inputs: Any, ignore: Sequence[str], *, compute: bool = True) -> Plan:
     """The plan before any check."""
-    inner = Tracker(model)
-    notes, found, n_ops = _walk(inner, example_inputs)
-    outer = None
-    if inner.labels.forks:
-        outer = Tracker(model, "outer")
-        _walk(outer, example_inputs)
-    merged = merge(inner, outer, n_ops)
+    trackers = Trackers(model, compute=compute)
+    notes, found, n_ops = _walk(trackers, example_inputs)
+    inner = trackers.all[0]
+    merged = merge(trackers.all, n_ops)
     parameters = tuple(name for name, _ in model.named_parameters())
     tensors = dict(named_tensors(model))  # the first forward of some models makes buffers of the input's size
     return Plan(
@@ -115,7 +118,7 @@ def _branches(tracker: Tracker) -> tuple[str, ...]:
     return (f"the code of {where} reads values of tensors: the plan is that of the branches these inputs take",)
 
 
-def _walk(tracker: Tracker, example_inputs: Any) -> tuple[tuple[str, ...], bool, int]:
+def _walk(trackers: Trackers, example_inputs: Any) -> tuple[tuple[str, ...], bool, int]:
     """Follow the model in eval mode, and where that leaves parameters out in training mode.
 
     Returns notes, whether training mode reached further parameters, and the number of cost terms of eval mode:
@@ -123,11 +126,13 @@ def _walk(tracker: Tracker, example_inputs: Any) -> tuple[tuple[str, ...], bool,
     """
     notes: tuple[str, ...] = ()
     found = False
-    _follow(tracker, example_inputs)
-    n_ops = len(tracker.ops)
-    if {name for name, _ in tracker.model.named_parameters()} - tracker.weights.seen:
-        notes, found = _follow_training(tracker, example_inputs)
-    tracker.lock_used_elsewhere()
+    _follow(trackers, example_inputs)
+    first = trackers.all[0]
+    n_ops = len(first.ops)
+    if {name for name, _ in first.model.named_parameters()} - first.weights.seen:
+        notes, found = _follow_training(trackers, example_inputs)
+    for tracker in trackers.all:
+        tracker.lock_used_elsewhere()
     return notes, found, n_ops
 
 
@@ -140,33 +145,36 @@ def _try_check(model: nn.Module, plan: Plan, example_inputs: Any) -> Plan:
         return replace(plan, notes=(*plan.notes, note))
 
 
-def _follow(tracker: Tracker, example_inputs: Any, *, containers: bool = False) -> None:
-    with evaluating(tracker.model, containers=containers), preserved_rng(tracker.model), tracker.watch():
-        out = run(tracker.model, example_inputs)
+def _follow(trackers: Trackers, example_inputs: Any, *, containers: bool = False) -> None:
+    model = trackers.all[0].model
+    with evaluating(model, containers=containers), preserved_rng(model), trackers.watch():
+        out = run(model, example_inputs)
     tensors = outputs(out)
     if not tensors:
         raise PlanError(
             f"the model returns {type(out).__name__}, in which there is no tensor: nothing can be proved of it."
         )
-    tracker.lock_all(tensors, "feeds the model's output")
+    for tracker in trackers.all:
+        tracker.lock_all(tensors, "feeds the model's output")
 
 
-def _follow_training(tracker: Tracker, example_inputs: Any) -> tuple[tuple[str, ...], bool]:
+def _follow_training(trackers: Trackers, example_inputs: Any) -> tuple[tuple[str, ...], bool]:
     """A second pass with the containers in training mode: notes, and whether it reached further parameters.
 
     The pass is ours, not the user's: a model that cannot run in that mode on these inputs gets a note, no error,
     and what that pass began to follow is locked.
     """
-    before, known = len(tracker.weights.seen), set(tracker.labels.producers)
+    before, known = len(trackers.all[0].weights.seen), set(trackers.all[0].labels.producers)
     try:
-        _follow(tracker, example_inputs, containers=True)
-    except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, AssertionError) as error:
-        for axis in set(tracker.labels.producers) - known:
-            tracker.labels.lock(tracker.labels.axes[axis], "could not be followed to its end in training mode")
+        _follow(trackers, example_inputs, containers=True)
+    except _MODEL_ERRORS as error:
+        for tracker in trackers.all:
+            for axis in set(tracker.labels.producers) - known:
+                tracker.labels.lock(tracker.labels.axes[axis], "could not be followed to its end in training mode")
         return (
             f"what eval mode does not reach could not be followed: in training mode the model raises {error!r}",
         ), False
-    return (), len(tracker.weights.seen) > before
+    return (), len(trackers.all[0].weights.seen) > before
 
 
 def _require_prunable(plan: Plan) -> None:

@@ -7,8 +7,9 @@ layer table (:mod:`etp_graph.layers`, :mod:`etp_graph.rules`), everything below 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import copy
 from typing import Any
 
 import torch
@@ -17,9 +18,10 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from .forward import Running
+from .hollow import Hollow
 from .interception import Functions, Operators
 from .labels import Labels
-from .operators import Facet, compact, varying
+from .operators import Facet, Fork, compact, varying
 from .plan import Op
 from .products import Product
 from .sizes import Counted, Sizes, counting
@@ -30,7 +32,7 @@ class Tracker:
     """Labels, cost terms and remarks of one or more forward passes of a model.
 
     Attributes:
-        facet: which of the axes that a view folds out of a unit axis holds the units.
+        facet: which of the axes that a view folds out of a unit axis holds the units; ``None``: no view did so far.
         labels, ops, uncounted: what was found.
         weights: names of the model's tensors and modules.
         bare: labels of the parameters that belong to no layer, by name.
@@ -40,12 +42,13 @@ class Tracker:
         deferred: tensors that lock units if anything but their shape is used, with the units and the reason.
         routes: what a router put out, with the labels of its experts.
         readers: modules whose Python code read the value of a tensor, in words.
-        paused: nothing is followed now.
+        modules: the stack of running modules, outermost first.
     """
 
-    def __init__(self, model: nn.Module, facet: Facet = "inner") -> None:
+    def __init__(self, model: nn.Module, modules: list[nn.Module] | None = None) -> None:
         self.model = model
-        self.facet: Facet = facet
+        self.modules = [] if modules is None else modules
+        self.facet: Facet | None = None
         self.labels = Labels()
         self.weights = Weights(model)
         self.ops: list[Op | Product] = []
@@ -53,24 +56,27 @@ class Tracker:
         self.uncounted: set[str] = set()
         self.bare: dict[str, Tensor] = {}
         self.readers: dict[str, None] = {}
-        self.paused = False
         self.operands: set[str] = set()
         self.multiplied: Any = WeakTensorKeyDictionary()
         self.deferred: Any = WeakTensorKeyDictionary()
         self.routes: Any = WeakTensorKeyDictionary()
-        self._running = Running()
         self.known: Any = WeakTensorKeyDictionary()
 
-    @contextmanager
-    def watch(self) -> Iterator[None]:
-        """Everything that runs inside is followed."""
-        with self._running, counting(self.model), torch.no_grad(), Functions(self), Operators(self):
-            yield
+    def decide(self) -> None:
+        """From here on the facets differ: raises :class:`Fork`, before anything is done, where one tracker is both."""
+        if self.facet is None:
+            raise Fork
 
-    @property
-    def modules(self) -> list[nn.Module]:
-        """The stack of running modules, outermost first."""
-        return self._running.modules
+    def split(self) -> Tracker:
+        """Become the inner facet; the outer one, which has seen the same so far."""
+        outer = copy(self)
+        outer.labels, outer.weights = self.labels.copy(), self.weights.copy()
+        for name in ("ops", "uncounted", "bare", "operands", "readers"):
+            setattr(outer, name, copy(getattr(self, name)))
+        for name in ("multiplied", "deferred", "routes", "known"):
+            setattr(outer, name, WeakTensorKeyDictionary(dict(getattr(self, name).items())))
+        self.facet, outer.facet = "inner", "outer"
+        return outer
 
     @property
     def where(self) -> str:
@@ -136,6 +142,8 @@ class Tracker:
         """Attributes that wrote the sizes of a result, or of the pieces taken from ``x``, count the units there."""
         if isinstance(out, Tensor):
             named = list(enumerate(sizes.named))
+            if sum(isinstance(size, Counted) for size in sizes.named) > 1:
+                self.decide()
             for dim, size in named if self.facet == "outer" else reversed(named):
                 if isinstance(size, Counted) and size.origin:
                     self._count(size, out, dim, x)
@@ -190,3 +198,38 @@ class Tracker:
                 name = str(self.weights.bare_name(tensor))
                 self.weights.fixed[name] = reason
                 self.labels.lock(self.bare.get(name), reason)
+
+
+class Trackers:
+    """One forward, followed by a tracker, and from the first call on that the facets follow differently by two.
+
+    Args:
+        model: the model.
+        compute: whether all of the forward is computed, see :mod:`etp_graph.hollow`.
+
+    Attributes:
+        all: the tracker, or those of the inner and the outer facet.
+        hollow: what was not computed.
+        paused: nothing is followed now.
+    """
+
+    def __init__(self, model: nn.Module, *, compute: bool = True) -> None:
+        self._running = Running()
+        self.all = [Tracker(model, self._running.modules)]
+        self.hollow = Hollow(active=not compute)
+        self.paused = False
+
+    @contextmanager
+    def watch(self) -> Iterator[None]:
+        """Everything that runs inside is followed."""
+        with self._running, counting(self.all[0].model), torch.no_grad(), Functions(self), Operators(self):
+            yield
+
+    def each(self, follow: Callable[[Tracker], None]) -> None:
+        """Let every tracker follow a call."""
+        try:
+            for tracker in self.all:
+                follow(tracker)
+        except Fork:
+            self.all.append(self.all[0].split())
+            self.each(follow)

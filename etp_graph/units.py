@@ -8,13 +8,16 @@ An :class:`Axis` therefore holds one or more *layers*, each a map position -> fl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 
 import torch
 from torch import LongTensor, Tensor, nn
 
+from .kernels import Layout, axis_sums, scale_, square_sums
+from .placing import Placed, layered, length
 from .plan import Plan, as_tensor, named_tensors
 
 
@@ -47,112 +50,44 @@ class Axis:
         return self.spread(values).view(shape)
 
 
-def axes(plan: Plan, device: torch.device | str = "cpu", *, passive: bool = True) -> dict[str, tuple[Axis, ...]]:
+def axes(
+    plan: Plan, device: torch.device | str = "cpu", *, passive: bool = True, locked: bool = True
+) -> dict[str, tuple[Axis, ...]]:
     """Every sliced axis of every tensor of the plan, with its index tensors on ``device``.
 
-    Without ``passive`` those slices are left out that are cut with their units but are no part of their norm.
+    Without ``passive`` those slices are left out that are cut with their units but are no part of their norm; without
+    ``locked`` all those of locked groups.
     """
-    layers: dict[tuple[str, int], list[Tensor]] = {}
+    pieces: dict[tuple[str, int], list[Placed]] = {}
     for group, span in plan.spans():
+        if group.locked is not None and not locked:
+            continue
         for piece in group.slices:
-            if piece.passive and not passive:
-                continue
-            size = plan.tensors[piece.tensor][piece.axis]
-            _place(
-                layers.setdefault((piece.tensor, piece.axis), []),
-                as_tensor(piece.index), as_tensor(piece.unit) + span.start, size, plan.n_units,
-            )  # fmt: skip
+            if passive or not piece.passive:
+                held = pieces.setdefault((piece.tensor, piece.axis), [])
+                held.append(Placed(piece.index, piece.unit, span.start))
     found: dict[str, list[Axis]] = {}
-    for (tensor, axis), maps in layers.items():
+    for (tensor, axis), held in pieces.items():
+        maps = layered(held, plan.tensors[tensor][axis], plan.n_units)
         found.setdefault(tensor, []).append(Axis(tensor, axis, tuple(m.to(device) for m in maps)))  # type: ignore
     return {tensor: tuple(parts) for tensor, parts in found.items()}
 
 
-def _place(maps: list[Tensor], index: Tensor, unit: Tensor, size: int, nobody: int) -> None:
-    """Write the slice into the first layer that is still free at its positions."""
-    for layer in maps:
-        if bool((layer[index] == nobody).all()):
-            layer[index] = unit
-            return
-    layer = torch.full((size,), nobody, device="cpu")
-    layer[index] = unit
-    maps.append(layer)
+def attribute_units(plan: Plan, *, locked: bool = True) -> dict[tuple[str, str, int | None], list[LongTensor]]:
+    """For each counted attribute (module, name, item) the layers [number of positions] of flat unit numbers.
 
-
-def attribute_units(plan: Plan) -> dict[tuple[str, str, int | None], list[Tensor]]:
-    """For each counted attribute (module, name, item) the layers [number of positions] of flat unit numbers."""
-    found: dict[tuple[str, str, int | None], dict[str, list[Tensor]]] = {}
+    Without ``locked`` those of locked groups are left out.
+    """
+    found: dict[tuple[str, str, int | None], list[Placed]] = {}
     for group, span in plan.spans():
-        for a in group.attributes:
-            entry = found.setdefault((a.module, a.name, a.item), {"index": [], "unit": []})
-            entry["index"].append(as_tensor(a.index))
-            entry["unit"].append(as_tensor(a.unit) + span.start)
-    result: dict[tuple[str, str, int | None], list[Tensor]] = {}
-    for key, entry in found.items():
-        maps: list[Tensor] = []
-        size = 1 + max(int(index.max()) for index in entry["index"])
-        for index, unit in zip(entry["index"], entry["unit"], strict=True):
-            _place(maps, index, unit, size, plan.n_units)
-        result[key] = maps
-    return result
+        for a in group.attributes if locked or group.locked is None else ():
+            found.setdefault((a.module, a.name, a.item), []).append(Placed(a.index, a.unit, span.start))
+    return {key: layered(held, length(p.at for p in held), plan.n_units) for key, held in found.items()}
 
 
 def extend(values: Tensor, neutral: float | bool) -> Tensor:
     """``values`` [n_units] with one more entry for positions that belong to no unit."""
     return torch.cat([values, values.new_full((1,), neutral)])
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Runs:
-    """Which units are ranked together: a group, or each block of a group whose blocks keep equal counts.
-
-    Attributes:
-        number: which run a unit belongs to, int64 [n_units].
-        start: flat number of the first unit of that run, int64 [n_units].
-        size: number of units in that run, int64 [n_units].
-    """
-
-    number: Tensor
-    start: Tensor
-    size: Tensor
-
-    @classmethod
-    def of(cls, plan: Plan, device: torch.device | str = "cpu") -> Runs:
-        """The runs of a plan, with their tensors on ``device``."""
-        sizes = torch.tensor(
-            [g.n_units // g.blocks for g in plan.groups for _ in range(g.blocks)], dtype=torch.int64, device="cpu"
-        )
-        starts = sizes.cumsum(0) - sizes
-        number = torch.arange(len(sizes), device="cpu").repeat_interleave(sizes)
-        return cls(number.to(device), starts[number].to(device), sizes[number].to(device))
-
-    def rank(self, key: Tensor) -> Tensor:
-        """Rank of each unit in its run by ascending ``key`` [n_units], ties by position: int64 [n_units]."""
-        order = key.argsort(stable=True)
-        order = order[self.number[order].argsort(stable=True)]
-        rank = torch.empty_like(order)
-        rank[order] = torch.arange(len(order), device=order.device)
-        return rank - self.start
-
-    def distance(self, rank: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Distance from the pivot, the unit of rank 0: |ρ_u − ρ_p| / max distance, in [0, 1], shape [n_units]."""
-        return rank.to(dtype) / (self.size - 1).clamp_min(1).to(dtype)
-
-    def relative(self, values: Tensor) -> Tensor:
-        """(I_u − I_min)/(I_max − I_min) within each run, [n_units]; 1 where all values of a run are equal."""
-        low, high = self._extreme(values, "amin"), self._extreme(values, "amax")
-        spread = high - low
-        return torch.where(spread > 0, (values - low) / spread.clamp_min(torch.finfo(values.dtype).tiny), 1.0)
-
-    def fill(self, values: Tensor) -> Tensor:
-        """``values`` [n_units] with zeros raised to the smallest positive value of their run, or 1 if there is none."""
-        low = self._extreme(values.masked_fill(values <= 0, float("inf")), "amin")
-        return torch.where(values > 0, values, torch.where(low.isinf(), 1.0, low))
-
-    def _extreme(self, values: Tensor, reduce: str) -> Tensor:
-        found = torch.zeros_like(values)
-        found.scatter_reduce_(0, self.number, values, reduce=reduce, include_self=False)
-        return found[self.number]
 
 
 class Units:
@@ -162,27 +97,34 @@ class Units:
         model: the model that the plan was traced from; its tensors are looked up anew in every call.
         plan: the plan.
         device: where the index tensors and the vectors live; default: the device of the model.
+        locked: also the slices of locked groups; without them their units count as empty.
 
     Attributes:
-        axes: the sliced axes of every sliced parameter (buffers are not among them), by name.
+        axes: of every sliced parameter (buffers are not among them), by name, the sliced axes, each with the number
+            of its layers.
         dtype: of the vectors: float64 if a sliced parameter is float64, else float32 (also for bfloat16 weights).
     """
 
-    def __init__(self, model: nn.Module, plan: Plan, *, device: torch.device | str | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, plan: Plan, *, device: torch.device | str | None = None, locked: bool = True
+    ) -> None:
         parameters = dict(model.named_parameters())
         self.plan = plan
         self.n_units = plan.n_units
         if device is None:
             device = next(iter(parameters.values())).device if parameters else "cpu"
         self.device = torch.device(device)
-        active = axes(plan, device, passive=False)
-        self.axes = {name: parts for name, parts in active.items() if name in set(plan.parameters)}
-        double = any(parameters[name].dtype == torch.float64 for name in self.axes)
+        active = axes(plan, passive=False, locked=locked)
+        found = {name: parts for name, parts in active.items() if name in set(plan.parameters)}
+        double = any(parameters[name].dtype == torch.float64 for name in found)
         self.dtype = torch.float64 if double else torch.float32
-        layers: list[Tensor] = [layer for parts in self.axes.values() for axis in parts for layer in axis.layers]
-        none = torch.zeros(0, dtype=torch.int64, device=self.device)
-        self._index = torch.cat(layers) if layers else none
+        self.axes = {name: tuple((part.axis, len(part.layers)) for part in parts) for name, parts in found.items()}
+        layers: list[Tensor] = [layer for parts in found.values() for axis in parts for layer in axis.layers]
+        none = torch.zeros(0, dtype=torch.int64, device="cpu")
+        # 32 bits, because this is all that a regularizer adds to the memory of a model that grows with its width
+        self._index = (torch.cat(layers) if layers else none).to(self.device, torch.int32)
         self._lengths = [len(layer) for layer in layers]
+        self._layouts: dict[str, Layout] = {}
 
     def tensors(self, model: nn.Module) -> dict[str, Tensor]:
         """The sliced parameters of the model, by name."""
@@ -208,82 +150,86 @@ class Units:
         sums: list[Tensor] = []
         for name, value in values.items() if isinstance(values, Mapping) else values:
             names.append(name)
-            found = axis_sums(value, [axis.axis for axis in self.axes[name]], transform)
-            for axis, total in zip(self.axes[name], found, strict=True):
-                sums += [total.to(self.device)] * len(axis.layers)
-        if not sums:
-            return torch.zeros(self.n_units, dtype=self.dtype, device=self.device)
+            found = axis_sums(value, [axis for axis, _ in self.axes[name]], transform)
+            for (_, layers), total in zip(self.axes[name], found, strict=True):
+                sums += [total.to(self.device)] * layers
         index = self._index
         if names != list(self.axes):
-            index = torch.cat([layer for name in names for axis in self.axes[name] for layer in axis.layers])
+            starts = dict(zip(self.axes, self._spans(), strict=True))
+            none = self._index[:0]
+            index = torch.cat([none, *(self._index[starts[name]] for name in names)])
+        return self._collect(sums, index)
+
+    def _spans(self) -> list[slice]:
+        """Where the positions of each parameter stand among all positions."""
+        ends = list(itertools.accumulate(self._lengths, initial=0))
+        counts = itertools.accumulate((sum(n for _, n in parts) for parts in self.axes.values()), initial=0)
+        return [slice(ends[a], ends[b]) for a, b in itertools.pairwise(counts)]
+
+    def _collect(self, sums: list[Tensor], index: Tensor) -> Tensor:
+        if not sums:
+            return torch.zeros(self.n_units, dtype=self.dtype, device=self.device)
         flat = torch.cat(sums)
         return flat.new_zeros(self.n_units + 1).index_add(0, index, flat)[:-1]
+
+    @torch.no_grad()
+    def squares(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """Squared group norm of every unit, [n_units]; the fast way, without gradients.
+
+        Args:
+            tensors: every sliced parameter, by name, in the order of :attr:`axes`.
+        """
+        found = square_sums([(self._layout(name, tensor), tensor.detach()) for name, tensor in tensors.items()])
+        sums: list[Tensor] = []
+        for name, totals in zip(tensors, found, strict=True):
+            for (_, layers), total in zip(self.axes[name], totals, strict=True):
+                sums += [total] * layers
+        return self._collect(sums, self._index)
+
+    def _layout(self, name: str, tensor: Tensor) -> Layout:
+        known = self._layouts.get(name)
+        if known is None or known.strides != tensor.stride():
+            known = self._layouts[name] = Layout(tensor, [axis for axis, _ in self.axes[name]])
+        return known
 
     def square_norms(self, model: nn.Module) -> Tensor:
         """Squared group norm of every unit over all its slices, [n_units], differentiable."""
         return self.reduce(self.tensors(model), transform=torch.square)
 
-    def sizes(self) -> Tensor:
-        """How many numbers each unit owns, float [n_units]."""
-        total = torch.zeros(self.n_units + 1, device=self.device)
-        for name, parts in self.axes.items():
-            shape = self.plan.tensors[name]
-            for axis in parts:
-                rest = prod(shape) // max(shape[axis.axis], 1)
-                for layer in axis.layers:
-                    total.index_add_(0, layer, torch.full((len(layer),), float(rest), device=self.device))
-        return total[:-1]
-
-    def positions(self, values: Tensor) -> dict[str, list[Tensor]]:
-        """``values`` [n_units + 1] at every position of every layer of every axis, shaped to broadcast, by tensor.
+    def positions(self, values: Tensor) -> dict[str, list[tuple[int, Tensor]]]:
+        """``values`` [n_units + 1] at every position of every layer of every axis: by tensor its (axis, values [size]).
 
         One gather for the whole model; the last entry of ``values`` goes to positions that belong to no unit.
         """
-        parts = iter(torch.split(values[self._index], self._lengths))
-        found: dict[str, list[Tensor]] = {}
-        for name, sliced in self.axes.items():
-            ndim = len(self.plan.tensors[name])
-            found[name] = [
-                next(parts).view([-1 if d == axis.axis else 1 for d in range(ndim)])
-                for axis in sliced for _ in axis.layers
-            ]  # fmt: skip
-        return found
+        parts = iter(torch.split(values.index_select(0, self._index), self._lengths))
+        return {
+            name: [(axis, next(parts)) for axis, layers in sliced for _ in range(layers)]
+            for name, sliced in self.axes.items()
+        }
 
     @torch.no_grad()
-    def scale_(self, tensor: Tensor, name: str, factors: Tensor) -> None:
-        """Multiply every slice of every unit in one tensor by its factor; ``factors`` [n_units + 1], last entry 1."""
-        for axis in self.axes[name]:
-            tensor.mul_(axis.outer(factors, tensor.ndim).to(tensor.dtype))
+    def scale_(self, tensors: Mapping[str, Tensor], factors: Tensor) -> None:
+        """Multiply every slice of every unit in these tensors by its factor [n_units + 1]; the last entry is 1."""
+        parts = self.positions(factors)
+        held = []
+        for name, tensor in tensors.items():
+            mine = parts[name]
+            if tensor.dtype != factors.dtype:
+                mine = [(axis, factor.to(tensor.dtype)) for axis, factor in mine]
+            held.append((self._layout(name, tensor), tensor.detach(), mine))
+        scale_(held)
 
 
-_CHUNK = 1 << 20  # elements: large tensors are summed in pieces that stay in the cache of a CPU
-
-
-def axis_sums(value: Tensor, over: Sequence[int], transform: Callable[[Tensor], Tensor] | None = None) -> list[Tensor]:
-    """For each axis in ``over`` the sum of ``transform(value)`` over all other axes, in float32 at least.
-
-    The first two axes of a contiguous tensor, which is nearly every weight, are summed as a matrix and a
-    matrix-vector product: on a CPU several times as fast as sums over several axes, and in one pass.
-    """
-    dtype = torch.float64 if value.dtype == torch.float64 else torch.float32
-    if value.device.type != "cpu" or value.ndim < 2 or max(over) > 1 or not value.is_contiguous():
-        full = value.to(dtype) if transform is None else transform(value.to(dtype))
-        return [full.sum([d for d in range(full.ndim) if d != axis]) if full.ndim > 1 else full for axis in over]
-    rows = value.view(value.shape[0], -1)
-    pieces = torch.split(rows, max(1, _CHUNK // max(rows.shape[1], 1))) if value.numel() > 4 * _CHUNK else (rows,)
-    first: list[Tensor] = []
-    second: Tensor | None = None
-    for raw in pieces:
-        piece = raw.to(dtype) if transform is None else transform(raw.to(dtype))
-        if 0 in over:
-            first.append(piece.sum(1))
-        if 1 in over:
-            part = torch.mv(piece.t(), piece.new_ones(len(piece)))
-            second = part if second is None else second + part
-    by_axis = {0: torch.cat(first) if len(first) > 1 else first[0]} if first else {}
-    if second is not None:
-        by_axis[1] = second.view(value.shape[1], -1).sum(1)
-    return [by_axis[axis] for axis in over]
+def sizes(plan: Plan) -> Tensor:
+    """How many numbers each unit owns, float [n_units]."""
+    total, parameters = torch.zeros(plan.n_units, device="cpu"), set(plan.parameters)
+    for group, span in plan.spans():
+        for piece in group.slices:
+            if piece.tensor in parameters and not piece.passive:
+                shape, units = plan.tensors[piece.tensor], as_tensor(piece.unit)
+                rest = float(prod(shape) // max(shape[piece.axis], 1))
+                total[span].index_add_(0, units, torch.full((len(units),), rest, device="cpu"))
+    return total
 
 
 @torch.no_grad()

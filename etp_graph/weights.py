@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,6 +71,12 @@ class Weights:
                 self._stored[at] = None if at in self._stored else tensor
         self.fixed: dict[str, str] = {}
         self.seen: set[str] = set()
+
+    def copy(self) -> Weights:
+        """The same names, with what was seen so far."""
+        other = copy(self)
+        other.fixed, other.seen = dict(self.fixed), set(self.seen)
+        return other
 
     def holder(self, name: str) -> Owner:
         """The layer that a tensor belongs to, looking through its parametrizations."""

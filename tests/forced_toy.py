@@ -68,6 +68,13 @@ def numbers_of(model: nn.Module, plan: Plan) -> Tensor:
     return total
 
 
+def sums_of(model: nn.Module, plan: Plan) -> Tensor:
+    total = torch.zeros(plan.n_units, dtype=torch.float64)
+    for u, name, axis, i in positions(model, plan):
+        total[u] += model.get_parameter(name).detach().double().select(axis, i).abs().sum()
+    return total
+
+
 def equation_of_force(force: forces.Force, model: nn.Module, plan: Plan) -> Tensor:
     """F of each unit in index order, group by group; zero for locked groups."""
     found = torch.zeros(plan.n_units, dtype=torch.float64)

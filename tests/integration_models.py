@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -69,7 +70,7 @@ def texts(n: int) -> list[Batch]:
 MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[int], list[Batch]]]] = {
     "cnn": (Net, images), "bert": (bert, sentences), "llama": (llama, texts),
 }  # fmt: skip
-METHOD = methods.replace(methods.get("etp"), beta=0.02)
+METHOD = replace(methods.get("etp"), beta=0.02)
 
 
 def build(name: str) -> nn.Module:

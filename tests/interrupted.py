@@ -42,11 +42,12 @@ class Loop:
     def train(self, model: nn.Module, phase: Phase) -> None:
         self._call(f"{phase.name} {phase.round}")
         optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-        phase.attach(optimizer)
+        phase.attach(optimizer, steps=3)
         for _ in range(3):
             chosen = torch.randperm(16)[: random.randint(4, 12)]
             noise = float(np.random.normal())  # noqa: NPY002
-            value = nn.functional.cross_entropy(model(X[chosen] + noise), Y[chosen])
+            phase.labels(Y[chosen])
+            value = nn.functional.cross_entropy(model(X[chosen] + noise), Y[chosen]) + phase.penalty()
             value.backward()
             optimizer.step()
             optimizer.zero_grad()

@@ -33,14 +33,16 @@ class Loop:
         self.metrics: list[float] = []
 
     def train(self, model: nn.Module, phase: Phase) -> None:
-        assert all(module.training for module in model.modules())
+        watched = phase.name == "calibrate" and phase.method.criterion != "taylor"
+        assert all(module.training != watched for module in model.modules())
         assert all(parameter.grad is None for parameter in model.parameters())
         optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-        regularizer = phase.attach(optimizer)
-        assert (regularizer is None) == (phase.name == "finetune")
+        regularizer = phase.attach(optimizer, steps=STEPS)
+        assert (regularizer is None) == (phase.name != "sparse" or phase.method.force is None)
         for step in range(STEPS):
             chosen = torch.randperm(len(self.x))[:8]
-            value = loss(model, self.x[chosen], self.y[chosen])
+            phase.labels(self.y[chosen])
+            value = loss(model, self.x[chosen], self.y[chosen]) + phase.penalty()
             optimizer.zero_grad()
             value.backward()
             optimizer.step()
@@ -63,6 +65,7 @@ def run(model: nn.Module, loop: Loop | None = None, **arguments: object) -> Comp
 
 
 def images() -> Loop:
-    """A loop on a few real scans."""
+    """A loop on a few real scans of every digit."""
     split = digits(seed=0)
-    return Loop(split.train_x[:64], split.train_y[:64])
+    mixed = torch.randperm(len(split.train_y), generator=torch.Generator().manual_seed(0))[:64]
+    return Loop(split.train_x[mixed], split.train_y[mixed])

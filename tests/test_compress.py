@@ -34,7 +34,7 @@ def test_every_method_meets_the_budget_on_a_residual_network(name: str) -> None:
     assert (result.pruned.macs, result.pruned.params) == (CostModel(after).dense.macs, CostModel(after).dense.params)
     assert {key: id(p) for key, p in model.named_parameters()} == objects
     assert loop.metrics[-1] == result.metric_finetuned
-    assert (result.metric_sparse is None) == (methods.get(name).force is None)
+    assert (result.metric_sparse is None) == (not methods.get(name).sparse)
 
 
 @pytest.mark.parametrize("name", sorted(methods.METHODS.keys() - {"network-slimming"}))
@@ -168,7 +168,7 @@ def test_nothing_is_printed_where_no_terminal_is() -> None:
 def test_the_strength_follows_its_schedule() -> None:
     method = replace(methods.get("etp"), strength=schedules.warm_up(1.0))
     with pytest.raises(ForceError, match="steps="):
-        run(toy(), method=method)
+        run(toy(), method=method, train=lambda m, phase: phase.attach(torch.optim.SGD(m.parameters(), lr=0.1)))
     seen: list[float] = []
 
     def train(model: nn.Module, phase: Phase) -> None:

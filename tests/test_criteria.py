@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
+from recorded import recorded
 from torch import Tensor, nn
 from toy import Toy, toy_plan
 
@@ -15,7 +16,7 @@ from etp_graph.criteria import CRITERIA
 from etp_graph.errors import ForceError, PlanError, ScoreError
 from etp_graph.plan import Group, Plan, Slice, as_tensor
 from etp_graph.regularizer import Regularizer
-from etp_graph.settings import Order
+from etp_graph.settings import Mode, Order
 
 Score = Callable[[nn.Module, Plan], Tensor]
 
@@ -28,7 +29,8 @@ class Case:
 
 
 def by_importance(force: forces.Force) -> Score:
-    return lambda m, p: criteria.etp(m, p, regularizer=Regularizer(m, p, force=force, order="importance"))
+    mode: Mode = "gradient" if force.elementwise else "prox"
+    return lambda m, p: criteria.etp(m, p, regularizer=Regularizer(m, p, force=force, mode=mode, order="importance"))
 
 
 CASES = [
@@ -41,9 +43,16 @@ CASES = [
     ),
     Case("bn_scale", lambda m, p: criteria.bn_scale(m, p.lock({"conv2": "passes through no batch norm"}))),
     Case("taylor", criteria.taylor),
+    *(Case(name, getattr(criteria, name)) for name in ("fpgm", "whc", "lamp")),
+    *(
+        Case(f"{name} recorded", lambda m, p, name=name: CRITERIA[name](m, p, record=recorded(m, p, name)))
+        for name in criteria.COLLECTED
+    ),
     Case("random", criteria.random, positional=True),
 ]  # fmt: skip
 every = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+WEIGHTS = [c for c in CASES if not c.name.endswith("recorded")]  # for the others, see test_collect.py
+weights = pytest.mark.parametrize("case", WEIGHTS, ids=lambda case: case.name)
 moving = pytest.mark.parametrize("case", [c for c in CASES if not c.positional], ids=lambda case: case.name)
 
 
@@ -62,7 +71,11 @@ def relabel(plan: Plan, new: dict[str, Tensor]) -> Plan:
 
     def move(group: Group) -> Group:
         to = new.get(group.name, torch.arange(group.n_units))
-        return replace(group, slices=tuple(replace(s, unit=to[as_tensor(s.unit)]) for s in group.slices))
+        return replace(
+            group,
+            slices=tuple(replace(s, unit=to[as_tensor(s.unit)]) for s in group.slices),
+            attributes=tuple(replace(a, unit=to[as_tensor(a.unit)]) for a in group.attributes),
+        )
 
     return replace(plan, groups=tuple(move(group) for group in plan.groups))
 
@@ -103,7 +116,7 @@ def test_scores_follow_a_permutation_of_the_units(case: Case) -> None:
         torch.testing.assert_close(moved[span][to], old[span])
 
 
-@every
+@weights
 def test_low_precision_agrees_with_double(case: Case) -> None:
     exact, rounded = toy(torch.float64), toy(torch.float64)
     for p in [*exact.parameters(), *rounded.parameters()]:
@@ -118,7 +131,7 @@ def test_low_precision_agrees_with_double(case: Case) -> None:
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
-@pytest.mark.parametrize("case", [c for c in CASES if c.name != "random"], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [c for c in WEIGHTS if c.name != "random"], ids=lambda case: case.name)
 def test_a_parameter_that_is_not_finite_is_named(case: Case, bad: float) -> None:
     model, plan = toy(), toy_plan()
     model.norm.weight.data[3] = bad
@@ -223,20 +236,6 @@ def test_bn_scale_is_gamma_and_refuses_groups_without_one() -> None:
         criteria.bn_scale(model, plan)
 
 
-def test_bn_scale_reads_batch_norms_only() -> None:
-    """A layer norm also has a weight of one number per unit; it is not a gate of Network Slimming."""
-    model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.BatchNorm1d(4))
-    nn.init.normal_(model[2].weight)
-    pieces = tuple(Slice(tensor=n, axis=0, index=range(4), unit=range(4)) for n in ("0.weight", "1.weight", "2.weight"))
-    state = {n: tuple(t.shape) for n, t in model.state_dict().items()}
-    plan = Plan(
-        groups=(Group(name="0", kind="neurons", n_units=4, slices=pieces),),
-        tensors=state,
-        parameters=tuple(n for n, _ in model.named_parameters()),
-    )
-    torch.testing.assert_close(criteria.bn_scale(model, plan), model[2].weight.detach().abs())
-
-
 def test_random_depends_on_the_seed_alone() -> None:
     plan = toy_plan()
     assert torch.equal(criteria.random(toy(seed=0), plan, seed=3), criteria.random(toy(seed=1), plan, seed=3))
@@ -255,13 +254,14 @@ def test_etp_without_regularizer_is_that_of_the_default_one() -> None:
 def test_etp_is_the_directional_derivative_of_the_penalty(force: forces.Force, kappa: str) -> None:
     """At rest the loss balances the penalty: removing u costs, to first order, ⟨∇ penalty, w_u⟩/β, where F > 0."""
     model, plan = toy(), toy_plan()
-    reg = Regularizer(model, plan, force=force, kappa=kappa, beta=1.0)  # type: ignore[arg-type]
+    mode = "gradient" if force.elementwise else "prox"
+    reg = Regularizer(model, plan, force=force, kappa=kappa, beta=1.0, mode=mode)  # type: ignore[arg-type]
     scores, acts = criteria.etp(model, plan, regularizer=reg), reg.forces()
     for group, span in plan.spans():
         if group.locked is not None:
             continue
         for u in range(span.start, span.stop):
-            norm = torch.cat([w.flatten() for _, w, _ in slices(model, plan)[u]]).norm()
+            norm = torch.cat([w.flatten() for _, w, _ in slices(model, plan)[u]]).norm(1 if force.elementwise else 2)
             if acts[u] > 0:
                 slope = acts[u] * reg.kappa[u] * (norm**2 if force.squared else norm)
                 torch.testing.assert_close(scores[u], slope)

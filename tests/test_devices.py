@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
+from recorded import recorded
 from test_surgery import same, state_of
 from torch import nn
 from toy import Toy
 
 import etp_graph as etp
+from etp_graph.selecting import action, losers
 
 
 @pytest.fixture
@@ -42,6 +45,49 @@ def test_a_default_device_changes_nothing() -> None:
         other = job(twin, x)
     assert plain == other
     assert same(state_of(model), state_of(twin))
+
+
+@pytest.mark.parametrize("name", etp.criteria.CRITERIA)
+def test_a_default_device_changes_no_score(name: str) -> None:
+    model = Toy().eval()
+    plan = etp.trace(model, torch.randn(2, 3, 8, 8))
+    plan = plan.lock({"conv2": "passes through no batch norm"}) if name == "bn_scale" else plan
+
+    def score() -> list[float]:
+        options = {"record": recorded(model, plan, name)} if name in etp.criteria.COLLECTED else {}
+        return etp.criteria.CRITERIA[name](model, plan, **options).tolist()  # type: ignore[no-any-return]
+
+    plain = score()
+    with torch.device("meta"):
+        assert score() == plain
+
+
+@pytest.mark.parametrize("name", ["sfp", "greg1", "greg2"])
+def test_a_default_device_changes_no_choice(name: str) -> None:
+    """Of the units that a method acts on while training."""
+    method = replace(etp.methods.get(name), soft_every=2 if name == "sfp" else 0)
+
+    def trained(model: nn.Module) -> nn.Module:
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        plan = etp.trace(model, x)
+        regularizer = method.regularizer(model, plan, steps=4)
+        who = losers(model, plan, method, etp.Budget(speed_up=2, scope="local"))
+        acts = action(method, regularizer, who, model=model, plan=plan, steps=4)
+        assert acts is not None
+        for one in (regularizer, acts):
+            if one is not None:
+                one.attach(optimizer)
+        for _ in range(4):
+            model(x).square().mean().backward()
+            optimizer.step()
+        acts.detach()
+        return model
+
+    model, x = Toy(), torch.randn(2, 3, 8, 8)
+    twin = copy.deepcopy(model)
+    plain = trained(model)
+    with torch.device("meta"):
+        assert same(state_of(plain), state_of(trained(twin)))
 
 
 @pytest.mark.usefixtures("default_meta")

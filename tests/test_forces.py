@@ -19,6 +19,7 @@ from etp_graph.forces import FORCES, Force
 ALL: list[Force] = [
     forces.linear(), forces.heaviside(), forces.heaviside(epsilon=0.3, threshold=0.9), forces.exponential(),
     forces.exponential(rate=0.0), forces.uniform(), forces.growing(), forces.growing(alpha=2.5),
+    forces.linear_l1(), forces.lasso(), forces.ridge(), forces.ridge(threshold=0.1),
 ]  # fmt: skip
 ids = [repr(force) for force in ALL]
 
@@ -60,6 +61,9 @@ def test_each_unit_on_its_own(force: Force) -> None:
         (forces.heaviside(epsilon=0.3, threshold=0.5), lambda i, n: 0.3 if i / (n - 1) >= 0.5 else 0.0),
         (forces.exponential(rate=5.0), lambda i, n: math.exp(5 / (n - 1)) ** i),
         (forces.uniform(), lambda i, n: 1.0),
+        (forces.linear_l1(), lambda i, n: i),
+        (forces.lasso(), lambda i, n: 1.0),
+        (forces.ridge(threshold=0.5), lambda i, n: float(i / (n - 1) >= 0.5)),
         (forces.growing(alpha=4.0), lambda i, n: 2 ** (4 * i / (n - 1))),
     ],
     ids=lambda value: getattr(value, "name", ""),
@@ -91,6 +95,7 @@ def test_json_keeps_every_rate_exactly(rate: float) -> None:
     "make",
     [
         lambda: forces.heaviside(epsilon=0), lambda: forces.heaviside(epsilon=math.inf),
+        lambda: forces.ridge(threshold=2), lambda: forces.ridge(threshold="1"),
         lambda: forces.heaviside(threshold=-0.1), lambda: forces.heaviside(threshold=1.1),
         lambda: forces.exponential(rate=-1), lambda: forces.exponential(rate=math.nan),
         lambda: forces.exponential(rate=81), lambda: forces.exponential(rate=True),
@@ -107,7 +112,7 @@ def test_what_is_out_of_range_is_refused(make: Callable[[], object]) -> None:
 
 
 def test_errors_say_what_there_is_instead() -> None:
-    with pytest.raises(ForceError, match=r"'gravity'.*linear, heaviside, exponential, uniform, growing"):
+    with pytest.raises(ForceError, match=r"'gravity'.*linear, .*exponential, .*growing"):
         forces.from_json('{"name": "gravity"}')
     with pytest.raises(ForceError, match=r"Its fields are rate"):
         forces.from_json('{"name": "exponential", "speed": 1}')

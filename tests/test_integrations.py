@@ -85,6 +85,27 @@ def test_moments_that_do_not_come(prune_at: int | float | Epochs, total: int | N
         resolve(prune_at, total=total, per_epoch=per_epoch)
 
 
+@pytest.mark.parametrize("name", etp.methods.METHODS)
+def test_every_method_works_or_is_refused_with_a_remedy(name: str) -> None:
+    model, method = toy(), etp.methods.get(name)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    if method.collected or method.acts_on == "losers" or method.soft_every or method.mode == "loss":
+        with pytest.raises(etp.ForceError, match=r"etp_graph\.compress|use mode="):
+            Pruning(batches(1)[0][0][:1], prune_at=2, speed_up=1.5, method=method)
+        return
+    bare = "conv2" if method.criterion == "bn_scale" else ()  # no batch norm follows it
+    pruning = Pruning(batches(1)[0][0][:1], prune_at=2, speed_up=1.5, method=method, ignore=bare)
+    pruning.begin(model, optimizer, total=3, per_epoch=None)
+    for step, batch in enumerate(batches(3), 1):
+        optimizer.zero_grad()
+        loss_of(model, batch).backward()
+        optimizer.step()
+        assert pruning.advance(step) == (step == 2)
+    pruning.finish()
+    assert pruning.selection is not None
+    assert pruning.selection.n_removed > 0
+
+
 def test_the_core_refuses_what_it_cannot_continue() -> None:
     x = torch.zeros(1, 3, 8, 8, dtype=torch.float64)
     with pytest.raises(etp.PlanError, match="no effect"):

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from recorded import recorded
 from toy import Toy, toy_plan
 
 from etp_graph import criteria, forces, methods, schedules
@@ -38,9 +39,11 @@ def test_every_preset_says_its_name_and_source(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(METHODS.keys() - NEEDS_NORMS))
 def test_scores_and_regularizer_fit_the_plan(name: str) -> None:
     model, plan, method = toy(), toy_plan(), get(name)
-    scores = method.scores(model, plan)
+    record = recorded(model, plan, method.criterion) if method.collected else None
+    scores = method.scores(model, plan, record=record)
     assert scores.shape == (plan.n_units,)
-    assert bool(scores.isfinite().all())
+    assert bool((scores.isfinite() & (scores >= 0)).all())
+    assert all(torch.equal(a, b) for a, b in zip(toy().parameters(), model.parameters(), strict=True))
     regularizer = method.regularizer(model, plan, steps=5)
     assert (regularizer is None) == (method.force is None)
     if regularizer is not None:
@@ -105,7 +108,12 @@ def test_unknown_name_lists_all_names() -> None:
     ("values", "error"),
     [
         ({"beta": -1}, ForceError), ({"order": "best"}, ForceError), ({"force": "exponential"}, ForceError),
-        ({"acts_on": "norms"}, ForceError), ({"criterion": "hrank"}, ScoreError), ({"criterion": "taylor"}, ScoreError),
+        ({"acts_on": "norms"}, ForceError), ({"criterion": "rank"}, ScoreError), ({"criterion": None}, ScoreError),
+        ({"soft_every": -1}, ForceError), ({"soft_every": 1.0}, ForceError), ({"select_at": 1}, ForceError),
+        ({"select_at": 0.5}, ForceError), ({"acts_on": "losers"}, ForceError),
+        ({"acts_on": "losers", "force": forces.ridge(), "order": "random"}, ForceError),
+        ({"soft_every": 5, "criterion": "taylor"}, ForceError),
+        ({"force": forces.lasso(), "mode": "prox"}, ForceError),
         ({"p": 0}, ScoreError), ({"normalize": "median"}, ScoreError), ({"scope": "all"}, BudgetError),
         ({"rank": "size"}, BudgetError), ({"rounds": 0}, ForceError), ({"rounds": 1.0}, ForceError),
         ({"schedule": schedules.Constant(value=0.5)}, ForceError), ({"name": ""}, ForceError),

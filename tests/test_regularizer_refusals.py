@@ -136,7 +136,7 @@ def test_a_damaged_state_is_refused_and_changes_nothing(spoil: Callable[[dict[st
     ("force", "schedule"), list(itertools.product([f() for f in forces.FORCES.values()], [None, schedules.cubic()]))
 )
 def test_settings_to_json_and_back(force: forces.Force, schedule: schedules.Schedule | None) -> None:
-    settings = RegularizerSettings(force=force, schedule=schedule, steps=7, beta=0.3, order="random")
+    settings = RegularizerSettings(force=force, schedule=schedule, steps=7, beta=0.3, order="random", mode="gradient")
     assert RegularizerSettings.from_json(settings.to_json()) == settings
     for text in ("[]", "{", "{}", '{"force": {"name": "linear"}, "color": 1}'):
         with pytest.raises(ForceError):

@@ -45,8 +45,8 @@ class Pruning:
             steps (a fraction between 0 and 1), or after :class:`Epochs`.
         speed_up, macs, params: the target, see :class:`etp_graph.Budget`; or
         budget: the target with all its rules.
-        method: a name of :data:`etp_graph.methods.METHODS`, or a :class:`etp_graph.methods.Method` of one round whose
-            mode is not ``"loss"``.
+        method: a name of :data:`etp_graph.methods.METHODS`, or a :class:`etp_graph.methods.Method`, of one round, whose
+            mode is not ``"loss"``, and which neither collects data nor chooses units while it trains.
         prune: kinds of units, see :func:`etp_graph.trace`.
         ignore: names or patterns of modules whose units all stay.
         plan: the plan of the model, if it was traced before.
@@ -249,6 +249,9 @@ def _check_method(method: Method) -> None:
             f"method {method.name!r} has {method.rounds} rounds, and a callback does one: use etp_graph.compress, or "
             "dataclasses.replace(method, rounds=1)."
         )
+    if method.collected or method.acts_on == "losers" or method.soft_every:
+        what = "collects data in a phase of its own" if method.collected else "chooses units while it trains"
+        raise ForceError(f"method {method.name!r} {what}, which no callback can do: use etp_graph.compress.")
     if method.force is not None and method.mode == "loss":
         raise ForceError(
             f"method {method.name!r} has mode='loss', and the loss is the framework's: use mode='prox' or 'gradient'."

@@ -1,27 +1,28 @@
-"""Named pruning methods: which force acts while training, and which score decides what goes. Presets are data."""
+"""What a pruning method is: which force acts while training, and which score decides what goes."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import ClassVar, Literal, get_args
+from inspect import signature
+from typing import Any, ClassVar, Literal, get_args
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from . import criteria, forces, schedules
-from .budget import Budget, Rank, Scope
-from .configured import Composed, number, require
-from .criteria import Forced, Normalize
-from .errors import ScoreError
-from .forces import Force
-from .plan import Plan
-from .regularizer import Regularizer
-from .schedules import Schedule
-from .settings import Kappa, Mode, Order, RegularizerSettings
+from .. import criteria, forces, schedules
+from ..budget import Budget, Rank, Scope
+from ..collect import Record
+from ..configured import Composed, number, require
+from ..criteria import Forced, Normalize
+from ..errors import ScoreError
+from ..forces import Force
+from ..plan import Plan
+from ..regularizer import Regularizer
+from ..schedules import Schedule
+from ..settings import Kappa, Mode, Order, RegularizerSettings
 
-Part = Literal["units", "scales"]
+Part = Literal["units", "scales", "losers"]
 _CUBIC = schedules.Cubic()
 
 
@@ -39,9 +40,13 @@ class Method(Composed):
             that of the criterion ``random``.
         strength: s(t), how β rises during the sparse phase; it needs ``phase.attach(optimizer, steps=...)``.
         acts_on: ``"units"``: the force acts on every slice of a unit. ``"scales"``: only on its batch norm scales.
+            ``"losers"``: only on units that the criterion and the budget would remove, in :func:`etp_graph.compress`.
+        select_at: share of the sparse phase after which the losers are chosen; until then the force acts on all.
+        soft_every: set the filters of the losers to zero after every so many steps; 0: never. Needs no force.
         criterion: a name of :data:`etp_graph.criteria.CRITERIA`. ``etp`` is the torque of this method's own force.
+            Those that need data see it in the phase ``calibrate``.
         p: order of the norm; of the criterion ``magnitude``.
-        normalize: within a group; of the criterion ``magnitude``.
+        normalize: within a group; of the criteria that know it.
         scope, rank: how units of different groups are compared, see :class:`etp_graph.Budget`.
         rounds: how often sparse training, surgery and fine-tuning are repeated.
         schedule: share of the way to the budget that is done after the share t of the rounds; it ends at 1.
@@ -66,6 +71,8 @@ class Method(Composed):
     seed: int = 0
     strength: Schedule | None = None
     acts_on: Part = "units"
+    select_at: float = 0.0
+    soft_every: int = 0
     criterion: str = "magnitude"
     p: float = 2
     normalize: Normalize = "mean"
@@ -82,25 +89,54 @@ class Method(Composed):
             f"acts_on={self.acts_on!r}; choose one of {', '.join(map(repr, get_args(Part)))}.",
         )
         self._check_criterion()
+        self._check_losers()
         Budget(params=0, scope=self.scope, rank=self.rank)
         check_rounds(self.rounds, self.schedule)
 
     def _check_criterion(self) -> None:
-        usable = [name for name in criteria.CRITERIA if name != "taylor"]
-        if self.criterion == "taylor":
+        if self.criterion not in criteria.CRITERIA:
             raise ScoreError(
-                f"method {self.name!r}: criterion 'taylor' needs gradients, which no phase leaves behind. Use "
-                f"criteria.taylor, allocate and prune_ by hand, or one of {', '.join(usable)}."
-            )
-        if self.criterion not in usable:
-            raise ScoreError(
-                f"method {self.name!r}: there is no criterion {self.criterion!r}; known are {', '.join(usable)}."
+                f"method {self.name!r}: there is no criterion {self.criterion!r}; known are "
+                f"{', '.join(criteria.CRITERIA)}."
             )
         if not number(self.p) or not 0 < self.p < math.inf:
             raise ScoreError(f"method {self.name!r}: p={self.p!r}; the order of a norm is positive and finite.")
         if self.normalize not in get_args(Normalize):
             allowed = ", ".join(map(repr, get_args(Normalize)))
             raise ScoreError(f"method {self.name!r}: normalize={self.normalize!r}; choose one of {allowed}.")
+
+    def _check_losers(self) -> None:
+        require(
+            isinstance(self.soft_every, int) and not isinstance(self.soft_every, bool) and self.soft_every >= 0,
+            f"soft_every={self.soft_every!r}; it must be an integer of at least 0.",
+        )
+        require(
+            number(self.select_at) and 0 <= self.select_at < 1,
+            f"select_at={self.select_at!r}; it is a share of the sparse phase, in [0, 1).",
+        )
+        require(
+            self.select_at == 0 or self.acts_on == "losers",
+            f"select_at={self.select_at} with acts_on={self.acts_on!r}: only losers are ever chosen.",
+        )
+        require(
+            not self.collected or (self.acts_on != "losers" and not self.soft_every),
+            f"method {self.name!r}: losers are chosen while training, and criterion {self.criterion!r} needs data "
+            "that is only collected after it.",
+        )
+        require(
+            self.acts_on != "losers" or (self.order == "index" and self.force is not None),
+            f"method {self.name!r}: acts_on='losers' replaces the order: leave order='index', and give a force.",
+        )
+
+    @property
+    def sparse(self) -> bool:
+        """Whether there is a sparse phase."""
+        return self.force is not None or self.soft_every > 0
+
+    @property
+    def collected(self) -> bool:
+        """Whether the criterion needs batches of data, and the method therefore a phase to collect them."""
+        return self.criterion in criteria.COLLECTED
 
     def settings(self, *, steps: int | None = None) -> RegularizerSettings:
         """The settings of the regularizer for a sparse phase of so many optimizer steps."""
@@ -128,22 +164,24 @@ class Method(Composed):
         values = {field.name: getattr(found, field.name) for field in fields(found)}
         return Regularizer(model, scales_only(model, plan) if self.acts_on == "scales" else plan, **values)
 
-    def scores(self, model: nn.Module, plan: Plan, *, regularizer: Forced | None = None) -> Tensor:
+    def scores(
+        self, model: nn.Module, plan: Plan, *, regularizer: Forced | None = None, record: Record | None = None
+    ) -> Tensor:
         """The scores of the method's criterion, float [plan.n_units]; the lowest go first.
 
-        Without ``regularizer`` the torque takes the distances that a new one would begin with.
+        Without ``regularizer`` the torque takes the distances that a new one would begin with. ``record`` is that of
+        :func:`etp_graph.collect.watch`, for criteria that need data.
 
         Raises:
             PlanError: the plan is not of this model.
             ScoreError: the criterion cannot be computed.
         """
-        if self.criterion == "etp":
-            return criteria.etp(model, plan, regularizer=regularizer or self.regularizer(model, plan, steps=1))
-        if self.criterion == "magnitude":
-            return criteria.magnitude(model, plan, p=self.p, normalize=self.normalize)
-        if self.criterion == "random":
-            return criteria.random(model, plan, seed=self.seed)
-        return criteria.CRITERIA[self.criterion](model, plan)
+        score = criteria.CRITERIA[self.criterion]
+        known = signature(score).parameters
+        options: dict[str, Any] = {"p": self.p, "normalize": self.normalize, "seed": self.seed, "record": record}
+        if "regularizer" in known:
+            options["regularizer"] = regularizer or self.regularizer(model, plan, steps=1)
+        return score(model, plan, **{name: value for name, value in options.items() if name in known})
 
 
 def check_rounds(rounds: int, schedule: Schedule) -> None:
@@ -174,51 +212,3 @@ def scales_only(model: nn.Module, plan: Plan) -> Plan:
         replace(g, slices=tuple(replace(s, passive=s.passive or not is_scale(s.tensor)) for s in g.slices))
         for g in plan.groups
     ))  # fmt: skip
-
-
-_PRESETS = (
-    Method(
-        name="etp", source="ETP: Modi et al. 2025; the force by rank of importance, applied as a proximal step",
-        force=forces.Exponential(), beta=3e-4, order="importance", mode="prox", criterion="etp",
-    ),
-    Method(
-        name="etp-paper", source="ETP: Modi et al. 2025, eq. 8-10, with lambda = exp(5/N): index order, pivot 0",
-        force=forces.Exponential(), beta=1e-3, order="index", mode="gradient", kappa="one", criterion="etp",
-    ),
-    Method(
-        name="torque", source="Torque: Gupta et al. 2024, eq. 9-13",
-        force=forces.Linear(), beta=1e-3, order="index", mode="gradient", kappa="one", criterion="etp",
-    ),
-    Method(
-        name="depgraph", source="DepGraph: Fang et al. 2023, eq. 5, in this library's own implementation",
-        force=forces.Growing(), beta=5e-4, mode="gradient", kappa="one", criterion="magnitude", normalize="max",
-    ),
-    Method(
-        name="group-lasso", source="Yuan & Lin 2006: the same force on every unit",
-        force=forces.Uniform(), beta=3e-4, mode="prox", criterion="magnitude",
-    ),
-    Method(
-        name="network-slimming", source="Network Slimming: Liu et al. 2017: L1 on the scales of batch norms",
-        force=forces.Uniform(), beta=1e-4, mode="gradient", kappa="one", acts_on="scales", criterion="bn_scale",
-    ),
-    Method(name="l1", source="Li et al. 2017, over all slices of a unit", criterion="magnitude", p=1),
-    Method(name="random", source="random units: the control that every method has to beat", criterion="random"),
-)  # fmt: skip
-
-METHODS: Mapping[str, Method] = {method.name: method for method in _PRESETS}
-"""Every preset of the library, by name."""
-
-
-def get(name: str | Method) -> Method:
-    """The preset of this name; a :class:`Method` is returned as it is.
-
-    Raises:
-        ForceError: there is no such method; the message lists all of them.
-    """
-    if isinstance(name, Method):
-        return name
-    require(
-        isinstance(name, str) and name in METHODS,
-        f"there is no method {name!r}; known are {', '.join(METHODS)}. Pass one of these names, or a methods.Method.",
-    )
-    return METHODS[name]

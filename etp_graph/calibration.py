@@ -1,0 +1,44 @@
+"""The phase in which a model is only watched: whatever training does to its weights is undone."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+
+class Kept:
+    """Inside of this context the model keeps its weights and buffers, also if a training loop steps.
+
+    The steps of an optimizer given to :meth:`hold` are undone at once, so that all batches see the same weights;
+    those of any other, and what batches do to running statistics, when the context ends.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._parameters = [(p, p.detach().clone()) for p in model.parameters()]
+        self._buffers = [(b, b.detach().clone()) for b in model.buffers()]
+        self._handles: list[Any] = []
+
+    def hold(self, optimizer: Optimizer) -> None:
+        """Undo every step of this optimizer."""
+        self._handles.append(optimizer.register_step_post_hook(lambda *args: _restore_(self._parameters)))
+
+    def __enter__(self) -> Kept:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        _restore_([*self._parameters, *self._buffers])
+
+
+@torch.no_grad()
+def _restore_(kept: list[tuple[Any, Tensor]]) -> None:
+    for tensor, value in kept:
+        tensor.copy_(value)

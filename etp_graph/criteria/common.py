@@ -1,0 +1,62 @@
+"""What every criterion needs: the units of the plan, and errors that name what spoils the scores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..configured import some
+from ..errors import ScoreError
+from ..plan import Plan
+from ..units import Units
+
+Normalize = Literal["mean", "max", "sum", "none"]
+
+_MEASURES: dict[str, Callable[[Tensor], Tensor]] = {"mean": Tensor.mean, "max": Tensor.max, "sum": Tensor.sum}
+
+
+def units_of(model: nn.Module, plan: Plan) -> Units:
+    """The units of the model. Raises :class:`PlanError` if the plan is of another one."""
+    plan.check(model)
+    return Units(model, plan)
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """At least float32, in which sums over many numbers are exact enough."""
+    return tensor if tensor.dtype == torch.float64 else tensor.to(torch.float32)
+
+
+def finite(what: str, scores: Tensor, inputs: Iterable[tuple[str, Tensor]]) -> Tensor:
+    """The scores, detached, or :class:`ScoreError` naming the inputs that spoil them."""
+    scores = scores.detach()
+    if bool(scores.isfinite().all()):
+        return scores
+    bad = [name for name, value in inputs if not bool(value.isfinite().all())]
+    if bad:
+        raise ScoreError(
+            f"{what}: {some(bad)} contain{'s' if len(bad) == 1 else ''} NaN or infinite values: repair them."
+        )
+    raise ScoreError(
+        f"{what}: the scores overflow {scores.dtype}, though every weight is finite: scale the weights down."
+    )
+
+
+def normalized(what: str, scores: Tensor, plan: Plan, how: Normalize) -> Tensor:
+    """The scores [n_units] of each group over their mean, maximum or sum; a group of zeros stays zero.
+
+    Raises:
+        ScoreError: ``how`` is none of the known measures.
+    """
+    if how == "none":
+        return scores
+    if how not in _MEASURES:
+        raise ScoreError(f"{what}: normalize={how!r}; choose 'mean', 'max', 'sum' or 'none'.")
+    parts = [scores[span] for _, span in plan.spans()]
+    parts = [part for part in parts if part.numel()]
+    totals = [_MEASURES[how](part) for part in parts]
+    divisors = torch.stack(totals) if totals else scores.new_zeros(0)
+    per_unit = divisors.repeat_interleave(torch.tensor([len(part) for part in parts], device=scores.device))
+    return scores / per_unit.clamp_min(torch.finfo(scores.dtype).tiny)

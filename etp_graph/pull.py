@@ -1,0 +1,105 @@
+"""How hard each unit is pulled to zero: its distance from the pivot, the force there, and κ of its group."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .binding import Binding
+from .errors import ForceError
+from .plan import Plan
+from .runs import Runs
+from .settings import RegularizerSettings
+from .units import Units, sizes
+
+
+class Pull:
+    """κ_g·F(d_u) of every unit.
+
+    Only vectors that a step needs are kept: a model of small layers has few more weights than units.
+
+    Args:
+        plan: the plan.
+        settings: force, order, κ and seed.
+        units: of the model.
+        binding: which units a force may act on, and the parameters.
+
+    Attributes:
+        distance: of each unit from the pivot of its group (or block), in [0, 1], [n_units].
+    """
+
+    def __init__(self, plan: Plan, settings: RegularizerSettings, units: Units, binding: Binding) -> None:
+        self.plan, self.settings = plan, settings
+        self._units, self._binding = units, binding
+        self._runs: Runs | None = None
+        self._kappa: Tensor | None = None
+        self._pulled: Tensor | None = None
+        self._pulled_where: Tensor | None = None
+        self.rank()
+
+    @torch.no_grad()
+    def rank(self) -> None:
+        """Rank the units of each group anew, in the order of the settings."""
+        n, device, order = self.plan.n_units, self._units.device, self.settings.order
+        if order == "importance":
+            key = -self.norms()
+        elif order == "random":
+            key = torch.rand(n, generator=torch.Generator().manual_seed(self.settings.seed), device="cpu").to(device)
+        else:
+            key = torch.arange(n, device=device)
+        runs = self._get_runs()
+        self.place(runs.distance(runs.rank(key), self._units.dtype))
+
+    def place(self, distance: Tensor) -> None:
+        """Take these distances [n_units]."""
+        self.distance = distance
+        self._pulled = None
+
+    @torch.no_grad()
+    def norms(self) -> Tensor:
+        """Group norm of every unit, [n_units]."""
+        return self._units.squares(self._binding.tensors).sqrt()
+
+    @torch.no_grad()
+    def force(self, norms: Tensor | None = None) -> Tensor:
+        """F(d_u) of every unit, [n_units], whether or not a force may act on it."""
+        runs, force = self._get_runs(), self.settings.force
+        importance = runs.relative(self.norms() if norms is None else norms)
+        return force(self.distance, size=runs.size, importance=importance)
+
+    @property
+    def kappa(self) -> Tensor:
+        """κ of the group of each unit, [n_units]."""
+        if self._kappa is not None:
+            return self._kappa
+        force = self.settings.force
+        plain = self.settings.kappa == "one" or force.squared or force.elementwise
+        kappa = torch.ones_like(self.distance) if plain else sizes(self.plan).to(self.distance).sqrt()
+        self._kappa = kappa if force.adaptive else None
+        return kappa
+
+    @torch.no_grad()
+    def __call__(self, norms: Tensor | None = None) -> Tensor:
+        """κ F(d_u), zero where no force acts: the size of the gradient (over ‖w_u‖ for forces on squared norms).
+
+        Evaluated once per ranking, unless the force adapts to the weights.
+        """
+        active = self._binding.active
+        if self._pulled is None or self._pulled_where is not active or self.settings.force.adaptive:
+            self._pulled, self._pulled_where = self.force(norms) * self.kappa * active, active
+        return self._pulled
+
+    def check(self) -> None:
+        """Raise :class:`ForceError` unless the force is one finite number, not negative, for each unit."""
+        force = self.force()
+        if tuple(force.shape) != (self.plan.n_units,) or not bool((force.isfinite() & (force >= 0)).all()):
+            raise ForceError(
+                f"{self.settings.force} gives forces that are not finite, not positive, or not one for each unit."
+            )
+
+    def _get_runs(self) -> Runs:
+        if self._runs is not None:
+            return self._runs
+        runs = Runs.of(self.plan, self._units.device)
+        self._runs = runs if self.settings.force.adaptive else None
+        return runs
