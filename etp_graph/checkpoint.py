@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from safetensors import SafetensorError
 from safetensors.torch import load as parse_weights
@@ -51,13 +52,8 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, overwrite: bool = Fa
             the model holds what safetensors cannot store (meta, sharded, sparse or quantized tensors, extra state).
     """
     folder = Path(path).absolute()
-    check_supported(model)
-    record, tensors, persistent = get_record(model), all_tensors(model), persistent_names(model)
-    names = [name for name in tensors if name in persistent or name in record.tensors]
-    _check_record(model, record, names)
-    first = first_names(tensors, names)
-    stored = {name: _storable(name, tensors[name]) for name in names if first[name] == name}
-    aliases = {name: first[name] for name in names if first[name] != name}
+    tensors, aliases = _contents(model)
+    stored = {name: _storable(tensor) for name, tensor in tensors.items()}
     with _storage_errors(folder):
         _recover(folder)
         _check_target(folder, overwrite)
@@ -65,11 +61,51 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, overwrite: bool = Fa
         temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(8)}.tmp")
         try:
             temporary.mkdir()
-            _write(temporary, stored, record, aliases)
+            _write(temporary, stored, get_record(model), aliases)
             _put(temporary, folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     return folder
+
+
+def save_into(model: nn.Module, folder: str | os.PathLike[str]) -> None:
+    """Write both files into a folder that exists and may hold other files, each as a whole or not at all.
+
+    For the checkpoints of other libraries, whose ``model.safetensors`` is replaced: :func:`load` reads them then.
+
+    Raises:
+        CheckpointError: it cannot be written, or the model holds what safetensors cannot store.
+    """
+    target = Path(folder).absolute()
+    tensors, aliases = _contents(model)
+    stored = {name: _storable(tensor) for name, tensor in tensors.items()}
+    with _storage_errors(target), TemporaryDirectory(dir=target, prefix=".etp-") as temporary:
+        _write(Path(temporary), stored, get_record(model), aliases)
+        for name in (WEIGHTS_FILE, MANIFEST_FILE):
+            (Path(temporary) / name).replace(target / name)
+
+
+def describe(model: nn.Module) -> Manifest:
+    """The manifest of the model as it is, for weights that something else stores: size and SHA-256 say nothing."""
+    stored, aliases = _contents(model)
+    n_bytes = sum(tensor.numel() * tensor.element_size() for tensor in stored.values())
+    return _manifest(get_record(model), stored, aliases, n_bytes=n_bytes, sha256="0" * 64)
+
+
+def _contents(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors that are stored, as they are in the model, and further names of tied ones."""
+    check_supported(model)
+    record, tensors, persistent = get_record(model), all_tensors(model), persistent_names(model)
+    names = [name for name in tensors if name in persistent or name in record.tensors]
+    _check_record(model, record, names)
+    first = first_names(tensors, names)
+    stored = {name: tensors[name] for name in names if first[name] == name}
+    for name, tensor in stored.items():
+        if tensor.is_meta or str(tensor.dtype).removeprefix("torch.") not in DTYPES:
+            raise CheckpointError(
+                f"{name} ({tensor.dtype} on {tensor.device}) cannot be stored; convert or materialise it."
+            )
+    return stored, {name: first[name] for name in names if first[name] != name}
 
 
 def load(path: str | os.PathLike[str], *, build: nn.Module | Callable[[], nn.Module]) -> nn.Module:
@@ -114,12 +150,8 @@ def _check_record(model: nn.Module, record: Record, names: list[str]) -> None:
             raise CheckpointError(f"{where} is {now}, surgery left {edit.value}: undo what changed it before saving.")
 
 
-def _storable(name: str, tensor: Tensor) -> Tensor:
+def _storable(tensor: Tensor) -> Tensor:
     """The values in their own contiguous memory on the CPU, without a copy where that is so already."""
-    if tensor.is_meta or str(tensor.dtype).removeprefix("torch.") not in DTYPES:
-        raise CheckpointError(
-            f"{name} ({tensor.dtype} on {tensor.device}) cannot be stored; convert or materialise it."
-        )
     plain = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
     alone = plain.untyped_storage().nbytes() == plain.numel() * plain.element_size()
     return plain if alone else plain.clone()  # the file format refuses tensors that share memory
@@ -159,7 +191,19 @@ def _write(folder: Path, stored: dict[str, Tensor], record: Record, aliases: dic
     save_file(stored, weights)
     with weights.open("rb") as stream:
         sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
-    manifest = Manifest(
+    manifest = _manifest(record, stored, aliases, n_bytes=weights.stat().st_size, sha256=sha256)
+    data = manifest.to_json().encode()
+    parse_manifest(data, where=str(text))  # what is written must be readable
+    text.write_bytes(data)
+    shutil.copymode(text, weights)  # safetensors makes its file private, whatever the umask says
+    for file in (weights, text, folder):
+        _sync(file)
+
+
+def _manifest(
+    record: Record, stored: dict[str, Tensor], aliases: dict[str, str], *, n_bytes: int, sha256: str
+) -> Manifest:
+    return Manifest(
         libraries={name: _version(name) for name in ("etp_graph", "torch", "safetensors")},
         record=record,
         tensors={
@@ -167,15 +211,9 @@ def _write(folder: Path, stored: dict[str, Tensor], record: Record, aliases: dic
             for name, t in stored.items()
         },
         aliases=aliases,
-        n_bytes=weights.stat().st_size,
+        n_bytes=n_bytes,
         sha256=sha256,
     )
-    data = manifest.to_json().encode()
-    parse_manifest(data, where=str(text))  # what is written must be readable
-    text.write_bytes(data)
-    shutil.copymode(text, weights)  # safetensors makes its file private, whatever the umask says
-    for file in (weights, text, folder):
-        _sync(file)
 
 
 def _put(new: Path, folder: Path) -> None:

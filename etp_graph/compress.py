@@ -90,7 +90,7 @@ def compress(
     if torch.is_inference_mode_enabled():
         raise PlanError("compress inside torch.inference_mode() can neither train nor prune; leave it first.")
     chosen = _method(method, rounds, schedule)
-    goal = _budget(budget, chosen, speed_up=speed_up, macs=macs, params=params)
+    goal = budget_of(budget, chosen, speed_up=speed_up, macs=macs, params=params)
     if checkpoint is not None:
         check_dense(model)
     if plan is None:
@@ -127,7 +127,7 @@ def _rehearsed(method: Method, model: nn.Module, plan: Plan) -> Tensor:
         return magnitude(model, plan)
 
 
-def _budget(budget: Budget | None, method: Method, **targets: Any) -> Budget:
+def budget_of(budget: Budget | None, method: Method, **targets: Any) -> Budget:
     """The budget, of which exactly one target is given."""
     given = [name for name, value in targets.items() if value is not None]
     if budget is None:

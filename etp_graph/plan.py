@@ -14,6 +14,7 @@ from torch import BoolTensor, Tensor, nn
 
 from .errors import PlanError, SelectionError
 from .groups import Attribute, Group, Index, Slice, as_index, as_tensor, group_bytes, group_from_json, group_json
+from .wrappers import require_bare
 
 __all__ = ["Attribute", "Group", "Index", "Op", "Plan", "Selection", "Slice", "as_index", "as_tensor", "named_tensors"]
 
@@ -119,6 +120,7 @@ class Plan:
 
     def check(self, model: nn.Module) -> None:
         """Raise :class:`PlanError` unless this plan was traced from a model of exactly this shape and device."""
+        require_bare(model)
         if type(model).__name__ == "OptimizedModule":
             raise PlanError(
                 "the model is compiled; pass the original module (model._orig_mod) and compile it afterwards."

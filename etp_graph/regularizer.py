@@ -18,6 +18,7 @@ from .pull import Pull
 from .schedules import Schedule
 from .settings import FORMAT, Kappa, Mode, Order, RegularizerSettings, read_state
 from .units import Units
+from .wrappers import inner_optimizer
 
 _EXPONENTIAL = Exponential()
 
@@ -140,8 +141,7 @@ class Regularizer:
                 that the force has to act on.
             PlanError: the model no longer fits the plan.
         """
-        if not isinstance(optimizer, Optimizer):
-            raise ForceError(f"attach needs a torch.optim.Optimizer, not {type(optimizer).__name__}; unwrap it first.")
+        optimizer = inner_optimizer(optimizer)
         if self._optimizer is not None:
             raise ForceError("this regularizer is already attached; detach() it first.")
         self.plan.check(self.model)

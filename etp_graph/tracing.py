@@ -19,6 +19,7 @@ from .hollow import NeedsValues
 from .plan import Group, Plan, named_tensors
 from .tracker import Tracker, Trackers
 from .verify import lock_what_fails
+from .wrappers import plain_forward, require_bare
 
 _MODEL_ERRORS = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, AssertionError)
 CHECK_LIMIT = 400_000_000
@@ -59,6 +60,7 @@ def trace(
             is compiled.
         Exception: whatever the model itself raises on the example inputs.
     """
+    require_bare(model)
     if type(model).__name__ == "OptimizedModule":
         raise PlanError("the model is compiled; trace the original module (model._orig_mod) and compile it afterwards.")
     if not any(True for _ in named_tensors(model)):
@@ -66,7 +68,7 @@ def trace(
     kinds = chosen(prune)
     with torch.inference_mode(False):  # inference mode hides operators, and copies made in it cannot be pruned
         patterns = [ignore] if isinstance(ignore, str) else ignore
-        with standing_in(model), slow_path():
+        with plain_forward(model), standing_in(model), slow_path():
             try:
                 plan = _plan(model, example_inputs, patterns, compute=False)
             except (NeedsValues, *_MODEL_ERRORS):  # whatever is the model's own error is raised again

@@ -19,6 +19,7 @@ from .plan import Group, Plan
 from .sampling import random_selection, randomize_
 from .surgery import prune_
 from .units import axes, extend
+from .wrappers import plain_forward
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4}
 
@@ -128,7 +129,8 @@ class _Judge:
             self._prepare(model, example_inputs, randomize)
 
     def _prepare(self, model: nn.Module, example_inputs: Any, randomize: bool) -> None:
-        self.model = copy.deepcopy(model).to(self.dtype)
+        with plain_forward(model):
+            self.model = copy.deepcopy(model).to(self.dtype)
         self.model.requires_grad_(True)
         self.inputs = convert(example_inputs, like=next(self.model.parameters()))
         if randomize:

@@ -1,0 +1,269 @@
+"""Sparse phase, surgery after step n, fine-tuning: what every training framework drives in the same way."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import nn
+from torch.optim import Optimizer
+from torch.utils._pytree import tree_map
+
+from .. import distributed
+from ..allocate import allocate
+from ..budget import Budget
+from ..compress import budget_of
+from ..errors import CheckpointError, ForceError, PlanError
+from ..methods import Method, get
+from ..plan import Plan, Selection
+from ..record import get_record
+from ..regularizer import Regularizer
+from ..surgery import prune_
+from ..tracing import trace
+from ..wrappers import require_bare
+
+FORMAT = 1
+Stage = Literal["idle", "sparse", "finetune"]
+
+
+@dataclass(frozen=True, slots=True)
+class Epochs:
+    """A point in training after ``n`` epochs, which may be a fraction: ``prune_at=Epochs(2)``."""
+
+    n: float
+
+
+class Pruning:
+    """A sparse phase, surgery after a given optimizer step, fine-tuning with the same optimizer.
+
+    Args:
+        example_inputs: as for :func:`etp_graph.trace`; tensors are moved to the model's device.
+        prune_at: when surgery takes place: after so many optimizer steps (an integer), after this share of all
+            steps (a fraction between 0 and 1), or after :class:`Epochs`.
+        speed_up, macs, params: the target, see :class:`etp_graph.Budget`; or
+        budget: the target with all its rules.
+        method: a name of :data:`etp_graph.methods.METHODS`, or a :class:`etp_graph.methods.Method`, of one round, whose
+            mode is not ``"loss"``, and which neither collects data nor chooses units while it trains.
+        prune: kinds of units, see :func:`etp_graph.trace`.
+        ignore: names or patterns of modules whose units all stay.
+        plan: the plan of the model, if it was traced before.
+        check: of :func:`etp_graph.trace`.
+
+    Attributes:
+        stage: ``"idle"`` outside of training, ``"sparse"``, or ``"finetune"``.
+        prune_step: the optimizer step after which surgery takes place; ``None`` before training.
+        plan: the plan; ``None`` before it is traced.
+        regularizer: the force of the sparse phase; ``None`` before it, after surgery, and for methods without one.
+        selection: the units that stayed; ``None`` before surgery.
+
+    Raises:
+        BudgetError: the target is malformed.
+        ForceError: the method or ``prune_at`` cannot be used.
+        PlanError: ``prune`` or ``ignore`` is given with a plan.
+    """
+
+    def __init__(
+        self,
+        example_inputs: Any,
+        *,
+        prune_at: int | float | Epochs,
+        speed_up: float | None = None,
+        macs: int | None = None,
+        params: int | None = None,
+        budget: Budget | None = None,
+        method: str | Method = "etp",
+        prune: str | Sequence[str] | None = None,
+        ignore: str | Sequence[str] = (),
+        plan: Plan | None = None,
+        check: bool | Literal["auto"] = "auto",
+    ) -> None:
+        if plan is not None and (ignore or prune is not None):
+            raise PlanError("ignore and prune have no effect on a plan that is given: pass them to trace(model, ...).")
+        self.method = get(method)
+        _check_method(self.method)
+        _check_moment(prune_at)
+        self.budget = budget_of(budget, self.method, speed_up=speed_up, macs=macs, params=params)
+        self.example_inputs, self.prune_at = example_inputs, prune_at
+        self.stage: Stage = "idle"
+        self.prune_step: int | None = None
+        self.plan: Plan | None = None
+        self.regularizer: Regularizer | None = None
+        self.selection: Selection | None = None
+        self._given, self._trace = plan, {"prune": prune, "ignore": ignore, "check": check}
+        self._begun, self._cut = 0, ""
+        self._saved: Mapping[str, Any] | None = None
+        self._model: nn.Module | None = None
+        self._optimizer: Optimizer | None = None
+        self._together = False
+
+    def begin(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        *,
+        done: int = 0,
+        total: int | None,
+        per_epoch: int | None,
+        together: bool = False,
+    ) -> None:
+        """Training begins, or goes on after ``done`` optimizer steps, of ``total`` ones.
+
+        Everything that surgery would stumble over is found out here. ``together``: all processes of the default group
+        train this model, and rank 0 says what goes.
+
+        Raises:
+            ForceError: surgery would not take place within training, or the optimizer cannot be attached.
+            PlanError, BudgetError, ScoreError: of tracing, and of the target.
+            CheckpointError: training goes on after surgery, and the model was not cut.
+        """
+        require_bare(model)
+        self._release()
+        self._model, self._optimizer, self._together = model, optimizer, together
+        saved, self._saved = self._saved, None
+        self.prune_step = step = resolve(self.prune_at, total=total, per_epoch=per_epoch)
+        self._begun, self._cut = (int(saved["begun"]), str(saved["cut"])) if saved else (done, "")
+        if self._cut or done >= step:
+            self._check_cut(model, done)
+            self.stage = "finetune"
+            return
+        self.plan = self._given or self._traced(model)
+        # The end would stumble over the same target and the same scores.
+        allocate(model, self.plan, self.method.scores(model, self.plan), budget=self.budget)
+        found = self.method.regularizer(model, self.plan, steps=step - self._begun)
+        if found is not None and saved and saved["regularizer"] is not None:
+            found.load_state_dict(saved["regularizer"])
+        self.regularizer = found.attach(optimizer) if found is not None else None
+        self.stage = "sparse"
+
+    def advance(self, done: int) -> bool:
+        """So many optimizer steps are done: operate if it is time; returns whether that happened.
+
+        Raises:
+            ForceError: the force never acted, because another optimizer was stepped than the one attached.
+            PlanError, BudgetError, ScoreError: surgery cannot be done. The model is as it was.
+        """
+        if self.stage != "sparse" or self.prune_step is None or done < self.prune_step:
+            return False
+        assert self._model is not None
+        assert self._optimizer is not None
+        assert self.plan is not None
+        force = self.regularizer
+        if force is not None and force.steps_done == 0:
+            raise ForceError(
+                f"{done} steps are done, and the force of {self.method.name!r} never acted: the optimizer that was "
+                "stepped is not the one that training began with. Keep one optimizer for the whole training."
+            )
+        scores = self.method.scores(self._model, self.plan, regularizer=force)
+        selection = allocate(self._model, self.plan, scores, budget=self.budget)
+        if self._together:
+            selection = distributed.prune_(self._model, self.plan, selection, optimizer=self._optimizer)
+        else:
+            prune_(self._model, self.plan, selection, optimizer=self._optimizer)
+        self._release()
+        self.selection, self.stage, self._cut = selection, "finetune", self.plan.fingerprint
+        return True
+
+    def finish(self) -> None:
+        """Training is over. Warns if surgery never took place."""
+        if self.stage == "sparse":
+            warnings.warn(
+                f"training ended before surgery, which was due after step {self.prune_step}: the model was not pruned.",
+                stacklevel=2,
+            )
+        self.abort()
+
+    def abort(self) -> None:
+        """Training is over, or was interrupted by an error: no force acts any more. The state can still be saved."""
+        if self.regularizer is not None:
+            self.regularizer.detach()
+        self.stage = "idle"
+
+    def state(self) -> dict[str, Any]:
+        """What an identical continuation needs besides the model and the optimizer: plain values and CPU tensors."""
+        force = self.regularizer.state_dict() if self.regularizer is not None else None
+        return {"format": FORMAT, "begun": self._begun, "cut": self._cut, "regularizer": force}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Continue, at the next :meth:`begin`, where :meth:`state` was taken.
+
+        Raises:
+            CheckpointError: it is not such a state.
+        """
+        if state.keys() != {"format", "begun", "cut", "regularizer"} or state["format"] != FORMAT:
+            raise CheckpointError(
+                f"found {sorted(state)} where the state of a pruning of format {FORMAT} should be: use a checkpoint "
+                "that this version of etp_graph wrote."
+            )
+        self._saved = state
+
+    @property
+    def resumed(self) -> bool:
+        """Whether a state waits for the next :meth:`begin`."""
+        return self._saved is not None
+
+    def _traced(self, model: nn.Module) -> Plan:
+        device = next(model.parameters()).device
+        inputs = tree_map(lambda v: v.to(device) if hasattr(v, "to") else v, self.example_inputs)
+        return trace(model, inputs, **self._trace)  # type: ignore[arg-type]
+
+    def _check_cut(self, model: nn.Module, done: int) -> None:
+        """Raise unless the surgery that was done is on record in the model."""
+        fingerprints = get_record(model).fingerprints
+        if self._cut not in fingerprints if self._cut else not fingerprints:
+            raise CheckpointError(
+                f"training goes on after {done} steps, surgery was due after {self.prune_step}, and this model was not "
+                "cut: cut it by the checkpoint's record first (resume), or continue from a checkpoint before surgery."
+            )
+
+    def _release(self) -> None:
+        if self.regularizer is not None:
+            self.regularizer.detach()
+        self.regularizer = None
+
+
+def resolve(prune_at: int | float | Epochs, *, total: int | None, per_epoch: int | None) -> int:
+    """The optimizer step after which surgery takes place, of ``total`` steps with ``per_epoch`` in an epoch.
+
+    Raises:
+        ForceError: it lies outside of training, or the length that it needs is unknown.
+    """
+    needed = per_epoch if isinstance(prune_at, Epochs) else total
+    if needed is None and not isinstance(prune_at, int):
+        raise ForceError(f"prune_at={prune_at!r}, and the length of training is unknown: give a number of steps.")
+    if isinstance(prune_at, int):
+        step = prune_at
+    else:
+        share = prune_at.n if isinstance(prune_at, Epochs) else prune_at
+        step = max(1, math.ceil(share * (needed or 0) - 1e-9))  # 0.1 · 30 is a little more than 3
+    if total is not None and step > total:
+        raise ForceError(f"prune_at={prune_at!r} is step {step}, and training takes {total} steps: prune earlier.")
+    return step
+
+
+def _check_method(method: Method) -> None:
+    if method.rounds != 1:
+        raise ForceError(
+            f"method {method.name!r} has {method.rounds} rounds, and a callback does one: use etp_graph.compress, or "
+            "dataclasses.replace(method, rounds=1)."
+        )
+    if method.collected or method.acts_on == "losers" or method.soft_every:
+        what = "collects data in a phase of its own" if method.collected else "chooses units while it trains"
+        raise ForceError(f"method {method.name!r} {what}, which no callback can do: use etp_graph.compress.")
+    if method.force is not None and method.mode == "loss":
+        raise ForceError(
+            f"method {method.name!r} has mode='loss', and the loss is the framework's: use mode='prox' or 'gradient'."
+        )
+
+
+def _check_moment(prune_at: object) -> None:
+    """Raise :class:`ForceError` unless this is a step, a share of training or a number of epochs."""
+    moment = prune_at.n if isinstance(prune_at, Epochs) else prune_at
+    number = isinstance(moment, (int, float)) and not isinstance(moment, bool) and math.isfinite(moment) and moment > 0
+    if not number or (isinstance(prune_at, float) and prune_at > 1):
+        raise ForceError(
+            f"prune_at={prune_at!r}: give a number of optimizer steps (an integer of at least 1), a share of training "
+            "(a fraction up to 1), or Epochs(n)."
+        )

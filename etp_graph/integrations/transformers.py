@@ -1,0 +1,167 @@
+"""Pruning inside Hugging Face's ``Trainer``: sparse phase, surgery and fine-tuning in one ``train()``."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sized
+from pathlib import Path
+from typing import Any, TypeVar
+
+from torch import nn
+from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.nn.parallel import DistributedDataParallel
+
+from ..checkpoint import load, read_manifest, save_into
+from ..distributed import rewrap_
+from ..errors import CheckpointError, PlanError
+from ..manifest import MANIFEST_FILE
+from ..record import Record, get_record
+from .core import Epochs, Pruning
+from .state import read_state, write_state
+
+try:
+    from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+except ModuleNotFoundError as error:
+    raise ImportError(
+        "etp_graph.integrations.transformers needs transformers and accelerate: pip install 'etp-graph[transformers]'."
+    ) from error
+
+__all__ = ["Epochs", "PruningCallback"]
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+class PruningCallback(Pruning, TrainerCallback):
+    """A sparse phase, surgery and fine-tuning in one ``train()``, with the trainer's optimizer and scheduler.
+
+    ``Trainer(..., callbacks=[PruningCallback(example_inputs, speed_up=2, prune_at=0.5)])``; the arguments are those
+    of :class:`etp_graph.integrations.core.Pruning`. Surgery takes place when its step is done, before that step is
+    evaluated and saved. Checkpoints from then on are folders that :func:`etp_graph.load` reads, too.
+
+    With ``load_best_model_at_end`` the search for the best model begins anew at surgery: a dense model is no
+    candidate. To continue from a checkpoint call :meth:`resume` first. Several processes may train with DDP.
+    """
+
+    _wrapped: DistributedDataParallel | None = None
+
+    def resume(self, model: Model, checkpoint: str | os.PathLike[str]) -> Model:
+        """Prepare ``trainer.train(resume_from_checkpoint=checkpoint)``: read the state, cut the model as it was then.
+
+        Args:
+            model: the trainer's dense model (``trainer.model``); its parameters stay the same objects, and
+                get the checkpoint's values. After surgery is on record in it already, it stays as it is.
+            checkpoint: a folder that the trainer wrote with this callback.
+
+        Returns:
+            The model, so that a ``model_init`` of the trainer may return it.
+
+        Raises:
+            CheckpointError: there is no state in the folder, it is damaged, or the model was cut in another way.
+        """
+        folder = Path(checkpoint)
+        state = read_state(folder)
+        record = read_manifest(folder).record if (folder / MANIFEST_FILE).exists() else Record()
+        if get_record(model) not in (Record(), record):
+            raise CheckpointError(
+                f"{folder}: the model was cut in another way than this checkpoint's: build the dense model anew."
+            )
+        if get_record(model) != record:
+            load(folder, build=model)
+        self.load_state(state)
+        return model
+
+    def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Until training begins, weights of other shapes than the model's get an error that says what to do."""
+        if isinstance(model := kwargs.get("model"), nn.Module):
+            self._guard = model.register_load_state_dict_pre_hook(_check_shapes)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Trace and attach the force, or go on after surgery."""
+        if hasattr(self, "_guard"):
+            self._guard.remove()
+        _check_run(args, state)
+        if bool(state.global_step) != self.resumed:
+            what = "is unknown" if state.global_step else "was read from a later checkpoint"
+            raise CheckpointError(
+                f"training begins after step {state.global_step}, and the state of the pruning {what}: call "
+                "callback.resume(trainer.model, checkpoint) before trainer.train(resume_from_checkpoint=checkpoint)."
+            )
+        self.begin(
+            kwargs["model"], kwargs["optimizer"], done=state.global_step, total=state.max_steps,
+            per_epoch=_steps_per_epoch(args, kwargs.get("train_dataloader")), together=args.world_size > 1,
+        )  # fmt: skip
+        self._wrapped = None
+        if args.world_size > 1 and self.stage == "sparse":
+            self._watch(kwargs["model"])
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Surgery, if it is time."""
+        if args.world_size > 1 and self.stage == "sparse" and self._wrapped is None:
+            raise PlanError("the model ran outside of a DistributedDataParallel, whose shapes surgery would change.")
+        if self.advance(state.global_step):
+            if self._wrapped is not None:
+                rewrap_(self._wrapped)
+                self._wrapped = None
+            # The trainer would load weights of the old shapes at the end, if a dense model had been the best.
+            state.best_metric, state.best_model_checkpoint, state.best_global_step = None, None, None
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Put the state, and after surgery the manifest, into the checkpoint that was just written."""
+        if not state.is_world_process_zero:
+            return
+        folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+        if get_record(kwargs["model"]) != Record():
+            save_into(kwargs["model"], folder)
+        write_state(self.state(), folder)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """No force acts any more."""
+        self.finish()
+
+    def _watch(self, model: nn.Module) -> None:
+        """Find the wrapper of the model, which the trainer tells no callback, in its first forward."""
+
+        def look(module: nn.Module, inputs: Any) -> None:
+            if isinstance(module, DistributedDataParallel) and module.module is model:
+                self._wrapped = module
+                handle.remove()
+
+        handle = register_module_forward_pre_hook(look)
+
+
+def _check_run(args: TrainingArguments, state: TrainerState) -> None:
+    """Raise :class:`PlanError` for what the callback cannot follow."""
+    if state.is_hyper_param_search:
+        raise PlanError("this callback cannot prune in a search for hyperparameters: prune after it.")
+    kind = args.parallel_mode.value
+    if args.world_size > 1 and (kind != "distributed" or args.deepspeed or args.fsdp):
+        raise PlanError(
+            f"the trainer shares the model among {args.world_size} processes, and this callback knows "
+            "DistributedDataParallel alone: train without DeepSpeed, FSDP and the like."
+        )
+
+
+def _steps_per_epoch(args: TrainingArguments, batches: object) -> int | None:
+    """Optimizer steps in an epoch, as the trainer counts them; ``None`` if the data has no length."""
+    if not isinstance(batches, Sized):
+        return None
+    try:
+        return max(1, math.ceil(len(batches) / args.gradient_accumulation_steps))
+    except TypeError:  # a loader over an iterable dataset has the method, and no length
+        return None
+
+
+def _check_shapes(model: nn.Module, state: dict[str, Any], prefix: str, *rest: Any) -> None:
+    """Raise :class:`CheckpointError` if weights of other shapes are about to be loaded."""
+    for name, tensor in model.state_dict(prefix=prefix).items():
+        if name in state and state[name].shape != tensor.shape:
+            raise CheckpointError(
+                f"{name} is saved as {list(state[name].shape)}, the model has {list(tensor.shape)}: call "
+                "callback.resume(trainer.model, checkpoint) before trainer.train(resume_from_checkpoint=checkpoint), "
+                "with the dense model."
+            )
