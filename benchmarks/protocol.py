@@ -2,8 +2,8 @@
 
 Every contestant begins with the same checkpoint, sees the same batches in the same order, takes the same number of
 optimizer steps at the same learning rates, and is cut to the same MACs. A contestant with a strength has it chosen on
-the validation part, by the same number of trials on the same shorter schedule, with a seed that no run has. The test part
-is read once for each finished network, after everything else. Every run is one record.
+the validation part, by the same number of trials on the same shorter schedule, with a seed that no run has. The test
+part is read once for each finished network, after everything else. Every run is one record.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""Runs of the comparison: ``python -m benchmarks.run TASK --methods etp tp-groupnorm dense --speed-ups 2.5 --seeds 0 1``.
+"""Runs of the comparison, each contestant on the same terms (:mod:`benchmarks.protocol`).
 
-Each run is one JSON line in ``benchmarks/results/runs/TASK.jsonl``; a run that has a line is not repeated.
+``python -m benchmarks.run cifar10 --methods etp tp-groupnorm dense --speed-ups 2.5 --seeds 0 1``. Each run is one JSON
+line in ``benchmarks/results/runs/TASK.jsonl``; a run that has a line is not repeated.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from .contestants import UNPRUNED, known
-from .protocol import Config, Protocol, Trial
+from .protocol import TUNING_SEED, Config, Protocol, Trial
 from .tasks import SCALES, TASKS, Scale, TaskUnavailableError, make
 
 RUNS = Path("benchmarks/results/runs")
@@ -102,7 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("task", choices=list(TASKS))
     parser.add_argument("--methods", nargs="+", default=list(METHODS), metavar="NAME", help=", ".join(known()))
     parser.add_argument("--speed-ups", nargs="+", type=float, metavar="X", help="dense over pruned MACs")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N", help=f"default 0; not {1000}")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N", help="default 0")
     parser.add_argument("--scale", choices=SCALES, default="cpu")
     parser.add_argument("--out", type=Path, help=f"default {RUNS}/TASK.jsonl")
     parser.add_argument("--threads", type=int, default=1, help="of PyTorch; default 1")
@@ -110,6 +111,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     unknown = sorted(set(options.methods) - set(known()))
     if unknown:
         parser.error(f"unknown methods {unknown}; known are {', '.join(known())}")
+    if TUNING_SEED in options.seeds:
+        parser.error(f"seed {TUNING_SEED} is that of the tuning trials")
     os.environ["OMP_NUM_THREADS"] = str(options.threads)  # of the process that checks the peers
     torch.set_num_threads(options.threads)
     console = Console(stderr=True)

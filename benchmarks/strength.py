@@ -1,10 +1,10 @@
 """One scale for the strengths of all methods, so that the same few values can be tried for each.
 
 A *push* p is dimensionless. With SGD the force of strength β moves the median unit, over the whole sparse phase, by p
-times its norm if nothing opposes it: Σ_t η_eff(t) · β κ F = p ‖w‖. An optimizer that divides by the size of the gradient
-(Adam) makes a force that enters through the gradient independent of β in that sense; there p is the ratio of the force
-to the loss gradient of the median unit at the checkpoint. A proximal step is applied past the optimizer and has the
-first meaning everywhere, with η_eff the learning rate.
+times its norm if nothing opposes it: Σ_t η_eff(t) · β κ F = p ‖w‖. An optimizer that divides by the size of the
+gradient (Adam) makes a force that enters through the gradient independent of β in that sense; there p is the ratio of
+the force to the loss gradient of the median unit at the checkpoint. A proximal step is applied past the optimizer and
+has the first meaning everywhere, with η_eff the learning rate.
 """
 
 from __future__ import annotations

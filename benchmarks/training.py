@@ -19,6 +19,8 @@ from .tasks.base import Task
 
 Attach = Callable[[Optimizer], object]
 WARMUP = 0.1
+_DENSE = ("dense_steps", "dense_rate", "batch_size", "optimizer", "weight_decay", "clip")
+"""The settings of a recipe that a checkpoint depends on."""
 
 
 def rate(share: float, peak: float) -> float:
@@ -111,10 +113,8 @@ def checkpoint(task: Task) -> nn.Module:
     model = task.start()
     if not recipe.dense_steps:
         return model.eval()
-    key = {"recipe": asdict(recipe), "task": task.name, "scale": task.scale, "model": _shapes(model)}
-    for setting in ("sparse_steps", "finetune_steps", "scratch_steps", "sparse_rate", "finetune_rate", "tune_share"):
-        del key["recipe"][setting]
-    del key["recipe"]["pushes"]
+    settings = {name: value for name, value in asdict(recipe).items() if name in _DENSE}
+    key = {"recipe": settings, "task": task.name, "scale": task.scale, "model": _shapes(model)}
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
     path = cache_root() / f"{task.name}-{task.scale}-{digest}.safetensors"
     if path.is_file():

@@ -1,7 +1,7 @@
 """Whether Torch-Pruning prunes a task's network correctly: its surgery against the same network with zeros.
 
-``python -m benchmarks.baselines.check TASK SCALE`` prints the verdict. The comparison runs it in a process of its own under
-a time limit, since on some networks Torch-Pruning's walk never ends, and on others the result is silently wrong.
+``python -m benchmarks.baselines.check TASK SCALE`` prints the verdict. The comparison runs it in a process of its own
+under a time limit, since on some networks Torch-Pruning's walk never ends, and on others the result is silently wrong.
 """
 
 from __future__ import annotations

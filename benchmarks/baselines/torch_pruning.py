@@ -1,7 +1,7 @@
 """Torch-Pruning's own pruners, as ``reproduce/main.py`` of Torch-Pruning 1.6.1 runs them.
 
-Nothing here uses this library's tracing, criteria or surgery. In the sparse phase the optimizer's weight decay is off, as
-there; units go in 400 steps, ranked over all groups, until the target is met.
+Nothing here uses this library's tracing, criteria or surgery. In the sparse phase the optimizer's weight decay is off,
+as there; units go in 400 steps, ranked over all groups, until the target is met.
 """
 
 from __future__ import annotations
@@ -90,12 +90,15 @@ def reference(peer: Peer, task: Task, model: nn.Module) -> float:
     if peer.scales:
         value = torch.cat([(gradients[name] if adaptive else w).abs().flatten() for name, w in weights.items()])
     else:
-        value = torch.cat([_norms(gradients[name]) / _norms(w) if adaptive else _norms(w) * 0 + 1 for name, w in weights.items()])
+        value = torch.cat(
+            [_norms(gradients[name]) / _norms(w) if adaptive else _norms(w) * 0 + 1 for name, w in weights.items()]
+        )
     return float(value.median()) / peer.pull / (1.0 if adaptive else drift(task))
 
 
 def _norms(weight: Tensor) -> Tensor:
-    return weight.flatten(1).norm(dim=1).clamp(min=1e-12)
+    norms: Tensor = torch.linalg.vector_norm(weight.flatten(1), dim=1)
+    return norms.clamp(min=1e-12)
 
 
 def compress(
@@ -135,7 +138,9 @@ def compress(
     for layer, function in pruners.items():
         graph.register_customized_layer(layer, function)
     graph.build_dependency(model, example, verbose=False)
-    outputs = [module for module, node in graph.module2node.items() if not node.outputs and isinstance(module, nn.Module)]
+    outputs = [
+        module for module, node in graph.module2node.items() if not node.outputs and isinstance(module, nn.Module)
+    ]
     more = {"delta_reg": reg / 5} if peer.pruner == "GrowingRegPruner" else {}
     pruner = getattr(tp.pruner, peer.pruner)(
         model, example, importance=peer.importance(tp.importance), reg=reg, global_pruning=True, pruning_ratio=1.0,

@@ -1,7 +1,7 @@
 """CIFAR-10: ResNet-20 and ResNet-56 with their published weights.
 
-The weights were trained on all 50,000 training images, the validation images among them: their accuracy before and right
-after surgery is flattered on the validation part, not on the test part.
+The weights were trained on all 50,000 training images, the validation images among them: their accuracy before and
+right after surgery is flattered on the validation part, not on the test part.
 """
 
 from __future__ import annotations

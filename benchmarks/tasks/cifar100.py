@@ -62,7 +62,7 @@ class Cifar100(PhotoTask):
 
     def build(self) -> nn.Module:
         m, by = "M", WIDTH[self.scale]
-        layout = (64, 64, m, 128, 128, m, *[256] * 4, m, *[512] * 4, m, *[512] * 4)
+        layout: tuple[int | str, ...] = (64, 64, m, 128, 128, m, *[256] * 4, m, *[512] * 4, m, *[512] * 4)
         return VGG([entry if isinstance(entry, str) else entry // by for entry in layout], num_classes=100)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,7 +33,7 @@ _RECIPES = {
         pushes=(0.2, 0.6, 2.0, 6.0, 20.0),
     ),
 }  # fmt: skip
-_MODEL = {
+_MODEL: dict[str, dict[str, Any]] = {
     "smoke": {"d_model": 16, "n_heads": 2, "d_ff": 24},
     "cpu": {"d_model": 64, "n_heads": 8, "d_ff": 256},
     "paper": {"d_model": 512, "n_heads": 8, "d_ff": 2048},

