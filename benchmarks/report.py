@@ -65,7 +65,8 @@ def _introduction(records: Sequence[Record]) -> list[str]:
     return [
         f"{metric['name']}{unit} on the test part ({better}): before surgery (after sparse training), right after "
         f"surgery, and after fine-tuning; mean ± standard deviation over the seeds.{start} Params, MACs and p50 "
-        "latency are dense over pruned. A dash: the method has no such stage.",
+        "latency are dense over pruned. A dash: the method has no such stage. A starred push is the first or last of "
+        "those tried.",
     ]
 
 
@@ -75,10 +76,17 @@ def _table(found: Sequence[Cell], speed_up: float, metric: Mapping[str, Any]) ->
     for cell in rows:
         stages = [_spread(cell.stage(stage), metric) for stage in ("sparse", "pruned", "finetuned")]
         ratios = [_ratio(cell.ratio(key)) for key in ("params", "macs", "latency")]
-        pushes = sorted({record["push"] for record in cell.ok if record["push"] is not None})
-        push = ", ".join(f"{value:g}" for value in pushes) or "-"
+        push = ", ".join(sorted({_push(record) for record in cell.ok}))
         lines.append(_line((_named(cell.method), *stages, *ratios, push, str(len(cell.ok)))))
     return lines
+
+
+def _push(record: Record) -> str:
+    """The chosen push, with a mark where it was the first or last of several that were tried."""
+    pushes = [trial["push"] for trial in record["trials"]]
+    if record["push"] is None:
+        return "-"
+    return f"{record['push']:g}" + ("*" if len(pushes) > 1 and record["push"] in (min(pushes), max(pushes)) else "")
 
 
 def _impossible(found: Sequence[Cell], speed_up: float) -> list[str]:

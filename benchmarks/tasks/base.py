@@ -57,7 +57,7 @@ class Recipe:
     weight_decay: float = 5e-4
     clip: float = 0.0
     tune_share: float = 0.3
-    pushes: tuple[float, ...] = (0.5, 1.5, 5.0)
+    pushes: tuple[float, ...] = (0.05, 0.2, 0.8, 3.0)
 
     def trial(self) -> Recipe:
         """The recipe of a tuning trial: the same phases, shorter."""
