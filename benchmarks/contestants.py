@@ -28,6 +28,8 @@ VARIANTS: Mapping[str, Method] = {
     "l1-uniform": replace(methods.get("l1"), name="l1-uniform", source="Li et al. 2017, uniform", scope="local"),
 }
 UNPRUNED = "dense"
+CALIBRATION = 4
+"""Batches that a criterion sees which needs data."""
 
 
 def known() -> tuple[str, ...]:
@@ -115,7 +117,10 @@ class Contest:
             method = replace(method, beta=strength)
         pending: list[Stage] = ["dense"]
 
-        def loop(model: nn.Module, phase: etp.Phase) -> None:
+        def loop(model: nn.Module, phase: Any) -> None:
+            if phase.name == "calibrate":
+                self._calibrate(model, phase)
+                return
             if phase.name == "sparse":
                 self._phase(model, "sparse", phase=phase)
                 pending.append("sparse")
@@ -138,6 +143,17 @@ class Contest:
             speed_up=self.speed_up, progress=False,
         )  # fmt: skip
         return model, strength
+
+    def _calibrate(self, model: nn.Module, phase: Any) -> None:
+        """A few training batches for criteria that watch data; nothing is learnt, and no step is counted."""
+        generator = torch.Generator().manual_seed(self.seed)
+        for chosen in self.task.batches(seed=self.seed, start=0, steps=CALIBRATION):
+            labels = self.task.labels(chosen)
+            if labels is not None:
+                phase.labels(labels)
+            model.zero_grad(set_to_none=True)
+            torch.autograd.backward(self.task.loss(model, chosen, generator))
+        model.zero_grad(set_to_none=True)
 
     def _peer(self, peer: torch_pruning.Peer, push: float | None) -> tuple[nn.Module, float | None]:
         """Torch-Pruning's pipeline; fine-tuning is ours."""

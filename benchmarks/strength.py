@@ -37,6 +37,7 @@ def reference(task: Task, model: nn.Module, plan: Plan, method: Method) -> float
     """The β of the push 1 for a method of this library on this checkpoint."""
     found: Regularizer | None = method.regularizer(model, plan, steps=1)
     assert found is not None
+    acting = drift(task) * mean_strength(task, method)
     acted = scales_only(model, plan) if method.acts_on == "scales" else plan
     units = Units(model, acted)
     norms = units.square_norms(model).detach().sqrt()
@@ -45,7 +46,16 @@ def reference(task: Task, model: nn.Module, plan: Plan, method: Method) -> float
         pull = pull * norms
     if normalised(task, method.mode):
         return median_ratio(gradient_norms(task, model, units), pull)
-    return median_ratio(norms, pull) / drift(task)
+    return median_ratio(norms, pull) / acting
+
+
+def mean_strength(task: Task, method: Method) -> float:
+    """The mean of s(t) over the sparse phase: a force that grows from nothing pushes less than one that is there."""
+    steps = task.recipe.sparse_steps
+    if method.strength is None:
+        return 1.0
+    mean = sum(method.strength((step + 1) / steps) for step in range(steps)) / steps
+    return mean or 1.0
 
 
 def gradient_norms(task: Task, model: nn.Module, units: Units) -> Tensor:

@@ -125,6 +125,10 @@ class Task(ABC):
     def loss(self, model: nn.Module, chosen: Tensor, generator: torch.Generator) -> Tensor:
         """The training loss on the examples ``chosen`` [n]; the generator varies them (augmentation)."""
 
+    def labels(self, chosen: Tensor) -> Tensor | None:
+        """The class of each sample of a forward on these examples; ``None`` where samples have none."""
+        return None
+
     @abstractmethod
     def evaluate(self, model: nn.Module, part: Part) -> float:
         """The metric on a part, in eval mode."""

@@ -150,6 +150,9 @@ class Glue(Task):
         loss: Tensor = model(**_shortened(inputs, chosen), labels=labels[chosen]).loss
         return loss
 
+    def labels(self, chosen: Tensor) -> Tensor:
+        return self.parts["train"][1][chosen]
+
     @torch.no_grad()
     def evaluate(self, model: nn.Module, part: Part) -> float:
         model.eval()

@@ -44,6 +44,9 @@ class PhotoTask(Task):
         x = crop_flip(self.split.train_x[chosen], generator).contiguous(memory_format=torch.channels_last)
         return F.cross_entropy(model(x), self.split.train_y[chosen])
 
+    def labels(self, chosen: Tensor) -> Tensor:
+        return self.split.train_y[chosen]
+
     def evaluate(self, model: nn.Module, part: Part) -> float:
         if part == "val":
             return accuracy(model, self.split.val_x, self.split.val_y)
