@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -61,6 +61,21 @@ class Start:
         self.macs = self.count(dense)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finished:
+    """What a contestant made.
+
+    Attributes:
+        model: the network.
+        strength: what the push came to.
+        macs: of the network, as this library counts them; ``None`` where it did not cut it.
+    """
+
+    model: nn.Module
+    strength: float | None = None
+    macs: int | None = None
+
+
 class Contest:
     """One contestant on one checkpoint.
 
@@ -76,39 +91,41 @@ class Contest:
         self.start, self.task, self.speed_up, self.seed, self.watch = start, task, speed_up, seed, watch
         self.done = 0
 
-    def run(self, name: str, push: float | None) -> tuple[nn.Module, float | None]:
-        """The small network, and the strength that the push came to."""
+    def run(self, name: str, push: float | None) -> Finished:
+        """The small network; ``push`` is that of its strength, if it has one."""
         torch.manual_seed(self.seed)
         if name == UNPRUNED:
-            return self._dense(), None
+            return self._dense()
         if name == "small-dense":
-            return self._small(), None
+            return self._small()
         if name in torch_pruning.PEERS:
             return self._peer(torch_pruning.PEERS[name], push)
         method = library_method(name)
         assert method is not None
         return self._library(method, push)
 
-    def _dense(self) -> nn.Module:
+    def _dense(self) -> Finished:
         model = copy.deepcopy(self.start.dense)
         self._phase(model, "sparse")
         self._phase(model, "finetuned")
         self.watch("finetuned", model)
-        return model
+        return Finished(model=model, macs=self.start.macs)
 
-    def _small(self) -> nn.Module:
+    def _small(self) -> Finished:
         """Fresh weights, every group narrowed alike until the MACs are met, trained from scratch."""
-        model = self.task.build().eval()
+        model = self.task.build().to(self.task.device).eval()
         plan = etp.trace(model, self.start.example, prune=self.task.prune, ignore=self.task.ignore, check=False)
         scores = etp.criteria.random(model, plan, seed=self.seed)
         budget = etp.Budget(speed_up=self.speed_up, scope="local")
-        etp.prune_(model, plan, etp.allocate(model, plan, scores, budget=budget))
+        selection = etp.allocate(model, plan, scores, budget=budget)
+        macs = etp.cost(model, plan, selection).macs
+        etp.prune_(model, plan, selection)
         recipe = self.task.recipe
         train(self.task, model, steps=recipe.scratch_steps, peak=recipe.dense_rate, seed=self.seed, start=0)
         self.watch("finetuned", model)
-        return model
+        return Finished(model=model, macs=macs)
 
-    def _library(self, method: Method, push: float | None) -> tuple[nn.Module, float | None]:
+    def _library(self, method: Method, push: float | None) -> Finished:
         """This library's pipeline, as users call it."""
         model, strength = copy.deepcopy(self.start.dense), None
         method = replace(method, seed=self.seed)
@@ -138,11 +155,11 @@ class Contest:
             self.watch(stage, model)
             return 0.0  # metrics are read afterwards, from what was watched
 
-        etp.compress(
+        result = etp.compress(
             model, self.start.example, train=loop, evaluate=evaluate, plan=self.start.plan, method=method,
             speed_up=self.speed_up, progress=False,
         )  # fmt: skip
-        return model, strength
+        return Finished(model=model, strength=strength, macs=result.pruned.macs)
 
     def _calibrate(self, model: nn.Module, phase: Any) -> None:
         """A few training batches for criteria that watch data; nothing is learnt, and no step is counted."""
@@ -155,7 +172,7 @@ class Contest:
             torch.autograd.backward(self.task.loss(model, chosen, generator))
         model.zero_grad(set_to_none=True)
 
-    def _peer(self, peer: torch_pruning.Peer, push: float | None) -> tuple[nn.Module, float | None]:
+    def _peer(self, peer: torch_pruning.Peer, push: float | None) -> Finished:
         """Torch-Pruning's pipeline; fine-tuning is ours."""
         assert push is not None
         model = copy.deepcopy(self.start.dense)
@@ -177,7 +194,7 @@ class Contest:
         self.watch("pruned", model)
         self._phase(model, "finetuned")
         self.watch("finetuned", model)
-        return model, reg
+        return Finished(model=model, strength=reg)
 
     def _phase(self, model: nn.Module, name: Stage, *, phase: etp.Phase | None = None, forced: bool = True) -> None:
         """The steps of one phase, or of a round's share of it."""

@@ -21,7 +21,7 @@ from etp_graph.errors import EtpError
 
 from .baselines.check import impossible
 from .baselines.torch_pruning import PEERS
-from .contestants import UNPRUNED, Contest, Stage, Start, tunable
+from .contestants import UNPRUNED, Contest, Finished, Stage, Start, tunable
 from .measure import commit, conditions, p50_latencies, parameters
 from .tasks.base import Task
 from .training import checkpoint
@@ -94,8 +94,8 @@ class Protocol:
         found = []
         for push in self.task.recipe.pushes:
             try:
-                model, _ = self._contest(short, config, TUNING_SEED, push, {})
-                found.append(Trial(push=push, value=self.task.evaluate(model, "val")))
+                finished = self._contest(short, config, TUNING_SEED, push, {})
+                found.append(Trial(push=push, value=self.task.evaluate(finished.model, "val")))
             except FloatingPointError as error:
                 found.append(Trial(push=push, value=None, reason=str(error)))
         return found
@@ -124,9 +124,11 @@ class Protocol:
             push = self.best(trials)
         tuned = perf_counter()
         stages: dict[Stage, nn.Module] = {}
-        model, strength = self._contest(self.task, config, config.seed, push, stages)
+        finished = self._contest(self.task, config, config.seed, push, stages)
         trained = perf_counter()
-        macs = self.start.count(model)
+        model, macs = finished.model, finished.macs
+        if macs is None or self.start.count.neutral:
+            macs = self.start.count(model)
         # With the networks finished and nothing left to choose, the test part is read.
         stages.pop("dense", None)
         found = {part: {stage: self._read(net, part) for stage, net in stages.items()} for part in ("val", "test")}
@@ -141,7 +143,7 @@ class Protocol:
             "macs": [self.start.macs, macs], "counted_by": self.start.count.by,
             "params": [parameters(self.start.dense), parameters(model)],
             "speed_up": self.start.macs / max(macs, 1), "latency": latency,
-            "push": push, "strength": strength, "trials": [asdict(trial) for trial in trials],
+            "push": push, "strength": finished.strength, "trials": [asdict(trial) for trial in trials],
             "phases": {"tune": round(tuned - begin, 1), "train": round(trained - tuned, 1)},
         }  # fmt: skip
 
@@ -150,7 +152,7 @@ class Protocol:
 
     def _contest(
         self, task: Task, config: Config, seed: int, push: float | None, stages: dict[Stage, nn.Module]
-    ) -> tuple[nn.Module, float | None]:
+    ) -> Finished:
         """The contestant's network; what it looked like at each stage goes to ``stages`` in a full run."""
 
         def watch(stage: Stage, model: nn.Module) -> None:

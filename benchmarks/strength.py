@@ -67,7 +67,9 @@ def gradient_norms(task: Task, model: nn.Module, units: Units) -> Tensor:
 def gradients_of(task: Task, model: nn.Module) -> dict[str, Tensor]:
     """The gradient of the loss on the first batch, by parameter. The model has none afterwards."""
     modes = {module: module.training for module in model.modules()}
-    model.eval()  # running statistics stay; an RNN on a GPU would need training mode
+    model.eval()  # running statistics stay as they are
+    for module in model.modules():
+        module.training = isinstance(module, nn.RNNBase)  # cuDNN differentiates these in training mode only
     torch.autograd.backward(task.loss(model, next(task.batches(seed=0, start=0, steps=1)), torch.Generator()))
     found = {n: torch.zeros_like(p) if p.grad is None else p.grad.clone() for n, p in model.named_parameters()}
     model.zero_grad(set_to_none=True)

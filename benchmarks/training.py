@@ -110,7 +110,7 @@ def checkpoint(task: Task) -> nn.Module:
     """The trained network that every method begins with; trained once with seed 0, then read from the cache."""
     recipe = task.recipe
     torch.manual_seed(0)
-    model = task.start()
+    model = task.start().to(task.device)
     if not recipe.dense_steps:
         return model.eval()
     settings = {name: value for name, value in asdict(recipe).items() if name in _DENSE}

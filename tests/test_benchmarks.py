@@ -18,7 +18,7 @@ from rich.console import Console
 from benchmarks import contestants, protocol, run, strength
 from benchmarks.baselines import check, torch_pruning
 from benchmarks.protocol import Config, Protocol, Trial
-from benchmarks.tasks import TASKS, Recipe, Task, TaskUnavailableError, make
+from benchmarks.tasks import TASKS, Recipe, Task, TaskUnavailableError, base, make
 from benchmarks.tasks.graphs import roc_auc
 from benchmarks.training import checkpoint, train
 from etp_graph import methods
@@ -70,6 +70,15 @@ def test_task_builds_trains_evaluates_and_is_pruned(name: str) -> None:
         assert record["params"][1] < record["params"][0]
         assert ("sparse" in record["test"]) == (method == "etp")
         json.dumps(record)
+
+
+def test_all_data_of_a_task_is_moved() -> None:
+    toy = Toy()
+    toy.place()
+    toy.nested = {"a": [(toy.x, None)], "b": "text"}  # type: ignore[attr-defined]
+    moved = base._moved(toy.nested, torch.device("meta"))  # type: ignore[attr-defined]
+    assert moved["a"][0][0].device.type == "meta"
+    assert moved["b"] == "text"
 
 
 def test_parts_of_tasks_are_apart() -> None:

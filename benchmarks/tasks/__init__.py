@@ -35,4 +35,6 @@ SCALES: tuple[Scale, ...] = ("cpu", "paper", "smoke")
 
 def make(name: str, scale: Scale) -> Task:
     """The task. Raises :class:`TaskUnavailableError` if its data, weights or libraries are missing."""
-    return TASKS[name](scale)
+    task = TASKS[name](scale)
+    task.place()
+    return task

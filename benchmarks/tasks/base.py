@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -61,8 +61,6 @@ class Recipe:
 
     def trial(self) -> Recipe:
         """The recipe of a tuning trial: the same phases, shorter."""
-        from dataclasses import replace
-
         return replace(
             self,
             sparse_steps=max(1, round(self.sparse_steps * self.tune_share)),
@@ -99,6 +97,16 @@ class Task(ABC):
 
     def __init__(self, scale: Scale) -> None:
         self.scale = scale
+
+    @property
+    def device(self) -> torch.device:
+        """Where networks and data are: on a GPU at the paper's scale, if there is one."""
+        return torch.device("cuda" if self.scale == "paper" and torch.cuda.is_available() else "cpu")
+
+    def place(self) -> None:
+        """Move all data to the device."""
+        for name, value in vars(self).items():
+            setattr(self, name, _moved(value, self.device))
 
     @property
     @abstractmethod
@@ -152,6 +160,17 @@ class Task(ABC):
                 order = torch.randperm(self.n_train, generator=generator)
             first = step % per_pass * size
             yield order[first : first + size]
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    """The value with all tensors in it (and graphs of torch-geometric) on the device."""
+    if isinstance(value, dict):
+        return {key: _moved(inner, device) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_moved(inner, device) for inner in value)
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{f.name: _moved(getattr(value, f.name), device) for f in fields(value)})
+    return value.to(device) if isinstance(value, Tensor) or hasattr(value, "edge_index") else value
 
 
 def require(condition: bool, message: str) -> None:

@@ -104,7 +104,8 @@ class Ett(Task):
         """Inputs of an Informer and the truth, for forecasts that begin at the rows ``starts`` [n]."""
         past = starts.unsqueeze(1) + torch.arange(-PAST, 0)
         both = starts.unsqueeze(1) + torch.arange(-KNOWN, AHEAD)
-        known = self.value[both] * (torch.arange(KNOWN + AHEAD) < KNOWN).unsqueeze(1)
+        seen = torch.arange(KNOWN + AHEAD, device=self.value.device) < KNOWN
+        known = self.value[both] * seen.unsqueeze(1)
         target = self.value[both[:, KNOWN:]]
         return (self.value[past], self.calendar[past], known, self.calendar[both]), target
 

@@ -43,11 +43,11 @@ _WIDTH = {"smoke": 16, "cpu": 96, "paper": 384}
 
 
 class Flickr8k(Task):
-    """Only the decoder may shrink, as in the paper."""
+    """Only the decoder may shrink, as in the paper: the encoder and the stream stay, so 1.6x is all there is."""
 
     name = "flickr8k"
     metric = Metric(name="BLEU-4")
-    speed_ups = (1.25, 2.0)
+    speed_ups = (1.25, 1.5)
     prune = ("heads", "neurons")
     ignore = ("vision_model",)
 
@@ -124,7 +124,7 @@ class Flickr8k(Task):
 
     def _write(self, model: nn.Module, photos: Tensor) -> Tensor:
         """Greedy captions, token by token, [n, LENGTH - 1]."""
-        tokens = torch.full((len(photos), 1), BEGIN)
+        tokens = torch.full((len(photos), 1), BEGIN, device=photos.device)
         for _ in range(LENGTH - 2):
             following = model(pixel_values=photos, input_ids=tokens).logits[:, -1].argmax(1, keepdim=True)
             tokens = torch.cat([tokens, following], 1)

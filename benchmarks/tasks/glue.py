@@ -35,10 +35,10 @@ class Sizes:
 
 _SIZES = {
     ("sst2", "smoke"): Sizes(train=16, val=8, test=8, length=12, layers=2),
-    ("sst2", "cpu"): Sizes(train=20_000, val=600, test=None, length=24),
+    ("sst2", "cpu"): Sizes(train=20_000, val=500, test=1_000, length=24),
     ("sst2", "paper"): Sizes(train=None, val=2_000, test=None, length=128),
     ("mrpc", "smoke"): Sizes(train=16, val=8, test=8, length=16, layers=2),
-    ("mrpc", "cpu"): Sizes(train=None, val=400, test=800, length=48),
+    ("mrpc", "cpu"): Sizes(train=None, val=300, test=600, length=48),
     ("mrpc", "paper"): Sizes(train=None, val=400, test=None, length=128),
 }
 _ADAM: dict[str, Any] = {"optimizer": "adamw", "weight_decay": 0.01, "clip": 1.0}
@@ -49,11 +49,11 @@ _SMOKE = Recipe(
 _CPU = {
     "sst2": Recipe(
         dense_steps=600, sparse_steps=80, finetune_steps=80, scratch_steps=200, dense_rate=1e-4, sparse_rate=1e-4,
-        finetune_rate=1e-4, batch_size=16, tune_share=0.25, **_ADAM,
+        finetune_rate=1e-4, batch_size=16, tune_share=0.2, **_ADAM,
     ),
     "mrpc": Recipe(
         dense_steps=500, sparse_steps=60, finetune_steps=60, scratch_steps=160, dense_rate=1e-4, sparse_rate=1e-4,
-        finetune_rate=1e-4, batch_size=12, tune_share=0.25, **_ADAM,
+        finetune_rate=1e-4, batch_size=12, tune_share=0.2, **_ADAM,
     ),
 }  # fmt: skip
 _PAPER = {

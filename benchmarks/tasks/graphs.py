@@ -123,7 +123,9 @@ class Cora(GraphTask):
 
     def loss(self, model: nn.Module, chosen: Tensor, generator: torch.Generator) -> Tensor:
         nodes = self.masks["train"]
-        dropped = self.x * (torch.rand(self.x.shape, generator=generator) < 0.5) * 2  # 140 labels overfit at once
+        dropped = (
+            self.x * (torch.rand(self.x.shape, generator=generator) < 0.5).to(self.x.device) * 2
+        )  # 140 labels overfit at once
         return F.cross_entropy(model(dropped, self.edges)[nodes], self.y[nodes])
 
     @torch.no_grad()
