@@ -35,8 +35,7 @@ def judge(
     model = model.double()
     x = convert(x, like=next(model.parameters()))
     masked = copy.deepcopy(model)
-    start = time.perf_counter()
-    graph, known = tp.DependencyGraph(), customized or {}
+    start, graph, known = time.perf_counter(), tp.DependencyGraph(), customized or {}
     for layer, pruner in known.items():
         graph.register_customized_layer(layer, pruner)
     graph.build_dependency(model, x, verbose=False)
@@ -54,16 +53,22 @@ def judge(
     seconds = time.perf_counter() - start
     if not removed.gone:
         return {"verdict": "no group", "seconds": seconds}
-    plan = removed.plan(masked)
-    _silence(masked, {name: gone for name, gone in removed.gone.items() if type(masked.get_submodule(name)) in known})
-    with torch.no_grad(), Masked(masked, plan, torch.tensor([False])), Wide():
-        want = _first(run(masked, x))
+    want = _masked_output(masked, x, removed, known)
     with torch.no_grad(), Wide():
         got = _first(run(model, x))
     error = float((got - want).abs().max() / want.abs().max()) if got.shape == want.shape else float("inf")
-    verdict = "OK" if error <= TOLERANCE[torch.float64] else "wrong"
-    params = sum(p.numel() for p in model.parameters())
+    verdict, params = "OK" if error <= TOLERANCE[torch.float64] else "wrong", sum(p.numel() for p in model.parameters())
     return {"verdict": verdict, "error": error, "seconds": seconds, "groups": len(roots), "params_after": params}
+
+
+def _masked_output(masked: nn.Module, x: Any, removed: _Removed, customized: Any) -> Tensor:
+    """What the model puts out with zeros in place of what was removed."""
+    plan = removed.plan(masked)
+    layers = dict(masked.named_modules())  # what was removed may also be a parameter of its own
+    gone = {name: where for name, where in removed.gone.items() if type(layers.get(name)) in customized}
+    _silence(masked, gone)
+    with torch.no_grad(), Masked(masked, plan, torch.tensor([False])), Wide():
+        return _first(run(masked, x))
 
 
 def _silence(model: nn.Module, channels: Mapping[str, set[int]]) -> None:

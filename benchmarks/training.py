@@ -53,7 +53,7 @@ def train(
     peak: float,
     seed: int,
     start: int,
-    attach: Attach | None = None,
+    attach: Attach = lambda optimizer: None,
     penalty: Callable[[], Tensor] | None = None,
     after_step: Callable[[int], object] = lambda step: None,
     weight_decay: float | None = None,
@@ -62,11 +62,10 @@ def train(
 
     Args:
         task: whose loss, data and optimizer.
-        model: trained in place, on its own device.
-        steps: optimizer steps; the learning rate rises and falls once.
-        peak: of the learning rate.
+        model: trained in place.
+        steps: optimizer steps; the learning rate rises to ``peak`` and falls once.
         seed: of the data order, the augmentation and the model's own random numbers (dropout).
-        start: number of the first batch, so that two phases see the data in the order that one long phase would.
+        start: number of the first batch: two phases see the data in the order of one long phase.
         attach: is given the optimizer before the first step.
         penalty: is added to the loss.
         after_step: is told the number of steps done.
@@ -76,8 +75,7 @@ def train(
         FloatingPointError: the loss is not finite.
     """
     optimizer = make_optimizer(task, model, weight_decay=weight_decay)
-    if attach is not None:
-        attach(optimizer)
+    attach(optimizer)
     torch.manual_seed(10_007 * seed + start)
     generator = torch.Generator().manual_seed(10_007 * seed + start)
     model.train()
@@ -86,15 +84,17 @@ def train(
             group["lr"] = rate(step / max(steps - 1, 1), peak)
         optimizer.zero_grad(set_to_none=True)
         loss = task.loss(model, chosen, generator)
-        if penalty is not None:
-            loss = loss + penalty()
-        if not isfinite(float(loss.detach())):
-            raise FloatingPointError(f"the loss of step {step + 1} is {float(loss.detach())}")
-        torch.autograd.backward(loss)
-        if task.recipe.clip:
-            nn.utils.clip_grad_norm_(model.parameters(), task.recipe.clip)
-        optimizer.step()
+        _step(task, model, optimizer, loss if penalty is None else loss + penalty())
         after_step(step + 1)
+
+
+def _step(task: Task, model: nn.Module, optimizer: Optimizer, loss: Tensor) -> None:
+    if not isfinite(float(loss.detach())):
+        raise FloatingPointError(f"training diverged: the loss is {float(loss.detach())}")
+    torch.autograd.backward(loss)
+    if task.recipe.clip:
+        nn.utils.clip_grad_norm_(model.parameters(), task.recipe.clip)
+    optimizer.step()
 
 
 def cache_root() -> Path:

@@ -20,6 +20,7 @@ from etp_graph.errors import BudgetError
 from ..strength import drift, gradients_of, normalised
 from ..tasks.base import Task
 
+Attach = Callable[[torch.optim.Optimizer], object]
 STEPS = 400
 UPDATES = 100
 """How often the growing regularization grows: once in each of its authors' 100 epochs."""
@@ -109,7 +110,7 @@ def compress(
     target: int,
     reg: float,
     count: Callable[[nn.Module], int],
-    train: Callable[[Callable[[torch.optim.Optimizer], object], Callable[[int], object]], object],
+    train: Callable[[Attach, Callable[[int], object]], object],
     steps: int,
     trained: Callable[[], object],
 ) -> None:
@@ -130,24 +131,7 @@ def compress(
         BudgetError: the target cannot be reached.
         Exception: whatever Torch-Pruning raises.
     """
-    import torch_pruning as tp
-
-    pruners = customized(model, example)
-    model.eval()
-    graph = tp.DependencyGraph()
-    for layer, function in pruners.items():
-        graph.register_customized_layer(layer, function)
-    graph.build_dependency(model, example, verbose=False)
-    outputs = [
-        module for module, node in graph.module2node.items() if not node.outputs and isinstance(module, nn.Module)
-    ]
-    more = {"delta_reg": reg / 5} if peer.pruner == "GrowingRegPruner" else {}
-    pruner = getattr(tp.pruner, peer.pruner)(
-        model, example, importance=peer.importance(tp.importance), reg=reg, global_pruning=True, pruning_ratio=1.0,
-        iterative_steps=STEPS, ignored_layers=outputs, customized_pruners=pruners,
-        # The defaults of these are dictionaries shared by all pruners of a process, and filled by each.
-        in_channel_groups={}, out_channel_groups={}, num_heads={}, **more,
-    )  # fmt: skip
+    pruner = _pruner(peer, model, example, reg)
     pruner.update_regularizer()
     every = max(1, steps // UPDATES)
 
@@ -157,6 +141,30 @@ def compress(
 
     train(lambda optimizer: optimizer.register_step_pre_hook(lambda *_: pruner.regularize(model)), grow)
     trained()
+    _cut(pruner, model, target, count)
+
+
+def _pruner(peer: Peer, model: nn.Module, example: Any, reg: float) -> Any:
+    """The pruner over all groups, from nothing to everything pruned; layers that make the output stay whole."""
+    import torch_pruning as tp
+
+    pruners = customized(model, example)
+    model.eval()
+    graph = tp.DependencyGraph()
+    for layer, function in pruners.items():
+        graph.register_customized_layer(layer, function)
+    graph.build_dependency(model, example, verbose=False)
+    last = [layer for layer, node in graph.module2node.items() if not node.outputs and isinstance(layer, nn.Module)]
+    more = {"delta_reg": reg / 5} if peer.pruner == "GrowingRegPruner" else {}
+    return getattr(tp.pruner, peer.pruner)(
+        model, example, importance=peer.importance(tp.importance), reg=reg, global_pruning=True, pruning_ratio=1.0,
+        iterative_steps=STEPS, ignored_layers=last, customized_pruners=pruners,
+        # The defaults of these are dictionaries shared by all pruners of a process, and filled by each.
+        in_channel_groups={}, out_channel_groups={}, num_heads={}, **more,
+    )  # fmt: skip
+
+
+def _cut(pruner: Any, model: nn.Module, target: int, count: Callable[[nn.Module], int]) -> None:
     model.eval()
     macs = count(model)
     while macs > target:
