@@ -28,7 +28,7 @@ from .training import checkpoint
 
 TUNING_SEED = 1_000
 FORMAT = 1
-_ROUNDS = {"smoke": 2, "cpu": 30, "paper": 100}
+_ROUNDS = {"smoke": 2, "cpu": 20, "paper": 100}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
