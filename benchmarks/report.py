@@ -144,6 +144,8 @@ def _conditions(records: Sequence[Record], config: Mapping[str, Any]) -> list[st
         f"each with {100 * recipe['tune_share']:.0f} % of the steps (`benchmarks/strength.py`).",
         f"- MACs by {' and '.join(counted) or '-'}; latency is the median over forwards of dense and pruned in turns.",
     ]
+    if any(record["recipe"] != recipe for record in records):
+        lines.append("- **The records come from more than one recipe**; the steps above are those of the first.")
     for name in records[0]["conditions"]:
         values = dict.fromkeys(record["conditions"].get(name, "-") for record in records)
         lines.append(f"- {name}: {', '.join(values)}")

@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from .contestants import UNPRUNED, known
 from .protocol import TUNING_SEED, Config, Protocol, Trial
-from .tasks import SCALES, TASKS, Scale, TaskUnavailableError, make
+from .tasks import SCALES, TASKS, Recipe, Scale, TaskUnavailableError, make
 
 RUNS = Path("benchmarks/results/runs")
 METHODS = ("dense", "small-dense", "random", "l1-uniform", "tp-groupnorm", "torque", "etp")
@@ -48,10 +49,15 @@ def configs(
     return list(found.values())
 
 
-def earlier_trials(config: Config, records: Iterable[Record]) -> list[Trial]:
-    """The trials of another seed: tuning has a seed of its own, so it would give the same again."""
+def earlier_trials(config: Config, records: Iterable[Record], recipe: Recipe) -> list[Trial]:
+    """The trials of another seed under the same recipe: tuning has a seed of its own, it would give the same again."""
+    same = json.loads(json.dumps(asdict(recipe)))
     for record in records:
-        if record.get("trials") and Config(**{**record["config"], "seed": config.seed}).key == config.key:
+        if (
+            record["recipe"] == same
+            and record.get("trials")
+            and Config(**{**record["config"], "seed": config.seed}).key == config.key
+        ):
             return [Trial(**trial) for trial in record["trials"]]
     return []
 
@@ -71,10 +77,10 @@ def run_all(todo: Sequence[Config], out: Path, *, console: Console) -> int:
         for config in missing:
             what = f"{config.task} {config.method} {config.speed_up:g}x seed {config.seed}"
             bar.update(line, description=what)
-            record = protocol.run(config, trials=earlier_trials(config, records))
+            record = protocol.run(config, trials=earlier_trials(config, records, protocol.task.recipe))
             with out.open("a", encoding="utf8") as file:
                 file.write(json.dumps(record) + "\n")
-            records.append(record)
+            records.append(json.loads(json.dumps(record)))
             bar.advance(line)
             console.print(f"{what}: {_summary(record)}", highlight=False)
     return len(missing)
