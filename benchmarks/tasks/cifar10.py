@@ -6,6 +6,8 @@ right after surgery is flattered on the validation part, not on the test part.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from torch import nn
 
 from etp_graph.demo.data import DataError, cifar10, data_root, load_weights
@@ -25,7 +27,7 @@ _CPU = {
         finetune_rate=0.05, batch_size=64, tune_share=0.2,
     ),
     56: Recipe(
-        dense_steps=0, sparse_steps=70, finetune_steps=110, scratch_steps=270, dense_rate=0.1, sparse_rate=0.02,
+        dense_steps=0, sparse_steps=60, finetune_steps=90, scratch_steps=220, dense_rate=0.1, sparse_rate=0.02,
         finetune_rate=0.05, batch_size=64, tune_share=0.2,
     ),
 }  # fmt: skip
@@ -54,6 +56,8 @@ class Cifar10(PhotoTask):
         weights = data_root() / "weights" / f"resnet{depth}_cifar10.safetensors"
         require(weights.is_file(), f"{weights} is missing")
         sizes = SIZES[scale]
+        if scale == "cpu" and depth > 20:
+            sizes = replace(sizes, val=500, test=2_000)
         try:
             self.split = cifar10(limit=sizes.train, validation=sizes.val, test_limit=sizes.test)
         except DataError as error:
