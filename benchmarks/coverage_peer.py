@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import time
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,11 +19,14 @@ from etp_graph.plan import as_index, named_tensors
 from etp_graph.verify import TOLERANCE, randomize_
 
 
-def judge(model: nn.Module, x: Any, *, ratio: float) -> dict[str, Any]:
+def judge(
+    model: nn.Module, x: Any, *, ratio: float, customized: Mapping[type[nn.Module], Any] | None = None
+) -> dict[str, Any]:
     """Remove ``ratio`` of the channels of every group, as Torch-Pruning's README does, and compare in float64.
 
-    No hints are given, except that the layers that make the model's output stay whole. Channels are spread
-    evenly; where a group holds a grouped convolution or a group norm, every run loses the same, as there.
+    No hints are given, except that the layers that make the model's output stay whole, and ``customized``
+    pruning functions by class of layer. Channels are spread evenly; where a group holds a grouped convolution or a
+    group norm, every run loses the same, as there.
     """
     import torch_pruning as tp
 
@@ -31,8 +35,10 @@ def judge(model: nn.Module, x: Any, *, ratio: float) -> dict[str, Any]:
     model = model.double()
     x = convert(x, like=next(model.parameters()))
     masked = copy.deepcopy(model)
-    start = time.perf_counter()
-    graph = tp.DependencyGraph().build_dependency(model, x, verbose=False)
+    start, graph, known = time.perf_counter(), tp.DependencyGraph(), customized or {}
+    for layer, pruner in known.items():
+        graph.register_customized_layer(layer, pruner)
+    graph.build_dependency(model, x, verbose=False)
     outputs = [module for module, node in graph.module2node.items() if not node.outputs]
     roots = [(group[0].dep, _runs(group)) for group in graph.get_all_groups(ignored_layers=outputs) if not _last(group)]
     removed = _Removed(
@@ -47,14 +53,35 @@ def judge(model: nn.Module, x: Any, *, ratio: float) -> dict[str, Any]:
     seconds = time.perf_counter() - start
     if not removed.gone:
         return {"verdict": "no group", "seconds": seconds}
-    with torch.no_grad(), Masked(masked, removed.plan(masked), torch.tensor([False])), Wide():
-        want = _first(run(masked, x))
+    want = _masked_output(masked, x, removed, known)
     with torch.no_grad(), Wide():
         got = _first(run(model, x))
     error = float((got - want).abs().max() / want.abs().max()) if got.shape == want.shape else float("inf")
-    verdict = "OK" if error <= TOLERANCE[torch.float64] else "wrong"
-    params = sum(p.numel() for p in model.parameters())
+    verdict, params = "OK" if error <= TOLERANCE[torch.float64] else "wrong", sum(p.numel() for p in model.parameters())
     return {"verdict": verdict, "error": error, "seconds": seconds, "groups": len(roots), "params_after": params}
+
+
+def _masked_output(masked: nn.Module, x: Any, removed: _Removed, customized: Any) -> Tensor:
+    """What the model puts out with zeros in place of what was removed."""
+    plan = removed.plan(masked)
+    layers = dict(masked.named_modules())  # what was removed may also be a parameter of its own
+    gone = {name: where for name, where in removed.gone.items() if type(layers.get(name)) in customized}
+    _silence(masked, gone)
+    with torch.no_grad(), Masked(masked, plan, torch.tensor([False])), Wide():
+        return _first(run(masked, x))
+
+
+def _silence(model: nn.Module, channels: Mapping[str, set[int]]) -> None:
+    """Layers without weights put out zeros in these channels from now on."""
+
+    def zero(gone: set[int]) -> Any:
+        def hook(layer: nn.Module, args: Any, out: Tensor) -> Tensor:
+            return out.index_fill(1, torch.tensor(sorted(gone)), 0.0)
+
+        return hook
+
+    for name, gone in channels.items():
+        model.get_submodule(name).register_forward_hook(zero(gone))
 
 
 def spread(width: int, runs: int, ratio: float) -> list[int]:

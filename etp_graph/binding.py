@@ -45,7 +45,7 @@ class Binding:
         spoiled = [name for name, tensor in self.tensors.items() if not bool(tensor.isfinite().all())]
         if spoiled:
             raise ForceError(f"{some(spoiled)} of the model: NaN or infinite values. Repair them before training on.")
-        self._flags: tuple[bool, ...] = ()
+        self._flags: tuple[bool, ...] | None = None
         self.active = torch.zeros(0, device="cpu")
         self.frozen: dict[str, tuple[str, ...]] = {}
         self.owner: dict[str, int] = {}

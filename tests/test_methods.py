@@ -8,9 +8,10 @@ from dataclasses import replace
 import pytest
 import torch
 from recorded import recorded
+from torch import nn
 from toy import Toy, toy_plan
 
-from etp_graph import criteria, forces, methods, schedules
+from etp_graph import criteria, forces, methods, schedules, trace
 from etp_graph.errors import BudgetError, EtpError, ForceError, ScoreError
 from etp_graph.methods import METHODS, Method, get, scales_only
 
@@ -145,3 +146,11 @@ def test_a_rising_strength_needs_the_number_of_steps() -> None:
 def test_presets_are_a_mapping_by_name() -> None:
     assert list(METHODS) == [method.name for method in METHODS.values()]
     assert methods.get("etp") is METHODS["etp"]
+
+
+def test_forces_have_a_value_for_each_unit_where_they_find_no_tensor() -> None:
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
+    plan = trace(model, torch.randn(1, 4))
+    found = methods.get("network-slimming").regularizer(model, plan, steps=1)
+    assert found is not None
+    assert found.forces().shape == (plan.n_units,)

@@ -23,6 +23,7 @@ class LanguageModel(nn.Module):
         hidden: width of the recurrent state.
         tied: decoder and embedding are one parameter (Press & Wolf 2017).
         project: width of the LSTM's projection (Sak et al. 2014); 0: none.
+        vocabulary: number of tokens.
     """
 
     def __init__(
@@ -34,12 +35,13 @@ class LanguageModel(nn.Module):
         layers: int = 2,
         tied: bool = False,
         project: int = 0,
+        vocabulary: int = VOCABULARY,
     ) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(VOCABULARY, embedding)
+        self.embedding = nn.Embedding(vocabulary, embedding)
         options: dict[str, Any] = {"proj_size": project} if project else {}
         self.rnn = cell(embedding, hidden, num_layers=layers, batch_first=True, dropout=0.1, **options)
-        self.decoder = nn.Linear(project or hidden, VOCABULARY)
+        self.decoder = nn.Linear(project or hidden, vocabulary)
         if tied:
             self.decoder.weight = self.embedding.weight
 

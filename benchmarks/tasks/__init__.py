@@ -1,1 +1,40 @@
-"""Real data sets for comparisons."""
+"""The tasks of the comparison, by name: a model, real data, a training recipe and a metric each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from .base import Metric, Part, Recipe, Scale, Task, TaskUnavailableError
+from .cifar10 import Cifar10
+from .cifar100 import Cifar100
+from .ett import Ett
+from .flickr8k import Flickr8k
+from .glue import Glue
+from .graphs import PPI, Cora, Tolokers
+from .ptb import Ptb
+
+__all__ = ["SCALES", "TASKS", "Metric", "Part", "Recipe", "Scale", "Task", "TaskUnavailableError", "make"]
+
+TASKS: dict[str, Callable[[Scale], Task]] = {
+    "cifar10": partial(Cifar10, depth=20),
+    "cifar10-resnet56": partial(Cifar10, depth=56),
+    "cifar100": Cifar100,
+    "sst2": partial(Glue, name="sst2"),
+    "mrpc": partial(Glue, name="mrpc"),
+    "ppi": PPI,
+    "tolokers": Tolokers,
+    "cora": Cora,
+    "ett": Ett,
+    "flickr8k": Flickr8k,
+    "ptb": Ptb,
+}
+SCALES: tuple[Scale, ...] = ("cpu", "paper", "smoke")
+"""``cpu``: minutes for a run on one core. ``paper``: the sizes of the papers, for a GPU. ``smoke``: a test."""
+
+
+def make(name: str, scale: Scale) -> Task:
+    """The task. Raises :class:`TaskUnavailableError` if its data, weights or libraries are missing."""
+    task = TASKS[name](scale)
+    task.place()
+    return task

@@ -1,0 +1,1 @@
+"""The peers' own code, with the recipes that their authors published."""

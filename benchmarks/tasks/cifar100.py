@@ -1,0 +1,79 @@
+"""CIFAR-100: VGG-19 with batch norm, trained first; a quarter of the channels on a CPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from etp_graph.demo.data import Split, data_root
+from etp_graph.demo.models import VGG
+
+from .base import Recipe, Scale, require
+from .images import PhotoTask, Sizes
+
+MEAN, STD = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
+SIZES = {
+    "smoke": Sizes(train=200, val=100, test=100),
+    "cpu": Sizes(train=18_000, val=2_000, test=5_000),
+    "paper": Sizes(train=45_000, val=5_000, test=10_000),
+}
+WIDTH = {"smoke": 16, "cpu": 4, "paper": 1}
+"""By what the channels of VGG-19 are divided."""
+_RECIPES = {
+    "smoke": Recipe(
+        dense_steps=2, sparse_steps=2, finetune_steps=2, scratch_steps=2, dense_rate=0.05, sparse_rate=0.02,
+        finetune_rate=0.05, batch_size=32, tune_share=0.5, pushes=(1.0,),
+    ),
+    "cpu": Recipe(
+        dense_steps=2_800, sparse_steps=250, finetune_steps=350, scratch_steps=900, dense_rate=0.05, sparse_rate=0.02,
+        finetune_rate=0.03, batch_size=64, tune_share=0.25,
+    ),
+    "paper": Recipe(
+        dense_steps=70_200, sparse_steps=35_100, finetune_steps=35_100, scratch_steps=140_400, dense_rate=0.1,
+        sparse_rate=0.01, finetune_rate=0.01, batch_size=128, tune_share=0.1, pushes=(0.2, 0.6, 2.0, 6.0, 20.0),
+    ),
+}  # fmt: skip
+
+
+class Cifar100(PhotoTask):
+    """VGG-19 with batch norm on the first parts of the training set."""
+
+    name = "cifar100"
+    speed_ups = (4.0, 9.0)
+
+    def __init__(self, scale: Scale) -> None:
+        super().__init__(scale)
+        self.recipe = _RECIPES[scale]
+        narrow = f", channels / {WIDTH[scale]}" if WIDTH[scale] > 1 else ""
+        self.title = f"VGG-19-BN{narrow} on CIFAR-100"
+        sizes, folder = SIZES[scale], data_root() / "cifar100"
+        require((folder / "labels.npz").is_file(), f"no CIFAR-100 in {folder}")
+        with np.load(folder / "labels.npz", allow_pickle=False) as table:
+            labels = {part: torch.from_numpy(table[f"{part}_labels"].astype(np.int64)) for part in ("train", "test")}
+        x, v = _images(folder, "train", sizes.train + sizes.val), sizes.val
+        self.split = Split(
+            train_x=x[v:], train_y=labels["train"][v : len(x)], val_x=x[:v], val_y=labels["train"][:v],
+            test_x=_images(folder, "test", sizes.test), test_y=labels["test"][: sizes.test],
+        )  # fmt: skip
+
+    def build(self) -> nn.Module:
+        m, by = "M", WIDTH[self.scale]
+        layout: tuple[int | str, ...] = (64, 64, m, 128, 128, m, *[256] * 4, m, *[512] * 4, m, *[512] * 4)
+        return VGG([entry if isinstance(entry, str) else entry // by for entry in layout], num_classes=100)
+
+
+def _images(folder: Path, part: str, count: int) -> Tensor:
+    """The first ``count`` images, normalised, [n, 3, 32, 32]; the mosaics hold 10,000 each."""
+    tiles = []
+    for number in range(-(-count // 10_000)):
+        path = folder / f"{part}_{number}.webp"
+        require(path.is_file(), f"{path} is missing")
+        with Image.open(path) as mosaic:
+            rows = np.asarray(mosaic).reshape(100, 32, 100, 32, 3).swapaxes(1, 2).reshape(-1, 32, 32, 3)
+        tiles.append(rows[: count - 10_000 * number])
+    x = torch.from_numpy(np.concatenate(tiles)).permute(0, 3, 1, 2).float() / 255
+    return (x - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)

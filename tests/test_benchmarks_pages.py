@@ -1,0 +1,84 @@
+"""The pages of the comparison: functions of the lines that the runs wrote."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from benchmark_toy import RECIPE, fields_of
+
+from benchmarks import report, reproduce, summary
+
+
+def line(method: str, seed: int, value: float, *, speed_up: float = 2.0, status: str = "ok") -> dict[str, Any]:
+    body: dict[str, Any] = {
+        "format": 1, "config": {"task": "toy", "scale": "cpu", "method": method, "speed_up": speed_up, "seed": seed},
+        "title": "a toy", "metric": {"name": "accuracy", "higher": True, "percent": True}, "status": status,
+        "recipe": fields_of(RECIPE), "checkpoint": "given", "conditions": {"torch": "2"},
+        "commit": "abc", "seconds": 6.0,
+    }  # fmt: skip
+    if status != "ok":
+        return {**body, "reason": "it cannot"}
+    return {
+        **body, "test": {"dense": 0.9, "pruned": value / 2, "finetuned": value}, "macs": [100, 50],
+        "params": [10, 4], "latency": [3.0, 2.0], "push": 0.5, "trials": [{"push": 0.5}, {"push": 2.0}],
+        "counted_by": "hand",
+    }  # fmt: skip
+
+
+def lines() -> list[dict[str, Any]]:
+    return [
+        line("etp", 0, 0.80), line("etp", 1, 0.84), line("torque", 0, 0.70), line("torque", 1, 0.72),
+        line("tp-groupnorm", 0, 0.79), line("tp-groupnorm", 1, 0.85), line("tp-growing", 0, 0, status="not possible"),
+    ]  # fmt: skip
+
+
+def test_page_is_a_function_of_the_lines() -> None:
+    text = report.page(lines())
+    assert text == report.page(json.loads(json.dumps(lines())))
+    # stdev(80, 84) = 2.83, stdev(70, 72) = 1.41; etp - torque = 10, 12; etp - tp-groupnorm = 1, -1
+    assert "| **etp** | - | 41.00 ± 1.41 | 82.00 ± 2.83 | 2.50x | 2.00x | 1.50x | 0.5* | 2 |" in text
+    assert "| torque | - | 35.50 ± 0.71 | 71.00 ± 1.41 |" in text
+    assert "etp against Torque (torque): +11.00 ± 1.41, better (2 seeds)" in text
+    assert "etp against DepGraph (tp-groupnorm): +0.00 ± 1.41, within one deviation (2 seeds)" in text
+    assert "- tp-growing: not possible. it cannot" in text
+    assert "--methods etp torque tp-groupnorm tp-growing --speed-ups 2 --seeds 0 1 --scale cpu" in text
+
+
+def test_differences_point_to_the_better_side() -> None:
+    own, other, _ = (cell for cell in summary.cells(lines()) if cell.method != "tp-growing")
+    assert summary.difference(own, other, higher=True).mark == "better"  # type: ignore[union-attr]
+    assert summary.difference(own, other, higher=False).mark == "worse"  # type: ignore[union-attr]
+    alone = summary.cells([line("etp", 0, 0.8), line("torque", 0, 0.1)])
+    assert summary.difference(*alone, higher=True) is None
+
+
+def test_report_writes_pages_figures_and_an_index(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    runs.mkdir()
+    (runs / "toy.jsonl").write_text("".join(json.dumps(each) + "\n" for each in lines()))
+    written = report.write(runs, tmp_path / "pages")
+    assert [path.name for path in written] == ["toy.md", "index.md"]
+    for name in ("toy-curve.png", "toy-latency.png"):
+        assert (tmp_path / "pages" / "images" / name).stat().st_size > 1000
+        assert f"(images/{name})" in written[0].read_text()
+    assert "+11.00 ± 1.41, better" in written[1].read_text()
+
+
+@pytest.mark.parametrize("name", reproduce.TABLES)
+def test_tables_of_the_papers_show_what_was_run(name: str) -> None:
+    text = reproduce.table(name, lines())
+    rows = [row for row in text.splitlines() if row.startswith("| ")][2:]
+    assert len(rows) == len(reproduce.TABLES[name][1])
+    assert all(row.count("|") == 6 for row in rows)
+    assert all("recipe only" in row for row in rows)  # the lines are of another task
+
+
+def test_a_row_of_a_paper_takes_its_figure_from_the_runs() -> None:
+    own = [{**r, "config": {**r["config"], "task": "cifar10-resnet56", "speed_up": 5.0}} for r in lines()]
+    row = next(r for r in reproduce.table("table1", own).splitlines() if "ResNet-56, CIFAR-10, 5x" in r)
+    assert "accuracy 90.00 to 82.00 ± 2.83" in row
+    assert "(tp-groupnorm)" in row
+    assert "reproduced small" in row
