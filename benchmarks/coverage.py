@@ -9,20 +9,17 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
-import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from .apart import conditions, run_apart
 from .models import FAMILIES, registry
 
 RESULTS = Path("benchmarks/results/coverage.json")
@@ -124,45 +121,6 @@ def _shapes(x: Any) -> str:
     return ", ".join("x".join(map(str, t.shape)) for t in tree_leaves(x) if isinstance(t, Tensor))
 
 
-def run_apart(setting: Setting, limit: float) -> dict[str, Any]:
-    """The measurement in a process of its own: a crash, an endless loop or a lack of memory is a result too."""
-    command = [sys.executable, "-m", "benchmarks.coverage", "--one", json.dumps(asdict(setting))]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(setting.threads)}
-    start = time.perf_counter()
-    try:
-        done = subprocess.run(  # noqa: S603 - this program itself
-            command,
-            check=False,
-            capture_output=True,
-            text=True,
-            timeout=limit,
-            env=environment,
-        )
-    except subprocess.TimeoutExpired:
-        return {"verdict": f"no answer in {limit:.0f} s", "seconds": limit}
-    if done.returncode == 0:
-        answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-        return answer
-    last = done.stderr.strip().splitlines()[-1:] or [f"exit status {done.returncode}"]
-    return {"verdict": f"exception: {last[0]}", "seconds": time.perf_counter() - start}
-
-
-_LIBRARIES = ("torch", "torchvision", "timm", "transformers", "torch-geometric", "torch-pruning")
-
-
-def conditions() -> dict[str, str]:
-    """Versions and hardware."""
-    cpu = next((line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if "model name" in line), "")
-    return {
-        **{name: version(name) for name in _LIBRARIES if find_spec(name.replace("-", "_"))},
-        "python": platform.python_version(), "cpu": cpu or platform.processor(), "cores": str(os.cpu_count()),
-    }  # fmt: skip
-
-
-def _lines(path: str) -> list[str]:
-    return Path(path).read_text().splitlines() if Path(path).exists() else []
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.coverage", description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="*", default=None, help="names from the registry; default: all")
@@ -204,7 +162,7 @@ def _measure_all(todo: list[Setting], options: argparse.Namespace) -> None:
     start, before = time.perf_counter(), body["seconds"]
     with Progress(*columns, console=console) as progress, ThreadPoolExecutor(options.jobs) as pool:
         task = progress.add_task("", total=len(todo), completed=len(todo) - len(missing))
-        runs = {pool.submit(run_apart, setting, _limit(setting, options)): setting for setting in missing}
+        runs = {pool.submit(_apart, setting, options): setting for setting in missing}
         for run in as_completed(runs):
             found[runs[run].key] = run.result()
             body |= {"measurements": found, "seconds": before + time.perf_counter() - start}
@@ -215,9 +173,9 @@ def _measure_all(todo: list[Setting], options: argparse.Namespace) -> None:
         console.print(f"wrote {options.out} and {options.results}")
 
 
-def _limit(setting: Setting, options: argparse.Namespace) -> float:
-    seconds = options.limit_seconds if setting.probe == "torch_pruning" else options.our_limit_seconds
-    return float(seconds)
+def _apart(setting: Setting, options: argparse.Namespace) -> dict[str, Any]:
+    limit = options.limit_seconds if setting.probe == "torch_pruning" else options.our_limit_seconds
+    return run_apart("benchmarks.coverage", asdict(setting), limit=limit, threads=setting.threads)
 
 
 if __name__ == "__main__":
