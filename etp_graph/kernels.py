@@ -78,8 +78,14 @@ class Layout:
             wide = tensor if tensor.dtype == torch.float64 else tensor.float()
             return axis_sums(wide, self.over, torch.square) if tensor.ndim > 1 else [wide.square()]
         matrix = self._matrix(tensor)
-        if self._numpy and self.by_rows != self.by_columns:
-            rows, columns = (_row_squares(matrix), None) if self.by_rows else (None, _column_squares(matrix))
+        rows: Tensor | None = None
+        columns: Tensor | None = None
+        if not self.by_columns and matrix.dtype == torch.float32:
+            rows = torch.linalg.vector_norm(matrix, dim=1).square_()
+        elif self._numpy and not self.by_columns:
+            rows = _row_squares(matrix)
+        elif self._numpy and not self.by_rows:
+            columns = _column_squares(matrix)
         else:
             rows, columns = self._both(matrix)
         found = []
@@ -159,9 +165,6 @@ def scale_(held: Sequence[tuple[Layout, Tensor, Sequence[tuple[int, Tensor]]]]) 
 
 def _row_squares(matrix: Tensor) -> Tensor:
     """Sum of the squares of each row, on a CPU; NumPy's einsum multiplies and adds without storing the squares."""
-    if matrix.dtype == torch.float32:
-        found: Tensor = torch.linalg.vector_norm(matrix, dim=1)
-        return found.square_()
     values = matrix.numpy()
     whole = values.shape[1] // _RUN * _RUN
     body = values[:, :whole].reshape(len(values), -1, _RUN)

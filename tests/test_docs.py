@@ -20,7 +20,7 @@ from etp_graph.cli import app
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
-HAND_WRITTEN = [page for page in PAGES if page.name != "coverage.md"]  # that one is made by benchmarks.coverage
+HAND_WRITTEN = [page for page in PAGES if page.name not in ("coverage.md", "speed.md")]  # those are made by benchmarks
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 ERROR = re.compile(r"\d\.\de[-+]\d\d")  # a measured rounding error differs from machine to machine

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import etp_graph as etp
 from benchmarks.models import registry
@@ -135,3 +137,67 @@ def norms(reg: Regularizer) -> Tensor:
     torch.testing.assert_close(found, reference.square_norms(reg.model, reg.plan).sqrt(), rtol=1e-14, atol=0)
     assert math.isfinite(float(found.sum()))
     return found
+
+
+class Reading(TorchDispatchMode):
+    """Notes every operator that makes the host wait for a device."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func._overloadpacket.__name__
+        if name in ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select", "unique", "_unique2"):
+            self.found.append(name)
+        if name in ("index", "index_put", "index_put_") and any(
+            isinstance(i, Tensor) and i.dtype == torch.bool for i in args[1]
+        ):
+            self.found.append(f"{name} by a mask")
+        if name in ("copy_", "_to_copy") and kwargs and kwargs.get("device") is not None:
+            self.found.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("mode", ["prox", "gradient"])
+@pytest.mark.parametrize("force", [etp.forces.exponential(), etp.forces.growing(), etp.forces.lasso()])
+def test_a_step_never_reads_a_value_on_the_host(
+    mode: Any, force: etp.forces.Force, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if force.elementwise and mode == "prox":
+        return  # refused
+    model, plan = prepared("cifar_resnet20", torch.float32)
+    reg = Regularizer(model, plan, beta=BETA, force=force, mode=mode)
+    for layout in _layouts(reg):
+        layout._numpy = False  # as on a device, where NumPy cannot read
+    monkeypatch.setattr(kernels, "_row_squares", None)
+    monkeypatch.setattr(kernels, "_column_squares", None)
+    optimizer = torch.optim.SGD(model.parameters(), lr=STEP)
+    with reg.attach(optimizer), Reading() as reading:
+        for _ in range(3):
+            optimizer.step()
+    assert not reading.found
+
+
+def _layouts(reg: Regularizer) -> list[Layout]:
+    """The layouts of all weights, made now."""
+    return [reg._units._layout(name, tensor) for name, tensor in reg._binding.tensors.items()]
+
+
+def test_a_compiled_model_trains_with_the_force() -> None:
+    losses = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(5, 16), nn.ReLU(), nn.Linear(16, 3))
+        plan = etp.trace(model, torch.randn(2, 5))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        run = torch.compile(model, backend="aot_eager") if compiled else model
+        with Regularizer(model, plan, beta=1e-2).attach(optimizer):
+            for step in range(5):
+                x = torch.randn(8, 5, generator=torch.Generator().manual_seed(step))
+                optimizer.zero_grad()
+                loss = run(x).square().sum()
+                loss.backward()
+                optimizer.step()
+        losses.append(loss.item())
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
