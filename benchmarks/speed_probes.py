@@ -77,18 +77,19 @@ def _force_actions(
     held = [p.detach() for name, p in model.named_parameters() if name in wanted]
 
     def forward_backward() -> None:
-        optimizer.zero_grad(set_to_none=True)
         case.loss().backward()
 
-    def only_force() -> None:  # a step of SGD without gradients does nothing but run the hooks
+    def clear() -> None:  # to free large tensors takes time of its own
         optimizer.zero_grad(set_to_none=True)
+
+    def only_force() -> None:  # a step of SGD without gradients does nothing but run the hooks
         optimizer.step()
 
     def limit() -> None:
         torch._foreach_norm(held)
         torch._foreach_mul_(held, 1.0)
 
-    return {"forward_backward": forward_backward, "force": only_force, "limit": limit}, held
+    return {"forward_backward": forward_backward, "clear": clear, "force": only_force, "limit": limit}, held
 
 
 def _eighth(model: nn.Module, plan: etp.Plan, optimizer: torch.optim.Optimizer, repetitions: int) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import random
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -56,6 +57,18 @@ def convert(example_inputs: Any, *, like: Tensor) -> Any:
         return value.detach().to(like.device, like.dtype if value.is_floating_point() else value.dtype)
 
     return tree_map(cast, example_inputs)
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Without Python's cyclic garbage collector, which looks at every object of every library again and again."""
+    running = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if running:
+            gc.enable()
 
 
 @contextmanager

@@ -72,8 +72,11 @@ class Layout:
         self.inside = [(prod(shape[1:p]), shape[p], prod(shape[p + 1 :])) if p else None for p in places]
         self._numpy = tensor.device.type == "cpu" and tensor.dtype in (torch.float32, torch.float64)
 
-    def square_sums(self, tensor: Tensor) -> list[Tensor]:
-        """For each of the axes the sum of squares over all others, in float32 at least."""
+    def square_sums(self, tensor: Tensor, buffer: Tensor | None = None) -> list[Tensor]:
+        """For each of the axes the sum of squares over all others, in float32 at least.
+
+        ``buffer``: :meth:`room` for the squares, one for many weights.
+        """
         if not self.dense:
             wide = tensor if tensor.dtype == torch.float64 else tensor.float()
             return axis_sums(wide, self.over, torch.square) if tensor.ndim > 1 else [wide.square()]
@@ -87,7 +90,7 @@ class Layout:
         elif self._numpy and not self.by_rows:
             columns = _column_squares(matrix)
         else:
-            rows, columns = self._both(matrix)
+            rows, columns = self._both(matrix, self.room(tensor) if buffer is None else buffer)
         found = []
         for place in self.inside:
             sums = rows if place is None else columns
@@ -123,15 +126,18 @@ class Layout:
     def _matrix(self, tensor: Tensor) -> Tensor:
         return (tensor.permute(self.order) if self._permuted else tensor).reshape(tensor.shape[self.order[0]], -1)
 
-    def _both(self, matrix: Tensor) -> tuple[Tensor, Tensor | None]:
+    def room(self, tensor: Tensor) -> Tensor:
+        """A buffer for the squares of a piece."""
+        dtype = torch.float64 if tensor.dtype == torch.float64 else torch.float32
+        return tensor.new_empty(min(self.step * self.columns, tensor.numel()), dtype=dtype)
+
+    def _both(self, matrix: Tensor, buffer: Tensor) -> tuple[Tensor, Tensor | None]:
         """Sums of squares along rows and columns."""
-        dtype = torch.float64 if matrix.dtype == torch.float64 else torch.float32
-        held = matrix.new_empty((min(self.step, len(matrix)), self.columns), dtype=dtype)
         rows: list[Tensor] = []
         columns: Tensor | None = None
-        for piece in matrix.split(self.step):
-            squares = held[: len(piece)]
-            if piece.dtype == dtype:
+        for piece in matrix.split(self.step) if self.step < len(matrix) else (matrix,):
+            squares = buffer[: piece.numel()].view(piece.shape)
+            if piece.dtype == buffer.dtype:
                 torch.mul(piece, piece, out=squares)
             else:
                 squares.copy_(piece).square_()
@@ -146,7 +152,17 @@ def square_sums(held: Sequence[tuple[Layout, Tensor]]) -> list[list[Tensor]]:
     """:meth:`Layout.square_sums` of many weights; those of one axis, of which models have most, in one call."""
     vectors = [tensor for layout, tensor in held if layout.vector]
     squares = iter(torch._foreach_mul(vectors, vectors) if vectors else ())
-    return [[next(squares)] if layout.vector else layout.square_sums(tensor) for layout, tensor in held]
+    rooms: dict[torch.dtype, Tensor] = {}
+    found = []
+    for layout, tensor in held:
+        if layout.vector:
+            found.append([next(squares)])
+            continue
+        room = rooms.get(tensor.dtype)
+        if room is None or len(room) < min(layout.step * layout.columns, tensor.numel()):
+            room = rooms[tensor.dtype] = layout.room(tensor)
+        found.append(layout.square_sums(tensor, room))
+    return found
 
 
 def scale_(held: Sequence[tuple[Layout, Tensor, Sequence[tuple[int, Tensor]]]]) -> None:

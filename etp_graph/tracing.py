@@ -14,7 +14,7 @@ from .adapters import standing_in
 from .advice import warn_about_attention
 from .errors import PlanError
 from .facets import Facets, chosen, merge, restrict
-from .forward import evaluating, outputs, preserved_rng, run, slow_path
+from .forward import evaluating, outputs, preserved_rng, run, slow_path, uncollected
 from .hollow import NeedsValues
 from .plan import Group, Plan, named_tensors
 from .tracker import Tracker, Trackers
@@ -68,7 +68,7 @@ def trace(
     kinds = chosen(prune)
     with torch.inference_mode(False):  # inference mode hides operators, and copies made in it cannot be pruned
         patterns = [ignore] if isinstance(ignore, str) else ignore
-        with plain_forward(model), standing_in(model), slow_path():
+        with plain_forward(model), standing_in(model), slow_path(), uncollected():
             try:
                 plan = _plan(model, example_inputs, patterns, compute=False)
             except (NeedsValues, *_MODEL_ERRORS):  # whatever is the model's own error is raised again
