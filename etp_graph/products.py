@@ -219,7 +219,7 @@ def terms(
         kept = [shape[d] for d in moving]
         name = f"{ACTIVATION}{number}"
         for held, product in zip(maps, products, strict=True):
-            for label in product.labels:
+            for label in product.labels if moving else ():  # an axis of one position cannot lose it
                 small = label.permute(_front(moving, label.ndim)).reshape([label.shape[d] for d in moving])
                 held.setdefault(name, []).append(small.expand(kept).reshape(-1))
         axes = ((name, 0),) if moving else ()

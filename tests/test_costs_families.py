@@ -136,3 +136,27 @@ def test_experts_count_by_those_that_are_active() -> None:
     assert 0 <= rotation <= batch * tokens * size, "positions times frequencies"
     fewer = etp.cost(model, plan).macs - etp.cost(model, plan, removed(plan, "experts", 1)).macs
     assert fewer == c.num_hidden_layers * n * d, "an expert less costs a row of the router less, and nothing else"
+
+
+class NarrowGraph(nn.Module):
+    """Graph attention whose last layer has one head and one class."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        geometric = pytest.importorskip("torch_geometric.nn")
+        self.first = geometric.GATConv(5, 8, heads=2)
+        self.last = geometric.GATConv(16, 1, heads=1, concat=False)
+
+    def forward(self, x: Tensor, edges: Tensor) -> Tensor:
+        out: Tensor = self.last(self.first(x, edges).relu(), edges)
+        return out
+
+
+def test_one_head_of_one_class_has_a_cost() -> None:
+    torch.manual_seed(0)
+    model, inputs = NarrowGraph().eval(), (torch.randn(6, 5), torch.randint(0, 6, (2, 14)))
+    plan = etp.trace(model, inputs, prune="all")
+    selection = etp.allocate(model, plan, torch.rand(plan.n_units), budget=etp.Budget(speed_up=1.5))
+    predicted = etp.cost(model, plan, selection)
+    etp.prune_(model, plan, selection)
+    assert etp.cost(model, etp.trace(model, inputs, prune="all")).macs == predicted.macs
