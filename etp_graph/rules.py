@@ -51,10 +51,11 @@ def _dense(tracker: Tracker, func: Any, args: Any, kwargs: Any, out: Tensor) -> 
         tracker.ops.append(Op(name=tracker.where.strip("'"), coefficient=positions * weight.numel()))
         return
     layer = tracker.weights.layer(refs[0], tracker.modules)
-    _cost(tracker, layer.name, refs[0], positions * kernel)
+    term = _cost(tracker, layer.name, refs[0], positions * kernel)
     groups = call.get("groups", 1)
     made = _grouped(tracker, layer, row, refs, into, out.shape[dim], groups) if groups > 1 else None
     into, made_out, kind = made if made else _full(tracker, layer, row, refs, into)
+    _moving(tracker, term, (made_out, into) if row.out_axis == 0 else (into, made_out))
     tracker.weights.along(tracker.labels, bias, made_out, known=None if bias is None else tracker.get(bias))
     if reason:
         tracker.labels.lock(made_out, reason)
@@ -65,12 +66,26 @@ def _dense(tracker: Tracker, func: Any, args: Any, kwargs: Any, out: Tensor) -> 
     tracker.set(out, compact(made_out.view(shape)))
 
 
-def _cost(tracker: Tracker, name: str, ref: Ref, coefficient: int) -> None:
+def _cost(tracker: Tracker, name: str, ref: Ref, coefficient: int) -> int:
+    """A new term of the cost for a weight, or a part of one; its number."""
     axes = (ref.axis(0), ref.axis(1))
     if all(tracker.weights.shape(tensor)[axis] == ref.shape[dim] for dim, (tensor, axis) in enumerate(axes)):
         tracker.ops.append(Op(name=name, coefficient=coefficient, axes=axes))
     else:
         tracker.ops.append(Product(name, (coefficient, *ref.shape[:2]), ()))
+    return len(tracker.ops) - 1
+
+
+def _moving(tracker: Tracker, term: int, units: Sequence[Tensor]) -> None:
+    """The units along the first two axes of a weight that is a part of a stored one (a query of a fused projection)."""
+    product = tracker.ops[term]
+    if not isinstance(product, Product):
+        return
+    labels = []
+    for at, ids in enumerate(units, 1):
+        if len(ids) == product.shape[at] and bool((ids > 0).any()):
+            labels.append(ids.view([-1 if d == at else 1 for d in range(3)]))
+    tracker.ops[term] = Product(product.name, product.shape, tuple(labels))
 
 
 def _full(
@@ -159,9 +174,10 @@ def stored_matrix(tracker: Tracker, name: str, args: Any, out: Tensor) -> bool:
     if ref is None or tracker.weights.stored_name(x) is not None:
         return False
     layer = tracker.weights.layer(ref, tracker.modules)
-    _cost(tracker, layer.name, ref, x.shape[0])
+    term = _cost(tracker, layer.name, ref, x.shape[0])
     into = tracker.channels(x, -1)
     made = tracker.weights.produce(tracker.labels, layer, [ref], 1, "neurons")
+    _moving(tracker, term, (into, made))
     tracker.weights.record(tracker.labels, ref, 0, into)
     tracker.labels.inputs.add(ref.axis(0))
     reason = tracker.weights.fixed.get(ref.name)

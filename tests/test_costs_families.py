@@ -160,3 +160,29 @@ def test_one_head_of_one_class_has_a_cost() -> None:
     predicted = etp.cost(model, plan, selection)
     etp.prune_(model, plan, selection)
     assert etp.cost(model, etp.trace(model, inputs, prune="all")).macs == predicted.macs
+
+
+@pytest.mark.parametrize(
+    "name", ["hf:bert", "hf:gpt2", "hf:llama_gqa", "hf:t5", "hf:vit", "rnn:lstm_lm", "pyg:gat3", "informer"]
+)
+def test_the_predicted_cost_is_that_of_the_plan_after_surgery(name: str) -> None:
+    entry = registry()[name]
+    torch.manual_seed(0)
+    model = entry.build()
+    check_prediction(model, entry.small())
+
+
+def test_the_predicted_cost_of_fused_projections() -> None:
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(24, 4, 32, batch_first=True).eval()
+    check_prediction(nn.Sequential(layer, nn.Linear(24, 3)).eval(), torch.randn(2, 5, 24))
+
+
+def check_prediction(model: nn.Module, inputs: object) -> None:
+    plan = etp.trace(model, inputs, prune="all")
+    selection = random_selection(plan, plan.prunable, 0.4, torch.Generator().manual_seed(1))
+    predicted = etp.cost(model, plan, selection)
+    assert predicted.macs < etp.cost(model, plan).macs
+    etp.prune_(model, plan, selection)
+    after = etp.cost(model, etp.trace(model, inputs, prune="all", check=False))
+    assert (after.macs, after.params) == (predicted.macs, predicted.params)
