@@ -20,6 +20,7 @@ from .budget import Budget
 from .checkpoint import save
 from .costs import cost
 from .criteria import CRITERIA, magnitude
+from .drawing import layers_text, svg
 from .errors import CheckpointError, EquivalenceError, EtpError
 from .facets import KINDS
 from .forward import convert, evaluating, outputs, run
@@ -129,6 +130,12 @@ def inspect(
     ignore: Ignore = None,
     kind: Kinds = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the plan to this file, as JSON.")] = None,
+    layers: Annotated[
+        bool, typer.Option("--layers", help="List all layers of every group instead: what makes and reads its units.")
+    ] = False,
+    svg_file: Annotated[
+        Path | None, typer.Option("--svg", help="Draw groups and layers into this file; needs graphviz.")
+    ] = None,
     threads: Threads = None,
     debug: Debug = False,
 ) -> None:
@@ -136,7 +143,9 @@ def inspect(
     with _friendly(threads=threads, debug=debug):
         found = resolve(model, input_shapes=input_shape or ())
         plan = trace(found.model, found.inputs, prune=kind, ignore=ignore or ())
-        typer.echo(str(plan))
+        typer.echo(layers_text(plan) if layers else str(plan))
+        if svg_file is not None:
+            _write(svg_file, svg(plan))
         if json_file is not None:
             _write(json_file, plan.to_json())
 
