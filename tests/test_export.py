@@ -27,9 +27,23 @@ SLOW = [
     for name, entry in registry().items() if entry.family in FAMILIES or name in (*STANDINS, *NAMES)
     for way in USUAL if (name, way) not in FAST
 ]  # fmt: skip
+_GROUPED = "ONNX has no operator for the grouped product of experts"
+_PROJECTED = "the converter makes an LSTM with projections whose states have different ranks"
+_VIEW = "AOTAutograd's functional form refuses a view"
+_MASK = "while exporting, a mask is made for the length before distilling; eager mode leaves it out"
 DENSE_NEITHER = {
-    ("hf:mixtral", "onnx"): "no operator of ONNX for the grouped product of experts",
-    ("hf:patchtst", "compile"): "a view that AOTAutograd's functional form refuses",
+    ("hf:mixtral", "onnx"): _GROUPED,
+    ("hf:qwen2_moe", "onnx"): _GROUPED,
+    ("hf:qwen3_moe", "onnx"): _GROUPED,
+    ("rnn:lstm_lm_projected", "onnx"): _PROJECTED,
+    ("rnn:lstm_lm_tied_projected", "onnx"): _PROJECTED,
+    ("hf:patchtst", "compile"): _VIEW,
+    ("hf:patchtst_classifier", "compile"): _VIEW,
+    ("hf:informer", "export"): _MASK,
+    ("hf:informer", "onnx"): _MASK,
+    ("hf:informer_full", "export"): _MASK,
+    ("hf:informer_full", "onnx"): _MASK,
+    ("hf:time_series_transformer", "onnx"): "ONNX has no logarithm of the gamma function",
 }
 """What the dense model cannot do either, and why: the limit is the model's, or the exporter's."""
 
