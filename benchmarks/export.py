@@ -14,7 +14,10 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import torch
@@ -135,6 +138,7 @@ def main() -> None:
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
+        sys.excepthook = _briefly
         answer = measure(Setting(**json.loads(options.one)))
         sys.stdout.write("\n" + json.dumps(answer) + "\n")  # some exporters leave a line unfinished
         return
@@ -146,10 +150,18 @@ def main() -> None:
     _measure_all(names, options)
 
 
+def _briefly(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """What an exception goes back to, in one line: exporters wrap it in several, with advice of many lines."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    sys.stderr.write(f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}\n")
+
+
 def _measure_all(names: list[str], options: argparse.Namespace) -> None:
     from .export_page import write_page
 
-    body: dict[str, Any] = {"conditions": conditions(), "measurements": {}}
+    converters = {name: version(name) for name in ("onnxscript", "onnxruntime") if find_spec(name)}
+    body: dict[str, Any] = {"conditions": conditions() | converters, "measurements": {}}
     if options.resume and options.results.exists():
         body = json.loads(options.results.read_text())
     found = body["measurements"]

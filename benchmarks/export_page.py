@@ -24,9 +24,9 @@ exporter said of the pruned one. *Pruned only* would be a failure of this librar
 
 def write_page(body: dict[str, Any], path: Path) -> None:
     """Replace the table of the page; a page that does not exist begins with it."""
-    before = path.read_text(encoding="utf8").partition(MARK)[0] if path.exists() else "# Export\n\n"
+    before = path.read_text(encoding="utf8").partition(MARK)[0] if path.exists() else "# Export"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(before + MARK + _tables(body), encoding="utf8")
+    path.write_text(f"{before.rstrip()}\n\n{MARK}{_tables(body)}", encoding="utf8")
 
 
 def _tables(body: dict[str, Any]) -> str:

@@ -106,7 +106,7 @@ def test_the_page_keeps_the_text_above_its_table(tmp_path: Path) -> None:
     page.write_text(f"# By hand\n\n{MARK}old table\n")
     write_page({"measurements": found, "conditions": {"torch": "2"}}, page)
     text = page.read_text()
-    assert text.startswith("# By hand\n")
+    assert text.startswith("# By hand\n\n<!--")
     assert "old table" not in text
     assert "| hf:bert | 2e-07 | pruned only: ConversionError: no &lt;op> / here |" in text
     assert "| hf:gpt2 | - | dense neither: differs by 5e-01 |" in text
