@@ -120,7 +120,7 @@ def load(path: str | os.PathLike[str], *, build: nn.Module | Callable[[], nn.Mod
     """
     folder = locate(path)
     manifest = read_manifest(folder)
-    loaded = _read_weights(folder / WEIGHTS_FILE, manifest)
+    loaded = read_weights(folder / WEIGHTS_FILE, manifest)
     model = build if isinstance(build, nn.Module) else build()
     restore_(model, manifest, loaded)
     return model
@@ -249,7 +249,7 @@ def _version(library: str) -> str:
         return "unknown"
 
 
-def _read_weights(file: Path, manifest: Manifest) -> dict[str, Tensor]:
+def read_weights(file: Path, manifest: Manifest) -> dict[str, Tensor]:
     """The stored tensors, which are exactly those that the manifest lists. One read serves checksum and parser."""
     data = read_file(file, limit=manifest.n_bytes)
     if hashlib.sha256(data).hexdigest() != manifest.sha256:

@@ -1,4 +1,4 @@
-"""The command line ``etp-graph``: inspect, verify, prune and demo. The only module that prints."""
+"""The command line ``etp-graph``: inspect, verify, prune, report and demo. The only module that prints."""
 
 from __future__ import annotations
 
@@ -20,12 +20,14 @@ from .budget import Budget
 from .checkpoint import save
 from .costs import cost
 from .criteria import CRITERIA, magnitude
+from .drawing import layers_text, svg
 from .errors import CheckpointError, EquivalenceError, EtpError
 from .facets import KINDS
 from .forward import convert, evaluating, outputs, run
 from .masking import Masked
 from .plan import Plan, Selection
 from .render import cost_table, si
+from .report import write_report
 from .resolve import Resolved, resolve
 from .surgery import prune_
 from .tracing import trace
@@ -129,6 +131,8 @@ def inspect(
     ignore: Ignore = None,
     kind: Kinds = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the plan to this file, as JSON.")] = None,
+    layers: Annotated[bool, typer.Option("--layers", help="List every layer of every group instead.")] = False,
+    svg_file: Annotated[Path | None, typer.Option("--svg", help="Draw all layers; needs graphviz.")] = None,
     threads: Threads = None,
     debug: Debug = False,
 ) -> None:
@@ -136,7 +140,9 @@ def inspect(
     with _friendly(threads=threads, debug=debug):
         found = resolve(model, input_shapes=input_shape or ())
         plan = trace(found.model, found.inputs, prune=kind, ignore=ignore or ())
-        typer.echo(str(plan))
+        typer.echo(layers_text(plan) if layers else str(plan))
+        if svg_file is not None:
+            _write(svg_file, svg(plan))
         if json_file is not None:
             _write(json_file, plan.to_json())
 
@@ -219,6 +225,19 @@ def demo(
         Budget(speed_up=speed_up)  # refuses what cannot be a speed-up before anything trains
         config = DemoConfig.preset(data.value, quick=quick, speed_up=speed_up, seeds=seeds)
         run_demo(config, out, console=Console())
+
+
+@app.command()
+def report(
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="What compress(checkpoint=DIR) or save wrote.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option("--out", help="The file to write.")] = Path("report.html"),
+    debug: Debug = False,
+) -> None:
+    """Show a compression as one HTML file: metrics, costs, the units that stayed, their norms."""
+    with _friendly(threads=None, debug=debug):
+        typer.echo(f"wrote {write_report(folder, out)}")
 
 
 def _write(path: Path, text: str) -> None:

@@ -111,15 +111,7 @@ class Journal:
 
     def tensors(self, step: Outcome) -> dict[str, Tensor]:
         """The tensors of a finished step: those of its action, and the states of the generators after it."""
-        if self._folder is None:
-            return {}
-        file = self._folder / str(step["step"]) / STATE_FILE
-        try:
-            return parse_tensors(read_file(file, limit=_MAX_BYTES))
-        except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
-            raise CheckpointError(
-                f"{file}: not a safetensors file ({error}). Restore the folder from a copy."
-            ) from error
+        return {} if self._folder is None else read_tensors(self._folder, step)
 
     def _keep(self, found: Outcome, model: nn.Module | None, tensors: Mapping[str, Tensor]) -> None:
         if self._folder is None:
@@ -172,8 +164,17 @@ def _prepare(folder: Path) -> None:
         raise CheckpointError(f"{folder}: cannot be made ({error}). Choose another path.") from error
 
 
-def _read(file: Path, arguments: Mapping[str, Any]) -> list[Outcome]:
-    """The finished steps, if the run had these arguments."""
+def read_tensors(folder: Path, step: Outcome) -> dict[str, Tensor]:
+    """The tensors of a finished step of the run in a folder. Raises :class:`CheckpointError` if they are damaged."""
+    file = folder / str(step["step"]) / STATE_FILE
+    try:
+        return parse_tensors(read_file(file, limit=_MAX_BYTES))
+    except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{file}: not a safetensors file ({error}). Restore the folder from a copy.") from error
+
+
+def read_journal(file: Path) -> tuple[dict[str, Any], list[Outcome]]:
+    """What a run depends on, and its finished steps. Raises :class:`CheckpointError` if the file is something else."""
     try:
         body = json.loads(read_file(file, limit=_MAX_BYTES))
         version, before, steps = body["format"], dict(body["arguments"]), [dict(step) for step in body["steps"]]
@@ -186,6 +187,12 @@ def _read(file: Path, arguments: Mapping[str, Any]) -> list[Outcome]:
         ) from error
     if version != FORMAT or not plain:
         raise CheckpointError(f"{file}: not a journal of format {FORMAT}. Use another folder.")
+    return before, steps
+
+
+def _read(file: Path, arguments: Mapping[str, Any]) -> list[Outcome]:
+    """The finished steps, if the run had these arguments."""
+    before, steps = read_journal(file)
     now = json.loads(json.dumps(arguments))
     differ = [
         f"{name} was {_short(before.get(name))}, is {_short(now.get(name))}"

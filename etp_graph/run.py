@@ -59,7 +59,7 @@ class Run:
 
     def compress(self, retrace: Callable[[], Plan]) -> CompressResult:
         """All steps; ``retrace`` makes the plan of the model as a round finds it."""
-        metric, seconds = self._measure("dense")
+        metric, seconds = self._measure("dense", {"cost": self.dense.to_json()}, {"plan": _packed(self.plan)})
         rounds = []
         for number in range(self.method.rounds):
             self.round = number
@@ -108,12 +108,14 @@ class Run:
         self.bar.end()
         return found
 
-    def _measure(self, stage: str) -> tuple[float, float]:
-        """The metric, and the seconds that it took."""
+    def _measure(
+        self, stage: str, outcome: Mapping[str, Any] | None = None, tensors: Mapping[str, Tensor] | None = None
+    ) -> tuple[float, float]:
+        """The metric, and the seconds that it took; more may be kept with the step, for those who read the folder."""
 
         def action() -> tuple[Outcome, Mapping[str, Tensor]]:
             self.model.eval()
-            return {"metric": _number(self.evaluate(self.model), stage)}, {}
+            return {"metric": _number(self.evaluate(self.model), stage), **(outcome or {})}, tensors or {}
 
         found = self._step(f"evaluate-{stage}", action)
         return float(found["metric"]), float(found["seconds"])
@@ -212,13 +214,18 @@ class Run:
             names = {group.name for group in plan.groups}
             locked = {g.name: g.locked for g in self.plan.groups if g.locked is not None and g.name in names}
             self.plan = plan.lock(locked)
-            return {}, {"plan": torch.frombuffer(bytearray(self.plan.to_json().encode()), dtype=torch.uint8)}
+            return {}, {"plan": _packed(self.plan)}
 
         replayed = self.journal.replaying
         found = self._step("trace", action)
         if replayed:
             content = self.journal.tensors(found).get("plan", torch.zeros(0, dtype=torch.uint8, device="cpu"))
             self.plan = Plan.from_json(content.numpy().tobytes().decode())
+
+
+def _packed(plan: Plan) -> Tensor:
+    """The plan's JSON as bytes, uint8 [length]: it is kept beside the states of the generators."""
+    return torch.frombuffer(bytearray(plan.to_json().encode()), dtype=torch.uint8)
 
 
 def _number(value: object, stage: str) -> float:

@@ -1,0 +1,128 @@
+"""Scalars for TensorBoard while the force acts: its strength, the units at zero, and what they make possible."""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ..costs import CostModel
+from ..errors import EtpError, ForceError
+from ..plan import Plan
+from ..regularizer import Regularizer
+from ..units import Units
+
+
+class Writer(Protocol):
+    """What is asked of a writer: :class:`torch.utils.tensorboard.SummaryWriter`, or anything like it."""
+
+    def add_scalar(self, tag: str, scalar_value: Any, global_step: Any = None) -> None:
+        """Write one number."""
+
+
+class TensorBoard:
+    """Logs a sparse phase: call it once after every ``optimizer.step()``.
+
+    Written are, each below ``prefix``: ``strength`` (β·s(t)), ``units_at_zero`` and ``share_at_zero`` (of the units
+    that may go), ``reachable_macs`` and ``reachable_speed_up``: the cost of the model without its units at zero, as
+    far as the constraints of the plan let them go. That surgery would change no output, except through norms that
+    average over channels.
+
+    Args:
+        writer: a ``SummaryWriter``, or the folder for a new one, which :meth:`close` closes.
+        regularizer: the regularizer; in :func:`etp_graph.compress` what ``phase.attach`` returned.
+        every: write after so many steps. Each time costs one pass over the weights.
+        prefix: of the names of the scalars.
+
+    Raises:
+        ForceError: ``every`` is no positive integer.
+        EtpError: a folder is given, and tensorboard is not installed.
+    """
+
+    def __init__(
+        self,
+        writer: Writer | str | os.PathLike[str],
+        regularizer: Regularizer,
+        *,
+        every: int = 100,
+        prefix: str = "etp_graph",
+    ) -> None:
+        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+            raise ForceError(f"every={every!r}; it must be an integer of at least 1.")
+        self._own = isinstance(writer, (str, os.PathLike))
+        self.writer: Any = _writer(writer) if isinstance(writer, (str, os.PathLike)) else writer
+        self.regularizer, self.every, self.prefix = regularizer, every, prefix
+        self._costs = CostModel(regularizer.plan)
+        self._units = Units(regularizer.model, regularizer.plan, locked=False)
+        self._free = _free(regularizer.plan)
+        self._last = -1
+
+    def __call__(self, step: int | None = None) -> None:
+        """Write if it is time. ``step``: the number to write it under; default: the steps that the force has done.
+
+        Calls between two optimizer steps (gradient accumulation) write nothing twice.
+        """
+        done = self.regularizer.steps_done
+        if done % self.every == 0 and done != self._last:
+            self._last = done
+            for name, value in self.scalars().items():
+                self.writer.add_scalar(f"{self.prefix}/{name}", value, done if step is None else step)
+
+    def scalars(self) -> dict[str, float]:
+        """The numbers of this moment, by name.
+
+        Raises:
+            PlanError: the model was pruned, so the regularizer is not of this model any more.
+        """
+        regularizer = self.regularizer
+        regularizer.plan.check(regularizer.model)
+        with torch.no_grad():
+            zero = (self._units.squares(self._units.tensors(regularizer.model)) == 0).cpu() & self._free
+        reached, dense = self._costs.evaluate(without_zeros(regularizer.plan, zero)), self._costs.dense
+        return {
+            "strength": regularizer.strength,
+            "units_at_zero": float(zero.sum()),
+            "share_at_zero": float(zero.sum()) / max(float(self._free.sum()), 1.0),
+            "reachable_macs": float(reached.macs),
+            "reachable_speed_up": dense.macs / max(reached.macs, 1),
+        }
+
+    def close(self) -> None:
+        """Close the writer, if it was made here."""
+        if self._own:
+            self.writer.close()
+
+
+def without_zeros(plan: Plan, zero: Tensor) -> Tensor:
+    """Which units stay, bool [n_units], if as many of those at ``zero`` (bool [n_units]) go as every group allows."""
+    keep = torch.ones(plan.n_units, dtype=torch.bool, device="cpu")
+    for group, span in plan.spans():
+        if group.locked is not None:
+            continue
+        blocks = zero[span].view(group.blocks, -1)
+        width = blocks.shape[1]
+        step = math.lcm(group.multiple, group.blocks) // group.blocks
+        least = max(width - int(blocks.sum(1).min()), -(-group.min_units // group.blocks))
+        gone = max(width - -(-least // step) * step, 0)
+        places = blocks.int().argsort(dim=1, descending=True, stable=True)[:, :gone]
+        keep[span] = torch.ones_like(blocks).scatter_(1, places, False).flatten()
+    return keep
+
+
+def _free(plan: Plan) -> Tensor:
+    """Which units may go, bool [n_units]."""
+    free = torch.zeros(plan.n_units, dtype=torch.bool, device="cpu")
+    for group, span in plan.spans():
+        free[span] = group.locked is None
+    return free
+
+
+def _writer(folder: str | os.PathLike[str]) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ModuleNotFoundError as error:
+        raise EtpError('a folder of logs needs tensorboard: pip install "etp-graph[tensorboard]".') from error
+    return SummaryWriter(os.fspath(folder))

@@ -1,0 +1,248 @@
+"""What a folder of :func:`etp_graph.compress`, or of :func:`etp_graph.save`, says about a model, ready to be shown."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from math import isfinite, prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .budget import Budget
+from .checkpoint import read_weights
+from .costs import Cost
+from .errors import CheckpointError
+from .journal import JOURNAL_FILE, Outcome, read_journal, read_tensors
+from .manifest import MANIFEST_FILE, WEIGHTS_FILE, Manifest, read_manifest
+from .methods import Method
+from .plan import Group, Plan, Selection, as_tensor
+
+SHOWN = 9
+"""At most so many groups have their norms shown: evenly spaced through the network."""
+POINTS = 400
+"""At most so many units of a group are shown: evenly spaced by distance."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """The model at one moment; ``None`` for what the folder does not say."""
+
+    name: str
+    metric: float | None = None
+    macs: int | None = None
+    params: int | None = None
+    seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Width:
+    """Units of a group before and after all rounds; ``kind`` and ``locked`` are empty where they are not known."""
+
+    name: str
+    before: int
+    after: int
+    kind: str = ""
+    locked: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Norms:
+    """Norm against distance of (some of the) units of a group after sparse training, and which of them stayed."""
+
+    name: str
+    distance: Sequence[float]
+    norm: Sequence[float]
+    kept: Sequence[bool]
+    units: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Story:
+    """All that a report shows.
+
+    Attributes:
+        title: one line.
+        facts: name -> text, for the small print.
+        stages: the model from dense to the end, in time.
+        widths: the groups in the order of execution.
+        norms: by round (from 1) the groups shown.
+        unfinished: the run goes on after the last stage, or was interrupted.
+    """
+
+    title: str
+    facts: Mapping[str, str] = field(default_factory=dict)
+    stages: Sequence[Stage] = ()
+    widths: Sequence[Width] = ()
+    norms: Mapping[int, Sequence[Norms]] = field(default_factory=dict)
+    unfinished: bool = False
+
+
+def read_story(path: str | os.PathLike[str]) -> Story:
+    """The story of a folder that ``compress(checkpoint=...)`` or :func:`etp_graph.save` wrote.
+
+    Raises:
+        CheckpointError: the folder holds neither, or is damaged.
+    """
+    folder = Path(path).absolute()
+    if os.path.lexists(folder / JOURNAL_FILE):
+        return _of_run(folder)
+    if os.path.lexists(folder / MANIFEST_FILE):
+        return _of_model(folder)
+    raise CheckpointError(
+        f"{folder}: holds neither {JOURNAL_FILE} nor {MANIFEST_FILE}. Name the folder that compress(checkpoint=...) or "
+        "etp_graph.save wrote."
+    )
+
+
+def _of_model(folder: Path) -> Story:
+    manifest = read_manifest(folder)
+    selections = [Selection.from_json(text) for text in manifest.record.selections]
+    return Story(
+        title=f"Saved model {folder.name}",
+        facts=_manifest_facts(manifest),
+        widths=_widths(selections, None),
+    )
+
+
+def _of_run(folder: Path) -> Story:
+    arguments, steps = read_journal(folder / JOURNAL_FILE)
+    try:
+        method = Method.from_json({k.removeprefix("method."): v for k, v in arguments.items() if k[:7] == "method."})
+        budget = Budget.from_json(arguments["budget"])
+        by_name = {str(step["step"]).partition("-")[2]: step for step in steps}
+        return Story(
+            title=f"{method.name}: {budget.words}",
+            facts=_facts(folder, method, budget, steps),
+            stages=list(_stages(by_name, method.rounds)),
+            widths=_widths(_selections(by_name, method.rounds), _plan(folder, by_name, 0)),
+            norms={r + 1: found for r in range(method.rounds) if (found := list(_norms(folder, by_name, r)))},
+            unfinished=f"evaluate-finetuned-{method.rounds - 1}" not in by_name,
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(
+            f"{folder / JOURNAL_FILE}: a step lacks what it should say ({error!r}). Restore the folder from a copy."
+        ) from error
+
+
+def _facts(folder: Path, method: Method, budget: Budget, steps: Sequence[Outcome]) -> dict[str, str]:
+    last = next((step for step in reversed(steps) if step["weights"]), None)
+    manifest = _manifest_facts(read_manifest(folder / str(last["step"]) / "model")) if last is not None else {}
+    own = {name: _text(value) for name, value in method.to_dict().items()}
+    asked = {f"budget, {name}": _text(value) for name, value in json.loads(budget.to_json()).items()}
+    return {**{f"method, {name}": text for name, text in own.items()}, **asked, **manifest}
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _manifest_facts(manifest: Manifest) -> dict[str, str]:
+    return {
+        "numbers stored": f"{sum(prod(info.shape) for info in manifest.tensors.values()):,}",
+        "size of the weights": f"{manifest.n_bytes:,} bytes",
+        "SHA-256 of the weights": manifest.sha256,
+        **{f"written by {name}": version for name, version in manifest.libraries.items()},
+    }
+
+
+def _stages(by_name: Mapping[str, Outcome], rounds: int) -> Iterator[Stage]:
+    """Dense, then sparse, pruned and fine-tuned of each round, as far as the run came."""
+    if (dense := by_name.get("evaluate-dense-0")) is None:
+        return
+    cost = Cost.from_json(dense["cost"]) if "cost" in dense else None  # older folders do not say
+    yield _stage("dense", dense, cost, dense)
+    for number in range(rounds):
+        of = f" {number + 1}" if rounds > 1 else ""
+        for name, work in (("sparse", "sparse"), ("pruned", "prune"), ("finetuned", "finetune")):
+            found, done = by_name.get(f"evaluate-{name}-{number}"), by_name.get(f"{work}-{number}")
+            if found is None or done is None:
+                continue
+            cost = Cost.from_json(done["cost"]) if work == "prune" else cost
+            yield _stage(f"{name}{of}", found, cost, done)
+
+
+def _stage(name: str, measured: Outcome, cost: Cost | None, work: Outcome) -> Stage:
+    metric = float(measured["metric"])
+    if not isfinite(metric):
+        raise ValueError(f"metric {metric} of {name}")
+    return Stage(
+        name=name, metric=metric, seconds=float(work["seconds"]),
+        macs=cost.macs if cost else None, params=cost.params if cost else None,
+    )  # fmt: skip
+
+
+def _selections(by_name: Mapping[str, Outcome], rounds: int) -> list[Selection]:
+    steps = [by_name[f"prune-{number}"] for number in range(rounds) if f"prune-{number}" in by_name]
+    return [Selection.from_json(step["selection"]) for step in steps]
+
+
+def _plan(folder: Path, by_name: Mapping[str, Outcome], number: int) -> Plan | None:
+    """The plan of a round; ``None`` in folders that do not hold that of the first."""
+    step = by_name.get(f"trace-{number}" if number else "evaluate-dense-0")
+    packed = read_tensors(folder, step).get("plan") if step is not None else None
+    return None if packed is None else Plan.from_json(packed.numpy().tobytes().decode())
+
+
+def _widths(selections: Sequence[Selection], plan: Plan | None) -> list[Width]:
+    """Every group, in the order of execution where the plan is at hand."""
+    found: dict[str, Width] = {}
+    if plan is not None:
+        for group in sorted(plan.groups, key=lambda group: _position(plan, group)):
+            n, why = group.n_units, group.locked or ""
+            found[group.name] = Width(name=group.name, before=n, after=n, kind=group.kind, locked=why)
+    for selection in selections:
+        for name, keep in selection.keep.items():
+            known = found.get(name, Width(name=name, before=len(keep), after=len(keep)))
+            found[name] = replace(known, after=int(keep.sum()))
+    return list(found.values())
+
+
+def _position(plan: Plan, group: Group) -> int:
+    """When the first layer of the group runs: the number of its first term in the count of the MACs."""
+    tensors = {piece.tensor for piece in group.slices}
+    made = [i for i, op in enumerate(plan.ops) if op.name == group.name]
+    used = [i for i, op in enumerate(plan.ops) if any(name in tensors for name, _ in op.axes)]
+    return min(made or used, default=len(plan.ops))
+
+
+def _norms(folder: Path, by_name: Mapping[str, Outcome], number: int) -> Iterator[Norms]:
+    """Norms at the end of the sparse phase of a round, if a force acted there and its plan is at hand."""
+    sparse, plan = by_name.get(f"sparse-{number}"), _plan(folder, by_name, number)
+    distance = read_tensors(folder, sparse).get("distance") if sparse is not None else None
+    if sparse is None or plan is None or distance is None or len(distance) != plan.n_units:
+        return
+    home = folder / str(sparse["step"]) / "model"
+    norms = _group_norms(plan, read_weights(home / WEIGHTS_FILE, read_manifest(home)))
+    chosen = by_name.get(f"prune-{number}")
+    keep = torch.ones(plan.n_units, dtype=torch.bool, device="cpu")
+    if chosen is not None:
+        keep = Selection.from_json(chosen["selection"]).flat(plan)
+    spans = [(group, span) for group, span in plan.spans() if group.locked is None and group.n_units > 1]
+    spans.sort(key=lambda pair: _position(plan, pair[0]))
+    every = -(-len(spans) // SHOWN)
+    for group, span in spans[:: max(every, 1)]:
+        order = distance[span].argsort()[:: -(-group.n_units // POINTS)]
+        parts = [values[span][order] for values in (distance, norms, keep)]
+        if bool(parts[1].isfinite().all()):  # weights that training blew up have no place on an axis
+            yield Norms(
+                name=group.name, distance=parts[0].tolist(), norm=parts[1].tolist(), kept=parts[2].tolist(),
+                units=group.n_units,
+            )  # fmt: skip
+
+
+def _group_norms(plan: Plan, weights: Mapping[str, Tensor]) -> Tensor:
+    """‖w_u‖ over all slices of each unit, [n_units], of weights that are stored under their first names."""
+    total = torch.zeros(plan.n_units, device="cpu")
+    own = set(plan.parameters)
+    for group, span in plan.spans():
+        for piece in group.slices:
+            if piece.tensor in own and piece.tensor in weights and not piece.passive:
+                squares = weights[piece.tensor].float().square()
+                sums = squares.movedim(piece.axis, 0).flatten(1).sum(1) if squares.ndim > 1 else squares
+                total[span].index_add_(0, as_tensor(piece.unit), sums[as_tensor(piece.index)])
+    return total.sqrt()
