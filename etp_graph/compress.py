@@ -39,6 +39,8 @@ def compress(
     speed_up: float | None = None,
     macs: int | None = None,
     params: int | None = None,
+    latency_ms: float | None = None,
+    speed_up_latency: float | None = None,
     budget: Budget | None = None,
     method: str | Method = "etp",
     rounds: int | None = None,
@@ -61,7 +63,7 @@ def compress(
             that need data see it in a call with ``"calibrate"`` before surgery, which changes no weight; the model is
             in eval mode then, unless gradients are recorded.
         evaluate: ``evaluate(model)`` gives one finite number; the model is in eval mode.
-        speed_up, macs, params: the target, see :class:`etp_graph.Budget`; or
+        speed_up, macs, params, latency_ms, speed_up_latency: the target, see :class:`etp_graph.Budget`; or
         budget: the target with all its rules. Without it the method says ``scope`` and ``rank``.
         method: a name of :data:`etp_graph.methods.METHODS`, or a :class:`etp_graph.methods.Method`.
         rounds: how often all of it is repeated; default: the method's, or the steps of an iterative ``schedule``.
@@ -90,7 +92,10 @@ def compress(
     if torch.is_inference_mode_enabled():
         raise PlanError("compress inside torch.inference_mode() can neither train nor prune; leave it first.")
     chosen = _method(method, rounds, schedule)
-    goal = budget_of(budget, chosen, speed_up=speed_up, macs=macs, params=params)
+    goal = budget_of(
+        budget, chosen, speed_up=speed_up, macs=macs, params=params, latency_ms=latency_ms,
+        speed_up_latency=speed_up_latency,
+    )  # fmt: skip
     if checkpoint is not None:
         check_dense(model)
     if plan is None:
@@ -99,12 +104,12 @@ def compress(
         raise PlanError("ignore and prune have no effect on a plan that is given: pass them to trace(model, ...).")
     kinds = sorted({group.kind for group in plan.prunable})
     # Whatever the end would stumble over is found before hours of training: weights, criterion, reach of the budget.
-    allocate(model, plan, _rehearsed(chosen, model, plan), budget=goal)
+    allocate(model, plan, _rehearsed(chosen, model, plan), budget=goal, example_inputs=example_inputs)
     arguments = _arguments(model, plan, chosen, goal) if checkpoint is not None else {}
     journal = Journal(checkpoint, arguments)
     with _modes_kept(model), Bar(n_steps(chosen), show=progress) as bar:
         journal.restore_(model)
-        run = Run(model, plan, chosen, goal, journal=journal, bar=bar, train=train, evaluate=evaluate)
+        run = Run(model, plan, chosen, goal, example_inputs, journal=journal, bar=bar, train=train, evaluate=evaluate)
         return run.compress(lambda: trace(model, example_inputs, prune=kinds, check=check))
 
 
@@ -140,6 +145,11 @@ def budget_of(budget: Budget | None, method: Method, **targets: Any) -> Budget:
         raise BudgetError(
             f"max_ratio={goal.max_ratio} with {method.rounds} rounds: the share is of what a round begins with, so it "
             "would not hold for the whole. Use min_units, or one round."
+        )
+    if goal.quantity == "latency" and method.rounds > 1:
+        raise BudgetError(
+            f"{goal.words} with {method.rounds} rounds: shares of the way to a measured time are not known beforehand. "
+            "Use one round, or a target in MACs or parameters."
         )
     return goal
 

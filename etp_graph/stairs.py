@@ -24,7 +24,7 @@ def _levels(group: Group, ranks: Floats, budget: Budget) -> Ints:
     admissible number of kept units, so the first one may be smaller than the others.
     """
     width = group.n_units // group.blocks
-    step = math.lcm(group.multiple, budget.round_to, group.blocks) // group.blocks
+    step = math.lcm(group.multiple, budget.round_to or 1, group.blocks) // group.blocks
     share = group.n_units - math.floor(budget.max_ratio * group.n_units + 1e-9)
     floor = max(group.min_units, budget.min_units, share)
     least = -(-floor // group.blocks)
@@ -141,9 +141,7 @@ class Levels:
 
     def cost(self, k: Ints) -> Any:
         """What the budget counts, [n], at the points ``k`` [n, n_columns]."""
-        if not self.columns:
-            return np.full(len(k), getattr(self.costs.dense, self.budget.quantity))
-        return self._stairs(k)[:, 0 if self.budget.quantity == "macs" else 1]
+        return self._stairs(k)[:, ("macs", "params", "latency").index(self.budget.quantity)]
 
     def one(self, k: Ints) -> int:
         """What the budget counts at one point ``k`` [n_columns]."""

@@ -131,7 +131,13 @@ class Pruning:
             return
         self.plan = self._given or self._traced(model)
         # The end would stumble over the same target and the same scores.
-        allocate(model, self.plan, self.method.scores(model, self.plan), budget=self.budget)
+        allocate(
+            model,
+            self.plan,
+            self.method.scores(model, self.plan),
+            budget=self.budget,
+            example_inputs=self.example_inputs,
+        )
         found = self.method.regularizer(model, self.plan, steps=step - self._begun)
         if found is not None and saved and saved["regularizer"] is not None:
             found.load_state_dict(saved["regularizer"])
@@ -157,7 +163,7 @@ class Pruning:
                 "stepped is not the one that training began with. Keep one optimizer for the whole training."
             )
         scores = self.method.scores(self._model, self.plan, regularizer=force)
-        selection = allocate(self._model, self.plan, scores, budget=self.budget)
+        selection = allocate(self._model, self.plan, scores, budget=self.budget, example_inputs=self.example_inputs)
         if self._together:
             selection = distributed.prune_(self._model, self.plan, selection, optimizer=self._optimizer)
         else:
