@@ -30,7 +30,7 @@ class Budget:
         min_units: every group keeps at least this many units (Torque's minimum-filter rule).
         max_ratio: at most this share of the units of a group goes.
         round_to: the number of kept units is a multiple of this, or the group stays whole. ``None``: 1, and for a
-            latency the multiple at which the measured times of the layers step, if all groups are large enough.
+            latency the multiple at which the measured times of the layers step, in groups that are large enough.
         scope: ``global`` compares scores across groups; ``local`` removes the same share of every group;
             ``isomorphic`` compares ranks within classes of equally built groups (Fang et al. 2024).
         rank: ``score``, or ``score_per_mac``: the score divided by the MACs that the unit alone costs.

@@ -264,17 +264,21 @@ class WallClock:
     """Seconds as they pass on this machine.
 
     Args:
-        repetitions: forwards of each whole model; calls of a single layer are repeated for about ``seconds``.
+        repetitions: forwards of each whole model, at least; fast models are repeated for about ``whole`` seconds.
         warm_up: forwards before them.
-        seconds: for each size of each layer.
+        single: seconds for each size of each layer, about.
+        whole: seconds for the models.
     """
 
-    def __init__(self, *, repetitions: int = 15, warm_up: int = 3, seconds: float = 0.01) -> None:
-        self.repetitions, self.warm_up, self.seconds = repetitions, warm_up, seconds
+    def __init__(self, *, repetitions: int = 15, warm_up: int = 3, single: float = 0.01, whole: float = 1.0) -> None:
+        self.repetitions, self.warm_up, self.single, self.whole = repetitions, warm_up, single, whole
 
     def models(self, models: Sequence[nn.Module], example_inputs: Any) -> list[float]:
         """Median seconds of a forward of each model; the models take turns."""
-        found = benchmark(models, example_inputs, repetitions=self.repetitions, warm_up=self.warm_up)
+        first = benchmark(models, example_inputs, repetitions=1, warm_up=self.warm_up)
+        fit = math.ceil(self.whole / max(sum(one.p50_ms for one in first) / 1e3, 1e-4))
+        repetitions = max(self.repetitions, min(fit, 10 * self.repetitions))
+        found = benchmark(models, example_inputs, repetitions=repetitions, warm_up=0)
         return [one.p50_ms / 1e3 for one in found]
 
     def layer(self, work: Work, sizes: tuple[int, ...]) -> float:
@@ -289,5 +293,5 @@ class WallClock:
         with torch.no_grad():
             batch()
             once = seconds_of(batch, device)
-            repetitions = min(max(3, math.ceil(self.seconds / max(once, 1e-7))), 100)
+            repetitions = min(max(3, math.ceil(self.single / max(once, 1e-7))), 100)
             return float(np.median([seconds_of(batch, device) for _ in range(repetitions)])) / several

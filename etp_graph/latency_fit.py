@@ -46,7 +46,8 @@ class LatencyFit:
         measured_ms: of the pruned model.
         dense_ms: of the dense model, which took turns with the pruned one.
         iterations: how many pruned models were measured for it.
-        round_to: the multiple that the numbers of kept units were rounded to.
+        round_to: the multiple that the numbers of kept units were rounded to; if it was chosen by the tables, in groups
+            of at least four times as many units.
     """
 
     target_ms: float
@@ -61,6 +62,11 @@ class LatencyFit:
         """Measured time of the dense model over that of the pruned one."""
         return self.dense_ms / self.measured_ms
 
+    @property
+    def miss(self) -> float:
+        """By what share the pruned model takes longer than asked for; negative where it is faster."""
+        return self.measured_ms / self.target_ms - 1
+
     def to_dict(self) -> dict[str, Any]:
         """Every field, ready for JSON."""
         return asdict(self)
@@ -73,7 +79,7 @@ class LatencyFit:
     def __str__(self) -> str:
         return (
             f"target {self.target_ms:.3f} ms, predicted {self.predicted_ms:.3f} ms, "
-            f"measured {self.measured_ms:.3f} ms; {self.speed_up:.2f}x faster than the dense model's {self.dense_ms:.3f} ms"
+            f"measured {self.measured_ms:.3f} ms ({self.speed_up:.2f}x; dense {self.dense_ms:.3f} ms)"
         )
 
 
@@ -122,7 +128,7 @@ class Fitting:
     ) -> None:
         self.model, self.plan, self.scores, self.budget = model, plan, scores, budget
         self.inputs, self.solve, self.timer = inputs, solve, timer
-        self.curve = _Curve()
+        self.curve, self.liked = _Curve(), 1
 
     def run(self) -> Selection:
         """The selection, with what was measured of it.
@@ -134,12 +140,9 @@ class Fitting:
         with preserved_rng(self.model):
             with quiet():
                 costs = TimedCosts(self.plan, *record(self.model, self.plan, self.inputs), self.timer)
-                multiples = [self.budget.round_to or step(costs, self.timer)]
-            if self.budget.round_to is None and multiples != [1]:
-                multiples.append(1)  # what no multiple of the steps reaches
-            for multiple in multiples:
-                self.budget = replace(self.budget, round_to=multiple)
-                levels = Levels(costs, self.scores, self.budget)
+                likes = step(costs, self.timer) if self.budget.round_to is None else 1
+            for self.liked in sorted({likes, 1}, reverse=True):  # without it what no such multiple reaches
+                levels = Levels(costs, self.scores, self.budget, liked=self.liked)
                 dense, least = self._ends(levels)
                 if self.budget.share(dense) >= 1:
                     return self._whole(dense)
@@ -175,7 +178,7 @@ class Fitting:
 
     def _search(self, levels: Levels, dense: float) -> Selection:
         """Search, measure, correct: until the target is met, or the correction asks for what was measured before."""
-        found: list[tuple[float, Selection]] = []
+        found: list[tuple[LatencyFit, Selection]] = []
         seen: set[bytes] = set()
         whole = levels.one(0 * levels.n_levels)
         for number in range(1, ITERATIONS + 1):
@@ -187,29 +190,25 @@ class Fitting:
             predicted = self.curve.share(levels.one(k))
             selection, dense, seconds = self._measured(levels, k)
             fit = self._fit(predicted, seconds, dense, number)
-            miss = abs(fit.measured_ms / fit.target_ms - 1)
-            found.append((miss, replace(selection, latency=fit)))
-            if miss <= self.budget.tolerance:
+            found.append((fit, selection))
+            if abs(fit.miss) <= self.budget.tolerance:
                 break
-        best = min(found, key=lambda pair: pair[0])[1]
-        self._warn(best)
-        return best
-
-    def _fit(self, predicted: float, seconds: float, dense: float, iterations: int) -> LatencyFit:
-        return LatencyFit(
-            target_ms=1e3 * dense * self.budget.share(dense), predicted_ms=1e3 * dense * predicted,
-            measured_ms=1e3 * seconds, dense_ms=1e3 * dense, iterations=iterations, round_to=self.budget.round_to or 1,
-        )  # fmt: skip
-
-    def _warn(self, best: Selection) -> None:
-        fit = best.latency
-        if fit is not None and fit.measured_ms > (1 + self.budget.tolerance) * fit.target_ms:
+        fit, selection = min(found, key=lambda pair: (pair[0].miss > self.budget.tolerance, abs(pair[0].miss)))
+        if fit.miss > self.budget.tolerance:
             warnings.warn(
                 f"{self.budget.words} was not met: {fit}. Measure on a machine that does nothing else, raise "
                 "tolerance=, or lower round_to=.",
                 LatencyMissed,
                 stacklevel=4,
             )
+        return replace(selection, latency=fit)
+
+    def _fit(self, predicted: float, seconds: float, dense: float, iterations: int) -> LatencyFit:
+        return LatencyFit(
+            target_ms=1e3 * dense * self.budget.share(dense), predicted_ms=1e3 * dense * predicted,
+            measured_ms=1e3 * seconds, dense_ms=1e3 * dense, iterations=iterations,
+            round_to=self.budget.round_to or self.liked,
+        )  # fmt: skip
 
 
 def check_measurable(model: nn.Module, budget: Budget) -> None:

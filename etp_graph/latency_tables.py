@@ -105,14 +105,15 @@ class TimedCosts(CostModel):
         timer: says how long each takes.
 
     Attributes:
+        pairs: the dimension of each axis of a layer's weight; ``None`` for an axis that stays.
         tables: of the layers and then of the products, in their order; equal ones are the same object.
     """
 
     def __init__(self, plan: Plan, layers: Sequence[Layer], products: Sequence[Products], timer: Timer) -> None:
         self._timed = False
         super().__init__(plan)
-        self._pairs = [tuple(self._number.get((layer.weight, axis)) for axis in (0, 1)) for layer in layers]
-        varies = [(a is not None, b is not None) for a, b in self._pairs]
+        self.pairs = [tuple(self._number.get((layer.weight, axis)) for axis in (0, 1)) for layer in layers]
+        varies = [(a is not None, b is not None) for a, b in self.pairs]
         known: dict[Any, Table] = {}
         self.tables: list[Table] = []
         works: list[tuple[Layer | Products, tuple[bool, bool]]] = [*zip(layers, varies)]
@@ -160,10 +161,10 @@ class TimedCosts(CostModel):
     def _sizes(self, counts: Ints) -> Floats:
         """The sizes of every table's axes, [n, n_tables, 2]."""
         found = np.empty((len(counts), len(self.tables), 2))
-        for i, (table, pair) in enumerate(zip(self.tables, self._pairs, strict=False)):
+        for i, (table, pair) in enumerate(zip(self.tables, self.pairs, strict=False)):
             for axis, dim in enumerate(pair):
                 found[:, i, axis] = table.grids[axis][-1] if dim is None else counts[:, dim]
-        for i, terms in enumerate(self._products, len(self._pairs)):
+        for i, terms in enumerate(self._products, len(self.pairs)):
             dense = _evaluate(terms, self.sizes[None])[0]
             found[:, i, 0] = self.tables[i].grids[0][-1] * _evaluate(terms, counts) / max(dense, 1.0)
             found[:, i, 1] = self.tables[i].grids[1][-1]
@@ -179,20 +180,16 @@ def _evaluate(terms: Sequence[tuple[float, list[int]]], counts: Ints) -> Floats:
 
 
 def step(costs: TimedCosts, timer: Timer) -> int:
-    """The multiple at which the heaviest layers step: below it, half a step fewer channels save nothing; else 1.
+    """The largest multiple at which the heaviest layers step: below it, half a step fewer channels save nothing.
 
-    Groups must be large enough to choose from: of at least four times as many units each.
+    1 where no multiple does.
     """
-    smallest = min((group.n_units for group in costs.plan.prunable), default=0)
     heavy: dict[int, Table] = {}
-    for table, pair in zip(costs.tables, costs._pairs, strict=False):
+    for table, pair in zip(costs.tables, costs.pairs, strict=False):
         if pair[0] is not None and isinstance(table.work, Layer) and table.work.sizes[0] >= 2 * STEPS[0]:
             heavy[id(table)] = table
     chosen = sorted(heavy.values(), key=lambda table: -float(table.seconds[-1, -1]))[:_HEAVIEST]
-    for multiple in STEPS:
-        if 4 * multiple <= smallest and chosen and _steps(chosen, multiple, timer):
-            return multiple
-    return 1
+    return next((multiple for multiple in STEPS if chosen and _steps(chosen, multiple, timer)), 1)
 
 
 def _steps(tables: Sequence[Table], multiple: int, timer: Timer) -> bool:
@@ -201,9 +198,10 @@ def _steps(tables: Sequence[Table], multiple: int, timer: Timer) -> bool:
     for table in tables:
         work = table.work
         assert isinstance(work, Layer)
-        top = max(work.sizes[0] // 2 // STEPS[0], 1) * STEPS[0]
+        top = work.sizes[0] // 2 // STEPS[0] * STEPS[0]
+        # an odd number of channels between, because some kernels are slow with those
         full, between, below = (
-            timer.layer(work, (at, work.sizes[1])) for at in (top, top - multiple // 2, max(top - multiple, 1))
+            timer.layer(work, (at, work.sizes[1])) for at in (top, top - multiple // 2 - 1, max(top - multiple, 1))
         )
         whole, half = whole + full - below, half + full - between
     return whole > 0 and half < whole / 4

@@ -30,6 +30,8 @@ from .wrappers import plain_forward
 _GATES = {"LSTM": 4, "GRU": 3, "RNN_TANH": 1, "RNN_RELU": 1}
 _BATCHED = {"bmm": 0, "baddbmm": 0}
 _ATTENTION = "_scaled_dot_product"
+ROOT = "the model's forward"
+"""What the plan's terms call the model itself."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -65,7 +67,7 @@ class Layer:
         """One forward with these sizes of the weight's two axes, without its bias."""
         module, (a, b) = self.module, (sizes[0], sizes[1])
         if isinstance(module, nn.RNNBase):
-            return self._recurrent(module, a // _GATES[module.mode], b)
+            return self._recurrent(module, max(1, round(a / _GATES[module.mode])), b)
         if not isinstance(module, nn.modules.conv._ConvNd):
             weight, x = self._zeros(a, b), self._input(b if isinstance(module, nn.Linear) else a, -1)
             if isinstance(module, nn.Linear):
@@ -188,7 +190,7 @@ def record(model: nn.Module, plan: Plan, example_inputs: Any) -> tuple[list[Laye
 
     A module that runs several times appears once for each run. Terms of modules that are neither are left out.
     """
-    modules = dict(model.named_modules())
+    modules = {name or ROOT: module for name, module in model.named_modules()}
     weights = {
         name: found for name in _named(plan.ops) if (found := _weight(modules.get(name), name, plan)) is not None
     }
