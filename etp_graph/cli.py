@@ -168,11 +168,9 @@ def prune(
     speed_up: Annotated[float | None, typer.Option("--speed-up", help="Dense MACs over pruned MACs.")] = None,
     macs: Annotated[int | None, typer.Option("--macs", help="At most this many multiply-adds.")] = None,
     params: Annotated[int | None, typer.Option("--params", help="At most this many parameters.")] = None,
-    latency_ms: Annotated[
-        float | None, typer.Option("--latency-ms", help="Milliseconds of a forward, measured here.")
-    ] = None,
+    latency_ms: Annotated[float | None, typer.Option("--latency-ms", help="Measured milliseconds.")] = None,
     speed_up_latency: Annotated[
-        float | None, typer.Option("--speed-up-latency", help="Dense time over pruned time, measured here.")
+        float | None, typer.Option("--speed-up-latency", help="Dense time over pruned time, measured.")
     ] = None,
     method: Annotated[Method, typer.Option(help="Criterion that ranks the units; none needs data.")] = Method.L2,
     scope: Annotated[Scope, typer.Option(help="Across what scores are compared.")] = Scope.GLOBAL,
@@ -199,12 +197,10 @@ def prune(
         proof = verify(found.model, plan, found.inputs)
         scores = _scores(method, found.model, plan)
         selection = allocate(found.model, plan, scores, budget=budget, example_inputs=found.inputs)
-        before, after = cost(found.model, plan), cost(found.model, plan, selection)
+        table = cost_table({"dense": cost(found.model, plan), "pruned": cost(found.model, plan, selection)})
         error = _prune_and_compare(found, plan, selection)
         save(found.model, out, overwrite=overwrite)
-        typer.echo(cost_table({"dense": before, "pruned": after}))
-        if selection.latency is not None:
-            typer.echo(f"\nlatency: {selection.latency}")
+        typer.echo(table if selection.latency is None else f"{table}\n\nlatency: {selection.latency}")
         typer.echo(f"\n{proof}; with these weights and this selection {error:.1e} ({si(selection.n_removed)} units)")
         typer.echo(f"saved to {out}; in Python: etp_graph.load({str(out)!r}, build=make_model)")
 

@@ -92,21 +92,17 @@ def compress(
     if torch.is_inference_mode_enabled():
         raise PlanError("compress inside torch.inference_mode() can neither train nor prune; leave it first.")
     chosen = _method(method, rounds, schedule)
-    goal = budget_of(
-        budget, chosen, speed_up=speed_up, macs=macs, params=params, latency_ms=latency_ms,
-        speed_up_latency=speed_up_latency,
-    )  # fmt: skip
+    times = {"latency_ms": latency_ms, "speed_up_latency": speed_up_latency}
+    goal = budget_of(budget, chosen, speed_up=speed_up, macs=macs, params=params, **times)
     if checkpoint is not None:
         check_dense(model)
-    if plan is None:
-        plan = trace(model, example_inputs, prune=prune, ignore=ignore, check=check)
-    elif ignore or prune is not None:
+    if plan is not None and (ignore or prune is not None):
         raise PlanError("ignore and prune have no effect on a plan that is given: pass them to trace(model, ...).")
+    plan = plan or trace(model, example_inputs, prune=prune, ignore=ignore, check=check)
     kinds = sorted({group.kind for group in plan.prunable})
     # Whatever the end would stumble over is found before hours of training: weights, criterion, reach of the budget.
     allocate(model, plan, _rehearsed(chosen, model, plan), budget=goal, example_inputs=example_inputs)
-    arguments = _arguments(model, plan, chosen, goal) if checkpoint is not None else {}
-    journal = Journal(checkpoint, arguments)
+    journal = Journal(checkpoint, _arguments(model, plan, chosen, goal) if checkpoint is not None else {})
     with _modes_kept(model), Bar(n_steps(chosen), show=progress) as bar:
         journal.restore_(model)
         run = Run(model, plan, chosen, goal, example_inputs, journal=journal, bar=bar, train=train, evaluate=evaluate)
@@ -146,12 +142,23 @@ def budget_of(budget: Budget | None, method: Method, **targets: Any) -> Budget:
             f"max_ratio={goal.max_ratio} with {method.rounds} rounds: the share is of what a round begins with, so it "
             "would not hold for the whole. Use min_units, or one round."
         )
-    if goal.quantity == "latency" and method.rounds > 1:
-        raise BudgetError(
-            f"{goal.words} with {method.rounds} rounds: shares of the way to a measured time are not known beforehand. "
-            "Use one round, or a target in MACs or parameters."
-        )
+    if goal.quantity == "latency":
+        _check_time(goal, method)
     return goal
+
+
+def _check_time(budget: Budget, method: Method) -> None:
+    """Raise :class:`BudgetError` if the method would have to measure while it trains, or between rounds."""
+    if method.rounds > 1:
+        raise BudgetError(
+            f"{budget.words} with {method.rounds} rounds: shares of the way to a measured time are not known "
+            "beforehand. Use one round, or a target in MACs or parameters."
+        )
+    if method.acts_on == "losers" or method.soft_every:
+        raise BudgetError(
+            f"{budget.words} with method {method.name!r}, which chooses units while it trains: no time can be measured "
+            "there. Use another method, or a target in MACs or parameters."
+        )
 
 
 def _arguments(model: nn.Module, plan: Plan, method: Method, budget: Budget) -> dict[str, Any]:

@@ -188,7 +188,8 @@ def _shape(value: Any) -> Any:
 def record(model: nn.Module, plan: Plan, example_inputs: Any) -> tuple[list[Layer], list[Products]]:
     """The layers and products among the terms of the plan's cost, from one forward; nothing is changed.
 
-    A module that runs several times appears once for each run. Terms of modules that are neither are left out.
+    A module that runs several times appears once for each run. Terms of modules that are neither, or that do not run
+    apart from their model, are left out.
     """
     modules = {name or ROOT: module for name, module in model.named_modules()}
     weights = {
@@ -218,7 +219,18 @@ def record(model: nn.Module, plan: Plan, example_inputs: Any) -> tuple[list[Laye
         if op.name in weights and op.name not in called and isinstance(modules[op.name], nn.Linear):
             shape = op.coefficient, plan.tensors[weights[op.name]][1]
             note(op.name, shape, torch.float32 if like is None else like.dtype)
-    return layers, [_products(name, calls, device) for name, calls in watch.found.items()]
+    products = [_products(name, calls, device) for name, calls in watch.found.items()]
+    with preserved_rng(model), torch.no_grad():  # recurrent layers draw their weights
+        return [one for one in layers if _runs(one)], [one for one in products if _runs(one)]
+
+
+def _runs(work: Layer | Products) -> bool:
+    """Whether it can be repeated: a kernel may want an alignment or a dtype that only the model's own tensors have."""
+    try:
+        work.call(work.sizes if isinstance(work, Layer) else (work.size,))()
+    except (RuntimeError, TypeError, ValueError):
+        return False
+    return True
 
 
 def _products(name: str, calls: list[tuple[Any, Any, Any]], device: torch.device) -> Products:

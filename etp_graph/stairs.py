@@ -152,7 +152,8 @@ class Levels:
 
     def cost(self, k: Ints) -> Any:
         """What the budget counts, [n], at the points ``k`` [n, n_columns]."""
-        return self._stairs(k)[:, ("macs", "params", "latency").index(self.budget.quantity)]
+        found = self._stairs(k) if self.columns else np.repeat(self.costs.totals(self.costs.sizes[None]), len(k), 0)
+        return found[:, ("macs", "params", "latency").index(self.budget.quantity)]
 
     def one(self, k: Ints) -> int:
         """What the budget counts at one point ``k`` [n_columns]."""
@@ -164,4 +165,4 @@ class Levels:
 
     def keep(self, k: Ints) -> npt.NDArray[np.bool_]:
         """Which units stay at the point ``k``, bool [n_units]."""
-        return (self.column < 0) | (self.level >= k[self.column])
+        return (self.column < 0) | (self.level >= np.append(k, 0)[self.column])

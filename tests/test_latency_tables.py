@@ -180,13 +180,37 @@ def test_products_follow_the_heads() -> None:
     assert {sizes[0] for sizes in shapes} == {1, 2, 3, 4}
 
 
-def test_recording_changes_nothing() -> None:
-    model, x, plan = Toy().train(), torch.randn(1, 3, 8, 8), toy_plan()
+@pytest.mark.parametrize("name", ["toy", "lstm", "encoder"])
+def test_recording_changes_nothing(name: str) -> None:
+    make, shape, *_ = MODELS[name]
+    model, x = make().train(), torch.randn(shape)
+    plan = etp.trace(model, x, check=False)
     before, state = {name: value.clone() for name, value in model.state_dict().items()}, torch.get_rng_state()
     record(model, plan, x)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(module.training and not module._forward_hooks for module in model.modules())
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_what_does_not_run_apart_counts_by_its_macs(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(work: Layer, sizes: tuple[int, ...]) -> Any:
+        raise RuntimeError("not aligned")
+
+    model, x, plan = Toy(), torch.randn(1, 3, 8, 8), toy_plan()
+    monkeypatch.setattr(Layer, "call", refuse)
+    layers, products = record(model, plan, x)
+    assert (layers, products) == ([], [])
+    costs = TimedCosts(plan, layers, products, Formula())
+    macs, _, seconds = costs.totals(costs.sizes[None])[0]
+    assert macs == seconds
+
+
+def test_terms_without_a_table_keep_the_pace_of_the_others() -> None:
+    model, x, plan = Toy(), torch.randn(1, 3, 8, 8), toy_plan()
+    layers, _ = record(model, plan, x)
+    some = TimedCosts(plan, layers[:2], [], Formula(layer_seconds=lambda sizes: 1e-6 * 576 * sizes[0] * sizes[1]))
+    macs, _, seconds = some.totals(some.sizes[None])[0]
+    assert seconds == pytest.approx(1000 * macs, rel=1e-6)
 
 
 def stairs(multiple: int) -> Callable[[tuple[int, ...]], float]:
