@@ -122,17 +122,27 @@ class TimedCosts(CostModel):
             if key not in known:
                 known[key] = Table.of(work, which, timer)
             self.tables.append(known[key])
-        self._products = [self._terms([op for op in plan.ops if op.name == one.name]) for one in products]
         self._stack = _Stack(self.tables) if self.tables else None
-        self._set_pace(layers, products)
+        self._dense = np.array([[points[-1] for points in table.grids] for table in self.tables], dtype=np.float64)
+        moving = [
+            (i, axis, dim) for i, pair in enumerate(self.pairs) for axis, dim in enumerate(pair) if dim is not None
+        ]
+        self._moving = np.array(moving, dtype=np.int64).reshape(-1, 3).T
+        self._set_terms_of(layers, products)
         self._timed = True
 
-    def _set_pace(self, layers: Sequence[Layer], products: Sequence[Products]) -> None:
-        """How the terms without a table count."""
-        names = {layer.name for layer in layers} | {one.name for one in products}
-        self._others = self._terms([op for op in self.plan.ops if op.name not in names])
-        timed = self._terms([op for op in self.plan.ops if op.name in names])
-        macs = float(_evaluate(timed, self.sizes[None])[0])
+    def _set_terms_of(self, layers: Sequence[Layer], products: Sequence[Products]) -> None:
+        """What the products multiply, and how the terms without a table count."""
+        names, shared = {layer.name for layer in layers}, {one.name for one in products}
+        # what a module multiplies besides, such as by its own weights, is none of its products of tensors
+        of: dict[str, list[Op]] = {}
+        others: list[Op] = []
+        for op in self.plan.ops:
+            mine = op.name in names or (op.name in shared and op.axes)
+            (of.setdefault(op.name, []) if mine else others).append(op)
+        self._products = [self._terms(of.get(one.name, [])) for one in products]
+        self._others = self._terms(others)
+        macs = float(sum(_evaluate(self._terms(ops), self.sizes[None])[0] for ops in of.values()))
         seconds = sum(float(table.seconds[-1, -1]) for table in self.tables)
         self._pace = seconds / macs if macs and seconds else _PACE
 
@@ -160,14 +170,12 @@ class TimedCosts(CostModel):
 
     def _sizes(self, counts: Ints) -> Floats:
         """The sizes of every table's axes, [n, n_tables, 2]."""
-        found = np.empty((len(counts), len(self.tables), 2))
-        for i, (table, pair) in enumerate(zip(self.tables, self.pairs, strict=False)):
-            for axis, dim in enumerate(pair):
-                found[:, i, axis] = table.grids[axis][-1] if dim is None else counts[:, dim]
+        found = np.repeat(self._dense[None], len(counts), 0)
+        table, axis, dim = self._moving
+        found[:, table, axis] = counts[:, dim]
         for i, terms in enumerate(self._products, len(self.pairs)):
-            dense = _evaluate(terms, self.sizes[None])[0]
-            found[:, i, 0] = self.tables[i].grids[0][-1] * _evaluate(terms, counts) / max(dense, 1.0)
-            found[:, i, 1] = self.tables[i].grids[1][-1]
+            dense = float(_evaluate(terms, self.sizes[None])[0])
+            found[:, i, 0] *= _evaluate(terms, counts) / dense if dense else 1.0  # products that hold no units stay
         return found
 
 
