@@ -22,7 +22,10 @@ from .errors import (
     ScoreError,
     SelectionError,
 )
+from .latency import Latency, benchmark
+from .latency_fit import LatencyFit, LatencyMissed
 from .layers import register_padding
+from .outcome import SpeedUpDiverges
 from .phases import Phase
 from .plan import Attribute, Group, Op, Plan, Selection, Slice
 from .regularizer import Regularizer
@@ -46,6 +49,9 @@ __all__ = [
     "EtpError",
     "ForceError",
     "Group",
+    "Latency",
+    "LatencyFit",
+    "LatencyMissed",
     "Op",
     "Phase",
     "Plan",
@@ -55,9 +61,11 @@ __all__ = [
     "Selection",
     "SelectionError",
     "Slice",
+    "SpeedUpDiverges",
     "UnprunableAttention",
     "Verification",
     "allocate",
+    "benchmark",
     "collect",
     "compress",
     "cost",

@@ -11,6 +11,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +20,8 @@ from torch import Tensor, nn
 from .budget import Budget
 from .costs import CostModel, Ints
 from .errors import BudgetError, PlanError, ScoreError
+from .latency import WallClock
+from .latency_fit import Fitting
 from .plan import Plan, Selection
 from .stairs import Floats, Levels
 
@@ -30,23 +33,30 @@ _MAX_STATES = 1 << 14
 _MAX_MOVES = 256
 
 
-def allocate(model: nn.Module, plan: Plan, scores: Tensor, *, budget: Budget) -> Selection:
+def allocate(model: nn.Module, plan: Plan, scores: Tensor, *, budget: Budget, example_inputs: Any = None) -> Selection:
     """The units that stay: the highest-scored ones that fit the budget.
 
     The cost never exceeds the target. It is within 1 % of it, or no single level can be given back or exchanged to come
     closer. A dense model that fits already keeps everything.
 
+    A target in time is measured: the layers at several sizes, then whole pruned copies of the model in turns with the
+    model, until one takes the target's time within ``budget.tolerance``. ``Selection.latency`` says target, prediction
+    and measurement; a model that stays slower is warned about (:class:`etp_graph.LatencyMissed`).
+
     Args:
-        model: the model that the plan was traced from; only names and shapes are read.
+        model: the model that the plan was traced from; only names and shapes are read, but for a target in time, for
+            which it runs forward in eval mode. Nothing of it changes.
         plan: the plan.
         scores: float [plan.n_units], any device; higher is more important. Scores of locked groups
             must be finite, and are not used.
         budget: the target and the rules.
+        example_inputs: as for :func:`etp_graph.trace`; needed for a target in time, and not used for any other.
 
     Raises:
         PlanError: the model is not the plan's, or every group is locked.
         ScoreError: the scores have another shape, or are not finite.
-        BudgetError: nothing that may be removed is enough; the message says what is reachable.
+        BudgetError: nothing that may be removed is enough; the message says what is reachable. For a target in time
+            also: example inputs are missing, or the model cannot be copied.
     """
     plan.check(model)
     if not plan.prunable:
@@ -54,6 +64,10 @@ def allocate(model: nn.Module, plan: Plan, scores: Tensor, *, budget: Budget) ->
             f"the plan has no prunable group (all {len(plan.groups)} are locked): print(plan) says why for each."
         )
     values = _checked(plan, scores)
+    if budget.quantity == "latency":
+        if example_inputs is None:
+            raise BudgetError(f"{budget.words} is measured with real inputs: give allocate(..., example_inputs=...).")
+        return Fitting(model, plan, values, budget, example_inputs, _solve, WallClock()).run()
     costs = CostModel(plan)
     target = budget.target(costs.dense)
     if getattr(costs.dense, budget.quantity) <= target:
@@ -66,7 +80,12 @@ def allocate(model: nn.Module, plan: Plan, scores: Tensor, *, budget: Budget) ->
             "its floor. Ask for that, lower min_units, raise max_ratio, lower round_to, or unlock groups (print(plan) "
             "says why they are locked)."
         )
-    return Selection.from_flat(plan, torch.from_numpy(levels.keep(_Search(levels, target).solve())))
+    return Selection.from_flat(plan, torch.from_numpy(levels.keep(_solve(levels, target))))
+
+
+def _solve(levels: Levels, target: int) -> Ints:
+    """The point whose cost is highest below the target."""
+    return _Search(levels, target).solve()
 
 
 def _checked(plan: Plan, scores: Tensor) -> Floats:

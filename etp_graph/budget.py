@@ -13,22 +13,28 @@ from .errors import BudgetError
 
 Scope = Literal["global", "local", "isomorphic"]
 Rank = Literal["score", "score_per_mac"]
+Quantity = Literal["macs", "params", "latency"]
+TARGETS = ("speed_up", "macs", "params", "latency_ms", "speed_up_latency")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budget:
-    """What the pruned model may cost: exactly one of ``speed_up``, ``macs`` and ``params``, and how to get there.
+    """What the pruned model may cost: exactly one of the first five, and how to get there.
 
     Attributes:
         speed_up: dense MACs divided by the pruned model's MACs is at least this.
         macs: at most this many multiply-adds for the example inputs.
         params: at most this many parameters.
+        latency_ms: this many milliseconds for a forward of the example inputs, measured on this machine (median).
+        speed_up_latency: median time of the dense model divided by that of the pruned one is this.
         min_units: every group keeps at least this many units (Torque's minimum-filter rule).
         max_ratio: at most this share of the units of a group goes.
-        round_to: the number of kept units is a multiple of this, or the group stays whole.
+        round_to: the number of kept units is a multiple of this, or the group stays whole. ``None``: 1, and for a
+            latency the multiple at which the measured times of the layers step, in groups that are large enough.
         scope: ``global`` compares scores across groups; ``local`` removes the same share of every group;
             ``isomorphic`` compares ranks within classes of equally built groups (Fang et al. 2024).
         rank: ``score``, or ``score_per_mac``: the score divided by the MACs that the unit alone costs.
+        tolerance: a measured latency within this share of its target is good. MACs and parameters need none.
 
     Raises:
         BudgetError: a value is out of its range, or not exactly one target is given.
@@ -37,59 +43,88 @@ class Budget:
     speed_up: float | None = None
     macs: int | None = None
     params: int | None = None
+    latency_ms: float | None = None
+    speed_up_latency: float | None = None
     min_units: int = 1
     max_ratio: float = 1.0
-    round_to: int = 1
+    round_to: int | None = None
     scope: Scope = "global"
     rank: Rank = "score"
+    tolerance: float = 0.1
 
     def __post_init__(self) -> None:
-        given = [name for name in ("speed_up", "macs", "params") if getattr(self, name) is not None]
+        given = [name for name in TARGETS if getattr(self, name) is not None]
         if len(given) != 1:
             raise BudgetError(
                 f"a budget has one target, found {' and '.join(given) or 'none'}: "
-                "give exactly one of speed_up=, macs= and params=."
+                "give exactly one of speed_up=, macs=, params=, latency_ms= and speed_up_latency=."
             )
-        least = 1 if given[0] == "speed_up" else 0
-        _check_number(given[0], getattr(self, given[0]), least, math.inf)
-        if given[0] != "speed_up":
-            object.__setattr__(self, given[0], math.floor(getattr(self, given[0])))
+        (name,) = given
+        _check_number(name, getattr(self, name), 1 if name.startswith("speed_up") else 0, math.inf)
+        if self.latency_ms == 0:
+            raise BudgetError("latency_ms=0: every model takes time; give milliseconds above 0.")
+        if name in ("macs", "params"):
+            object.__setattr__(self, name, math.floor(getattr(self, name)))
         _check_number("max_ratio", self.max_ratio, 0, 1)
+        _check_number("tolerance", self.tolerance, 0, 1)
+        if self.round_to is None and self.quantity != "latency":
+            object.__setattr__(self, "round_to", 1)
+        self._check_rules()
+
+    def _check_rules(self) -> None:
         for name in ("min_units", "round_to"):
             value = getattr(self, name)
-            if type(value) is not int or value < 1:
+            if (type(value) is not int or value < 1) and not (name == "round_to" and value is None):
                 raise BudgetError(f"{name}={value!r}: give an integer of at least 1.")
         for name, allowed in (("scope", get_args(Scope)), ("rank", get_args(Rank))):
             if getattr(self, name) not in allowed:
                 raise BudgetError(f"{name}={getattr(self, name)!r}: give one of {', '.join(map(repr, allowed))}.")
 
     @property
-    def quantity(self) -> Literal["macs", "params"]:
-        """What is counted against the target."""
+    def quantity(self) -> Quantity:
+        """What is counted, or measured, against the target."""
+        if self.latency_ms is not None or self.speed_up_latency is not None:
+            return "latency"
         return "macs" if self.params is None else "params"
 
     def target(self, dense: Cost) -> int:
-        """The largest allowed number of MACs or parameters, given the dense cost."""
+        """The largest allowed number of MACs or parameters, given the dense cost.
+
+        Raises:
+            BudgetError: the plan counts no MACs, or the target is a latency, which no count tells.
+        """
+        if self.quantity == "latency":
+            raise BudgetError(f"{self.words} is measured, not counted: allocate(..., example_inputs=...) does that.")
         if self.quantity == "macs" and not dense.macs:
             raise BudgetError("the plan counts no MACs, so none can be saved: give params=.")
         if self.speed_up is not None:
             return int(dense.macs / Fraction(self.speed_up))  # a fraction, so that no rounding exceeds the target
         return int(getattr(self, self.quantity))
 
+    def share(self, dense_seconds: float) -> float:
+        """The target of a latency as a share of the dense model's median seconds."""
+        if self.speed_up_latency is not None:
+            return 1 / self.speed_up_latency
+        assert self.latency_ms is not None
+        return self.latency_ms / 1e3 / dense_seconds
+
     @property
     def words(self) -> str:
         """The target as it was given."""
-        return (
-            f"speed_up={self.speed_up}"
-            if self.speed_up is not None
-            else f"{self.quantity}={getattr(self, self.quantity)}"
-        )
+        name = next(name for name in TARGETS if getattr(self, name) is not None)
+        return f"{name}={getattr(self, name)}"
 
     def reached(self, dense: Cost, value: int) -> str:
         """``value`` MACs or parameters in the quantity of the target, rounded to what can be asked for."""
         if self.speed_up is not None:
             return f"speed_up={math.floor(Fraction(dense.macs, max(value, 1)) * 10_000) / 10_000}"
         return f"{self.quantity}={value}"
+
+    def reached_in(self, seconds: float, dense_seconds: float) -> str:
+        """Measured seconds in the quantity of a latency's target, rounded to what can be asked for."""
+        if self.speed_up_latency is not None:
+            return f"speed_up_latency={max(1.0, math.floor(dense_seconds / seconds * 100) / 100)}"
+        return f"latency_ms={math.ceil(seconds * 1e6) / 1e3}"
 
     def to_json(self) -> str:
         """As JSON text; :meth:`from_json` reads it back."""

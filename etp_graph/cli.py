@@ -174,6 +174,10 @@ def prune(
     speed_up: Annotated[float | None, typer.Option("--speed-up", help="Dense MACs over pruned MACs.")] = None,
     macs: Annotated[int | None, typer.Option("--macs", help="At most this many multiply-adds.")] = None,
     params: Annotated[int | None, typer.Option("--params", help="At most this many parameters.")] = None,
+    latency_ms: Annotated[float | None, typer.Option("--latency-ms", help="Measured milliseconds.")] = None,
+    speed_up_latency: Annotated[
+        float | None, typer.Option("--speed-up-latency", help="Dense time over pruned time, measured.")
+    ] = None,
     method: Annotated[Method, typer.Option(help="Criterion that ranks the units; none needs data.")] = Method.L2,
     scope: Annotated[Scope, typer.Option(help="Across what scores are compared.")] = Scope.GLOBAL,
     weights: Annotated[Path | None, typer.Option(help="Weights of the model, a safetensors file.")] = None,
@@ -186,7 +190,10 @@ def prune(
 ) -> None:
     """Prune a model once, prove the result, and save it."""
     with _friendly(threads=threads, debug=debug):
-        budget = Budget(speed_up=speed_up, macs=macs, params=params, scope=scope.value)
+        budget = Budget(
+            speed_up=speed_up, macs=macs, params=params, latency_ms=latency_ms, speed_up_latency=speed_up_latency,
+            scope=scope.value,
+        )  # fmt: skip
         found = resolve(model, input_shapes=input_shape or ())
         if weights is not None:
             _load_weights(found.model, weights)
@@ -194,11 +201,12 @@ def prune(
             typer.echo("no --weights: the weights are those that the model was built with.", err=True)
         plan = trace(found.model, found.inputs, prune=kind, ignore=ignore or ())
         proof = verify(found.model, plan, found.inputs)
-        selection = allocate(found.model, plan, _scores(method, found.model, plan), budget=budget)
-        before, after = cost(found.model, plan), cost(found.model, plan, selection)
+        scores = _scores(method, found.model, plan)
+        selection = allocate(found.model, plan, scores, budget=budget, example_inputs=found.inputs)
+        table = cost_table({"dense": cost(found.model, plan), "pruned": cost(found.model, plan, selection)})
         error = _prune_and_compare(found, plan, selection)
         save(found.model, out, overwrite=overwrite)
-        typer.echo(cost_table({"dense": before, "pruned": after}))
+        typer.echo(table if selection.latency is None else f"{table}\n\nlatency: {selection.latency}")
         typer.echo(f"\n{proof}; with these weights and this selection {error:.1e} ({si(selection.n_removed)} units)")
         typer.echo(f"saved to {out}; in Python: etp_graph.load({str(out)!r}, build=make_model)")
 

@@ -39,6 +39,8 @@ def compress(
     speed_up: float | None = None,
     macs: int | None = None,
     params: int | None = None,
+    latency_ms: float | None = None,
+    speed_up_latency: float | None = None,
     budget: Budget | None = None,
     method: str | Method = "etp",
     rounds: int | None = None,
@@ -61,7 +63,7 @@ def compress(
             that need data see it in a call with ``"calibrate"`` before surgery, which changes no weight; the model is
             in eval mode then, unless gradients are recorded.
         evaluate: ``evaluate(model)`` gives one finite number; the model is in eval mode.
-        speed_up, macs, params: the target, see :class:`etp_graph.Budget`; or
+        speed_up, macs, params, latency_ms, speed_up_latency: the target, see :class:`etp_graph.Budget`; or
         budget: the target with all its rules. Without it the method says ``scope`` and ``rank``.
         method: a name of :data:`etp_graph.methods.METHODS`, or a :class:`etp_graph.methods.Method`.
         rounds: how often all of it is repeated; default: the method's, or the steps of an iterative ``schedule``.
@@ -90,21 +92,20 @@ def compress(
     if torch.is_inference_mode_enabled():
         raise PlanError("compress inside torch.inference_mode() can neither train nor prune; leave it first.")
     chosen = _method(method, rounds, schedule)
-    goal = budget_of(budget, chosen, speed_up=speed_up, macs=macs, params=params)
+    times = {"latency_ms": latency_ms, "speed_up_latency": speed_up_latency}
+    goal = budget_of(budget, chosen, speed_up=speed_up, macs=macs, params=params, **times)
     if checkpoint is not None:
         check_dense(model)
-    if plan is None:
-        plan = trace(model, example_inputs, prune=prune, ignore=ignore, check=check)
-    elif ignore or prune is not None:
+    if plan is not None and (ignore or prune is not None):
         raise PlanError("ignore and prune have no effect on a plan that is given: pass them to trace(model, ...).")
+    plan = plan or trace(model, example_inputs, prune=prune, ignore=ignore, check=check)
     kinds = sorted({group.kind for group in plan.prunable})
     # Whatever the end would stumble over is found before hours of training: weights, criterion, reach of the budget.
-    allocate(model, plan, _rehearsed(chosen, model, plan), budget=goal)
-    arguments = _arguments(model, plan, chosen, goal) if checkpoint is not None else {}
-    journal = Journal(checkpoint, arguments)
+    allocate(model, plan, _rehearsed(chosen, model, plan), budget=goal, example_inputs=example_inputs)
+    journal = Journal(checkpoint, _arguments(model, plan, chosen, goal) if checkpoint is not None else {})
     with _modes_kept(model), Bar(n_steps(chosen), show=progress) as bar:
         journal.restore_(model)
-        run = Run(model, plan, chosen, goal, journal=journal, bar=bar, train=train, evaluate=evaluate)
+        run = Run(model, plan, chosen, goal, example_inputs, journal=journal, bar=bar, train=train, evaluate=evaluate)
         return run.compress(lambda: trace(model, example_inputs, prune=kinds, check=check))
 
 
@@ -141,7 +142,23 @@ def budget_of(budget: Budget | None, method: Method, **targets: Any) -> Budget:
             f"max_ratio={goal.max_ratio} with {method.rounds} rounds: the share is of what a round begins with, so it "
             "would not hold for the whole. Use min_units, or one round."
         )
+    if goal.quantity == "latency":
+        _check_time(goal, method)
     return goal
+
+
+def _check_time(budget: Budget, method: Method) -> None:
+    """Raise :class:`BudgetError` if the method would have to measure while it trains, or between rounds."""
+    if method.rounds > 1:
+        raise BudgetError(
+            f"{budget.words} with {method.rounds} rounds: shares of the way to a measured time are not known "
+            "beforehand. Use one round, or a target in MACs or parameters."
+        )
+    if method.acts_on == "losers" or method.soft_every:
+        raise BudgetError(
+            f"{budget.words} with method {method.name!r}, which chooses units while it trains: no time can be measured "
+            "there. Use another method, or a target in MACs or parameters."
+        )
 
 
 def _arguments(model: nn.Module, plan: Plan, method: Method, budget: Budget) -> dict[str, Any]:

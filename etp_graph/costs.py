@@ -141,7 +141,7 @@ class CostModel:
         """The cost with only the units that ``keep`` (bool [n_units]) names."""
         flags = np.append(keep.detach().cpu().numpy().astype(np.bool_), True)
         counts = [int(np.logical_and.reduce([flags[layer] for layer in layers]).sum()) for layers in self.maps]
-        macs, params = self.totals(np.array([counts], dtype=np.int64))[0].tolist()
+        macs, params = self.totals(np.array([counts], dtype=np.int64))[0, :2].tolist()
         return Cost(macs=int(macs), params=int(params), uncounted=self.plan.uncounted)
 
     def totals(self, counts: Ints) -> Ints:

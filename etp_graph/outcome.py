@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,10 +11,17 @@ from typing import Any
 from .budget import Budget
 from .costs import Cost
 from .errors import EtpError
+from .latency_fit import LatencyFit
 from .methods import Method
 from .plan import Selection
 
 FORMAT = 1
+DIVERGENCE = 0.25
+"""Share by which the realised speed-up may differ from that in MACs before it is worth a warning."""
+
+
+class SpeedUpDiverges(UserWarning):
+    """The measured speed-up and the one in MACs differ by more than a quarter."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -28,6 +36,7 @@ class Round:
         selection: the units that stayed, of those that the round began with.
         fingerprint: of the round's plan.
         seconds: by step: ``sparse``, ``prune``, ``finetune``, ``evaluate``.
+        latency: target, prediction and measurement, if the budget is one in time.
     """
 
     metric_sparse: float | None
@@ -37,6 +46,7 @@ class Round:
     selection: Selection
     fingerprint: str
     seconds: Mapping[str, float]
+    latency: LatencyFit | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Every field, ready for JSON."""
@@ -48,6 +58,7 @@ class Round:
             "selection": json.loads(self.selection.to_json()),
             "fingerprint": self.fingerprint,
             "seconds": dict(self.seconds),
+            "latency": None if self.latency is None else self.latency.to_dict(),
         }
 
     @classmethod
@@ -56,6 +67,8 @@ class Round:
         values = dict(body)
         values["cost"] = Cost.from_json(json.dumps(values["cost"]))
         values["selection"] = Selection.from_json(json.dumps(values["selection"]))
+        if values.get("latency") is not None:
+            values["latency"] = LatencyFit.from_dict(values["latency"])
         return cls(**values)
 
 
@@ -114,6 +127,24 @@ class CompressResult:
         return self.dense.macs / max(self.pruned.macs, 1)
 
     @property
+    def latency(self) -> LatencyFit | None:
+        """Target, prediction and measurement of the last surgery, if the budget is one in time."""
+        return self.rounds[-1].latency
+
+    def warn_if_diverging(self) -> None:
+        """Warn, if time was measured, where the realised speed-up is another than the one in MACs."""
+        fit = self.latency
+        if fit is None or abs(fit.speed_up / self.speed_up - 1) <= DIVERGENCE:
+            return
+        warnings.warn(
+            f"the pruned model is {fit.speed_up:.2f}x as fast as the dense one, its MACs say {self.speed_up:.2f}x: "
+            "what is not counted (norms, activations, memory, calls) takes its time, or widths do not suit the "
+            "kernels. Judge by the measured one.",
+            SpeedUpDiverges,
+            stacklevel=3,
+        )
+
+    @property
     def asked(self) -> str:
         """The target of the budget, as it was given."""
         return self.budget.words
@@ -170,7 +201,10 @@ class CompressResult:
             rows.append(self._row(f"pruned{of}", one.metric_pruned, one.cost, one.seconds.get("prune", 0.0)))
             rows.append(self._row(f"finetuned{of}", one.metric_finetuned, one.cost, one.seconds.get("finetune", 0.0)))
             before = one.cost
-        title = f"{self.method.name}: {self.asked} asked, {self.speed_up:.2f}x reached"
+        reached = (
+            f"{self.speed_up:.2f}x reached" if self.latency is None else f"{self.speed_up:.2f}x in MACs; {self.latency}"
+        )
+        title = f"{self.method.name}: {self.asked} asked, {reached}"
         return "\n".join([title, *_aligned(rows)])
 
     def _row(self, stage: str, metric: float, cost: Cost, seconds: float) -> tuple[str, ...]:

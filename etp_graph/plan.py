@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import BoolTensor, Tensor, nn
@@ -15,6 +15,9 @@ from torch import BoolTensor, Tensor, nn
 from .errors import PlanError, SelectionError
 from .groups import Attribute, Group, Index, Slice, as_index, as_tensor, group_bytes, group_from_json, group_json
 from .wrappers import require_bare
+
+if TYPE_CHECKING:
+    from .latency_fit import LatencyFit
 
 __all__ = ["Attribute", "Group", "Index", "Op", "Plan", "Selection", "Slice", "as_index", "as_tensor", "named_tensors"]
 
@@ -195,9 +198,15 @@ class Plan:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Selection:
-    """Which units stay: group name -> bool [n_units of the group]. Groups that are not named keep everything."""
+    """Which units stay: group name -> bool [n_units of the group]. Groups that are not named keep everything.
+
+    Attributes:
+        keep: the units that stay.
+        latency: what a budget in time asked for, predicted and measured; else ``None``. Not part of the JSON text.
+    """
 
     keep: Mapping[str, BoolTensor]
+    latency: LatencyFit | None = None
 
     @classmethod
     def from_flat(cls, plan: Plan, keep: Tensor) -> Selection:

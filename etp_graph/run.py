@@ -18,6 +18,7 @@ from .collect import Record, watch
 from .costs import Cost, CostModel
 from .errors import CheckpointError, EtpError, PlanError
 from .journal import Journal, Outcome
+from .latency_fit import LatencyFit
 from .methods import Method
 from .outcome import CompressResult, Round
 from .phases import Bar, Phase, PhaseName
@@ -43,6 +44,7 @@ class Run:
         plan: Plan,
         method: Method,
         budget: Budget,
+        inputs: Any,
         *,
         journal: Journal,
         bar: Bar,
@@ -50,7 +52,7 @@ class Run:
         evaluate: Evaluate,
     ) -> None:
         self.model, self.plan, self.method, self.budget = model, plan, method, budget
-        self.journal, self.bar = journal, bar
+        self.inputs, self.journal, self.bar = inputs, journal, bar
         self.train, self.evaluate = train, evaluate
         self.dense = CostModel(plan).dense
         self.regularizer: Regularizer | None = None
@@ -66,10 +68,12 @@ class Run:
             if number:
                 self._retrace(retrace)
             rounds.append(self._one_round())
-        return CompressResult(
+        result = CompressResult(
             method=self.method, budget=self.budget, dense=self.dense, metric_dense=metric, rounds=tuple(rounds),
             seconds_dense=seconds,
         )  # fmt: skip
+        result.warn_if_diverging()
+        return result
 
     def _one_round(self) -> Round:
         seconds: dict[str, float] = {}
@@ -91,6 +95,7 @@ class Run:
             metric_sparse=metric_sparse, metric_pruned=metric_pruned, metric_finetuned=metric_finetuned,
             cost=Cost.from_json(pruned["cost"]), selection=Selection.from_json(pruned["selection"]),
             fingerprint=self.plan.fingerprint, seconds=seconds,
+            latency=None if pruned.get("latency") is None else LatencyFit.from_dict(pruned["latency"]),
         )  # fmt: skip
 
     def _step(
@@ -179,11 +184,12 @@ class Run:
         if sparse is not None and self.regularizer is None:
             self.regularizer = self._regularizer_after(sparse)
         scores = self.method.scores(self.model, self.plan, regularizer=self.regularizer, record=self.record)
-        selection = allocate(self.model, self.plan, scores, budget=self._share())
+        selection = allocate(self.model, self.plan, scores, budget=self._share(), example_inputs=self.inputs)
         self.regularizer, self.record = None, None  # they belong to the model as it was
         prune_(self.model, self.plan, selection)
         cost = CostModel(self.plan).evaluate(selection.flat(self.plan))
-        return {"selection": selection.to_json(), "cost": cost.to_json()}, {}
+        fit = None if selection.latency is None else selection.latency.to_dict()
+        return {"selection": selection.to_json(), "cost": cost.to_json(), "latency": fit}, {}
 
     def _regularizer_after(self, sparse: Outcome) -> Regularizer | None:
         """The regularizer as it was at the end of a sparse phase that was finished before."""

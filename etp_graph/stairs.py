@@ -17,14 +17,19 @@ from .plan import Group, Plan
 Floats = npt.NDArray[np.float64]
 
 
-def _levels(group: Group, ranks: Floats, budget: Budget) -> Ints:
+ROOM = 4
+"""A group is rounded to what the kernels like only if it has at least so many times as many units."""
+
+
+def _levels(group: Group, ranks: Floats, budget: Budget, liked: int) -> Ints:
     """The level of every unit, int64 [n_units]: level 0 goes first; -1 never goes.
 
     One step down removes the lowest unit of every block; a level is as many steps as it takes to reach the next
     admissible number of kept units, so the first one may be smaller than the others.
     """
     width = group.n_units // group.blocks
-    step = math.lcm(group.multiple, budget.round_to, group.blocks) // group.blocks
+    rounded = liked if budget.round_to is None and group.n_units >= ROOM * liked else budget.round_to or 1
+    step = math.lcm(group.multiple, rounded, group.blocks) // group.blocks
     share = group.n_units - math.floor(budget.max_ratio * group.n_units + 1e-9)
     floor = max(group.min_units, budget.min_units, share)
     least = -(-floor // group.blocks)
@@ -80,6 +85,12 @@ class Levels:
 
     A point ``k`` int64 [n_columns] says how many levels of each column are gone.
 
+    Args:
+        costs: what a selection costs.
+        scores: float64 [n_units].
+        budget: the rules.
+        liked: where the budget leaves ``round_to`` open, large groups keep a multiple of this.
+
     Attributes:
         columns: the columns.
         column: the column of every unit, int64 [n_units]; -1 for a unit that never goes.
@@ -89,7 +100,7 @@ class Levels:
         position: for each column the places of its levels in that order, ascending.
     """
 
-    def __init__(self, costs: CostModel, scores: Floats, budget: Budget) -> None:
+    def __init__(self, costs: CostModel, scores: Floats, budget: Budget, *, liked: int = 1) -> None:
         self.costs, self.budget = costs, budget
         plan = costs.plan
         ranks = scores
@@ -102,7 +113,7 @@ class Levels:
         for group, span in sorted(plan.spans(), key=lambda pair: pair[0].name):
             if group.locked is not None:
                 continue
-            level = _levels(group, ranks[span], budget)
+            level = _levels(group, ranks[span], budget, liked)
             if (level >= 0).any():
                 self.level[span] = level
                 self.column[span] = np.where(level >= 0, len(self.columns), -1)
@@ -141,9 +152,8 @@ class Levels:
 
     def cost(self, k: Ints) -> Any:
         """What the budget counts, [n], at the points ``k`` [n, n_columns]."""
-        if not self.columns:
-            return np.full(len(k), getattr(self.costs.dense, self.budget.quantity))
-        return self._stairs(k)[:, 0 if self.budget.quantity == "macs" else 1]
+        found = self._stairs(k) if self.columns else np.repeat(self.costs.totals(self.costs.sizes[None]), len(k), 0)
+        return found[:, ("macs", "params", "latency").index(self.budget.quantity)]
 
     def one(self, k: Ints) -> int:
         """What the budget counts at one point ``k`` [n_columns]."""
@@ -155,4 +165,4 @@ class Levels:
 
     def keep(self, k: Ints) -> npt.NDArray[np.bool_]:
         """Which units stay at the point ``k``, bool [n_units]."""
-        return (self.column < 0) | (self.level >= k[self.column])
+        return (self.column < 0) | (self.level >= np.append(k, 0)[self.column])

@@ -16,6 +16,10 @@ from etp_graph.errors import BudgetError
     [
         ({}, "exactly one"), ({"speed_up": 2, "macs": 5}, "speed_up and macs"),
         ({"macs": 2, "params": 5}, "exactly one"),
+        ({"latency_ms": 3, "speed_up_latency": 2}, "latency_ms and speed_up_latency"),
+        ({"latency_ms": 0}, "above 0"), ({"latency_ms": -1.5}, "at least 0"), ({"latency_ms": "3"}, "finite"),
+        ({"speed_up_latency": 0.9}, "at least 1"), ({"speed_up_latency": 2, "round_to": 0}, "round_to"),
+        ({"latency_ms": 2, "tolerance": 1.5}, "tolerance"), ({"latency_ms": 2, "tolerance": None}, "tolerance"),
         ({"speed_up": 0.5}, "speed_up=0.5: give a finite number of at least 1"), ({"speed_up": float("nan")}, "finite"),
         ({"speed_up": float("inf")}, "finite"), ({"speed_up": True}, "finite"), ({"speed_up": "9"}, "finite"),
         ({"speed_up": -3}, "at least 1"), ({"macs": -1}, "at least 0"), ({"params": float("nan")}, "finite"),
@@ -32,7 +36,8 @@ def test_a_malformed_budget_is_refused(arguments: dict[str, Any], message: str) 
 
 @pytest.mark.parametrize(
     "budget", [Budget(speed_up=9, min_units=3, scope="local"), Budget(macs=10**30),
-               Budget(params=5, round_to=8, max_ratio=0.5)]
+               Budget(params=5, round_to=8, max_ratio=0.5), Budget(latency_ms=1.5, tolerance=0.05),
+               Budget(speed_up_latency=2, round_to=16)]
 )  # fmt: skip
 def test_budget_json(budget: Budget) -> None:
     assert Budget.from_json(budget.to_json()) == budget
@@ -67,3 +72,14 @@ def test_what_is_said_to_be_reachable_can_be_asked_for(reached: int) -> None:
         value = float(said.partition("=")[2])
         if name != "speed_up" or value >= 1:
             assert Budget(**{name: value}).target(dense) >= reached  # type: ignore[arg-type]
+
+
+def test_only_a_latency_leaves_the_multiple_open() -> None:
+    assert Budget(speed_up=2).round_to == Budget(params=3).round_to == 1
+    assert Budget(latency_ms=2).round_to is None
+
+
+@pytest.mark.parametrize("dense", [0.004, 1.7])
+def test_a_latency_is_a_share_of_the_dense_one(dense: float) -> None:
+    assert Budget(speed_up_latency=4).share(dense) == 0.25
+    assert Budget(latency_ms=2.0).share(dense) == pytest.approx(0.002 / dense)

@@ -16,7 +16,7 @@ from .. import distributed
 from ..allocate import allocate
 from ..budget import Budget
 from ..compress import budget_of
-from ..errors import CheckpointError, ForceError, PlanError
+from ..errors import BudgetError, CheckpointError, ForceError, PlanError
 from ..methods import Method, get
 from ..plan import Plan, Selection
 from ..record import get_record
@@ -120,6 +120,11 @@ class Pruning:
             CheckpointError: training goes on after surgery, and the model was not cut.
         """
         require_bare(model)
+        if together and self.budget.quantity == "latency":
+            raise BudgetError(
+                f"{self.budget.words} with several processes: each would measure another time. Use a target in MACs or "
+                "parameters."
+            )
         self._release()
         self._model, self._optimizer, self._together = model, optimizer, together
         saved, self._saved = self._saved, None
@@ -131,7 +136,8 @@ class Pruning:
             return
         self.plan = self._given or self._traced(model)
         # The end would stumble over the same target and the same scores.
-        allocate(model, self.plan, self.method.scores(model, self.plan), budget=self.budget)
+        scores = self.method.scores(model, self.plan)
+        allocate(model, self.plan, scores, budget=self.budget, example_inputs=self.example_inputs)
         found = self.method.regularizer(model, self.plan, steps=step - self._begun)
         if found is not None and saved and saved["regularizer"] is not None:
             found.load_state_dict(saved["regularizer"])
@@ -157,7 +163,7 @@ class Pruning:
                 "stepped is not the one that training began with. Keep one optimizer for the whole training."
             )
         scores = self.method.scores(self._model, self.plan, regularizer=force)
-        selection = allocate(self._model, self.plan, scores, budget=self.budget)
+        selection = allocate(self._model, self.plan, scores, budget=self.budget, example_inputs=self.example_inputs)
         if self._together:
             selection = distributed.prune_(self._model, self.plan, selection, optimizer=self._optimizer)
         else:
