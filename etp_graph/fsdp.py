@@ -78,7 +78,7 @@ def prepare(
             values.update(all_tensors((source or build)()))
             odd = [n for n, shape in shapes.items() if n not in values or values[n].shape != shape or values[n].is_meta]
             if odd:
-                raise PlanError(f"{odd[0]} of build() has no counterpart with values in source(): build the same model.")
+                raise PlanError(f"{odd[0]} of build() has no values in source(): build the same model.")
 
     together(read, "Nothing was made.", group, PlanError)
     device = reshard.device_of(model)
@@ -122,10 +122,9 @@ def prune(
         The pruned model, in the mode of the old one, with its record of surgery.
 
     Raises:
-        PlanError: see :func:`etp_graph.distributed.prune_`; or the model has weight norms, or ``build`` does not build
-            it on the meta device. On all ranks, and nothing was changed.
+        PlanError: see :func:`etp_graph.distributed.prune_`; or the model has weight norms, or ``build`` makes another
+            architecture, or not on the meta device. On all ranks, and nothing was changed.
         SelectionError: the selection violates a constraint of the plan: on all ranks, and nothing was changed.
-        CheckpointError: ``build`` makes another architecture.
     """
     require_group()
     for module in model.modules():

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import (
@@ -24,6 +23,8 @@ from torch.distributed.checkpoint.state_dict import (
     get_optimizer_state_dict,
     set_optimizer_state_dict,
 )
+from torch.distributed.checkpoint.state_dict_loader import load as read_shards
+from torch.distributed.checkpoint.state_dict_saver import save as write_shards
 from torch.optim import Optimizer
 
 from . import reshard
@@ -34,6 +35,7 @@ from .ranks import Group, require_group, together
 from .restore import all_tensors, first_names
 
 _INDEX = ".metadata"
+_FAILURES = (OSError, RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError, CheckpointException)
 _FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
 
 
@@ -88,14 +90,12 @@ def save(
     if optimizer is not None:
         state["optimizer"] = get_optimizer_state_dict(model, optimizer, options=_FLAT)
     with _errors(folder):
-        dcp.save(state, checkpoint_id=temporary, process_group=group)
+        write_shards(state, checkpoint_id=temporary, process_group=group)
     together(end, "", group, CheckpointError)
     return folder
 
 
-def load(
-    path: str | os.PathLike[str], *, build: reshard.Build, shard: Callable[[nn.Module], object]
-) -> nn.Module:
+def load(path: str | os.PathLike[str], *, build: reshard.Build, shard: Callable[[nn.Module], object]) -> nn.Module:
     """The model that :func:`save` wrote, sharded among any number of ranks. Every rank calls this.
 
     Args:
@@ -116,7 +116,7 @@ def load(
     device = reshard.device_of(model)
     reshard.fill_(model, lambda name, like: torch.empty_like(like, device=device))
     with _errors(folder, reading=True):
-        dcp.load({"model": _stored(model)}, checkpoint_id=folder)
+        read_shards({"model": _stored(model)}, checkpoint_id=folder)
     return model
 
 
@@ -136,7 +136,7 @@ def load_optimizer_(model: nn.Module, optimizer: Optimizer, path: str | os.PathL
     folder = locate(path)
     with _errors(folder, reading=True):
         state = get_optimizer_state_dict(model, optimizer, options=_FLAT)
-        dcp.load({"optimizer": state}, checkpoint_id=folder)
+        read_shards({"optimizer": state}, checkpoint_id=folder)
         set_optimizer_state_dict(model, optimizer, state, options=_FLAT)
 
 
@@ -172,10 +172,10 @@ def _errors(folder: Path, *, reading: bool = False) -> Iterator[None]:
     """What goes wrong on disk, as an error of ours; PyTorch's own is no ``Exception``."""
     try:
         yield
-    except (OSError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError, EOFError, CheckpointException) as error:
+    except _FAILURES as error:
         if reading:
             raise CheckpointError(f"{folder}: cannot be read ({error}). Restore it from a copy.") from error
         raise CheckpointError(
-            f"{folder}: cannot be written ({error}). Check space and permissions there, and whether all processes live; "
-            "what was there before is still there."
+            f"{folder}: cannot be written ({error}). Check space and permissions there, and whether all processes "
+            "live; what was there before is still there."
         ) from error

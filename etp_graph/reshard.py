@@ -111,7 +111,7 @@ def cut_shard(old: Tensor, kept: Mapping[int, Tensor], like: Tensor) -> Tensor:
 
 
 def follow(optimizer: Optimizer, old: Mapping[str, Tensor], new: Mapping[str, Tensor], kept: Any) -> dict[str, Any]:
-    """The optimizer's state of the new parameters, by name; nothing changes yet. Every process of the mesh calls this."""
+    """The optimizer's state of the new parameters, by name; nothing changes yet. Every process calls this."""
     found = {}
     for name, parameter in old.items():
         state = optimizer.state.get(parameter)

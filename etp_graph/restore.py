@@ -65,7 +65,7 @@ def check_supported(model: object, *, sharded: bool = False) -> None:
 def restore_(model: nn.Module, manifest: Manifest, loaded: Mapping[str, Tensor]) -> None:
     """Turn the original architecture into the saved model, or raise :class:`CheckpointError` and change nothing.
 
-    Values on the meta device give an architecture on the meta device its shapes; buffers that are not stored keep theirs.
+    Values on the meta device give an architecture on it their shapes; buffers that are not stored keep their own.
     """
     check_supported(model)
     if get_record(model) != Record():

@@ -1,4 +1,4 @@
-"""Parameters that several processes share (DTensors, as FSDP2 makes them): who holds what, and sums over all of them."""
+"""Parameters that several processes share (DTensors, as FSDP2 makes them): who holds what, and sums over all."""
 
 from __future__ import annotations
 

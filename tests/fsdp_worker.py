@@ -103,7 +103,7 @@ class Life:
         return torch.optim.AdamW(model.parameters(), lr=0.01, eps=1e-3)  # noise in a gradient of zero stays noise
 
     def force(self, model: nn.Module, plan: etp.Plan) -> etp.Regularizer:
-        """The force; a schedule and two steps at once, where that is possible."""
+        """The force."""
         return etp.Regularizer(model, plan, beta=0.02, order="importance", refresh_every=1, mode=self.mode)
 
     def select(self, model: nn.Module, plan: etp.Plan, force: etp.Regularizer) -> etp.Selection:
@@ -154,7 +154,8 @@ class Counted:
         self.calls: list[str] = []
 
     def step(self, optimizer: torch.optim.Optimizer) -> None:
-        kept = {name: getattr(dist, name) for name in ("all_reduce", "all_gather_into_tensor", "all_gather", "broadcast")}
+        names = ("all_reduce", "all_gather_into_tensor", "all_gather", "broadcast")
+        kept = {name: getattr(dist, name) for name in names}
         for name, function in kept.items():
             setattr(dist, name, lambda *a, _name=name, _of=function, **k: (self.calls.append(_name), _of(*a, **k))[1])
         try:
