@@ -154,8 +154,8 @@ class Counted:
         self.calls: list[str] = []
 
     def step(self, optimizer: torch.optim.Optimizer) -> None:
-        names = ("all_reduce", "all_gather_into_tensor", "all_gather", "broadcast")
-        kept = {name: getattr(dist, name) for name in names}
+        names = "all_reduce all_gather_into_tensor all_gather_single all_gather broadcast".split()
+        kept = {name: getattr(dist, name) for name in names if hasattr(dist, name)}
         for name, function in kept.items():
             setattr(dist, name, lambda *a, _name=name, _of=function, **k: (self.calls.append(_name), _of(*a, **k))[1])
         try:
