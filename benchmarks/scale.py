@@ -34,7 +34,7 @@ class Network:
 
 
 def reduced(n_bytes: float, ranks: int, network: Network) -> float:
-    """Seconds of an all-reduce: each byte passes a link twice but for 1/n, and a tree sends 2·log2(n) times in a row."""
+    """Seconds of an all-reduce: each byte passes a link twice but for 1/n; a tree sends 2·log2(n) times in a row."""
     return 2 * (ranks - 1) / ranks * n_bytes / network.bandwidth + 2 * ceil(log2(ranks)) * network.latency
 
 
