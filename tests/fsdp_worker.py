@@ -11,54 +11,19 @@ from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
+from fsdp_models import BATCH, bert, cnn, llama, pictures, tokens
 from spawning import join_group
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, Partial, Shard
+from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard, distribute_tensor
 
 import etp_graph as etp
 from etp_graph import fsdp
 from etp_graph.record import get_record
 
-PRUNE, BATCH = 2, 8
+PRUNE = 2
 State = dict[str, Tensor]
-
-
-def cnn() -> nn.Module:
-    torch.manual_seed(1)
-    return nn.Sequential(
-        nn.Conv2d(2, 10, 3), nn.GELU(), nn.Conv2d(10, 7, 3), nn.GELU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
-        nn.Linear(7, 4),
-    )  # fmt: skip
-
-
-def bert() -> nn.Module:
-    from transformers import BertConfig, BertForSequenceClassification
-
-    torch.manual_seed(1)
-    return BertForSequenceClassification(BertConfig(
-        vocab_size=20, hidden_size=8, num_hidden_layers=2, num_attention_heads=4, intermediate_size=12, num_labels=4,
-        max_position_embeddings=8, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
-    ))  # fmt: skip
-
-
-def llama() -> nn.Module:
-    from transformers import LlamaConfig, LlamaForSequenceClassification
-
-    torch.manual_seed(1)
-    return LlamaForSequenceClassification(LlamaConfig(
-        vocab_size=20, hidden_size=16, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        intermediate_size=12, num_labels=4, max_position_embeddings=8, use_cache=False, pad_token_id=0,
-    ))  # fmt: skip
-
-
-def pictures(generator: torch.Generator) -> Tensor:
-    return torch.randn(BATCH, 2, 8, 8, generator=generator)
-
-
-def tokens(generator: torch.Generator) -> Tensor:
-    return torch.randint(1, 20, (BATCH, 6), generator=generator)
 
 
 LAYERS: dict[str, Callable[[Any], list[nn.Module]]] = {
@@ -210,11 +175,36 @@ def resume(life: Life, rank: int, size: int, folder: Path) -> None:
     torch.save(left, folder / f"{life}-resumed-{rank}.pt")
 
 
+GRIDS: list[tuple[Placement, Placement]] = [
+    (Shard(0), Shard(1)), (Shard(1), Shard(0)), (Shard(0), Shard(0)), (Replicate(), Shard(1)),
+    (Replicate(), Replicate()),
+]  # fmt: skip
+
+
+def grids(rank: int, size: int, folder: Path) -> None:
+    """One step of the force on models without FSDP, whose parameters lie on a grid of processes."""
+    mesh = init_device_mesh("cpu", (2, size // 2))
+    for number, placements in enumerate(GRIDS):
+        model = cnn().double()
+        plan = etp.trace(model, torch.zeros(1, 2, 8, 8, dtype=torch.float64), check=False)
+        for module in model:  # type: ignore[attr-defined]
+            for name, parameter in list(module.named_parameters()):
+                flat = [Shard(0) if p.is_shard() else p for p in placements]
+                where = placements if parameter.ndim > 1 else flat
+                setattr(module, name, nn.Parameter(distribute_tensor(parameter.detach(), mesh, where)))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        with etp.Regularizer(model, plan, beta=0.05, order="importance").attach(optimizer):
+            optimizer.step()
+        torch.save(whole(model), folder / f"grid-{number}-{rank}.pt")
+
+
 def all_lives(rank: int, size: int, folder: Path, lives: list[Life], again: bool) -> None:
     """What each process does."""
     join_group(rank, size, folder / f"store-{size}")
     for life in lives:
         (resume if again else live)(life, rank, size, folder)
+    if not again:
+        grids(rank, size, folder)
     dist.barrier()
     dist.destroy_process_group()
 

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from fsdp_worker import PRUNE, Life, all_lives, loss_of, mistakes
+from fsdp_models import cnn
+from fsdp_worker import GRIDS, PRUNE, Life, all_lives, loss_of, mistakes
 from spawning import spawn
 from torch import Tensor, nn
 
@@ -111,6 +112,20 @@ def test_every_combination(model: str, tmp_path: Path) -> None:
     run(lives, tmp_path)
     for life in lives:
         check(life, tmp_path)
+
+
+def test_any_grid_of_shards_and_copies_feels_the_force_of_one_process(folder: Path) -> None:
+    model = cnn().double()
+    plan = etp.trace(model, torch.zeros(1, 2, 8, 8, dtype=torch.float64), check=False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    before = [p.detach().clone() for p in model.parameters()]
+    with etp.Regularizer(model, plan, beta=0.05, order="importance").attach(optimizer):
+        optimizer.step()
+    assert any(not torch.equal(a, b) for a, b in zip(before, model.parameters()))
+    for file in sorted(folder.glob("grid-*.pt")):
+        for name, value in torch.load(file, weights_only=True).items():
+            torch.testing.assert_close(value, model.get_parameter(name).detach(), rtol=0, atol=1e-12)
+    assert len(list(folder.glob("grid-*.pt"))) == 4 * len(GRIDS)
 
 
 def test_a_step_takes_one_all_reduce_and_gathers_nothing(folder: Path) -> None:
