@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from .configured import some
 from .errors import ForceError, PlanError
 from .plan import Plan, as_tensor
+from .shards import is_sharded
 from .units import Units, extend
 
 
@@ -42,14 +43,23 @@ class Binding:
                 f"{apart[0]} is on {self.tensors[apart[0]].device}, other parameters are on {units.device}: "
                 "a force needs all parameters of a plan on one device."
             )
-        spoiled = [name for name, tensor in self.tensors.items() if not bool(tensor.isfinite().all())]
-        if spoiled:
+        if spoiled := self._spoiled():
             raise ForceError(f"{some(spoiled)} of the model: NaN or infinite values. Repair them before training on.")
         self._flags: tuple[bool, ...] | None = None
         self.active = torch.zeros(0, device="cpu")
         self.frozen: dict[str, tuple[str, ...]] = {}
         self.owner: dict[str, int] = {}
         self.refresh()
+
+    @torch.no_grad()
+    def _spoiled(self) -> list[str]:
+        """Names of parameters that are not finite; on all processes those of any, so that none waits for another."""
+        shards = self._units.shards
+        if shards is None:
+            return [name for name, tensor in self.tensors.items() if not bool(tensor.isfinite().all())]
+        flags = [(~shards.part(name, tensor).isfinite()).any() for name, tensor in self.tensors.items()]
+        found = shards.most(torch.stack(flags).float()).tolist()
+        return [name for name, spoiled in zip(self.tensors, found, strict=True) if spoiled]
 
     def refresh(self) -> bool:
         """Read anew which parameters are frozen; returns whether that has changed."""
@@ -79,6 +89,8 @@ class Binding:
                 where = "gone" if tensor is None else f"on {tensor.device}, was on {self._units.device}"
                 raise PlanError(f"{name} is {where}: make a new regularizer for the model as it is now.")
             if tensor is not self.tensors[name]:
+                if is_sharded(self.tensors[name]) and not is_sharded(tensor):
+                    raise ForceError(f"{name} is gathered on every process: call model.reshard() before the step.")
                 raise ForceError(f"{name} is another parameter than when the regularizer was made: make it anew.")
 
     def hold(self, optimizer: Optimizer) -> None:
@@ -112,10 +124,11 @@ class Binding:
             tensor = self.tensors[name]
             if tensor.grad is None:
                 tensor.grad = torch.zeros_like(tensor)
-            values = tensor.detach().sign() if signs else tensor.detach()
+            held, grad = self._units.part(name, tensor).detach(), self._units.part(name, tensor.grad)
+            values = held.sign() if signs else held
             for axis, part in parts[name]:
                 factor = part.to(tensor.dtype).view([-1 if d == axis else 1 for d in range(tensor.ndim)])
-                tensor.grad.addcmul_(values, factor)
+                grad.addcmul_(values, factor)
 
     @torch.no_grad()
     def scale_(self, factors: Mapping[int, Tensor]) -> None:

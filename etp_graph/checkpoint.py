@@ -55,14 +55,14 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, overwrite: bool = Fa
     tensors, aliases = _contents(model)
     stored = {name: _storable(tensor) for name, tensor in tensors.items()}
     with _storage_errors(folder):
-        _recover(folder)
+        recover(folder)
         _check_target(folder, overwrite)
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(8)}.tmp")
         try:
             temporary.mkdir()
             _write(temporary, stored, get_record(model), aliases)
-            _put(temporary, folder)
+            put(temporary, folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     return folder
@@ -85,16 +85,19 @@ def save_into(model: nn.Module, folder: str | os.PathLike[str]) -> None:
             (Path(temporary) / name).replace(target / name)
 
 
-def describe(model: nn.Module) -> Manifest:
-    """The manifest of the model as it is, for weights that something else stores: size and SHA-256 say nothing."""
-    stored, aliases = _contents(model)
+def describe(model: nn.Module, *, sharded: bool = False) -> Manifest:
+    """The manifest of the model as it is, for weights that something else stores: size and SHA-256 say nothing.
+
+    With ``sharded`` parameters may be shared among processes (FSDP2); their shapes are those of the whole.
+    """
+    stored, aliases = _contents(model, sharded=sharded)
     n_bytes = sum(tensor.numel() * tensor.element_size() for tensor in stored.values())
     return _manifest(get_record(model), stored, aliases, n_bytes=n_bytes, sha256="0" * 64)
 
 
-def _contents(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _contents(model: nn.Module, *, sharded: bool = False) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors that are stored, as they are in the model, and further names of tied ones."""
-    check_supported(model)
+    check_supported(model, sharded=sharded)
     record, tensors, persistent = get_record(model), all_tensors(model), persistent_names(model)
     names = [name for name in tensors if name in persistent or name in record.tensors]
     _check_record(model, record, names)
@@ -166,7 +169,7 @@ def _storage_errors(folder: Path) -> Iterator[None]:
         raise CheckpointError(f"{folder}: cannot be written ({error}). {remedy}") from error
 
 
-def _recover(folder: Path) -> None:
+def recover(folder: Path) -> None:
     """Put back the checkpoint that a save which died between its two renames left behind."""
     if not os.path.lexists(folder) and os.path.lexists(backup_of(folder)):
         backup_of(folder).rename(folder)
@@ -197,7 +200,7 @@ def _write(folder: Path, stored: dict[str, Tensor], record: Record, aliases: dic
     text.write_bytes(data)
     shutil.copymode(text, weights)  # safetensors makes its file private, whatever the umask says
     for file in (weights, text, folder):
-        _sync(file)
+        sync(file)
 
 
 def _manifest(
@@ -216,7 +219,7 @@ def _manifest(
     )
 
 
-def _put(new: Path, folder: Path) -> None:
+def put(new: Path, folder: Path) -> None:
     """Move the new checkpoint to its place. A folder cannot replace a folder, so the former one steps aside first."""
     backup = backup_of(folder)
     with ExitStack() as undo:
@@ -226,12 +229,12 @@ def _put(new: Path, folder: Path) -> None:
             undo.callback(backup.rename, folder)
         new.rename(folder)
         undo.callback(folder.rename, new)
-        _sync(folder.parent)
+        sync(folder.parent)
         undo.pop_all()
     shutil.rmtree(backup, ignore_errors=True)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Wait until a file, or the entries of a folder, are on the disk."""
     if os.name == "nt" and path.is_dir():
         return  # Windows cannot open folders

@@ -86,7 +86,7 @@ def compress(
         PlanError: nothing can be pruned, the plan is of another model, or ``train`` replaced parameters.
         ScoreError: the method's criterion cannot be computed for this model.
         CheckpointError: the folder belongs to another run or is damaged.
-        EtpError: ``evaluate`` gave something else than a finite number.
+        EtpError: ``evaluate`` gave something else than a finite number, or ``train`` left weights that are not finite.
         Exception: whatever ``train`` and ``evaluate`` raise. The steps finished before stay in the folder.
     """
     if torch.is_inference_mode_enabled():

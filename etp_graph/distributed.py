@@ -6,19 +6,17 @@ The force needs nothing from here: it depends on weights and learning rates alon
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from .errors import EtpError, PlanError
+from .errors import PlanError
 from .plan import Plan, Selection
+from .ranks import Group, agree, together
 from .surgery import prune_ as prune_here_
-
-Group = dist.ProcessGroup
 
 
 def prune_(
@@ -49,21 +47,9 @@ def prune_(
             which, and the models of the others are pruned.
         SelectionError: the selection violates a constraint of the plan: on all ranks, and no model was changed.
     """
-    if not dist.is_available() or not dist.is_initialized():
-        raise PlanError("there is no process group: call init_process_group first, or use etp_graph.prune_.")
-    reason = _attempt(lambda: plan.check(model))
-    found = _gather((reason, plan.fingerprint), group)
-    _raise_first([reason for reason, _ in found], "No model was changed.")
-    odd = [rank for rank, (_, fingerprint) in enumerate(found) if fingerprint != found[0][1]]
-    if odd:
-        raise PlanError(
-            f"the plan of rank {', '.join(map(str, odd))} is another than rank 0's: trace the same model with the same "
-            "example inputs and options on every rank, or send rank 0's plan (plan.to_json())."
-        )
-    chosen = _from_first(selection, group)
-    chosen.check(plan)
-    reason = _attempt(lambda: prune_here_(model, plan, chosen, optimizer=optimizer))
-    _raise_first([text for (text,) in _gather((reason,), group)], "The models of the other ranks are pruned.")
+    chosen = agree(model, plan, selection, group)
+    act = partial(prune_here_, model, plan, chosen, optimizer=optimizer)
+    together(act, "The models of the other ranks are pruned.", group, PlanError)
     return chosen
 
 
@@ -103,36 +89,3 @@ def _released(wrapped: DistributedDataParallel) -> dict[str, Any]:
         "find_unused_parameters": wrapped.find_unused_parameters, "static_graph": wrapped.static_graph,
         "gradient_as_bucket_view": wrapped.gradient_as_bucket_view, "mixed_precision": wrapped.mixed_precision,
     }  # fmt: skip
-
-
-def _attempt(action: Callable[[], object]) -> str:
-    """What went wrong, or nothing: an exception on one rank would leave the others waiting."""
-    try:
-        action()
-    except EtpError as error:
-        return str(error) or type(error).__name__
-    return ""
-
-
-def _gather(value: tuple[str, ...], group: Group | None) -> list[tuple[str, ...]]:
-    """The values of all ranks."""
-    found: list[Any] = [None] * dist.get_world_size(group)
-    dist.all_gather_object(found, value, group=group)
-    return found
-
-
-def _from_first(selection: Selection | None, group: Group | None) -> Selection:
-    """The selection of the group's first rank."""
-    mine = dist.get_rank(group) == 0
-    text = [selection.to_json() if mine and selection is not None else None]
-    dist.broadcast_object_list(text, src=dist.get_global_rank(group, 0) if group is not None else 0, group=group)
-    if text[0] is None:
-        raise PlanError("rank 0 has no selection: allocate there, and pass it.")
-    return Selection.from_json(text[0])
-
-
-def _raise_first(reasons: list[str], consequence: str) -> None:
-    """Raise on every rank what went wrong on some."""
-    bad = [rank for rank, reason in enumerate(reasons) if reason]
-    if bad:
-        raise PlanError(f"rank {', '.join(map(str, bad))}: {reasons[bad[0]]} {consequence}")

@@ -27,7 +27,7 @@ def axis_sums(value: Tensor, over: Sequence[int], transform: Callable[[Tensor], 
     a matrix-vector product: on a CPU several times as fast as sums over several axes, and in one pass.
     """
     dtype = torch.float64 if value.dtype == torch.float64 else torch.float32
-    if value.device.type != "cpu" or value.ndim < 2 or max(over) > 1 or not value.is_contiguous():
+    if value.device.type != "cpu" or value.ndim < 2 or max(over) > 1 or not value.is_contiguous() or not value.numel():
         full = value.to(dtype) if transform is None else transform(value.to(dtype))
         return [full.sum([d for d in range(full.ndim) if d != axis]) if full.ndim > 1 else full for axis in over]
     rows = value.view(value.shape[0], -1)
@@ -60,7 +60,8 @@ class Layout:
         self.over = tuple(over)
         self.vector = tensor.ndim == 1 and tensor.dtype in (torch.float32, torch.float64)
         self.order = sorted(range(tensor.ndim), key=lambda d: (-self.strides[d], d))
-        self.dense = tensor.ndim > 1 and tensor.permute(self.order).is_contiguous()
+        # a shard may be empty, and nothing can be viewed as a matrix of so many columns
+        self.dense = tensor.ndim > 1 and tensor.numel() > 0 and tensor.permute(self.order).is_contiguous()
         self._permuted = self.order != list(range(tensor.ndim))
         shape = [tensor.shape[d] for d in self.order]
         self.columns = prod(shape[1:])

@@ -14,6 +14,7 @@ from .errors import CheckpointError
 from .layers import editable
 from .manifest import DTYPES, Manifest
 from .record import Edit, Record, get_record, replace_data, set_record, write_attribute
+from .shards import is_sharded
 
 
 def all_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -38,13 +39,20 @@ def first_names(tensors: Mapping[str, Tensor], names: Iterable[str]) -> dict[str
     return {name: first.setdefault(_identity(tensors[name]), name) for name in names}
 
 
-def check_supported(model: object) -> None:
-    """Raise :class:`CheckpointError` unless this is a plain module in which every tensor is an ordinary one."""
+def check_supported(model: object, *, sharded: bool = False) -> None:
+    """Raise :class:`CheckpointError` unless this is a plain module in which every tensor is an ordinary one.
+
+    With ``sharded`` parameters that processes share (FSDP2) are ordinary, too.
+    """
     if not isinstance(model, nn.Module):
         raise CheckpointError(f"build: expected an nn.Module, got {type(model).__name__}; return the architecture.")
     if type(model).__name__ == "OptimizedModule" or isinstance(model, torch.jit.ScriptModule):
         raise CheckpointError(f"{type(model).__name__} is compiled; use the original module and compile it afterwards.")
     for name, tensor in all_tensors(model).items():
+        if is_sharded(tensor):
+            if sharded:
+                continue
+            raise CheckpointError(f"{name} is shared among processes (FSDP2): use etp_graph.fsdp.save and load.")
         if is_lazy(tensor) or type(tensor.data) is not Tensor or tensor.layout != torch.strided or tensor.is_quantized:
             kind = f"{type(tensor).__name__}, {tensor.layout}"
             raise CheckpointError(
@@ -55,13 +63,17 @@ def check_supported(model: object) -> None:
 
 
 def restore_(model: nn.Module, manifest: Manifest, loaded: Mapping[str, Tensor]) -> None:
-    """Turn the original architecture into the saved model, or raise :class:`CheckpointError` and change nothing."""
+    """Turn the original architecture into the saved model, or raise :class:`CheckpointError` and change nothing.
+
+    Values on the meta device give an architecture on it their shapes; buffers that are not stored keep their own.
+    """
     check_supported(model)
     if get_record(model) != Record():
         raise CheckpointError("build: this module was pruned before; give the original, unpruned architecture.")
     tensors = all_tensors(model)
     stored_as = {name: name for name in manifest.tensors} | dict(manifest.aliases)
-    _check_names(model, manifest, tensors, stored_as)
+    skeleton = any(value.is_meta for value in loaded.values())
+    _check_names(model, manifest, tensors, stored_as, skeleton=skeleton)
     _check_ties(tensors, stored_as)
     _check_shapes(manifest, tensors, stored_as)
     _check_edits(model, manifest.record.edits)
@@ -72,13 +84,18 @@ def restore_(model: nn.Module, manifest: Manifest, loaded: Mapping[str, Tensor])
 
 
 def _identity(tensor: Tensor) -> Hashable:
-    if tensor.is_meta or not tensor.numel():
+    if is_sharded(tensor) or tensor.is_meta or not tensor.numel():
         return id(tensor)
     return tensor.device, tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride()
 
 
 def _check_names(
-    model: nn.Module, manifest: Manifest, tensors: Mapping[str, Tensor], stored_as: Mapping[str, str]
+    model: nn.Module,
+    manifest: Manifest,
+    tensors: Mapping[str, Tensor],
+    stored_as: Mapping[str, str],
+    *,
+    skeleton: bool,
 ) -> None:
     """The checkpoint holds every tensor of the state, and besides only buffers that surgery cut."""
     needed = persistent_names(model)
@@ -92,7 +109,7 @@ def _check_names(
             raise CheckpointError(
                 f"{name} of this architecture is not in the checkpoint: build the one that was saved."
             )
-        if tensors[name].is_meta and name not in stored_as:
+        if tensors[name].is_meta and name not in stored_as and not skeleton:
             raise CheckpointError(f"{name} is on the meta device and not stored: build the model on a real device.")
 
 
@@ -155,7 +172,7 @@ def _check_edits(model: nn.Module, edits: Iterable[Edit]) -> None:
 
 def _stage(old: Tensor, value: Tensor) -> Tensor:
     """The value on the device and in the memory format of the old tensor."""
-    device = "cpu" if old.is_meta else old.device
+    device = value.device if value.is_meta else torch.device("cpu") if old.is_meta else old.device
     if old.shape == value.shape:
         new = torch.empty_like(old, device=device, requires_grad=False)
     else:

@@ -15,6 +15,7 @@ from .allocate import allocate
 from .budget import Budget
 from .calibration import Kept
 from .collect import Record, watch
+from .configured import some
 from .costs import Cost, CostModel
 from .errors import CheckpointError, EtpError, PlanError
 from .journal import Journal, Outcome
@@ -151,6 +152,7 @@ class Run:
     def _train(self, name: PhaseName) -> tuple[Outcome, Mapping[str, Tensor]]:
         self.model.train()
         phase = self._phase(name)
+        _check_finite(self.model, name)
         self.regularizer = phase.regularizer
         if self.regularizer is None:
             return {}, {}
@@ -232,6 +234,16 @@ class Run:
 def _packed(plan: Plan) -> Tensor:
     """The plan's JSON as bytes, uint8 [length]: it is kept beside the states of the generators."""
     return torch.frombuffer(bytearray(plan.to_json().encode()), dtype=torch.uint8)
+
+
+def _check_finite(model: nn.Module, name: str) -> None:
+    """Raise before a diverged training is written down, from which no run could go on."""
+    spoiled = [key for key, value in model.named_parameters() if not bool(value.isfinite().all())]
+    if spoiled:
+        raise EtpError(
+            f"training in the {name} phase left NaN or infinite values in {some(spoiled)}: lower the learning rate, or "
+            "the method's beta. A checkpoint stays at the step before."
+        )
 
 
 def _number(value: object, stage: str) -> float:

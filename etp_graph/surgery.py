@@ -18,9 +18,10 @@ from .adapters import replace_, replaceable
 from .errors import PlanError
 from .plan import ACTIVATION, Plan, Selection, named_tensors
 from .record import Edit, Record, get_record, read_attribute, replace_data, set_record, write_attribute
+from .shards import is_sharded
 from .units import Axis, attribute_units, axes, extend
 
-_NORMED = ".parametrizations.weight.original1"
+NORMED = ".parametrizations.weight.original1"
 
 
 _CHUNK = 1 << 20
@@ -28,7 +29,7 @@ _CHUNK = 1 << 20
 
 
 @dataclass(slots=True)
-class _Cut:
+class Cut:
     """The positions of one tensor that stay, by axis."""
 
     tensor: Tensor
@@ -86,13 +87,15 @@ def prune_(
         )
     plan.check(model)
     selection.check(plan)
+    if shared := [name for name, tensor in named_tensors(model) if is_sharded(tensor)]:
+        raise PlanError(f"{shared[0]} is shared among processes (FSDP2): use etp_graph.fsdp.prune, which rebuilds.")
     keep = extend(selection.flat(plan), True)
     tensors = dict(named_tensors(model))
-    cuts = _cuts(plan, tensors, keep)
+    cuts = find_cuts(plan, tensors, keep)
     edits = _edits(model, plan, keep)
     changed = {name.rpartition(".")[0] for name in cuts} | {edit.module for edit in edits}
     standins = [name for name in replaceable(model) if any(at == name or at.startswith(f"{name}.") for at in changed)]
-    states = _states(optimizer, cuts) if optimizer is not None else []
+    states = find_states(optimizer, cuts) if optimizer is not None else []
     rescaled = _weight_norms(cuts, tensors)
     _reserve(cuts)
     replace_(model, standins)
@@ -106,17 +109,18 @@ def prune_(
     _remember(model, plan, selection, edits, set(cuts), standins)
 
 
-def _cuts(plan: Plan, tensors: Mapping[str, Tensor], keep: Tensor) -> dict[str, _Cut]:
-    cuts: dict[str, _Cut] = {}
+def find_cuts(plan: Plan, tensors: Mapping[str, Tensor], keep: Tensor) -> dict[str, Cut]:
+    """What is cut of which tensor, given ``keep`` bool [n_units + 1] whose last entry is True."""
+    cuts: dict[str, Cut] = {}
     for name, parts in axes(plan).items():
         kept = {part.axis: mask.nonzero().flatten() for part in parts if not bool((mask := part.kept(keep)).all())}
         if kept:
             device = tensors[name].device
-            cuts[name] = _Cut(tensors[name], {axis: index.to(device) for axis, index in kept.items()})
+            cuts[name] = Cut(tensors[name], {axis: index.to(device) for axis, index in kept.items()})
     return cuts
 
 
-def _reserve(cuts: Mapping[str, _Cut]) -> None:
+def _reserve(cuts: Mapping[str, Cut]) -> None:
     """Raise now, while nothing has changed, if the memory for the largest new tensor cannot be had.
 
     Every later step frees at least as much as it takes.
@@ -127,7 +131,7 @@ def _reserve(cuts: Mapping[str, _Cut]) -> None:
         largest.tensor.new_empty(largest.shape)
 
 
-def _commit(tensor: Tensor, cut: _Cut) -> None:
+def _commit(tensor: Tensor, cut: Cut) -> None:
     """The smaller tensor and its gradient in place of the old ones."""
     grad = None if tensor.grad is None else cut.apply(tensor.grad.to_dense())  # embeddings may have sparse gradients
     tensor.grad = None
@@ -148,7 +152,7 @@ def _edits(model: nn.Module, plan: Plan, keep: Tensor) -> list[Edit]:
     return edits
 
 
-def _states(optimizer: torch.optim.Optimizer, cuts: Mapping[str, _Cut]) -> list[tuple[dict[str, Any], str, _Cut]]:
+def find_states(optimizer: torch.optim.Optimizer, cuts: Mapping[str, Cut]) -> list[tuple[dict[str, Any], str, Cut]]:
     """Every entry of the optimizer's state that has the shape of a parameter that is cut."""
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     names = {id(cut.tensor): name for name, cut in cuts.items()}
@@ -177,14 +181,14 @@ def _states(optimizer: torch.optim.Optimizer, cuts: Mapping[str, _Cut]) -> list[
     return found
 
 
-def _weight_norms(cuts: Mapping[str, _Cut], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _weight_norms(cuts: Mapping[str, Cut], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Magnitudes of weight-normalised layers, before their own cut, so that the weights that stay are what they were.
 
     weight = g * v / ||v||: without its removed inputs v is shorter, and g shrinks in proportion.
     """
     rescaled = {}
     for name, cut in cuts.items():
-        if not name.endswith(_NORMED):
+        if not name.endswith(NORMED):
             continue
         magnitude = name[: -len("1")] + "0"
         g = tensors[magnitude].detach()

@@ -19,6 +19,7 @@ from torch import LongTensor, Tensor, nn
 from .kernels import Layout, axis_sums, scale_, square_sums
 from .placing import Placed, layered, length
 from .plan import Plan, as_tensor, named_tensors
+from .shards import Shards, any_sharded
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +104,8 @@ class Units:
         axes: of every sliced parameter (buffers are not among them), by name, the sliced axes, each with the number
             of its layers.
         dtype: of the vectors: float64 if a sliced parameter is float64, else float32 (also for bfloat16 weights).
+        shards: who holds what of parameters that are DTensors; ``None`` if there are none. Sums then take the part
+            of this process, and are added up over all; every process has to call them.
     """
 
     def __init__(
@@ -119,12 +122,32 @@ class Units:
         double = any(parameters[name].dtype == torch.float64 for name in found)
         self.dtype = torch.float64 if double else torch.float32
         self.axes = {name: tuple((part.axis, len(part.layers)) for part in parts) for name, parts in found.items()}
-        layers: list[Tensor] = [layer for parts in found.values() for axis in parts for layer in axis.layers]
+        held = {name: parameters[name] for name in found}
+        self.shards = Shards(held) if any_sharded(held) else None
+        layers: list[Tensor] = [layer for parts in found.values() for axis in parts for layer in self._held(axis)]
         none = torch.zeros(0, dtype=torch.int64, device="cpu")
         # 32 bits, because this is all that a regularizer adds to the memory of a model that grows with its width
         self._index = (torch.cat(layers) if layers else none).to(self.device, torch.int32)
         self._lengths = [len(layer) for layer in layers]
+        self._rows = self._index if self.shards is None else self._index + self._offsets(self.shards)
         self._layouts: dict[str, Layout] = {}
+
+    def _held(self, axis: Axis) -> Iterable[Tensor]:
+        """The layers of an axis, as far as this process holds the axis."""
+        if self.shards is None:
+            return axis.layers
+        here = self.shards.held[axis.tensor][axis.axis]
+        return [layer[here.start : here.stop] for layer in axis.layers]
+
+    def _offsets(self, shards: Shards) -> Tensor:
+        """Where the row of sums begins that each position goes to, int32 [positions]."""
+        counts = [sum(self._lengths[span]) for span in self._pieces()]
+        rows = torch.tensor([shards.row[name] * (self.n_units + 1) for name in self.axes], dtype=torch.int32)
+        return rows.repeat_interleave(torch.tensor(counts, dtype=torch.int64)).to(self.device)
+
+    def part(self, name: str, tensor: Tensor) -> Tensor:
+        """What this process holds of a parameter or of a tensor of its shape, sharing memory: all, if not sharded."""
+        return tensor if self.shards is None else self.shards.part(name, tensor)
 
     def tensors(self, model: nn.Module) -> dict[str, Tensor]:
         """The sliced parameters of the model, by name."""
@@ -150,27 +173,33 @@ class Units:
         sums: list[Tensor] = []
         for name, value in values.items() if isinstance(values, Mapping) else values:
             names.append(name)
-            found = axis_sums(value, [axis for axis, _ in self.axes[name]], transform)
+            found = axis_sums(self.part(name, value), [axis for axis, _ in self.axes[name]], transform)
             for (_, layers), total in zip(self.axes[name], found, strict=True):
                 sums += [total.to(self.device)] * layers
-        index = self._index
+        index = self._rows
         if names != list(self.axes):
             starts = dict(zip(self.axes, self._spans(), strict=True))
-            none = self._index[:0]
-            index = torch.cat([none, *(self._index[starts[name]] for name in names)])
+            index = torch.cat([self._rows[:0], *(self._rows[starts[name]] for name in names)])
         return self._collect(sums, index)
 
     def _spans(self) -> list[slice]:
         """Where the positions of each parameter stand among all positions."""
         ends = list(itertools.accumulate(self._lengths, initial=0))
+        return [slice(ends[piece.start], ends[piece.stop]) for piece in self._pieces()]
+
+    def _pieces(self) -> list[slice]:
+        """Where the layers of each parameter stand among all layers."""
         counts = itertools.accumulate((sum(n for _, n in parts) for parts in self.axes.values()), initial=0)
-        return [slice(ends[a], ends[b]) for a, b in itertools.pairwise(counts)]
+        return [slice(a, b) for a, b in itertools.pairwise(counts)]
 
     def _collect(self, sums: list[Tensor], index: Tensor) -> Tensor:
         if not sums:
             return torch.zeros(self.n_units, dtype=self.dtype, device=self.device)
         flat = torch.cat(sums)
-        return flat.new_zeros(self.n_units + 1).index_add(0, index, flat)[:-1]
+        if self.shards is None:
+            return flat.new_zeros(self.n_units + 1).index_add(0, index, flat)[:-1]
+        rows = flat.new_zeros(self.shards.n_rows * (self.n_units + 1)).index_add(0, index, flat)
+        return self.shards.total(rows.view(self.shards.n_rows, -1)[:, :-1])
 
     @torch.no_grad()
     def squares(self, tensors: Mapping[str, Tensor]) -> Tensor:
@@ -179,12 +208,14 @@ class Units:
         Args:
             tensors: every sliced parameter, by name, in the order of :attr:`axes`.
         """
+        if self.shards is not None:
+            tensors = {name: self.part(name, tensor) for name, tensor in tensors.items()}
         found = square_sums([(self._layout(name, tensor), tensor.detach()) for name, tensor in tensors.items()])
         sums: list[Tensor] = []
         for name, totals in zip(tensors, found, strict=True):
             for (_, layers), total in zip(self.axes[name], totals, strict=True):
                 sums += [total] * layers
-        return self._collect(sums, self._index)
+        return self._collect(sums, self._rows)
 
     def _layout(self, name: str, tensor: Tensor) -> Layout:
         known = self._layouts.get(name)
@@ -211,6 +242,8 @@ class Units:
     def scale_(self, tensors: Mapping[str, Tensor], factors: Tensor) -> None:
         """Multiply every slice of every unit in these tensors by its factor [n_units + 1]; the last entry is 1."""
         parts = self.positions(factors)
+        if self.shards is not None:
+            tensors = {name: self.part(name, tensor) for name, tensor in tensors.items()}
         held = []
         for name, tensor in tensors.items():
             mine = parts[name]

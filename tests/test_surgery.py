@@ -238,7 +238,7 @@ def test_cutting_in_pieces_is_cutting(form: torch.memory_format, monkeypatch: py
     torch.manual_seed(0)
     tensor = torch.randn(7, 5, 3, 2).to(memory_format=form)
     kept = {0: torch.tensor([0, 2, 3, 6]), 1: torch.tensor([1, 4]), 3: torch.tensor([1])}
-    cut = surgery._Cut(tensor, kept)
+    cut = surgery.Cut(tensor, kept)
     found = cut.apply(tensor)
     assert torch.equal(found, tensor[kept[0]][:, kept[1]][..., kept[3]]) and tuple(found.shape) == cut.shape
     assert found.is_contiguous(memory_format=form)

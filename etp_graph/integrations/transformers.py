@@ -18,7 +18,7 @@ from ..errors import CheckpointError, PlanError
 from ..manifest import MANIFEST_FILE
 from ..record import Record, get_record
 from .core import Epochs, Pruning
-from .state import read_state, write_state
+from .state import STATE_FILE, read_state, write_state
 
 try:
     from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -27,7 +27,7 @@ except ModuleNotFoundError as error:
         "etp_graph.integrations.transformers needs transformers and accelerate: pip install 'etp-graph[transformers]'."
     ) from error
 
-__all__ = ["Epochs", "PruningCallback"]
+__all__ = ["Epochs", "PruningCallback", "last_checkpoint"]
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -132,6 +132,18 @@ class PruningCallback(Pruning, TrainerCallback):
                 handle.remove()
 
         handle = register_module_forward_pre_hook(look)
+
+
+def last_checkpoint(folder: str | os.PathLike[str]) -> Path | None:
+    """The newest checkpoint in the trainer's output folder that was written to its end; ``None`` if there is none.
+
+    The state of the pruning is written last, so a checkpoint during which the process died lacks it. The trainer's own
+    search (``resume_from_checkpoint=True``) would take that one.
+    """
+    if not Path(folder).is_dir():
+        return None
+    found = {int(c.name.rpartition("-")[2]): c for c in Path(folder).glob("checkpoint-*") if c.name[11:].isdecimal()}
+    return next((found[step] for step in sorted(found, reverse=True) if (found[step] / STATE_FILE).is_file()), None)
 
 
 def _check_run(args: TrainingArguments, state: TrainerState) -> None:
