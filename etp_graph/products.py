@@ -216,15 +216,21 @@ def terms(
             continue
         shape = products[0].shape
         moving = sorted({d for product in products for label in product.labels for d in varying(label)})
-        kept = [shape[d] for d in moving]
         name = f"{ACTIVATION}{number}"
-        for held, product in zip(maps, products, strict=True):
-            for label in product.labels if moving else ():  # an axis of one position cannot lose it
-                small = label.permute(_front(moving, label.ndim)).reshape([label.shape[d] for d in moving])
-                held.setdefault(name, []).append(small.expand(kept).reshape(-1))
-        axes = ((name, 0),) if moving else ()
-        sizes |= {name: prod(kept)} if moving else {}
-        found.append(Op(name=products[0].name, coefficient=prod(shape) // prod(kept), axes=axes))
+        # Units along different axes leave a product of counts; units that lie across several make one axis of them.
+        apart = all(len(varying(label)) <= 1 for product in products for label in product.labels)
+        runs = [[d] for d in moving] if apart else [moving] * bool(moving)
+        names = [name if len(runs) == 1 else f"{name}.{run[0]}" for run in runs]
+        for axis, run in zip(names, runs, strict=True):
+            kept = [shape[d] for d in run]
+            sizes[axis] = prod(kept)
+            for held, product in zip(maps, products, strict=True):
+                for label in product.labels:
+                    if not apart or varying(label) == run:
+                        small = label.permute(_front(run, label.ndim)).reshape([label.shape[d] for d in run])
+                        held.setdefault(axis, []).append(small.expand(kept).reshape(-1))
+        coefficient = prod(shape) // prod(shape[d] for d in moving)
+        found.append(Op(name=products[0].name, coefficient=coefficient, axes=tuple((axis, 0) for axis in names)))
     return tuple(found), sizes, maps
 
 
