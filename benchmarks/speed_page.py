@@ -17,7 +17,7 @@ _HEAD = """# Speed
 
 Made by `python -m benchmarks.speed`; the numbers are in `benchmarks/results/speed-cpu.json`.
 
-All figures come from one run on one machine ({cpu}, {cores} cores; torch {torch}, torch-pruning {torch-pruning}), each
+All figures come from one machine ({cpu}, {cores} cores; torch {torch}, torch-pruning {torch-pruning}), each
 measurement in a process of its own; medians of {repetitions} repetitions in which the things that are compared take
 turns. Ratios mean something elsewhere; seconds do not.
 
