@@ -41,7 +41,7 @@ A weight whose units lie along one axis (attention, feed-forward) is read once a
 squares are then written to a buffer that stays in the cache and summed twice, and the weight is multiplied twice,
 because PyTorch has no operator that sums a matrix along both axes, or scales it along both, in one pass. That is where
 the ratio for ResNet-50 comes from; as a share of a training step it is small. Models of many small layers, as
-ResNet-56, pay for calls, not for memory: about 20 microseconds for each parameter tensor and step.
+ResNet-56, pay for calls, not for memory.
 """
 
 

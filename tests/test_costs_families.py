@@ -143,9 +143,8 @@ class NarrowGraph(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        geometric = pytest.importorskip("torch_geometric.nn")
-        self.first = geometric.GATConv(5, 8, heads=2)
-        self.last = geometric.GATConv(16, 1, heads=1, concat=False)
+        self.first = pyg.GATConv(5, 8, heads=2)
+        self.last = pyg.GATConv(16, 1, heads=1, concat=False)
 
     def forward(self, x: Tensor, edges: Tensor) -> Tensor:
         out: Tensor = self.last(self.first(x, edges).relu(), edges)
