@@ -8,19 +8,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-from .apart import conditions, run_apart
-from .models import FAMILIES, registry
+from .apart import add_arguments, add_models, begin, measure_all, models
+from .models import registry
 
 RESULTS = Path("benchmarks/results/coverage.json")
 RATIO = 0.3
@@ -122,60 +117,27 @@ def _shapes(x: Any) -> str:
 
 
 def main() -> None:
+    from .coverage_page import write_page
+
     parser = argparse.ArgumentParser(prog="python -m benchmarks.coverage", description=__doc__.splitlines()[0])
-    parser.add_argument("--models", nargs="*", default=None, help="names from the registry; default: all")
-    parser.add_argument("--families", nargs="*", default=None, choices=list(FAMILIES), help="default: all")
-    parser.add_argument("--out", type=Path, default=Path("docs/coverage.md"), help="the page")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="the measurements, as JSON")
-    parser.add_argument("--limit-seconds", type=float, default=60.0, help="for Torch-Pruning, each model")
+    add_models(parser)
     parser.add_argument("--our-limit-seconds", type=float, default=600.0, help="for each of our measurements")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="measurements at a time")
-    parser.add_argument("--threads", type=int, default=1, help="of each measurement")
-    parser.add_argument("--resume", action="store_true", help="keep what the JSON file has")
-    parser.add_argument("--one", help=argparse.SUPPRESS)
+    add_arguments(parser, results=RESULTS, out=Path("docs/coverage.md"), limit=60.0)
     options = parser.parse_args()
     if options.one:
         sys.stdout.write(json.dumps(measure(Setting(**json.loads(options.one)))) + "\n")
         return
-    entries = registry()
-    chosen = options.families or FAMILIES
-    names = options.models or [name for name, entry in entries.items() if entry.family in chosen and name not in HUGE]
-    unknown = sorted(set(names) - set(entries))
-    if unknown:
-        parser.error(f"unknown models {unknown}; choose from {', '.join(entries)}")
-    measurements = [Setting(probe=probe, model=name, threads=options.threads) for name in names for probe in PROBES]
-    _measure_all(measurements, options)
+    names = models(parser, options, but=HUGE)
+    todo = [Setting(probe=probe, model=name, threads=options.threads) for name in names for probe in PROBES]
+    body = begin(options, limit_seconds=options.limit_seconds, jobs=options.jobs)
 
+    def limit(setting: Setting) -> float:
+        found = options.limit_seconds if setting.probe == "torch_pruning" else options.our_limit_seconds
+        return float(found)
 
-def _measure_all(todo: list[Setting], options: argparse.Namespace) -> None:
-    from .coverage_page import write_page
-
-    found: dict[str, Any] = {}
-    body = {"conditions": conditions(), "limit_seconds": options.limit_seconds, "jobs": options.jobs, "seconds": 0.0}
-    if options.resume and options.results.exists():
-        body = json.loads(options.results.read_text())
-        found = body["measurements"]
-    options.results.parent.mkdir(parents=True, exist_ok=True)
-    columns = (TextColumn("{task.description:30}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    console = Console(stderr=True)
-    missing = [setting for setting in todo if setting.key not in found]
-    start, before = time.perf_counter(), body["seconds"]
-    with Progress(*columns, console=console) as progress, ThreadPoolExecutor(options.jobs) as pool:
-        task = progress.add_task("", total=len(todo), completed=len(todo) - len(missing))
-        runs = {pool.submit(_apart, setting, options): setting for setting in missing}
-        for run in as_completed(runs):
-            found[runs[run].key] = run.result()
-            body |= {"measurements": found, "seconds": before + time.perf_counter() - start}
-            options.results.write_text(json.dumps(body, indent=1) + "\n")
-            progress.update(task, advance=1, description=runs[run].key)
-    if found:
-        write_page(body | {"measurements": found}, options.out)
-        console.print(f"wrote {options.out} and {options.results}")
-
-
-def _apart(setting: Setting, options: argparse.Namespace) -> dict[str, Any]:
-    limit = options.limit_seconds if setting.probe == "torch_pruning" else options.our_limit_seconds
-    return run_apart("benchmarks.coverage", asdict(setting), limit=limit, threads=setting.threads)
+    measure_all("benchmarks.coverage", todo, body, options.results, limit=limit, jobs=options.jobs)
+    write_page(body, options.out)
+    sys.stderr.write(f"wrote {options.out} and {options.results}\n")
 
 
 if __name__ == "__main__":

@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,16 +19,14 @@ from types import TracebackType
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import Tensor, nn
 
 import etp_graph as etp
 from etp_graph.forward import outputs, run
 from etp_graph.sampling import random_selection, randomize_
 
-from .apart import conditions, run_apart
-from .models import FAMILIES, Entry, registry
+from .apart import add_arguments, add_models, begin, measure_all, models
+from .models import Entry, registry
 
 RESULTS = Path("benchmarks/results/export.json")
 RATIO = 0.4
@@ -125,29 +121,29 @@ def measure(setting: Setting) -> dict[str, Any]:
 
 
 def main() -> None:
+    from .export_page import write_page
+
     parser = argparse.ArgumentParser(prog="python -m benchmarks.export", description=__doc__.splitlines()[0])
-    parser.add_argument("--models", nargs="*", default=None, help="names from the registry; default: all")
-    parser.add_argument("--families", nargs="*", default=None, choices=list(FAMILIES), help="default: all")
+    add_models(parser)
     parser.add_argument("--ways", nargs="*", default=list(USUAL), choices=list(WAYS), help="where the models go")
-    parser.add_argument("--out", type=Path, default=Path("docs/export.md"), help="the page whose table is written")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="the measurements, as JSON")
-    parser.add_argument("--limit-seconds", type=float, default=600.0, help="for each measurement")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="measurements at a time")
-    parser.add_argument("--threads", type=int, default=1, help="of each measurement")
-    parser.add_argument("--resume", action="store_true", help="keep what the JSON file has")
-    parser.add_argument("--one", help=argparse.SUPPRESS)
+    add_arguments(parser, results=RESULTS, out=Path("docs/export.md"), limit=600.0)
     options = parser.parse_args()
     if options.one:
         sys.excepthook = _briefly
         answer = measure(Setting(**json.loads(options.one)))
         sys.stdout.write("\n" + json.dumps(answer) + "\n")  # some exporters leave a line unfinished
         return
-    entries = registry()
-    chosen = options.families or FAMILIES
-    names = options.models or [name for name, entry in entries.items() if entry.family in chosen and name not in HUGE]
-    if unknown := sorted(set(names) - set(entries)):
-        parser.error(f"unknown models {unknown}; choose from {', '.join(entries)}")
-    _measure_all(names, options)
+    body = begin(options)
+    body["conditions"] |= {name: version(name) for name in ("onnxscript", "onnxruntime") if find_spec(name)}
+    pairs = [(name, way) for name in models(parser, options, but=HUGE) for way in options.ways]
+    for pruned in (True, False):  # the dense model where the pruned one fails
+        todo = [Setting(model=name, way=way, pruned=pruned, threads=options.threads) for name, way in pairs]
+        limit = float(options.limit_seconds)
+        measure_all("benchmarks.export", todo, body, options.results, limit=lambda _, s=limit: s, jobs=options.jobs)  # type: ignore[misc]
+        keys = (setting.key for setting in todo)
+        pairs = [pair for pair, key in zip(pairs, keys, strict=True) if not passed(body["measurements"][key])]
+    write_page(body, options.out)
+    sys.stderr.write(f"wrote {options.out} and {options.results}\n")
 
 
 def _briefly(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
@@ -155,44 +151,6 @@ def _briefly(kind: type[BaseException], error: BaseException, trace: TracebackTy
     while error.__cause__ is not None:
         error = error.__cause__
     sys.stderr.write(f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}\n")
-
-
-def _measure_all(names: list[str], options: argparse.Namespace) -> None:
-    from .export_page import write_page
-
-    converters = {name: version(name) for name in ("onnxscript", "onnxruntime") if find_spec(name)}
-    body: dict[str, Any] = {"conditions": conditions() | converters, "measurements": {}}
-    if options.resume and options.results.exists():
-        body = json.loads(options.results.read_text())
-    found = body["measurements"]
-    options.results.parent.mkdir(parents=True, exist_ok=True)
-    todo = [(name, way) for name in names for way in options.ways]
-    columns = (TextColumn("{task.description:30}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console) as progress, ThreadPoolExecutor(options.jobs) as pool:
-        task = progress.add_task("", total=len(todo))
-        runs = {pool.submit(_pair, name, way, dict(found), options): name for name, way in todo}
-        for each in as_completed(runs):
-            found |= each.result()
-            options.results.write_text(json.dumps(body, indent=1) + "\n")
-            progress.update(task, advance=1, description=runs[each])
-    write_page(body, options.out)
-    console.print(f"wrote {options.out} and {options.results}")
-
-
-def _pair(name: str, way: str, known: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
-    """The pruned model, and the dense one where the pruned one fails."""
-    found: dict[str, Any] = {}
-    for pruned in (True, False):
-        setting = Setting(model=name, way=way, pruned=pruned, threads=options.threads)
-        if setting.key not in known:
-            answer = run_apart(
-                "benchmarks.export", asdict(setting), limit=options.limit_seconds, threads=options.threads
-            )
-            found[setting.key] = answer
-        if passed((found | known)[setting.key]):
-            break
-    return found
 
 
 def passed(answer: dict[str, Any]) -> bool:

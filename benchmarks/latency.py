@@ -13,14 +13,11 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-from .apart import conditions, run_apart
+from .apart import add_arguments, begin, measure_all
 
 RESULTS = Path("benchmarks/results/latency-cpu.json")
 MODELS = ("ResNet-50", "MobileNet-V3", "BERT-base", "ViT-B/16")
@@ -100,51 +97,27 @@ def measure(setting: Setting) -> dict[str, Any]:
 
 
 def main() -> None:
+    from .latency_page import table, write_page
+
     parser = argparse.ArgumentParser(prog="python -m benchmarks.latency", description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, nargs="*", default=[1])
     parser.add_argument("--repetitions", type=int, default=30)
-    parser.add_argument("--limit-seconds", type=float, default=1200.0, help="for each model")
     parser.add_argument("--models", nargs="*", default=list(MODELS), choices=MODELS, help="default: all")
     parser.add_argument("--small", action="store_true", help="small inputs, to try the command")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="the measurements, as JSON")
-    parser.add_argument("--out", type=Path, default=Path("docs/latency.md"), help="the page")
-    parser.add_argument("--resume", action="store_true", help="keep what the JSON file has")
-    parser.add_argument("--one", help=argparse.SUPPRESS)
+    add_arguments(parser, results=RESULTS, out=Path("docs/latency.md"), limit=1200.0)
     options = parser.parse_args()
     if options.one:
         sys.stdout.write(json.dumps(measure(Setting(**json.loads(options.one)))) + "\n")
         return
-    _measure_all(options)
-
-
-def _measure_all(options: argparse.Namespace) -> None:
-    from .latency_page import table, write_page
-
-    body: dict[str, Any] = {
-        "conditions": conditions(), "repetitions": options.repetitions, "small": options.small, "measurements": {},
-    }  # fmt: skip
-    if options.resume and options.results.exists():
-        body = json.loads(options.results.read_text())
     todo = [
         Setting(model=model, threads=threads, repetitions=options.repetitions, small=options.small)
         for threads in options.threads for model in options.models
     ]  # fmt: skip
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description:20}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    options.results.parent.mkdir(parents=True, exist_ok=True)
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task("", total=len(todo))
-        for setting in todo:
-            progress.update(task, description=setting.key)
-            if setting.key not in body["measurements"]:
-                body["measurements"][setting.key] = run_apart(
-                    "benchmarks.latency", asdict(setting), limit=options.limit_seconds, threads=setting.threads
-                )
-            options.results.write_text(json.dumps(body, indent=1) + "\n")
-            progress.advance(task)
+    body = begin(options, repetitions=options.repetitions, small=options.small)
+    measure_all("benchmarks.latency", todo, body, options.results, limit=lambda _: float(options.limit_seconds))
     write_page(body, options.out)
     sys.stdout.write(table(body["measurements"]) + "\n")
-    console.print(f"wrote {options.out} and {options.results}")
+    sys.stderr.write(f"wrote {options.out} and {options.results}\n")
 
 
 if __name__ == "__main__":

@@ -9,15 +9,11 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-from .apart import conditions, run_apart
+from .apart import add_arguments, begin, measure_all
 
 RESULTS = Path("benchmarks/results/speed-cpu.json")
 STEPS = ("ResNet-56, batch 128 at 32", "ResNet-50, batch 8 at 224", "ViT-B/16, batch 4", "BERT-base, 8 x 64 tokens")
@@ -56,53 +52,26 @@ def measure(setting: Setting) -> dict[str, Any]:
 
 
 def main() -> None:
+    from .speed_page import table, write_page
+
     parser = argparse.ArgumentParser(prog="python -m benchmarks.speed", description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, nargs="*", default=[1, 2], help="targets are for one")
     parser.add_argument("--repetitions", type=int, default=7)
-    parser.add_argument("--limit-seconds", type=float, default=300.0, help="for each measurement")
     parser.add_argument("--probes", nargs="*", default=list(PROBES), choices=list(PROBES), help="default: all")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="the measurements, as JSON")
-    parser.add_argument("--out", type=Path, default=Path("docs/speed.md"), help="the page")
-    parser.add_argument("--resume", action="store_true", help="keep what the JSON file has")
-    parser.add_argument("--one", help=argparse.SUPPRESS)
+    add_arguments(parser, results=RESULTS, out=Path("docs/speed.md"), limit=300.0)
     options = parser.parse_args()
     if options.one:
         sys.stdout.write(json.dumps(measure(Setting(**json.loads(options.one)))) + "\n")
         return
-    _measure_all(options)
-
-
-def _measure_all(options: argparse.Namespace) -> None:
-    from .speed_page import table, write_page
-
-    body: dict[str, Any] = {"conditions": conditions(), "repetitions": options.repetitions, "seconds": 0.0}
-    found: dict[str, Any] = {}
-    if options.resume and options.results.exists():
-        body = json.loads(options.results.read_text())
-        found = body["measurements"]
     todo = [
         Setting(probe=probe, model=model, threads=threads, repetitions=options.repetitions)
         for threads in options.threads for probe in options.probes for model in PROBES[probe]
     ]  # fmt: skip
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description:45}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    start, before = time.perf_counter(), body["seconds"]
-    options.results.parent.mkdir(parents=True, exist_ok=True)
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task("", total=len(todo))
-        for setting in todo:
-            progress.update(task, description=setting.key)
-            if setting.key not in found:
-                limit = options.limit_seconds
-                found[setting.key] = run_apart(
-                    "benchmarks.speed", asdict(setting), limit=limit, threads=setting.threads
-                )
-            body |= {"measurements": found, "seconds": before + time.perf_counter() - start}
-            options.results.write_text(json.dumps(body, indent=1) + "\n")
-            progress.advance(task)
+    body = begin(options, repetitions=options.repetitions)
+    measure_all("benchmarks.speed", todo, body, options.results, limit=lambda _: float(options.limit_seconds))
     write_page(body, options.out)
-    sys.stdout.write(table(found) + "\n")
-    console.print(f"wrote {options.out} and {options.results}")
+    sys.stdout.write(table(body["measurements"]) + "\n")
+    sys.stderr.write(f"wrote {options.out} and {options.results}\n")
 
 
 if __name__ == "__main__":
