@@ -82,7 +82,7 @@ def run_all(todo: Sequence[Config], out: Path, *, console: Console, blind: bool 
                 file.write(json.dumps(record) + "\n")
             records.append(json.loads(json.dumps(record)))
             bar.advance(line)
-            console.print(f"{what}: {_summary(record)}", highlight=False)
+            console.print(f"{what}: {_summary(record)}", highlight=False, markup=False)
     return len(missing)
 
 
