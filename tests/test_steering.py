@@ -119,6 +119,19 @@ def test_the_path_is_followed(path: schedules.Schedule) -> None:
             assert at_zero(model, plan) <= dense - path(done / steps) * (dense - target) + 1
 
 
+@pytest.mark.parametrize("steps", [1, 2, 7, 23, 61])
+def test_any_number_of_steps_ends_at_the_budget_and_training_may_go_on(steps: int) -> None:
+    model, plan = toy(), toy_plan()
+    target = BUDGET.target(CostModel(plan).dense)
+    path = schedules.Cubic(end=1.0)
+    with steered(model, plan, steps=steps, schedule=path).attach(optimizer := momentum(model)):
+        train(model, optimizer, batches(steps))
+        assert at_zero(model, plan) <= target
+        for batch in batches(5):
+            train(model, optimizer, [batch])
+            assert at_zero(model, plan) <= target
+
+
 def test_it_does_not_depend_on_the_learning_rate() -> None:
     plan, found = toy_plan(), []
     for rate in (0.0, 1e-6, 1.0):
@@ -155,18 +168,19 @@ def test_a_loss_that_brings_units_back_is_answered() -> None:
     assert at_zero(model, plan) <= BUDGET.target(CostModel(plan).dense)
 
 
+@pytest.mark.parametrize("kappa", ["sqrt", "mean"])
 @pytest.mark.parametrize("stop", [1, 2, 7])
-def test_a_resumed_run_is_the_uninterrupted_one(stop: int) -> None:
+def test_a_resumed_run_is_the_uninterrupted_one(stop: int, kappa: str) -> None:
     plan, data = toy_plan(), batches(STEPS)
     whole, part = toy(), toy()
-    with steered(whole, plan).attach(optimizer := momentum(whole)):
+    with steered(whole, plan, kappa=kappa).attach(optimizer := momentum(whole)):
         train(whole, optimizer, data)
-    first = steered(part, plan).attach(optimizer := momentum(part))
+    first = steered(part, plan, kappa=kappa).attach(optimizer := momentum(part))
     train(part, optimizer, data[:stop])
     state, weights, moments = first.state_dict(), copy.deepcopy(part.state_dict()), optimizer.state_dict()
     fresh = toy()
     fresh.load_state_dict(weights)
-    second = steered(fresh, plan)
+    second = steered(fresh, plan, kappa=kappa)
     second.load_state_dict(state)
     optimizer = momentum(fresh)
     optimizer.load_state_dict(moments)
@@ -235,6 +249,25 @@ def test_what_makes_no_sense_is_refused(changed: dict[str, Any], words: str) -> 
     with pytest.raises(ForceError, match=words):
         steered(model, plan, **changed)
     assert same(model, toy())
+
+
+def test_the_mean_norm_makes_groups_of_any_scale_alike() -> None:
+    plan, found = toy_plan(), []
+    for scale in (1.0, 100.0):
+        model = toy()
+        with torch.no_grad():
+            model.conv1.weight.mul_(scale)
+            model.norm.weight.mul_(scale)
+            model.norm.bias.mul_(scale)
+            model.conv2.weight.mul_(scale)
+            model.conv2.bias.mul_(scale)
+            model.linear.weight.mul_(1 / scale)
+        regularizer = Regularizer(model, plan, kappa="mean")
+        means = [norms_of(model, plan)[span].mean() for group, span in plan.spans() if group.locked is None]
+        for (group, span), mean in zip(plan.spans(), means, strict=False):
+            assert torch.allclose(regularizer.kappa[span].double(), mean.expand(group.n_units))
+        found.append(means)
+    assert found[0] != found[1]
 
 
 def test_a_budget_out_of_reach_is_found_before_training() -> None:
