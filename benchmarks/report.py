@@ -35,7 +35,7 @@ def page(records: Sequence[Record], *, figures: Sequence[str] = ()) -> str:
 
 
 def index(pages: Mapping[str, Sequence[Record]]) -> str:
-    """The list of all pages: what was measured, and how etp compares with DepGraph and Torque."""
+    """The list of all pages: what was measured, and how etp compares."""
     lines = [
         "# Results", "",
         "Made by `python -m benchmarks.report` from the lines in `benchmarks/results/runs`; every page names its "
@@ -103,12 +103,7 @@ def _marks(found: Sequence[Cell], speed_up: float, metric: Mapping[str, Any]) ->
     own = next((cell for cell in found if cell.method == "etp" and cell.speed_up == speed_up and cell.ok), None)
     if own is None:
         return []
-    return [
-        f"- etp against {name}"
-        + (f" ({other.method})" if (other := rival(found, name, speed_up)) else "")
-        + f": {_against(own, other, metric)}"
-        for name in RIVALS
-    ]
+    return [f"- etp against {name}" + f": {_against(own, rival(found, name, speed_up), metric)}" for name in RIVALS]
 
 
 def _against(own: Cell, other: Cell | None, metric: Mapping[str, Any]) -> str:

@@ -28,7 +28,7 @@ from .paper import ERRATA, TABLES, Row
 from .report import PAGES, by_scale
 from .run import RUNS, read
 from .strength import reference
-from .summary import Cell, Record, cells, rival
+from .summary import RIVALS, Cell, Record, cells, rival
 from .tasks import SCALES, TASKS, Task, TaskUnavailableError, make
 from .training import checkpoint, train
 
@@ -52,7 +52,7 @@ def _cells(row: Row, records: Sequence[Record]) -> list[str]:
     scales = by_scale(own)
     found = cells(scales.get("paper") or scales.get("cpu") or [])
     etp = next((c for c in found if c.method == "etp" and c.speed_up == row.speed_up and c.ok), None)
-    peer = rival(found, "DepGraph", row.speed_up)
+    peer = next((r for name in list(RIVALS)[:2] if (r := rival(found, name, row.speed_up))), None)
     small = "paper" not in scales
     status = "recipe only" if etp is None else ("reproduced small" if small else "reproduced")
     return [row.what, _change(etp), row.published or OPEN, _change(peer, named=True), status]

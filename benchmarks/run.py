@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from .contestants import UNPRUNED, known
+from .distill import SUFFIX
 from .protocol import TUNING_SEED, Config, Protocol, Trial
 from .tasks import SCALES, TASKS, Recipe, Scale, TaskUnavailableError, make
 
@@ -43,7 +44,7 @@ def configs(
     for seed in seeds:
         for speed_up in speeds:
             for method in methods:
-                factor = 1.0 if method == UNPRUNED else speed_up
+                factor = 1.0 if method.removesuffix(SUFFIX) == UNPRUNED else speed_up
                 config = Config(task=task, scale=scale, method=method, speed_up=factor, seed=seed)
                 found.setdefault(config.key, config)
     return list(found.values())
@@ -98,6 +99,10 @@ def _summary(record: Record) -> str:
     )
 
 
+def _names() -> str:
+    return ", ".join(name for name in known() if not name.endswith(SUFFIX)) + f"; each also with {SUFFIX} behind it"
+
+
 def _scale(name: str) -> Scale:
     return next(scale for scale in SCALES if scale == name)
 
@@ -108,7 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("task", choices=list(TASKS))
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), metavar="NAME", help=", ".join(known()))
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), metavar="NAME", help=_names())
     parser.add_argument("--speed-ups", nargs="+", type=float, metavar="X", help="dense over pruned MACs")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N", help="default 0")
     parser.add_argument("--scale", choices=SCALES, default="cpu")
@@ -117,7 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     unknown = sorted(set(options.methods) - set(known()))
     if unknown:
-        parser.error(f"unknown methods {unknown}; known are {', '.join(known())}")
+        parser.error(f"unknown methods {unknown}; known are {_names()}")
     if TUNING_SEED in options.seeds:
         parser.error(f"seed {TUNING_SEED} is that of the tuning trials")
     os.environ["OMP_NUM_THREADS"] = str(options.threads)  # of the process that checks the peers

@@ -83,6 +83,7 @@ class Task(ABC):
         speed_ups: dense over pruned MACs, where nothing else is asked for.
         prune: kinds of units, see :func:`etp_graph.trace`; ``None``: the usual ones.
         ignore: modules whose units all stay.
+        classes: whether the model's output are logits over classes in its last dimension.
         seeds_note: what the checkpoint is.
     """
 
@@ -93,6 +94,7 @@ class Task(ABC):
     speed_ups: tuple[float, ...]
     prune: Sequence[str] | None = None
     ignore: Sequence[str] = ()
+    classes = True
     checkpoint_note = "trained by this benchmark with seed 0 and cached"
 
     def __init__(self, scale: Scale) -> None:

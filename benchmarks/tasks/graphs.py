@@ -67,6 +67,7 @@ class Tolokers(GraphTask):
 
     name = "tolokers"
     metric = Metric(name="ROC AUC", percent=True)
+    classes = False  # one logit
     speed_ups = (3.0, 9.0)
 
     def __init__(self, scale: Scale) -> None:
@@ -141,6 +142,7 @@ class PPI(Task):
     name = "ppi"
     title = "GAT (4 heads of 256) on PPI"
     metric = Metric(name="micro F1")
+    classes = False  # a logit for each of 121 labels
     speed_ups = (9.0, 12.0)
     prune = ("heads", "head_dims", "neurons")
 
