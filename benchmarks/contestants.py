@@ -19,7 +19,7 @@ from .baselines import torch_pruning
 from .distill import SUFFIX, Distillation
 from .measure import Counter
 from .strength import reference
-from .tasks.base import Task
+from .tasks.base import SMALL, Task
 from .training import train
 from .variants import STUDY
 
@@ -32,6 +32,8 @@ VARIANTS: Mapping[str, Method] = {
     **STUDY,
 }
 UNPRUNED = "dense"
+RATES = (0.3, 1.0, 3.0, 9.0)
+"""Learning rates that `small-dense` tries, as multiples of the one of the wide network."""
 CALIBRATION = 4
 """Batches that a criterion sees which needs data."""
 
@@ -51,7 +53,9 @@ def library_method(name: str) -> Method | None:
 
 
 def tunable(name: str) -> bool:
-    """Whether the contestant has a strength that somebody has to choose."""
+    """Whether the contestant has a strength (or, with fresh weights, a learning rate) that somebody has to choose."""
+    if name.removesuffix(SUFFIX) == SMALL:
+        return True
     method = library_method(name)
     return name.removesuffix(SUFFIX) in torch_pruning.PEERS or (
         method is not None and method.force is not None and not method.steered
@@ -101,14 +105,14 @@ class Contest:
         self.distilled = False
 
     def run(self, name: str, push: float | None) -> Finished:
-        """The small network; ``push`` is that of its strength, if it has one."""
+        """The small network; ``push`` is that of its strength, if it has one (of `small-dense`: of its rate)."""
         torch.manual_seed(self.seed)
         self.distilled = name.endswith(SUFFIX)
         name = name.removesuffix(SUFFIX)
         if name == UNPRUNED:
             return self._dense()
-        if name == "small-dense":
-            return self._small()
+        if name == SMALL:
+            return self._small(1.0 if push is None else push)
         if name in torch_pruning.PEERS:
             return self._peer(torch_pruning.PEERS[name], push)
         method = library_method(name)
@@ -122,7 +126,7 @@ class Contest:
         self.watch("finetuned", model)
         return Finished(model=model, macs=self.start.macs)
 
-    def _small(self) -> Finished:
+    def _small(self, push: float) -> Finished:
         """Fresh weights, every group narrowed alike until the MACs are met, trained from scratch."""
         model = self.task.build().to(self.task.device).eval()
         plan = etp.trace(model, self.start.example, prune=self.task.prune, ignore=self.task.ignore, check=False)
@@ -131,14 +135,14 @@ class Contest:
         selection = etp.allocate(model, plan, scores, budget=budget)
         macs = etp.cost(model, plan, selection).macs
         etp.prune_(model, plan, selection)
-        recipe = self.task.recipe
+        recipe, peak = self.task.recipe, push * self.task.recipe.dense_rate
         with self._teacher(model) as teacher:
             train(
-                self.task, model, steps=recipe.scratch_steps, peak=recipe.dense_rate, seed=self.seed, start=0,
+                self.task, model, steps=recipe.scratch_steps, peak=peak, seed=self.seed, start=0,
                 penalty=None if teacher is None else teacher.penalty,
             )  # fmt: skip
         self.watch("finetuned", model)
-        return Finished(model=model, macs=macs)
+        return Finished(model=model, strength=peak, macs=macs)
 
     def _library(self, method: Method, push: float | None) -> Finished:
         """This library's pipeline, as users call it."""

@@ -21,10 +21,10 @@ from etp_graph.errors import EtpError
 
 from .baselines.check import impossible
 from .baselines.torch_pruning import PEERS
-from .contestants import UNPRUNED, Contest, Finished, Stage, Start, tunable
+from .contestants import RATES, UNPRUNED, Contest, Finished, Stage, Start, tunable
 from .distill import SUFFIX
 from .measure import commit, conditions, p50_latencies, parameters
-from .tasks.base import Part, Task
+from .tasks.base import SMALL, Part, Task
 from .training import checkpoint
 
 TUNING_SEED = 1_000
@@ -94,11 +94,12 @@ class Protocol:
         return record
 
     def tune(self, config: Config) -> list[Trial]:
-        """Every push of the recipe on the short schedule; the test part is not looked at."""
+        """Every push of the recipe (or learning rate) on the short schedule; the test part is not looked at."""
         short = copy.copy(self.task)
         short.recipe = self.task.recipe.trial()
         found = []
-        for push in self.task.recipe.pushes:
+        fresh = config.method.removesuffix(SUFFIX) == SMALL
+        for push in RATES if fresh else self.task.recipe.pushes:
             try:
                 finished = self._contest(short, config, TUNING_SEED, push, {})
                 found.append(Trial(push=push, value=self.task.evaluate(finished.model, "val")))

@@ -21,6 +21,7 @@ from .contestants import UNPRUNED, known
 from .distill import SUFFIX
 from .protocol import TUNING_SEED, Config, Protocol, Trial
 from .tasks import SCALES, TASKS, Recipe, Scale, TaskUnavailableError, make
+from .tasks.base import concerns
 
 RUNS = Path("benchmarks/results/runs")
 METHODS = ("dense", "small-dense", "random", "l1-uniform", "tp-groupnorm", "torque", "etp")
@@ -52,10 +53,10 @@ def configs(
 
 def earlier_trials(config: Config, records: Iterable[Record], recipe: Recipe) -> list[Trial]:
     """The trials of another seed under the same recipe: tuning has a seed of its own, it would give the same again."""
-    same = json.loads(json.dumps(asdict(recipe)))
+    same = concerns(json.loads(json.dumps(asdict(recipe))), config.method)
     for record in records:
         if (
-            record["recipe"] == same
+            concerns(record["recipe"], config.method) == same
             and record.get("trials")
             and Config(**{**record["config"], "seed": config.seed}).key == config.key
         ):

@@ -22,7 +22,7 @@ _SMOKE = Recipe(
     finetune_rate=5e-3, tune_share=0.5, pushes=(1.0,), **_COMMON,
 )  # fmt: skip
 _CPU = Recipe(
-    dense_steps=200, sparse_steps=120, finetune_steps=120, scratch_steps=400, dense_rate=1e-2, sparse_rate=5e-3,
+    dense_steps=200, sparse_steps=120, finetune_steps=120, scratch_steps=440, dense_rate=1e-2, sparse_rate=5e-3,
     finetune_rate=5e-3, tune_share=0.3, **_COMMON,
 )  # fmt: skip
 _PAPER = Recipe(
