@@ -40,7 +40,7 @@ def _choice(name: str, value: object, choices: tuple[str, ...]) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RegularizerSettings(Composed):
-    """See :class:`etp_graph.Regularizer` for each field. Raises :class:`ForceError` for values out of range."""
+    """As in :class:`etp_graph.Regularizer`. Raises :class:`etp_graph.ForceError` for values out of range."""
 
     readers: ClassVar = {
         "force": forces.from_json, "schedule": schedules.from_json, "budget": Budget.from_json,

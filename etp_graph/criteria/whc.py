@@ -10,7 +10,7 @@ from .gram import relation_scores
 
 
 def whc(model: nn.Module, plan: Plan, *, normalize: Normalize = "mean") -> Tensor:
-    """‖w_u‖ Σ_{v≠u} ‖w_v‖ (1 − |cos(w_u, w_v)|) within the group (WHC: Chen et al. 2023), over all slices of a unit.
+    """``‖w_u‖ Σ_{v≠u} ‖w_v‖ (1 − |cos(w_u, w_v)|)`` in the group, over all slices of a unit (WHC: Chen et al. 2023).
 
     The norm of a unit, times its dissimilarity to all others, each weighted with the other's norm.
 
