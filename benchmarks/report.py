@@ -35,8 +35,12 @@ def page(records: Sequence[Record], *, figures: Sequence[str] = ()) -> str:
     return "\n".join(lines)
 
 
-def index(pages: Mapping[str, Sequence[Record]]) -> str:
-    """The list of all pages: what was measured, and how etp compares."""
+MORE = {"papers": "Beside the papers' tables", "study": "The study behind `etp`", "gradual": "Single weights or units"}
+"""Pages that other commands make, by name."""
+
+
+def index(pages: Mapping[str, Sequence[Record]], more: Iterable[str] = ()) -> str:
+    """The list of all pages: what was measured, and how etp compares; ``more``: names of further pages."""
     lines = [
         "# Results", "",
         "Made by `python -m benchmarks.report` from the lines in `benchmarks/results/runs`; every page names its "
@@ -54,7 +58,7 @@ def index(pages: Mapping[str, Sequence[Record]]) -> str:
                 f"[{records[0]['title']}]({name}.md)", metric["name"], f"{cell.speed_up:g}x",
                 with_spread(spread, metric), *against, str(spread.n if spread else 0),
             )))  # fmt: skip
-    return "\n".join([*lines, ""])
+    return "\n".join([*lines, "", *(f"- [{MORE[name]}]({name}.md)" for name in more), ""])
 
 
 def _introduction(records: Sequence[Record]) -> list[str]:
@@ -188,7 +192,8 @@ def write(runs: Path, out: Path) -> list[Path]:
         path = out / f"{name}.md"
         path.write_text(page(records, figures=[f"images/{f}" for f in figures if f]), encoding="utf8")
         written.append(path)
-    (out / "index.md").write_text(index(pages), encoding="utf8")
+    more = [name for name in MORE if (out / f"{name}.md").exists()]
+    (out / "index.md").write_text(index(pages, more), encoding="utf8")
     return [*written, out / "index.md"]
 
 
