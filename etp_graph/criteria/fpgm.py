@@ -15,8 +15,8 @@ def fpgm(model: nn.Module, plan: Plan, *, normalize: Normalize = "mean") -> Tens
     The units with the lowest sums lie at the geometric median: the others can stand in for them.
 
     ``normalize`` is as for :func:`magnitude`, since the sums grow with the width of a group. Scores are float
-    [plan.n_units]; they take memory for n² numbers of the widest group. Raises :class:`PlanError` if the plan is not of
-    this model, :class:`ScoreError` if a parameter is not finite or ``normalize`` is unknown.
+    [plan.n_units]; they take memory for n² numbers of the widest group. Raises :class:`etp_graph.PlanError` if the plan
+    is not of this model, :class:`etp_graph.ScoreError` if a parameter is not finite or ``normalize`` is unknown.
     """
 
     def sums(products: Tensor) -> Tensor:

@@ -15,8 +15,8 @@ def whc(model: nn.Module, plan: Plan, *, normalize: Normalize = "mean") -> Tenso
     The norm of a unit, times its dissimilarity to all others, each weighted with the other's norm.
 
     ``normalize`` is as for :func:`magnitude`, since the sums grow with the width of a group. Scores are float
-    [plan.n_units]; they take memory for n² numbers of the widest group. Raises :class:`PlanError` if the plan is not of
-    this model, :class:`ScoreError` if a parameter is not finite or ``normalize`` is unknown.
+    [plan.n_units]; they take memory for n² numbers of the widest group. Raises :class:`etp_graph.PlanError` if the plan
+    is not of this model, :class:`etp_graph.ScoreError` if a parameter is not finite or ``normalize`` is unknown.
     """
 
     def sums(products: Tensor) -> Tensor:
