@@ -73,6 +73,7 @@ class Protocol:
         self.task, self.blind = task, blind
         begin = perf_counter()
         self.start = Start(task, checkpoint(task))
+        self.seed = 0
         self.seconds_checkpoint = perf_counter() - begin
         self._dense: dict[str, float] = {}
 
@@ -93,8 +94,14 @@ class Protocol:
         record["seconds"] = round(perf_counter() - begin, 1)
         return record
 
+    def begin_with(self, seed: int) -> None:
+        """Take the checkpoint of this seed, in tasks where each has its own."""
+        if self.task.own_checkpoints and seed != self.seed:
+            self.start, self.seed, self._dense = Start(self.task, checkpoint(self.task, seed)), seed, {}
+
     def tune(self, config: Config) -> list[Trial]:
         """Every push of the recipe (or learning rate) on the short schedule; the test part is not looked at."""
+        self.begin_with(TUNING_SEED)
         short = copy.copy(self.task)
         short.recipe = self.task.recipe.trial()
         found = []
@@ -130,6 +137,7 @@ class Protocol:
             trials = list(trials) or self.tune(config)
             push = self.best(trials)
         tuned = perf_counter()
+        self.begin_with(config.seed)
         stages: dict[Stage, nn.Module] = {}
         finished = self._contest(self.task, config, config.seed, push, stages)
         trained = perf_counter()

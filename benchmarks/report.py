@@ -65,7 +65,7 @@ def _introduction(records: Sequence[Record]) -> list[str]:
     metric = records[0]["metric"]
     better = "more is better" if metric["higher"] else "less is better"
     unit = ", in percent" if metric["percent"] else ""
-    dense = Spread.of([record["test"]["dense"] for record in records if record["status"] == "ok"][:1])
+    dense = Spread.of(list(dict.fromkeys(record["test"]["dense"] for record in records if record["status"] == "ok")))
     start = f" The checkpoint has {with_spread(dense, metric)}." if dense else ""
     return [
         f"{metric['name']}{unit} on the test part ({better}): before surgery (after sparse training), right after "
@@ -135,7 +135,7 @@ def _conditions(records: Sequence[Record], config: Mapping[str, Any]) -> list[st
     lines = [
         f"- `{command}`, {sum(record['seconds'] for record in records) / 60:.0f} minutes in all.",
         f"- Checkpoint: {records[0]['checkpoint']}. Seeds vary the order of the data and all that is random in a "
-        "method, not the checkpoint.",
+        f"method{'' if 'seed of the run' in records[0]['checkpoint'] else ', not the checkpoint'}.",
         f"- Every method: {recipe['sparse_steps']} + {recipe['finetune_steps']} steps of {recipe['batch_size']} "
         f"examples in the same order, {recipe['optimizer']}, learning rates up to {recipe['sparse_rate']:g} and "
         f"{recipe['finetune_rate']:g}; methods without a force take all of them after surgery. *small-dense* trains "

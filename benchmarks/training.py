@@ -106,21 +106,23 @@ def cache_root() -> Path:
     return (Path(base).expanduser() if base else Path.home() / ".cache") / "etp_graph" / "benchmarks"
 
 
-def checkpoint(task: Task) -> nn.Module:
-    """The trained network that every method begins with; trained once with seed 0, then read from the cache."""
+def checkpoint(task: Task, seed: int = 0) -> nn.Module:
+    """The trained network that every method begins with; trained once with the seed, then read from the cache."""
     recipe = task.recipe
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     model = task.start().to(task.device)
     if not recipe.dense_steps:
         return model.eval()
     settings = {name: value for name, value in asdict(recipe).items() if name in _DENSE}
     key = {"recipe": settings, "task": task.name, "scale": task.scale, "model": _shapes(model)}
+    if seed:
+        key["seed"] = seed
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
     path = cache_root() / f"{task.name}-{task.scale}-{digest}.safetensors"
     if path.is_file():
         load_model(model, path)
         return model.eval()
-    train(task, model, steps=recipe.dense_steps, peak=recipe.dense_rate, seed=0, start=0)
+    train(task, model, steps=recipe.dense_steps, peak=recipe.dense_rate, seed=seed, start=0)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(f".{os.getpid()}")
     save_model(model, str(partial))

@@ -204,6 +204,25 @@ def test_a_checkpoint_is_trained_once(toy: Toy) -> None:
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
 
 
+def test_seeds_have_checkpoints_of_their_own_where_nothing_else_varies(
+    toy: Toy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = Protocol(toy)
+    plain.begin_with(1)
+    assert plain.seed == 0
+    monkeypatch.setattr(toy, "own_checkpoints", True, raising=False)
+    bench = Protocol(toy)
+    seen = []
+    for seed in (0, 1, protocol.TUNING_SEED, 0):
+        bench.begin_with(seed)
+        seen.append(torch.cat([p.detach().flatten() for p in bench.start.dense.parameters()]))
+    assert torch.equal(seen[0], seen[3])
+    assert not torch.equal(seen[0], seen[1])
+    assert not torch.equal(seen[1], seen[2])
+    bench.run(config("torque", seed=1))  # tuned with the tuning seed's
+    assert bench.seed == 1
+
+
 # The runner.
 
 

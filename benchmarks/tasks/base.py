@@ -91,8 +91,9 @@ class Task(ABC):
         speed_ups: dense over pruned MACs, where nothing else is asked for.
         prune: kinds of units, see :func:`etp_graph.trace`; ``None``: the usual ones.
         ignore: modules whose units all stay.
+        own_checkpoints: every seed begins with a checkpoint of its own, because nothing else depends on the seed.
         classes: whether the model's output are logits over classes in its last dimension.
-        seeds_note: what the checkpoint is.
+        checkpoint_note: what the checkpoint is.
     """
 
     name: str
@@ -103,6 +104,7 @@ class Task(ABC):
     prune: Sequence[str] | None = None
     ignore: Sequence[str] = ()
     classes = True
+    own_checkpoints = False
     checkpoint_note = "trained by this benchmark with seed 0 and cached"
 
     def __init__(self, scale: Scale) -> None:
