@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
-from .run import RUNS, read
+from .run import GRADUAL, RUNS, files, read
 from .summary import RIVALS, Cell, Record, Spread, cells, difference, rival
 
 PAGES = Path("docs/results")
@@ -34,8 +34,11 @@ def page(records: Sequence[Record], *, figures: Sequence[str] = ()) -> str:
     return "\n".join(lines)
 
 
-def index(pages: Mapping[str, Sequence[Record]]) -> str:
-    """The list of all pages: what was measured, and how etp compares with DepGraph and Torque."""
+def index(pages: Mapping[str, Sequence[Record]], *, others: Sequence[str] = ()) -> str:
+    """The list of all pages: what was measured, and how etp compares with DepGraph and Torque.
+
+    ``others`` are pages of experiments of their own.
+    """
     lines = [
         "# Results", "",
         "Made by `python -m benchmarks.report` from the lines in `benchmarks/results/runs`; every page names its "
@@ -53,6 +56,9 @@ def index(pages: Mapping[str, Sequence[Record]]) -> str:
                 f"[{records[0]['title']}]({name}.md)", metric["name"], f"{cell.speed_up:g}x", _spread(spread, metric),
                 *against, str(spread.n if spread else 0),
             )))  # fmt: skip
+    if others:
+        names = ", ".join(f"[{Path(name).stem}]({name})" for name in others)
+        lines += ["", f"Experiments of their own: {names}."]
     return "\n".join([*lines, ""])
 
 
@@ -181,7 +187,7 @@ def write(runs: Path, out: Path) -> list[Path]:
     from .plots import plot_curves, plot_latency
 
     pages: dict[str, list[Record]] = {}
-    for file in sorted(runs.glob("*.jsonl")):
+    for file in files(runs):
         for scale, records in by_scale(read(file)).items():
             pages[file.stem if scale == "cpu" else f"{file.stem}-{scale}"] = records
     (out / "images").mkdir(parents=True, exist_ok=True)
@@ -191,7 +197,8 @@ def write(runs: Path, out: Path) -> list[Path]:
         path = out / f"{name}.md"
         path.write_text(page(records, figures=[f"images/{f}" for f in figures if f]), encoding="utf8")
         written.append(path)
-    (out / "index.md").write_text(index(pages), encoding="utf8")
+    others = [f"{GRADUAL}.md"] if (out / f"{GRADUAL}.md").exists() else []
+    (out / "index.md").write_text(index(pages, others=others), encoding="utf8")
     return [*written, out / "index.md"]
 
 

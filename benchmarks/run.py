@@ -22,6 +22,8 @@ from .protocol import TUNING_SEED, Config, Protocol, Trial
 from .tasks import SCALES, TASKS, Recipe, Scale, TaskUnavailableError, make
 
 RUNS = Path("benchmarks/results/runs")
+GRADUAL = "gradual"
+"""The file of :mod:`benchmarks.gradual`, an experiment with a page of its own."""
 METHODS = ("dense", "small-dense", "random", "l1-uniform", "tp-groupnorm", "torque", "etp")
 """What is run where nothing else is asked for."""
 Record = dict[str, Any]
@@ -32,6 +34,11 @@ def read(path: Path) -> list[Record]:
     if not path.exists():
         return []
     return [json.loads(line) for line in path.read_text(encoding="utf8").splitlines() if line.strip()]
+
+
+def files(runs: Path) -> list[Path]:
+    """The files of this comparison in a folder."""
+    return [file for file in sorted(runs.glob("*.jsonl")) if file.stem != GRADUAL]
 
 
 def configs(
