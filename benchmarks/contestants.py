@@ -50,16 +50,6 @@ def tunable(name: str) -> bool:
     return name in torch_pruning.PEERS or (method is not None and method.force is not None)
 
 
-def narrow(task: Task, budget: etp.Budget, *, seed: int) -> tuple[nn.Module, int]:
-    """The task's model with fresh weights, every group narrowed alike until the budget is met; its MACs."""
-    model = task.build().to(task.device).eval()
-    plan = etp.trace(model, task.example(), prune=task.prune, ignore=task.ignore, check=False)
-    selection = etp.allocate(model, plan, etp.criteria.random(model, plan, seed=seed), budget=budget)
-    macs = etp.cost(model, plan, selection).macs
-    etp.prune_(model, plan, selection)
-    return model, macs
-
-
 class Start:
     """The checkpoint of a task, its plan and what it costs; nothing of it is changed by a contestant."""
 
@@ -123,8 +113,13 @@ class Contest:
 
     def _small(self) -> Finished:
         """Fresh weights, every group narrowed alike until the MACs are met, trained from scratch."""
+        model = self.task.build().to(self.task.device).eval()
+        plan = etp.trace(model, self.start.example, prune=self.task.prune, ignore=self.task.ignore, check=False)
+        scores = etp.criteria.random(model, plan, seed=self.seed)
         budget = etp.Budget(speed_up=self.speed_up, scope="local")
-        model, macs = narrow(self.task, budget, seed=self.seed)
+        selection = etp.allocate(model, plan, scores, budget=budget)
+        macs = etp.cost(model, plan, selection).macs
+        etp.prune_(model, plan, selection)
         recipe = self.task.recipe
         train(self.task, model, steps=recipe.scratch_steps, peak=recipe.dense_rate, seed=self.seed, start=0)
         self.watch("finetuned", model)

@@ -3,7 +3,8 @@
 Masks on single weights rise along the cubic schedule while the network trains (*large-sparse*), and a narrow network
 with as many nonzero parameters trains from scratch for as long (*small-dense*). Between the two stands what this
 library does: whole units go along the same schedule, at the same steps (*large-pruned-by-units*). The unpruned network
-with the same extra training is the control. No contestant has anything to choose.
+with the same extra training is the control. No contestant has anything to choose, but for the
+learning rate of the narrow network: that of the wide one is too low for it. It is chosen on the validation part.
 
 ``python -m benchmarks.gradual --seeds 0 1 2``. Each run is one JSON line in
 ``benchmarks/results/runs/gradual.jsonl``; a run that has a line is not repeated. The page is made anew every time.
@@ -25,18 +26,20 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import nn
-from torch.nn.utils import prune
 from torch.optim import Optimizer
 
 import etp_graph as etp
-from etp_graph.errors import EtpError
+from etp_graph.errors import BudgetError, EtpError
 from etp_graph.schedules import Cubic
 
-from .contestants import UNPRUNED, narrow
+from .contestants import UNPRUNED
 from .gradual_page import page
+from .masks import Masks, target
 from .measure import commit, conditions, nonzero, p50_latencies, parameters
+from .protocol import TUNING_SEED
 from .run import GRADUAL, RUNS, Record, read
-from .tasks import SCALES, Scale, Task, TaskUnavailableError, make
+from .tasks import SCALES, Scale, TaskUnavailableError
+from .tasks.ptb import Ptb
 from .training import checkpoint, train
 
 TASK = "ptb"
@@ -46,6 +49,12 @@ EVERY = 10
 """Steps between two updates of the masks, or two removals of units."""
 SCHEDULE = Cubic()
 FORMAT = 1
+Trial = dict[str, Any]
+"""A learning rate that was tried, and the metric on the validation part (``None``: training failed)."""
+RATES = (1.0, 4.0, 8.0)
+"""Learning rates that small-dense tries, as multiples of the one of the wide network, which is too low for it."""
+TRIAL = 0.5
+"""Share of the steps that a trial takes."""
 _ROUNDS = {"smoke": 2, "cpu": 60, "paper": 100}
 Raise = Callable[[float], object]
 """Is told which share of the way from the dense network to the target has to be done now."""
@@ -62,49 +71,29 @@ class Config:
     seed: int
 
 
-class Masks:
-    """Masks of :mod:`torch.nn.utils.prune` on every weight matrix, each with the same share of zeros.
-
-    Biases stay whole. A weight that is masked stays masked.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        self.weights = [
-            (module, name)
-            for module in model.modules()
-            for name, parameter in list(module.named_parameters(recurse=False))
-            if parameter.dim() > 1
-        ]
-        for module, name in self.weights:
-            prune.identity(module, name)  # the optimizer has to be made for the parameters behind the masks
-
-    def raise_to(self, share: float) -> None:
-        """Mask the smallest weights until ``share`` of each matrix is zero."""
-        for module, name in self.weights:
-            mask = getattr(module, f"{name}_mask")
-            more = round(share * mask.numel()) - int((mask == 0).sum())
-            if more > 0:
-                # The attribute without a suffix is that of the last forward: the optimizer has taken a step since.
-                now = getattr(module, f"{name}_orig").detach()
-                prune.l1_unstructured(module, name, amount=more, importance_scores=now)
-
-    def remove(self) -> None:
-        """Write the zeros into the weights, and leave an ordinary network."""
-        for module, name in self.weights:
-            prune.remove(module, name)
+def with_width(task: Ptb, width: int) -> nn.Module:
+    """The task's model with another width of embedding and layers, and fresh weights as suit that width."""
+    small = copy.copy(task)
+    small.width = width
+    return small.build()
 
 
-def target(model: nn.Module, sparsity: float) -> int:
-    """Nonzero parameters of the network with masks; the others are cut to the same number."""
-    return sum(p.numel() - (round(sparsity * p.numel()) if p.dim() > 1 else 0) for p in model.parameters())
+def widest(task: Ptb, params: int) -> int:
+    """The largest width with at most so many parameters. Raises :class:`BudgetError` if there is none."""
+    for width in range(task.width, 0, -1):
+        with torch.device("meta"):
+            if parameters(with_width(task, width)) <= params:
+                return width
+    raise BudgetError(f"params={params}: the model has more at any width.")
 
 
 class Experiment:
-    """All runs on one task, from one checkpoint."""
+    """All runs on one task, from one checkpoint. ``trials``: those of small-dense, by sparsity."""
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: Ptb) -> None:
         self.task = task
         self.dense = checkpoint(task)
+        self.trials: dict[float, list[Trial]] = {}
         self._read: dict[str, float] = {}
 
     def run(self, config: Config) -> Record:
@@ -127,9 +116,8 @@ class Experiment:
 
     def network(self, config: Config) -> nn.Module:
         """What the contestant makes of the checkpoint, or of fresh weights."""
-        torch.manual_seed(config.seed)
         if config.method == "small-dense":
-            return self._small(config)
+            return self._small(config.sparsity, self.small_rate(config.sparsity), config.seed)
         model = copy.deepcopy(self.dense)
         if config.method == UNPRUNED:
             self._train(model, config.seed)
@@ -173,14 +161,32 @@ class Experiment:
 
         self._train(model, config.seed, cut, optimizers.append)
 
-    def _small(self, config: Config) -> nn.Module:
+    def _small(self, sparsity: float, peak: float, seed: int, share: float = 1.0) -> nn.Module:
         """Fresh weights; as many steps as the checkpoint and the two phases took together, in one phase."""
-        budget = etp.Budget(params=target(self.dense, config.sparsity), scope="local")
-        model, _ = narrow(self.task, budget, seed=config.seed)
         recipe = self.task.recipe
-        steps = recipe.dense_steps + recipe.sparse_steps + recipe.finetune_steps
-        train(self.task, model, steps=steps, peak=recipe.dense_rate, seed=config.seed, start=0)
+        width = widest(self.task, target(self.dense, sparsity))
+        torch.manual_seed(seed)
+        model = with_width(self.task, width).to(self.task.device)
+        steps = round(share * (recipe.dense_steps + recipe.sparse_steps + recipe.finetune_steps))
+        train(self.task, model, steps=steps, peak=peak, seed=seed, start=0)
         return model
+
+    def small_rate(self, sparsity: float) -> float:
+        """The learning rate whose trial is best on the validation part."""
+        if sparsity not in self.trials:
+            self.trials[sparsity] = [self._trial(sparsity, by * self.task.recipe.dense_rate) for by in RATES]
+        done = [trial for trial in self.trials[sparsity] if trial["val"] is not None]
+        if not done:
+            raise FloatingPointError("training diverged in every trial")
+        best = max if self.task.metric.higher else min
+        return float(best(done, key=lambda trial: trial["val"])["rate"])
+
+    def _trial(self, sparsity: float, peak: float) -> Trial:
+        try:
+            model = self._small(sparsity, peak, TUNING_SEED, TRIAL)
+        except FloatingPointError:
+            return {"rate": peak, "val": None}
+        return {"rate": peak, "val": self.task.evaluate(model, "val")}
 
     def _measured(self, model: nn.Module, config: Config) -> Record:
         """Metrics, size and time of the finished network; nothing is chosen by them."""
@@ -190,6 +196,7 @@ class Experiment:
         return {
             "val": {"dense": self._read["val"], "final": self.task.evaluate(model, "val")},
             "test": {"dense": self._read["test"], "final": self.task.evaluate(model, "test")},
+            "trials": self.trials[config.sparsity] if config.method == "small-dense" else [],
             "target": target(self.dense, config.sparsity),
             "nonzero": [nonzero(self.dense), nonzero(model)], "params": [parameters(self.dense), parameters(model)],
             "latency": p50_latencies([self.dense, model], inputs, rounds=_ROUNDS[self.task.scale]),
@@ -207,9 +214,20 @@ def configs(scale: str, methods: Sequence[str], sparsities: Sequence[float], see
     return list(dict.fromkeys(found))
 
 
+def earlier_trials(records: Iterable[Record], task: Ptb) -> dict[float, list[Trial]]:
+    """The trials of runs under the same recipe: they have a seed of their own and would give the same again."""
+    same = json.loads(json.dumps(asdict(task.recipe)))
+    return {
+        record["config"]["sparsity"]: record["trials"]
+        for record in records
+        if record["config"]["scale"] == task.scale and record["recipe"] == same and record.get("trials")
+    }
+
+
 def run_all(todo: Sequence[Config], out: Path, scale: Scale, *, console: Console) -> int:
     """Run what has no line yet and write its line; the number of runs."""
-    have = {Config(**record["config"]) for record in read(out)}
+    records = read(out)
+    have = {Config(**record["config"]) for record in records}
     missing = [config for config in todo if config not in have]
     if not missing:
         return 0
@@ -217,7 +235,8 @@ def run_all(todo: Sequence[Config], out: Path, scale: Scale, *, console: Console
     columns = (TextColumn("{task.description:44}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         line = bar.add_task("checkpoint", total=len(todo), completed=len(todo) - len(missing))
-        experiment = Experiment(make(TASK, scale))
+        experiment = Experiment(Ptb(scale))
+        experiment.trials = earlier_trials(records, experiment.task)
         for config in missing:
             what = f"{config.method} {config.sparsity:.0%} seed {config.seed}"
             bar.update(line, description=what)

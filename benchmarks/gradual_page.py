@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
+from .report import as_row
 from .summary import Difference, Record, Spread, paired
 
 SPARSE, UNITS, SMALL, CONTROL = "large-sparse", "large-pruned-by-units", "small-dense", "dense"
@@ -88,16 +89,16 @@ def page(records: Sequence[Record]) -> str:
 
 
 def _table(found: Sequence[Entry]) -> list[str]:
-    lines = [_line(COLUMNS), "| ---: | --- |" + " ---: |" * (len(COLUMNS) - 2)]
+    lines = [as_row(COLUMNS), "| ---: | --- |" + " ---: |" * (len(COLUMNS) - 2)]
     if found:
         first = found[0].records[0]
         start = [f"{first[part]['dense']:.2f}" for part in ("test", "val")]
-        lines.append(_line(("-", "checkpoint", *start, f"{first['nonzero'][0]:,}", "100.0 %", "1.00x", "-")))
+        lines.append(as_row(("-", "checkpoint", *start, f"{first['nonzero'][0]:,}", "100.0 %", "1.00x", "-")))
     for entry in found:
         zeros = "-" if entry.method == CONTROL else f"{entry.sparsity:.0%}".replace("%", " %")
         share = 100 * entry.nonzero / first["nonzero"][0]
         values = [spread.text() for part in ("test", "val") if (spread := entry.metric(part)) is not None]
-        lines.append(_line((
+        lines.append(as_row((
             zeros, entry.method, *values, f"{entry.nonzero:,.0f}", f"{share:.1f} %", f"{entry.faster:.2f}x",
             str(len(entry.records)),
         )))  # fmt: skip
@@ -166,10 +167,10 @@ def _conditions(records: Sequence[Record]) -> list[str]:
         f"examples in the same order, {recipe['optimizer']}, learning rates up to {recipe['sparse_rate']:g} and "
         f"{recipe['finetune_rate']:g}. Weights are masked, or units removed, every {records[0]['every']} steps.",
         f"- {SMALL}: {recipe['dense_steps'] + rising + after} steps, as many as the others with their checkpoint, in "
-        f"one phase with learning rates up to {recipe['dense_rate']:g}.",
+        f"one phase. The width is the largest that has at most as many parameters. {_trials(records)}",
         f"- Schedule: {_schedule(records[0]['schedule'])}. It is the share of the way to the sparsity.",
-        "- No contestant has a strength, and nothing was chosen: the last step counts, and the test part is read once "
-        "for each finished network. Seeds vary the order of the data, dropout and fresh weights, not the checkpoint.",
+        "- Nothing else was chosen: the last step counts, and the test part is read once for each finished network. "
+        "Seeds vary the order of the data, dropout and fresh weights, not the checkpoint.",
         "- Better and worse mean by more than one standard deviation of the difference over the common seeds.",
         "- Latency is the median over forwards of the dense network and the other one in turns; the zeros of "
         f"{SPARSE} are ordinary numbers there.",
@@ -185,6 +186,22 @@ def _conditions(records: Sequence[Record]) -> list[str]:
     return [*lines, f"- commit: {', '.join(dict.fromkeys(record['commit'] for record in records))}"]
 
 
+def _trials(records: Sequence[Record]) -> str:
+    """The learning rates of small-dense, and which was best where."""
+    metric = records[0]["metric"]
+    tried = {record["config"]["sparsity"]: record["trials"] for record in records if record.get("trials")}
+    said = []
+    for sparsity, trials in sorted(tried.items()):
+        values = "; ".join(
+            f"{t['rate']:g}: {'diverged' if t['val'] is None else format(t['val'], '.1f')}" for t in trials
+        )
+        said.append(f"at {100 * sparsity:g} % {values}")
+    return (
+        "The peak of its learning rate is the best of those tried with half of the steps and a seed of its own on the "
+        f"validation part ({metric['name']}: {', '.join(said)})."
+    )
+
+
 def _command(records: Sequence[Record]) -> str:
     configs = [record["config"] for record in records]
     sparsities = sorted({c["sparsity"] for c in configs if c["method"] != CONTROL})
@@ -198,7 +215,3 @@ def _command(records: Sequence[Record]) -> str:
 def _schedule(written: Mapping[str, Any]) -> str:
     """Name and fields, as the record has them."""
     return ", ".join(f"{key} {value}" for key, value in written.items())
-
-
-def _line(values: Iterable[str]) -> str:
-    return "| " + " | ".join(values) + " |"

@@ -8,23 +8,47 @@ from typing import Any
 
 import pytest
 import torch
-from benchmark_toy import RECIPE, Toy
-from torch import nn
+from benchmark_toy import RECIPE
+from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from benchmarks import gradual, gradual_page, report, run
-from benchmarks.gradual import METHODS, SCHEDULE, Config, Experiment, Masks, target
+from benchmarks.gradual import METHODS, SCHEDULE, Config, Experiment, widest, with_width
+from benchmarks.masks import Masks, target
 from benchmarks.measure import nonzero, parameters
 from benchmarks.models.recurrent import LanguageModel
-from benchmarks.tasks import TASKS
+from benchmarks.tasks import Part, Task
+from benchmarks.tasks.ptb import Ptb
+
+
+class Words(Ptb):
+    """The language model on random words. Knows which parts were read, and which examples were trained on."""
+
+    def __init__(self) -> None:
+        Task.__init__(self, "smoke")
+        self.recipe, self.words, self.width, self.title = RECIPE, 30, 24, "a toy"
+        generator = torch.Generator().manual_seed(0)
+        self.parts = {part: torch.randint(30, (40, 9), generator=generator) for part in ("train", "val", "test")}
+        self.read: list[str] = []
+        self.seen: list[list[int]] = []
+        self.sizes: list[int] = []
+
+    def loss(self, model: nn.Module, chosen: Tensor, generator: torch.Generator) -> Tensor:
+        self.seen.append(chosen.tolist())
+        self.sizes.append(parameters(model))
+        return super().loss(model, chosen, generator)
+
+    def evaluate(self, model: nn.Module, part: Part) -> float:
+        self.read.append(part)
+        return super().evaluate(model, part)
 
 
 @pytest.fixture(autouse=True)
-def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Toy:
-    """The toy in place of the language model."""
+def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Words:
+    """The toy in place of the Penn Treebank."""
     monkeypatch.setenv("ETP_GRAPH_CACHE", str(tmp_path / "cache"))
-    task = Toy()
-    monkeypatch.setitem(TASKS, gradual.TASK, lambda scale: task)
+    task = Words()
+    monkeypatch.setattr(gradual, "Ptb", lambda scale: task)
     return task
 
 
@@ -111,21 +135,52 @@ def test_without_masks_the_network_is_an_ordinary_one() -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_contestants_have_equal_numbers_and_see_the_same_batches(toy: Toy, method: str) -> None:
+def test_contestants_have_equal_numbers_and_see_the_same_batches(toy: Words, method: str) -> None:
     experiment = Experiment(toy)
+    sparsity = 0.0 if method == "dense" else 0.5
+    experiment.trials[sparsity] = [{"rate": 0.01, "val": 1.0}]
     toy.seen.clear()
-    record = experiment.run(config(method, sparsity=0.0 if method == "dense" else 0.5))
+    record = experiment.run(config(method, sparsity=sparsity))
     assert record["status"] == "ok", record.get("reason")
-    assert record["nonzero"][1] <= record["target"]
-    assert record["nonzero"][1] > 0.9 * record["target"]  # units of a small network are coarse
-    assert (record["nonzero"][1] == record["target"]) >= (method in ("dense", "large-sparse"))
-    assert (record["params"][1] == record["params"][0]) == (method in ("dense", "large-sparse"))
+    dense, own = record["params"]
+    masked = method in ("dense", "large-sparse")
+    assert (own == dense) == masked
+    if masked:
+        assert record["nonzero"][1] == record["target"]
+    else:
+        assert 0.93 * record["target"] < record["nonzero"][1] == own <= record["target"]  # units are coarse here
     steps = RECIPE.sparse_steps + RECIPE.finetune_steps + (RECIPE.dense_steps if method == "small-dense" else 0)
     assert toy.seen == [batch.tolist() for batch in toy.batches(seed=0, start=0, steps=steps)]
     json.dumps(record)
 
 
-def test_the_checkpoint_is_not_changed(toy: Toy) -> None:
+def test_small_dense_is_the_widest_that_fits_with_weights_of_its_width(toy: Words) -> None:
+    goal = target(toy.build(), 0.75)
+    width = widest(toy, goal)
+    assert parameters(with_width(toy, width)) <= goal < parameters(with_width(toy, width + 1))
+    assert toy.width == 24
+    bound = float(with_width(toy, width).get_parameter("rnn.weight_hh_l0").detach().abs().max())
+    assert 24**-0.5 < bound <= width**-0.5  # of a wide network the weights would be smaller
+
+
+def test_learning_rate_of_small_dense_is_chosen_on_the_validation_part(
+    toy: Words, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment = Experiment(toy)
+    toy.read.clear()
+    experiment.small_rate(0.5)
+    assert toy.read == ["val"] * len(gradual.RATES)
+    toy.seen.clear()
+    first = experiment.run(config("small-dense"))
+    assert len(toy.seen) == RECIPE.dense_steps + RECIPE.sparse_steps + RECIPE.finetune_steps  # no trial again
+    assert gradual.earlier_trials([json.loads(json.dumps(first))], toy) == experiment.trials
+    experiment.trials[0.5] = [{"rate": 1.0, "val": None}, {"rate": 2.0, "val": 9.0}, {"rate": 3.0, "val": 8.0}]
+    assert experiment.small_rate(0.5) == 3.0  # less perplexity is better
+    experiment.trials[0.5] = [{"rate": 1.0, "val": None}]
+    assert experiment.run(config("small-dense"))["status"] == "failed"
+
+
+def test_the_checkpoint_is_not_changed(toy: Words) -> None:
     experiment = Experiment(toy)
     before = [p.clone() for p in experiment.dense.parameters()]
     for method in METHODS:
@@ -133,29 +188,26 @@ def test_the_checkpoint_is_not_changed(toy: Toy) -> None:
     assert all(torch.equal(a, b) for a, b in zip(before, experiment.dense.parameters(), strict=True))
 
 
-def test_units_go_along_the_schedule(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_units_go_along_the_schedule(toy: Words, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gradual, "EVERY", 1)
-    sizes: list[int] = []
-    loss = Toy.loss
-    monkeypatch.setattr(
-        Toy, "loss", lambda self, model, *rest: sizes.append(parameters(model)) or loss(self, model, *rest)
-    )
     experiment = Experiment(toy)
-    sizes.clear()
+    toy.sizes.clear()
     experiment.network(config("large-pruned-by-units"))
     dense, goal = parameters(experiment.dense), target(experiment.dense, 0.5)
-    aims = [dense - SCHEDULE(step / 4) * (dense - goal) for step in range(5)]
-    assert all(size <= aim + 1 for size, aim in zip(sizes, aims, strict=False))
-    assert all(0.85 * aim < size for size, aim in zip(sizes, aims, strict=False))
-    assert len(set(sizes[4:])) == 1  # nothing goes in the second phase
+    rising = RECIPE.sparse_steps
+    for step, size in enumerate(toy.sizes):
+        aim = dense - SCHEDULE(min(1.0, step / rising)) * (dense - goal)
+        assert 0.93 * aim < size <= aim + 1
+    assert len(set(toy.sizes[:rising])) == rising
+    assert len(set(toy.sizes[rising:])) == 1  # nothing goes in the second phase
 
 
-def test_the_test_part_is_read_once_after_all_training(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_test_part_is_read_once_after_all_training(toy: Words, monkeypatch: pytest.MonkeyPatch) -> None:
     experiment = Experiment(toy)
     events: list[str] = []
-    monkeypatch.setattr(Toy, "evaluate", lambda self, model, part: events.append(part) or 0.5)
-    original = Toy.loss
-    monkeypatch.setattr(Toy, "loss", lambda self, *args: events.append("step") or original(self, *args))
+    monkeypatch.setattr(Words, "evaluate", lambda self, model, part: events.append(part) or 0.5)
+    original = Words.loss
+    monkeypatch.setattr(Words, "loss", lambda self, *args: events.append("step") or original(self, *args))
     experiment.run(config("large-sparse"))
     assert "step" not in events[events.index("val") :]
     assert events.count("test") == 2  # the checkpoint, once for all runs, and the network
@@ -165,7 +217,7 @@ def test_the_test_part_is_read_once_after_all_training(toy: Toy, monkeypatch: py
 
 @pytest.mark.parametrize("method", ["small-dense", "large-pruned-by-units"])
 def test_what_is_out_of_reach_is_a_record_with_its_reason(
-    toy: Toy, method: str, monkeypatch: pytest.MonkeyPatch
+    toy: Words, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gradual, "target", lambda model, sparsity: 1)
     record = Experiment(toy).run(config(method))
@@ -176,7 +228,7 @@ def test_what_is_out_of_reach_is_a_record_with_its_reason(
 # The command, the lines, the page.
 
 
-def test_command_goes_on_where_it_stopped(toy: Toy, tmp_path: Path) -> None:
+def test_command_goes_on_where_it_stopped(toy: Words, tmp_path: Path) -> None:
     out, where = tmp_path / "page.md", tmp_path / "gradual.jsonl"
     arguments = ["--scale", "smoke", "--sparsities", "0.5", "--results", str(where), "--out", str(out), "--seeds"]
     gradual.main([*arguments, "0"])
@@ -202,7 +254,7 @@ def line(method: str, seed: int, value: float, *, sparsity: float = 0.5, latency
         "schedule": SCHEDULE.to_dict(), "every": 10, "checkpoint": "given", "conditions": {"torch": "2"},
         "commit": "abc", "seconds": 6.0, "val": {"dense": 80.0, "final": value + 1},
         "test": {"dense": 82.0, "final": value}, "target": 500, "nonzero": [1000, 500], "params": [1000, 1000],
-        "latency": [2.0, latency],
+        "latency": [2.0, latency], "trials": [{"rate": 0.5, "val": None}, {"rate": 1.0, "val": 90.0}],
     }  # fmt: skip
 
 
@@ -220,6 +272,7 @@ def test_page_says_what_the_lines_say() -> None:
     assert "At 50 % zeros **large-sparse** has the best mean" in text
     assert "large-pruned-by-units +0.50 ± 2.12 (within one deviation); small-dense +11.00 ± 1.41 (worse)" in text
     assert "large-sparse against small-dense: -11.00 ± 1.41 (better) at 50 %" in text
+    assert "(perplexity: at 50 % 0.5: diverged; 1: 90.0)" in text
     assert "large-sparse 1.00x; large-pruned-by-units 2.00x; small-dense 2.00x" in text
     swapped = [{**one, "config": {**one["config"], "method": other}} for one, other in _swapped()]
     assert "**small-dense** has the best mean" in gradual_page.page(swapped)
