@@ -19,6 +19,7 @@ from .measure import Counter
 from .strength import reference
 from .tasks.base import Task
 from .training import train
+from .variants import STUDY
 
 Stage = Literal["dense", "sparse", "pruned", "finetuned"]
 Watch = Callable[[Stage, nn.Module], None]
@@ -26,6 +27,7 @@ CONTROLS = ("dense", "small-dense", "random", "l1-uniform")
 """Unpruned with the same extra training; a narrow network from scratch; random units; L1, the same share everywhere."""
 VARIANTS: Mapping[str, Method] = {
     "l1-uniform": replace(methods.get("l1"), name="l1-uniform", source="Li et al. 2017, uniform", scope="local"),
+    **STUDY,
 }
 UNPRUNED = "dense"
 CALIBRATION = 4
@@ -45,9 +47,9 @@ def library_method(name: str) -> Method | None:
 
 
 def tunable(name: str) -> bool:
-    """Whether the contestant has a strength."""
+    """Whether the contestant has a strength that somebody has to choose."""
     method = library_method(name)
-    return name in torch_pruning.PEERS or (method is not None and method.force is not None)
+    return name in torch_pruning.PEERS or (method is not None and method.force is not None and not method.steered)
 
 
 class Start:

@@ -23,12 +23,12 @@ from .baselines.check import impossible
 from .baselines.torch_pruning import PEERS
 from .contestants import UNPRUNED, Contest, Finished, Stage, Start, tunable
 from .measure import commit, conditions, p50_latencies, parameters
-from .tasks.base import Task
+from .tasks.base import Part, Task
 from .training import checkpoint
 
 TUNING_SEED = 1_000
 FORMAT = 1
-_ROUNDS = {"smoke": 2, "cpu": 20, "paper": 100}
+_ROUNDS = {"smoke": 2, "cpu": 12, "paper": 100}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,10 +61,15 @@ class NotPossibleError(Exception):
 
 
 class Protocol:
-    """All runs on one task, from one checkpoint."""
+    """All runs on one task, from one checkpoint.
 
-    def __init__(self, task: Task) -> None:
-        self.task = task
+    Args:
+        task: the task.
+        blind: for studies: the test part is never read, and no latency is measured.
+    """
+
+    def __init__(self, task: Task, *, blind: bool = False) -> None:
+        self.task, self.blind = task, blind
         begin = perf_counter()
         self.start = Start(task, checkpoint(task))
         self.seconds_checkpoint = perf_counter() - begin
@@ -131,21 +136,29 @@ class Protocol:
             macs = self.start.count(model)
         # With the networks finished and nothing left to choose, the test part is read.
         stages.pop("dense", None)
-        found = {part: {stage: self._read(net, part) for stage, net in stages.items()} for part in ("val", "test")}
-        if not self._dense:
-            self._dense = {part: self._read(self.start.dense, part) for part in ("val", "test")}
-        inputs = self.task.latency_inputs()
-        latency = p50_latencies([self.start.dense, model], inputs, rounds=_ROUNDS[self.task.scale])
         return {
-            "val": {"dense": self._dense["val"], **found["val"]},
-            "test": {"dense": self._dense["test"], **found["test"]},
-            "details": self.task.details(model, "test"),
+            **self._metrics(stages, model),
             "macs": [self.start.macs, macs], "counted_by": self.start.count.by,
             "params": [parameters(self.start.dense), parameters(model)],
-            "speed_up": self.start.macs / max(macs, 1), "latency": latency,
-            "push": push, "strength": finished.strength, "trials": [asdict(trial) for trial in trials],
+            "speed_up": self.start.macs / max(macs, 1), "push": push, "strength": finished.strength,
+            "trials": [asdict(trial) for trial in trials],
             "phases": {"tune": round(tuned - begin, 1), "train": round(trained - tuned, 1)},
         }  # fmt: skip
+
+    def _metrics(self, stages: dict[Stage, nn.Module], model: nn.Module) -> dict[str, Any]:
+        """The metric of every stage on every part, and the latency."""
+        parts: tuple[Part, ...] = ("val",) if self.blind else ("val", "test")
+        if not self._dense:
+            self._dense = {part: self._read(self.start.dense, part) for part in parts}
+        found: dict[str, Any] = {
+            part: {"dense": self._dense[part], **{stage: self._read(net, part) for stage, net in stages.items()}}
+            for part in parts
+        }
+        if self.blind:
+            return found
+        models = [self.start.dense, model]
+        latency = p50_latencies(models, self.task.latency_inputs(), rounds=_ROUNDS[self.task.scale])
+        return {**found, "details": self.task.details(model, "test"), "latency": latency}
 
     def _read(self, model: nn.Module, part: Any) -> float:
         return float(self.task.evaluate(model, part))

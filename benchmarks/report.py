@@ -44,17 +44,17 @@ def index(pages: Mapping[str, Sequence[Record]], *, others: Sequence[str] = ()) 
         "Made by `python -m benchmarks.report` from the lines in `benchmarks/results/runs`; every page names its "
         "commands. *etp against ...* is the mean difference on the test part over the common seeds, in the units of "
         "the metric; better or worse means by more than one standard deviation of the difference.", "",
-        _line(("task", "metric", "speed-up", "etp", *(f"etp against {name}" for name in RIVALS), "seeds")),
-        _line(["---"] * (5 + len(RIVALS))),
+        as_row(("task", "metric", "speed-up", "etp", *(f"etp against {name}" for name in RIVALS), "seeds")),
+        as_row(["---"] * (5 + len(RIVALS))),
     ]  # fmt: skip
     for name, records in pages.items():
         found, metric = cells(records), records[0]["metric"]
         for cell in sorted((c for c in found if c.method == "etp"), key=lambda c: c.speed_up):
             spread = cell.stage("finetuned")
             against = [_against(cell, rival(found, other, cell.speed_up), metric) for other in RIVALS]
-            lines.append(_line((
-                f"[{records[0]['title']}]({name}.md)", metric["name"], f"{cell.speed_up:g}x", _spread(spread, metric),
-                *against, str(spread.n if spread else 0),
+            lines.append(as_row((
+                f"[{records[0]['title']}]({name}.md)", metric["name"], f"{cell.speed_up:g}x",
+                with_spread(spread, metric), *against, str(spread.n if spread else 0),
             )))  # fmt: skip
     if others:
         names = ", ".join(f"[{Path(name).stem}]({name})" for name in others)
@@ -67,7 +67,7 @@ def _introduction(records: Sequence[Record]) -> list[str]:
     better = "more is better" if metric["higher"] else "less is better"
     unit = ", in percent" if metric["percent"] else ""
     dense = Spread.of([record["test"]["dense"] for record in records if record["status"] == "ok"][:1])
-    start = f" The checkpoint has {_spread(dense, metric)}." if dense else ""
+    start = f" The checkpoint has {with_spread(dense, metric)}." if dense else ""
     return [
         f"{metric['name']}{unit} on the test part ({better}): before surgery (after sparse training), right after "
         f"surgery, and after fine-tuning; mean ± standard deviation over the seeds.{start} Params, MACs and p50 "
@@ -78,12 +78,12 @@ def _introduction(records: Sequence[Record]) -> list[str]:
 
 def _table(found: Sequence[Cell], speed_up: float, metric: Mapping[str, Any]) -> list[str]:
     rows = [cell for cell in found if cell.ok and (cell.speed_up == speed_up or cell.method == "dense")]
-    lines = [_line(COLUMNS), "| --- |" + " ---: |" * (len(COLUMNS) - 1)]
+    lines = [as_row(COLUMNS), "| --- |" + " ---: |" * (len(COLUMNS) - 1)]
     for cell in rows:
-        stages = [_spread(cell.stage(stage), metric) for stage in ("sparse", "pruned", "finetuned")]
+        stages = [with_spread(cell.stage(stage), metric) for stage in ("sparse", "pruned", "finetuned")]
         ratios = [_ratio(cell.ratio(key)) for key in ("params", "macs", "latency")]
         push = ", ".join(sorted({_push(record) for record in cell.ok}))
-        lines.append(_line((_named(cell.method), *stages, *ratios, push, str(len(cell.ok)))))
+        lines.append(as_row((_named(cell.method), *stages, *ratios, push, str(len(cell.ok)))))
     return lines
 
 
@@ -162,7 +162,7 @@ def _named(method: str) -> str:
     return f"**{method}**" if method == "etp" else method
 
 
-def _spread(spread: Spread | None, metric: Mapping[str, Any]) -> str:
+def with_spread(spread: Spread | None, metric: Mapping[str, Any]) -> str:
     return "-" if spread is None else spread.text(percent=metric["percent"], digits=2 if metric["percent"] else 3)
 
 
@@ -170,7 +170,7 @@ def _ratio(spread: Spread | None) -> str:
     return "-" if spread is None else f"{spread.mean:.2f}x"
 
 
-def _line(values: Iterable[str]) -> str:
+def as_row(values: Iterable[str]) -> str:
     return "| " + " | ".join(str(value).replace("|", "/") for value in values) + " |"
 
 

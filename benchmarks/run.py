@@ -69,8 +69,8 @@ def earlier_trials(config: Config, records: Iterable[Record], recipe: Recipe) ->
     return []
 
 
-def run_all(todo: Sequence[Config], out: Path, *, console: Console) -> int:
-    """Run what has no line yet and write its line; the number of runs."""
+def run_all(todo: Sequence[Config], out: Path, *, console: Console, blind: bool = False) -> int:
+    """Run what has no line yet and write its line; the number of runs. ``blind``: the test part is never read."""
     records = read(out)
     have = {Config(**record["config"]).key for record in records}
     missing = [config for config in todo if config.key not in have]
@@ -80,7 +80,7 @@ def run_all(todo: Sequence[Config], out: Path, *, console: Console) -> int:
     columns = (TextColumn("{task.description:44}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         line = bar.add_task("checkpoint", total=len(todo), completed=len(todo) - len(missing))
-        protocol = Protocol(make(missing[0].task, _scale(missing[0].scale)))
+        protocol = Protocol(make(missing[0].task, _scale(missing[0].scale)), blind=blind)
         for config in missing:
             what = f"{config.task} {config.method} {config.speed_up:g}x seed {config.seed}"
             bar.update(line, description=what)
@@ -96,10 +96,11 @@ def run_all(todo: Sequence[Config], out: Path, *, console: Console) -> int:
 def _summary(record: Record) -> str:
     if record["status"] != "ok":
         return f"{record['status']}: {record['reason']}"
-    stages = ", ".join(f"{stage} {value:.4g}" for stage, value in record["test"].items())
-    dense, pruned = record["latency"]
+    part = "test" if "test" in record else "val"
+    stages = ", ".join(f"{stage} {value:.4g}" for stage, value in record[part].items())
+    latency = f"{record['latency'][0] / record['latency'][1]:.2f}x p50; " if "latency" in record else ""
     return (
-        f"{record['metric']['name']} {stages}; {record['speed_up']:.2f}x MACs, {dense / pruned:.2f}x p50; "
+        f"{record['metric']['name']} {stages}; {record['speed_up']:.2f}x MACs, {latency}"
         f"push {record['push']}; {record['seconds']:.0f} s"
     )
 

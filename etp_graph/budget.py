@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from typing import Any, Literal, get_args
 
@@ -101,6 +102,12 @@ class Budget:
             return int(dense.macs / Fraction(self.speed_up))  # a fraction, so that no rounding exceeds the target
         return int(getattr(self, self.quantity))
 
+    def at(self, goal: int) -> Budget:
+        """The same rules with so many MACs or parameters as the target."""
+        macs, params = (None, goal) if self.quantity == "params" else (goal, None)
+        nothing = dict.fromkeys(TARGETS)
+        return replace(self, **{**nothing, "macs": macs, "params": params})  # type: ignore[arg-type]
+
     def share(self, dense_seconds: float) -> float:
         """The target of a latency as a share of the dense model's median seconds."""
         if self.speed_up_latency is not None:
@@ -128,13 +135,17 @@ class Budget:
 
     def to_json(self) -> str:
         """As JSON text; :meth:`from_json` reads it back."""
-        return json.dumps(asdict(self))
+        return json.dumps(self.to_dict())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every field, ready for JSON."""
+        return asdict(self)
 
     @classmethod
-    def from_json(cls, text: str) -> Budget:
-        """The budget that :meth:`to_json` wrote. Raises :class:`BudgetError` if the text is something else."""
+    def from_json(cls, text: str | Mapping[str, Any]) -> Budget:
+        """What :meth:`to_json` or :meth:`to_dict` wrote. Raises :class:`BudgetError` if it is something else."""
         try:
-            return cls(**json.loads(text))
+            return cls(**(json.loads(text) if isinstance(text, str) else text))
         except (TypeError, ValueError) as error:
             raise BudgetError(f"this text is not a budget: {error}") from error
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from .allocate import allocate
 from .budget import Budget
 from .collect import watch
+from .costs import CostModel
 from .criteria import magnitude
 from .errors import BudgetError, PlanError
 from .journal import Journal, check_dense, weights_digest
@@ -101,11 +102,14 @@ def compress(
     plan = plan or trace(model, example_inputs, prune=prune, ignore=ignore, check=check)
     kinds = sorted({group.kind for group in plan.prunable})
     # Whatever the end would stumble over is found before hours of training: weights, criterion, reach of the budget.
-    allocate(model, plan, _rehearsed(chosen, model, plan), budget=goal, example_inputs=example_inputs)
+    rehearsed = allocate(model, plan, _rehearsed(chosen, model, plan), budget=goal, example_inputs=example_inputs)
     journal = Journal(checkpoint, _arguments(model, plan, chosen, goal) if checkpoint is not None else {})
     with _modes_kept(model), Bar(n_steps(chosen), show=progress) as bar:
         journal.restore_(model)
-        run = Run(model, plan, chosen, goal, example_inputs, journal=journal, bar=bar, train=train, evaluate=evaluate)
+        run = Run(
+            model, plan, chosen, goal, example_inputs, journal=journal, bar=bar, train=train, evaluate=evaluate,
+            expected=CostModel(plan).evaluate(rehearsed.flat(plan)),
+        )  # fmt: skip
         return run.compress(lambda: trace(model, example_inputs, prune=kinds, check=check))
 
 
@@ -154,7 +158,7 @@ def _check_time(budget: Budget, method: Method) -> None:
             f"{budget.words} with {method.rounds} rounds: shares of the way to a measured time are not known "
             "beforehand. Use one round, or a target in MACs or parameters."
         )
-    if method.acts_on == "losers" or method.soft_every:
+    if (method.acts_on == "losers" and not method.steered) or method.soft_every:
         raise BudgetError(
             f"{budget.words} with method {method.name!r}, which chooses units while it trains: no time can be measured "
             "there. Use another method, or a target in MACs or parameters."

@@ -31,13 +31,13 @@ class Composed:
     """Mixin of a frozen dataclass some of whose fields are configurations with a name, or ``None``."""
 
     __slots__ = ()
-    readers: ClassVar[Mapping[str, Callable[[Any], Configured]]] = {}
-    """Field -> the function that reads its configuration."""
+    readers: ClassVar[Mapping[str, Callable[[Any], Any]]] = {}
+    """Field -> the function that reads its configuration, which has a ``to_dict``."""
 
     def to_dict(self) -> dict[str, Any]:
         """Every field, ready for JSON."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]  # a dataclass
-        return {name: v.to_dict() if isinstance(v, Configured) else v for name, v in values.items()}
+        return {name: v.to_dict() if name in self.readers and v is not None else v for name, v in values.items()}
 
     def to_json(self) -> str:
         """Every field as JSON text; :meth:`from_json` reads it back."""

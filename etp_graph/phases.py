@@ -110,7 +110,8 @@ class Phase:
 
         Args:
             optimizer: the one that trains the model; make it anew in every phase.
-            steps: how many steps the phase will take; only methods whose strength follows a schedule need it.
+            steps: how many steps the phase will take. Methods need it whose strength follows the share of the phase
+                that is done, such as ``etp``; others ignore it.
 
         Returns:
             The regularizer, for ``regularizer.penalty()`` where the method's mode is ``"loss"``; ``None`` where no
@@ -130,7 +131,7 @@ class Phase:
             raise ForceError(
                 "an optimizer is attached to this phase already: one optimizer holds all parameters of the plan."
             )
-        found = self.method.regularizer(self._model, self._plan, steps=steps)
+        found = self.method.regularizer(self._model, self._plan, steps=steps, budget=self._budget)
         who = losers(self._model, self._plan, self.method, self._budget)
         acts = action(self.method, found, who, model=self._model, plan=self._plan, steps=steps)
         if found is not None:

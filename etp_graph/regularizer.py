@@ -11,12 +11,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .binding import Binding, largest, prox_factors, step_size
+from .budget import Budget
 from .errors import ForceError, PlanError
 from .forces import Exponential, Force
 from .plan import Plan
 from .pull import Pull
 from .schedules import Schedule
-from .settings import FORMAT, Kappa, Mode, Order, RegularizerSettings, read_state
+from .settings import FORMAT, Beta, Kappa, Mode, Order, Part, RegularizerSettings, read_state
+from .steering import Steering
 from .units import Units
 from .wrappers import inner_optimizer
 
@@ -33,7 +35,7 @@ class Regularizer:
         model: the model that the plan was traced from, not a wrapper of it (DDP, ``torch.compile``).
         plan: the plan.
         force: F, see :mod:`etp_graph.forces`.
-        beta: β ≥ 0, the strength.
+        beta: β ≥ 0, the strength; or ``"auto"``: as strong as it takes to have enough units at zero for the budget.
         order: the ranking ρ behind the distance: ``"index"`` (pivot 0, the papers'), ``"random"``, or
             ``"importance"`` (by group norm; the pivot is the largest). Blocks of a group are ranked separately.
         refresh_every: rank anew after this many steps; only with ``order="importance"``; 0: never after attaching.
@@ -44,12 +46,17 @@ class Regularizer:
         kappa: κ_g: ``"sqrt"`` of the numbers per unit, or ``"one"``, which all but forces on plain norms take.
         every: apply the force of this many steps at once (``prox`` and ``gradient``).
         seed: of the random order.
-        schedule: s(t) with t = step/steps, see :mod:`etp_graph.schedules`; default: constant.
-        steps: number of optimizer steps of the phase; needed by a schedule.
+        schedule: s(t) with t = step/steps, see :mod:`etp_graph.schedules`; default: constant. With ``beta="auto"``
+            the share of the way to the budget; default: cubic, done at 80 % of the phase.
+        steps: number of optimizer steps of the phase; needed by a schedule and by ``beta="auto"``.
+        budget: what ``beta="auto"`` steers to, see :mod:`etp_graph.steering`; in MACs or parameters.
+        acts_on: with ``beta="auto"``: ``"units"``: all feel the force. ``"losers"``: only those that have to be at
+            zero a few steps later.
 
     Raises:
         ForceError: an argument is out of range.
         PlanError: the plan is not of this model, or has no group that may be pruned.
+        BudgetError: the budget is out of reach.
     """
 
     def __init__(
@@ -58,7 +65,7 @@ class Regularizer:
         plan: Plan,
         *,
         force: Force = _EXPONENTIAL,
-        beta: float = 1e-4,
+        beta: Beta = 1e-4,
         order: Order = "index",
         refresh_every: int = 0,
         mode: Mode = "prox",
@@ -67,10 +74,12 @@ class Regularizer:
         seed: int = 0,
         schedule: Schedule | None = None,
         steps: int | None = None,
+        budget: Budget | None = None,
+        acts_on: Part = "units",
     ) -> None:
         self.settings = RegularizerSettings(
             force=force, beta=beta, order=order, refresh_every=refresh_every, mode=mode, kappa=kappa,
-            every=every, seed=seed, schedule=schedule, steps=steps,
+            every=every, seed=seed, schedule=schedule, steps=steps, budget=budget, acts_on=acts_on,
         )  # fmt: skip
         plan.check(model)
         if not plan.prunable:
@@ -84,6 +93,9 @@ class Regularizer:
         self._handles: list[Any] = []
         self._pull = Pull(plan, self.settings, self._units, self._binding)
         self._pull.check()
+        self._steering = Steering(model, plan, self.settings, self._pull) if self.settings.steered else None
+        if self._steering is not None:
+            self._steering.check()
 
     # What acts on which unit.
     @property
@@ -98,7 +110,11 @@ class Regularizer:
 
     @property
     def strength(self) -> float:
-        """β·s(t) at the present step."""
+        """β·s(t) at the present step; with ``beta="auto"`` that of the last one, which a CPU has to wait for."""
+        if self._steering is not None:
+            most = self._most()
+            return float(self._steering.push) / float(most) if most else 0.0
+        assert not isinstance(self.settings.beta, str)
         schedule, steps = self.settings.schedule, self.settings.steps
         if schedule is None or steps is None:
             return self.settings.beta
@@ -129,6 +145,12 @@ class Regularizer:
             return (pull * self._units.reduce(self._binding.tensors, transform=torch.abs)).sum()
         positive = squares > 0  # the square root has an infinite slope at zero, and 0·inf is NaN
         return (pull * torch.where(positive, squares, 1.0).sqrt() * positive).sum()
+
+    def _most(self) -> float | Tensor:
+        """The largest step size of the optimizer's parameter groups; 0 if not attached."""
+        if self._optimizer is None:
+            return 0.0
+        return largest([step_size(self._optimizer.param_groups[index]) for index in set(self._binding.owner.values())])
 
     # Life in a training loop.
     def attach(self, optimizer: Optimizer) -> Regularizer:
@@ -174,7 +196,7 @@ class Regularizer:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that an identical continuation needs: plain values and two tensors [n_units] on the CPU."""
-        return {
+        state = {
             "format": FORMAT,
             "plan": self.plan.fingerprint,
             "settings": self.settings.to_dict(),
@@ -182,6 +204,7 @@ class Regularizer:
             "distance": self._pull.distance.detach().cpu().clone(),
             "pending": self._pending.detach().cpu().clone(),
         }
+        return state if self._steering is None else {**state, "losers": self._steering.state()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue where :meth:`state_dict` was taken.
@@ -193,6 +216,8 @@ class Regularizer:
         self.steps_done, distance, pending = read_state(state, self.plan, self.settings)
         self._pull.place(distance.to(self._pending, copy=True))
         self._pending = pending.to(self._pending, copy=True)
+        if self._steering is not None:
+            self._steering.load(state.get("losers"))
 
     # One step.
     def _before(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -218,7 +243,9 @@ class Regularizer:
 
     def _after(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Post-step hook: the force of the mode ``prox``, and the count of steps."""
-        if self.settings.mode == "prox":
+        if self._steering is not None:
+            self._steer(optimizer, self._steering)
+        elif self.settings.mode == "prox":
             self._shrink(optimizer)
         self.steps_done += 1
         if self.settings.refresh_every and self.steps_done % self.settings.refresh_every == 0:
@@ -238,6 +265,15 @@ class Regularizer:
         if scale is not None:  # a fused optimizer divides by GradScaler's factor itself, after this
             pull = pull * scale.to(pull)
         self._binding.add_gradient_(pull, signs=self.force.elementwise)
+
+    @torch.no_grad()
+    def _steer(self, optimizer: Optimizer, steering: Steering) -> None:
+        """As :meth:`_shrink`, with the push that the budget asks for: all slices of a unit reach zero together."""
+        ratio = steering.ratio(self._pull.norms(), self.steps_done)
+        skipped = getattr(optimizer, "found_inf", None)
+        if skipped is not None:
+            ratio = ratio * (1 - skipped)
+        self._binding.scale_(dict.fromkeys(set(self._binding.owner.values()), 1 - ratio))
 
     @torch.no_grad()
     def _shrink(self, optimizer: Optimizer) -> None:

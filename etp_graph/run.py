@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from math import isfinite
 from time import perf_counter
 from typing import Any
@@ -37,7 +36,11 @@ def n_steps(method: Method) -> int:
 
 
 class Run:
-    """One call of :func:`etp_graph.compress`: its steps, each through the journal."""
+    """One call of :func:`etp_graph.compress`: its steps, each through the journal.
+
+    ``expected`` is what the pruned model would cost if it were cut now: it stands for a target in time, which no method
+    can go by while it trains.
+    """
 
     def __init__(
         self,
@@ -49,13 +52,14 @@ class Run:
         *,
         journal: Journal,
         bar: Bar,
+        expected: Cost,
         train: Train,
         evaluate: Evaluate,
     ) -> None:
         self.model, self.plan, self.method, self.budget = model, plan, method, budget
         self.inputs, self.journal, self.bar = inputs, journal, bar
         self.train, self.evaluate = train, evaluate
-        self.dense = CostModel(plan).dense
+        self.dense, self.expected = CostModel(plan).dense, expected
         self.regularizer: Regularizer | None = None
         self.record: Record | None = None
         self.round = 0
@@ -131,7 +135,7 @@ class Run:
         before = dict(self.model.named_parameters())
         shapes = {key: tensor.shape for key, tensor in before.items()}
         phase = Phase(
-            name, model=self.model, plan=self.plan, method=self.method, budget=self._share(), bar=self.bar,
+            name, model=self.model, plan=self.plan, method=self.method, budget=self._aim(), bar=self.bar,
             round=self.round, rounds=self.method.rounds, **extra,
         )  # fmt: skip
         self.model.zero_grad(set_to_none=True)
@@ -195,7 +199,7 @@ class Run:
 
     def _regularizer_after(self, sparse: Outcome) -> Regularizer | None:
         """The regularizer as it was at the end of a sparse phase that was finished before."""
-        found = self.method.regularizer(self.model, self.plan, steps=sparse.get("steps"))
+        found = self.method.regularizer(self.model, self.plan, steps=sparse.get("steps"), budget=self._aim())
         if found is not None:
             kept = self.journal.tensors(sparse)
             found.load_state_dict({
@@ -211,8 +215,11 @@ class Run:
         dense, target = getattr(self.dense, self.budget.quantity), self.budget.target(self.dense)
         share = self.method.schedule((self.round + 1) / self.method.rounds)
         goal = target if share == 1 or target >= dense else dense - int(share * (dense - target))
-        macs, params = (goal, None) if self.budget.quantity == "macs" else (None, goal)
-        return replace(self.budget, speed_up=None, macs=macs, params=params)
+        return self.budget.at(goal)
+
+    def _aim(self) -> Budget:
+        """What the sparse phase of this round works towards."""
+        return self._share() if self.budget.quantity != "latency" else self.budget.at(self.expected.macs)
 
     def _retrace(self, retrace: Callable[[], Plan]) -> None:
         """The plan of the model as it is now. What was locked stays locked."""

@@ -125,7 +125,7 @@ def action(
     """
     if method.soft_every:
         return Soft(model, plan, who, every=method.soft_every)
-    if regularizer is None or method.acts_on != "losers":
+    if regularizer is None or method.acts_on != "losers" or method.steered:
         return None
     if method.select_at and steps is None:
         raise ForceError(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from . import forces, schedules
+from .budget import Budget
 from .configured import Composed, number, require
 from .errors import ForceError, PlanError
 from .forces import Force
@@ -20,6 +21,8 @@ from .schedules import Schedule
 Mode = Literal["prox", "gradient", "loss"]
 Order = Literal["index", "random", "importance"]
 Kappa = Literal["sqrt", "one"]
+Part = Literal["units", "losers"]
+Beta = float | Literal["auto"]
 FORMAT = 1
 _EXPONENTIAL = forces.Exponential()
 
@@ -39,10 +42,12 @@ def _choice(name: str, value: object, choices: tuple[str, ...]) -> None:
 class RegularizerSettings(Composed):
     """See :class:`etp_graph.Regularizer` for each field. Raises :class:`ForceError` for values out of range."""
 
-    readers: ClassVar = {"force": forces.from_json, "schedule": schedules.from_json}
+    readers: ClassVar = {
+        "force": forces.from_json, "schedule": schedules.from_json, "budget": Budget.from_json,
+    }  # fmt: skip
 
     force: Force = _EXPONENTIAL
-    beta: float = 1e-4
+    beta: Beta = 1e-4
     order: Order = "index"
     refresh_every: int = 0
     mode: Mode = "prox"
@@ -51,6 +56,13 @@ class RegularizerSettings(Composed):
     seed: int = 0
     schedule: Schedule | None = None
     steps: int | None = None
+    budget: Budget | None = None
+    acts_on: Part = "units"
+
+    @property
+    def steered(self) -> bool:
+        """Whether β follows from the budget."""
+        return self.beta == "auto"
 
     def __post_init__(self) -> None:
         require(
@@ -58,16 +70,18 @@ class RegularizerSettings(Composed):
             f"force={self.force!r}; pass one such as forces.exponential() (with parentheses).",
         )
         require(
-            number(self.beta) and 0 <= self.beta < math.inf,
-            f"beta={self.beta!r}; the strength must be a finite number of at least 0.",
+            self.steered or (number(self.beta) and 0 <= float(self.beta) < math.inf),
+            f"beta={self.beta!r}; the strength must be a finite number of at least 0, or 'auto'.",
         )
         _choice("order", self.order, get_args(Order))
         _choice("mode", self.mode, get_args(Mode))
         _choice("kappa", self.kappa, get_args(Kappa))
+        _choice("acts_on", self.acts_on, get_args(Part))
         _count("refresh_every", self.refresh_every, 0)
         _count("every", self.every, 1)
         require(isinstance(self.seed, int), f"seed={self.seed!r}; it must be an integer.")
         self._check_relations()
+        self._check_steered()
 
     def _check_relations(self) -> None:
         require(
@@ -92,6 +106,36 @@ class RegularizerSettings(Composed):
         require(
             self.schedule is None or self.steps is not None,
             "a schedule goes by step / steps: pass steps, the number of optimizer steps of the phase.",
+        )
+
+    def _check_steered(self) -> None:
+        if not self.steered:
+            require(self.budget is None, "budget= is what beta='auto' steers to; a fixed strength has no use for it.")
+            require(
+                self.acts_on == "units",
+                f"acts_on={self.acts_on!r} with a fixed strength: only with beta='auto' are losers known.",
+            )
+            return
+        require(
+            isinstance(self.budget, Budget) and self.steps is not None,
+            "beta='auto' steers to a budget by the end of a phase: pass budget=etp.Budget(...) and steps, the number "
+            "of optimizer steps of the phase.",
+        )
+        assert self.budget is not None
+        require(
+            self.budget.quantity != "latency",
+            f"beta='auto' with {self.budget.words}: no time can be measured in every step. Give the regularizer a "
+            "budget in MACs or parameters.",
+        )
+        require(
+            self.mode == "prox" and self.every == 1 and self.refresh_every == 0,
+            f"beta='auto' with mode={self.mode!r}, every={self.every}, refresh_every={self.refresh_every}: it takes "
+            "units to zero, which only mode='prox' can, in every step, and it ranks anew by itself.",
+        )
+        require(
+            not self.force.squared and not self.force.adaptive,
+            f"beta='auto' with force={self.force.name!r}: a force on squared norms never ends at zero, and one that "
+            "changes with the weights has no strength of its own. Use exponential, linear, heaviside or uniform.",
         )
 
     def require_equal(self, other: Mapping[str, Any]) -> None:

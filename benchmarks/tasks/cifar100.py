@@ -43,7 +43,7 @@ class Cifar100(PhotoTask):
     """VGG-19 with batch norm on the first parts of the training set."""
 
     name = "cifar100"
-    speed_ups = (4.0, 9.0)
+    speed_ups = (3.0, 9.0)
 
     def __init__(self, scale: Scale) -> None:
         super().__init__(scale)

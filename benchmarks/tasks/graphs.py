@@ -67,7 +67,7 @@ class Tolokers(GraphTask):
 
     name = "tolokers"
     metric = Metric(name="ROC AUC", percent=True)
-    speed_ups = (4.0, 9.0)
+    speed_ups = (3.0, 9.0)
 
     def __init__(self, scale: Scale) -> None:
         super().__init__(scale)
@@ -102,7 +102,7 @@ class Cora(GraphTask):
 
     name = "cora"
     metric = Metric(name="accuracy", percent=True)
-    speed_ups = (4.0, 9.0)
+    speed_ups = (3.0, 9.0)
 
     def __init__(self, scale: Scale) -> None:
         super().__init__(scale)

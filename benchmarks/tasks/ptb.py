@@ -42,7 +42,7 @@ class Ptb(Task):
 
     name = "ptb"
     metric = Metric(name="perplexity", higher=False)
-    speed_ups = (2.0, 4.0)
+    speed_ups = (2.0, 5.0)
 
     def __init__(self, scale: Scale) -> None:
         super().__init__(scale)

@@ -121,7 +121,9 @@ class Contest:
     def _compress(self, model: nn.Module, name: MethodName) -> tuple[float, float, float, float]:
         """This library's pipeline. Random units need no sparse phase: all their epochs come after surgery."""
         preset = get(name)
-        method = replace(preset, seed=self.seed, beta=self.recipe.strengths.get(name, preset.beta))
+        # One sparse training is cut at several speed-ups here, so its strength is fixed, not steered to one of them.
+        who = "units" if preset.steered else preset.acts_on
+        method = replace(preset, seed=self.seed, beta=self.recipe.strengths.get(name, preset.beta), acts_on=who)
         spent = 0.0
 
         def train(model: nn.Module, phase: Phase) -> None:

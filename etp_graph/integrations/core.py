@@ -16,6 +16,7 @@ from .. import distributed
 from ..allocate import allocate
 from ..budget import Budget
 from ..compress import budget_of
+from ..costs import CostModel
 from ..errors import BudgetError, CheckpointError, ForceError, PlanError
 from ..methods import Method, get
 from ..plan import Plan, Selection
@@ -137,12 +138,22 @@ class Pruning:
         self.plan = self._given or self._traced(model)
         # The end would stumble over the same target and the same scores.
         scores = self.method.scores(model, self.plan)
-        allocate(model, self.plan, scores, budget=self.budget, example_inputs=self.example_inputs)
-        found = self.method.regularizer(model, self.plan, steps=step - self._begun)
+        rehearsed = allocate(model, self.plan, scores, budget=self.budget, example_inputs=self.example_inputs)
+        aim = self._aim(rehearsed, saved)
+        found = self.method.regularizer(model, self.plan, steps=step - self._begun, budget=aim)
         if found is not None and saved and saved["regularizer"] is not None:
             found.load_state_dict(saved["regularizer"])
         self.regularizer = found.attach(optimizer) if found is not None else None
         self.stage = "sparse"
+
+    def _aim(self, rehearsed: Selection, saved: Mapping[str, Any] | None) -> Budget:
+        """What the force works towards: for a target in time the MACs of a model that takes it."""
+        if self.budget.quantity != "latency":
+            return self.budget
+        if saved and saved["regularizer"] is not None and (known := saved["regularizer"]["settings"]["budget"]):
+            return Budget.from_json(known)  # measured anew it would be another one
+        assert self.plan is not None
+        return self.budget.at(CostModel(self.plan).evaluate(rehearsed.flat(self.plan)).macs)
 
     def advance(self, done: int) -> bool:
         """So many optimizer steps are done: operate if it is time; returns whether that happened.

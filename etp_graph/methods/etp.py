@@ -7,8 +7,9 @@ from .method import Method
 
 PRESETS = (
     Method(
-        name="etp", source="ETP: Modi et al. 2025; the force by rank of importance, applied as a proximal step",
-        force=forces.Exponential(), beta=3e-4, order="importance", mode="prox", criterion="etp",
+        name="etp",
+        source="ETP: Modi et al. 2025; by rank of importance, as a proximal step as strong as the budget asks for",
+        force=forces.Exponential(), beta="auto", order="importance", mode="prox", acts_on="losers", criterion="etp",
     ),
     Method(
         name="etp-paper",

@@ -20,7 +20,7 @@ from ..forces import Force
 from ..plan import Plan
 from ..regularizer import Regularizer
 from ..schedules import Schedule
-from ..settings import Kappa, Mode, Order, RegularizerSettings
+from ..settings import Beta, Kappa, Mode, Order, RegularizerSettings
 
 Part = Literal["units", "scales", "losers"]
 _CUBIC = schedules.Cubic()
@@ -37,10 +37,13 @@ class Method(Composed):
         source: where it is described.
         force: F of the sparse phase, see :mod:`etp_graph.forces`; ``None``: there is no sparse phase.
         beta, order, refresh_every, mode, kappa, every, seed: of the :class:`etp_graph.Regularizer`. The seed is also
-            that of the criterion ``random``.
-        strength: s(t), how β rises during the sparse phase; it needs ``phase.attach(optimizer, steps=...)``.
+            that of the criterion ``random``. ``beta="auto"`` steers to the budget of the run; it needs
+            ``phase.attach(optimizer, steps=...)``.
+        strength: s(t), how β rises during the sparse phase, or with ``beta="auto"`` the share of the way to the budget;
+            it needs ``phase.attach(optimizer, steps=...)``.
         acts_on: ``"units"``: the force acts on every slice of a unit. ``"scales"``: only on its batch norm scales.
-            ``"losers"``: only on units that the criterion and the budget would remove, in :func:`etp_graph.compress`.
+            ``"losers"``: only on units that have to go for the budget: with ``beta="auto"`` by the force itself, with a
+            fixed strength by the criterion, in :func:`etp_graph.compress`.
         select_at: share of the sparse phase after which the losers are chosen; until then the force acts on all.
         soft_every: set the filters of the losers to zero after every so many steps; 0: never. Needs no force.
         criterion: a name of :data:`etp_graph.criteria.CRITERIA`. ``etp`` is the torque of this method's own force.
@@ -62,7 +65,7 @@ class Method(Composed):
     name: str
     source: str = ""
     force: Force | None = None
-    beta: float = 1e-4
+    beta: Beta = 1e-4
     order: Order = "index"
     refresh_every: int = 0
     mode: Mode = "prox"
@@ -83,7 +86,7 @@ class Method(Composed):
 
     def __post_init__(self) -> None:
         require(isinstance(self.name, str) and bool(self.name), f"name={self.name!r}; a method has a name.")
-        self.settings(steps=1)  # checks every field of the regularizer
+        self.settings(steps=1, budget=Budget(params=0))  # checks every field of the regularizer
         require(
             self.acts_on in get_args(Part),
             f"acts_on={self.acts_on!r}; choose one of {', '.join(map(repr, get_args(Part)))}.",
@@ -124,7 +127,7 @@ class Method(Composed):
             "that is only collected after it.",
         )
         require(
-            self.acts_on != "losers" or (self.order == "index" and self.force is not None),
+            self.acts_on != "losers" or self.steered or (self.order == "index" and self.force is not None),
             f"method {self.name!r}: acts_on='losers' replaces the order: leave order='index', and give a force.",
         )
 
@@ -134,33 +137,42 @@ class Method(Composed):
         return self.force is not None or self.soft_every > 0
 
     @property
+    def steered(self) -> bool:
+        """Whether the strength follows from the budget."""
+        return self.force is not None and self.beta == "auto"
+
+    @property
     def collected(self) -> bool:
         """Whether the criterion needs batches of data, and the method therefore a phase to collect them."""
         return self.criterion in criteria.COLLECTED
 
-    def settings(self, *, steps: int | None = None) -> RegularizerSettings:
-        """The settings of the regularizer for a sparse phase of so many optimizer steps."""
+    def settings(self, *, steps: int | None = None, budget: Budget | None = None) -> RegularizerSettings:
+        """The settings of the regularizer for a sparse phase of so many optimizer steps, on the way to the budget."""
+        timed = self.strength is not None or self.steered
         return RegularizerSettings(
             force=self.force if self.force is not None else forces.Uniform(), beta=self.beta, order=self.order,
             refresh_every=self.refresh_every, mode=self.mode, kappa=self.kappa, every=self.every, seed=self.seed,
-            schedule=self.strength, steps=steps if self.strength is not None else None,
+            schedule=self.strength, steps=steps if timed else None, budget=budget if self.steered else None,
+            acts_on="losers" if self.steered and self.acts_on == "losers" else "units",
         )  # fmt: skip
 
-    def regularizer(self, model: nn.Module, plan: Plan, *, steps: int | None = None) -> Regularizer | None:
+    def regularizer(
+        self, model: nn.Module, plan: Plan, *, steps: int | None = None, budget: Budget | None = None
+    ) -> Regularizer | None:
         """The regularizer of the sparse phase; ``None`` if the method has no force.
 
         Raises:
-            ForceError: the method's strength follows a schedule and ``steps`` is missing.
+            ForceError: the method's strength follows a schedule or a budget and ``steps`` or ``budget`` is missing.
             PlanError: the plan is not of this model, or nothing of it may be pruned.
         """
         if self.force is None:
             return None
         require(
-            self.strength is None or steps is not None,
-            f"method {self.name!r} raises its strength by a schedule: call phase.attach(optimizer, steps=n), n being "
-            "the number of optimizer steps of the phase.",
+            (self.strength is None and not self.steered) or steps is not None,
+            f"method {self.name!r} sets its strength by the share of the phase that is done: call "
+            "phase.attach(optimizer, steps=n), n being the number of optimizer steps of the phase.",
         )
-        found = self.settings(steps=steps)
+        found = self.settings(steps=steps, budget=budget)
         values = {field.name: getattr(found, field.name) for field in fields(found)}
         return Regularizer(model, scales_only(model, plan) if self.acts_on == "scales" else plan, **values)
 
@@ -180,8 +192,12 @@ class Method(Composed):
         known = signature(score).parameters
         options: dict[str, Any] = {"p": self.p, "normalize": self.normalize, "seed": self.seed, "record": record}
         if "regularizer" in known:
-            options["regularizer"] = regularizer or self.regularizer(model, plan, steps=1)
+            options["regularizer"] = regularizer or self._unforced().regularizer(model, plan, steps=1)
         return score(model, plan, **{name: value for name, value in options.items() if name in known})
+
+    def _unforced(self) -> Method:
+        """The method with the same force, and no strength that would have to be known."""
+        return replace(self, beta=0.0, acts_on="units") if self.steered else self
 
 
 def check_rounds(rounds: int, schedule: Schedule) -> None:

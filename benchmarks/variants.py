@@ -1,0 +1,90 @@
+"""Variants of ``etp`` for the study: one thing is different in each.
+
+A name says what: ``etp[rate=2]`` is ``etp`` with another rate. Where the strength is fixed, it is tuned as in every
+other method.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from etp_graph import forces, methods, schedules
+from etp_graph.methods import Method
+
+ETP = methods.get("etp")
+FIXED = replace(ETP, beta=3e-4, acts_on="units", strength=None)
+"""The same force at a fixed strength, on all units."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """What is varied: a title, and the variants by name; ``etp`` itself belongs to each."""
+
+    title: str
+    variants: Mapping[str, Method]
+
+
+def _named(**changed: Method) -> dict[str, Method]:
+    return {f"etp[{name.replace('_', '-')}]": method for name, method in changed.items()}
+
+
+QUESTIONS = (
+    Question(
+        title="Who is pushed, and how hard",
+        variants=_named(
+            fixed=FIXED,
+            auto_on_all=replace(ETP, acts_on="units"),
+            fixed_refreshed=replace(FIXED, refresh_every=10),
+        ),
+    ),
+    Question(
+        title="The force",
+        variants=_named(
+            uniform=replace(ETP, force=forces.Uniform()),
+            rate_3=replace(ETP, force=forces.Exponential(rate=3.0)),
+            rate_8=replace(ETP, force=forces.Exponential(rate=8.0)),
+            rate_20=replace(ETP, force=forces.Exponential(rate=20.0)),
+            linear=replace(ETP, force=forces.Linear()),
+        ),
+    ),
+    Question(
+        title="The order",
+        variants=_named(
+            index=replace(ETP, order="index"),
+            random=replace(ETP, order="random"),
+            fixed_index=replace(FIXED, order="index"),
+        ),
+    ),
+    Question(
+        title="How the force is applied",
+        variants=_named(
+            gradient=replace(FIXED, mode="gradient"),
+            loss=replace(FIXED, mode="loss"),
+            heaviside=replace(FIXED, force=forces.Heaviside()),
+            growing=replace(FIXED, force=forces.Growing(), mode="gradient", kappa="one"),
+        ),
+    ),
+    Question(
+        title="What is compared",
+        variants=_named(
+            kappa_one=replace(ETP, kappa="one"),
+            per_mac=replace(ETP, rank="score_per_mac"),
+            local=replace(ETP, scope="local"),
+            fixed_norm=replace(FIXED, criterion="magnitude"),
+            fixed_taylor=replace(FIXED, criterion="taylor"),
+        ),
+    ),
+    Question(
+        title="The way to the budget",
+        variants=_named(
+            end_50=replace(ETP, strength=schedules.Cubic(end=0.5)),
+            end_100=replace(ETP, strength=schedules.Cubic(end=1.0)),
+            at_once=replace(ETP, strength=schedules.Cubic(end=0.1)),
+        ),
+    ),
+)  # fmt: skip
+
+STUDY: Mapping[str, Method] = {
+    name: replace(method, name=name) for question in QUESTIONS for name, method in question.variants.items()
+}

@@ -1,0 +1,101 @@
+"""A strength that nobody has to choose: β follows from a budget and the number of steps."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .allocate import allocate
+from .budget import Budget
+from .costs import CostModel
+from .errors import ForceError
+from .plan import Plan
+from .pull import Pull
+from .schedules import Cubic
+from .settings import RegularizerSettings
+
+PATH = Cubic(end=0.8)
+"""Share of the way to the budget by progress, where nothing else is asked for (Zhu & Gupta 2017, eq. 1)."""
+_LOOKS, _RAMP = 50, 5
+
+
+class Steering:
+    """Takes units to zero along a schedule, so that removing those at zero meets the budget when it ends.
+
+    The push η·β that takes a unit to zero is its *need*, ‖w_u‖/(κ F(d_u)): under a force on all, the units of least
+    need are the first at zero. Every few steps :func:`etp_graph.allocate` is asked, with the needs as scores, which
+    units have to be at zero a few steps later, and each step pushes as hard as the farthest of them needs::
+
+        η β = max over those units of ‖w_u‖ / (κ F(d_u)) / steps that are left
+
+    What the loss pulls back is made up for in the next step, and the learning rate has no influence.
+
+    Args:
+        model: the model.
+        plan: its plan.
+        settings: with a budget and a number of steps.
+        pull: κ F(d_u) of every unit.
+
+    Attributes:
+        losers: units that are to be at zero at the end of this interval, bool [n_units].
+        push: η·β of the last step, a scalar.
+    """
+
+    def __init__(self, model: nn.Module, plan: Plan, settings: RegularizerSettings, pull: Pull) -> None:
+        assert settings.budget is not None
+        assert settings.steps is not None
+        self.model, self.plan, self.settings, self._pull = model, plan, settings, pull
+        self.path = settings.schedule or PATH
+        self.steps: int = settings.steps
+        # A ramp of a few steps lets the other weights follow; more looks than this change little and cost time.
+        self.interval = max(1, min(self.steps // 10, max(_RAMP, self.steps // _LOOKS)))
+        self.losers = torch.zeros_like(pull.distance, dtype=torch.bool)
+        self.push = pull.distance.new_zeros(())
+        costs = CostModel(plan).dense
+        self._dense = int(getattr(costs, settings.budget.quantity))
+        self._target = min(settings.budget.target(costs), self._dense)
+
+    def check(self) -> None:
+        """Raise :class:`BudgetError` if the budget is out of reach."""
+        self._choose(self._pull.norms(), progress=1.0)
+
+    @torch.no_grad()
+    def ratio(self, norms: Tensor, done: int) -> Tensor:
+        """The share of its norm that each unit loses in the step after ``done`` others; norms, result [n_units]."""
+        passed = done % self.interval
+        if passed == 0:
+            if self.settings.order == "importance":
+                self._pull.rank()
+            self.losers = self._choose(norms, progress=min(1.0, (done + self.interval) / self.steps))
+        pull = self._pull(norms)
+        needs = torch.where(pull > 0, norms / pull, 0.0)
+        self.push = torch.where(self.losers, needs, 0.0).amax() / (self.interval - passed)
+        who = self.losers if self.settings.acts_on == "losers" else torch.ones_like(self.losers)
+        # The last step of an interval ends at zero, whatever the rounding of a quotient of two quotients.
+        end = self.losers & (needs <= self.push * (1 + 1e-6))
+        ratio = torch.where(end, 1.0, pull * self.push / norms.clamp_min(1e-30))
+        return torch.where(who, ratio.clamp_max(1.0), 0.0)
+
+    def _choose(self, norms: Tensor, *, progress: float) -> Tensor:
+        """The units that have to be at zero at this progress, bool [n_units]; none on which no force acts."""
+        pull = self._pull(norms)
+        acts = pull > 0
+        needs = (norms / torch.where(acts, pull, 1.0)).double()
+        needs = torch.where(acts, needs, 2 * needs.amax() + 1)  # these can be removed, but not be taken to zero
+        goal = self._dense - int(self.path(progress) * (self._dense - self._target))
+        selection = allocate(self.model, self.plan, needs, budget=self._at(goal))
+        return ~selection.flat(self.plan).to(acts.device) & acts
+
+    def _at(self, goal: int) -> Budget:
+        assert self.settings.budget is not None
+        return self.settings.budget.at(goal)
+
+    def state(self) -> Tensor:
+        """What an identical continuation needs, bool [n_units] on the CPU."""
+        return self.losers.cpu().clone()
+
+    def load(self, losers: object) -> None:
+        """Continue where :meth:`state` was taken."""
+        if not isinstance(losers, Tensor) or losers.dtype != torch.bool or losers.shape != self.losers.shape:
+            raise ForceError(f"this state is damaged: expected losers, bool of shape [{self.plan.n_units}].")
+        self.losers = losers.to(self.losers.device, copy=True)
