@@ -90,13 +90,13 @@ def page(records: Sequence[Record]) -> str:
 
 def _table(found: Sequence[Entry]) -> list[str]:
     lines = [as_row(COLUMNS), "| ---: | --- |" + " ---: |" * (len(COLUMNS) - 2)]
-    if found:
-        first = found[0].records[0]
-        start = [f"{first[part]['dense']:.2f}" for part in ("test", "val")]
+    first = next((record for entry in found for record in entry.records if entry.method != SMALL), None)
+    if first is not None:
+        start = [f"{first[part]['checkpoint']:.2f}" for part in ("test", "val")]
         lines.append(as_row(("-", "checkpoint", *start, f"{first['nonzero'][0]:,}", "100.0 %", "1.00x", "-")))
     for entry in found:
         zeros = "-" if entry.method == CONTROL else f"{entry.sparsity:.0%}".replace("%", " %")
-        share = 100 * entry.nonzero / first["nonzero"][0]
+        share = 100 * entry.nonzero / entry.records[0]["nonzero"][0]
         values = [spread.text() for part in ("test", "val") if (spread := entry.metric(part)) is not None]
         lines.append(as_row((
             zeros, entry.method, *values, f"{entry.nonzero:,.0f}", f"{share:.1f} %", f"{entry.faster:.2f}x",
@@ -164,10 +164,11 @@ def _conditions(records: Sequence[Record]) -> list[str]:
         f"- `{_command(records)}`, {sum(record['seconds'] for record in records) / 60:.0f} minutes in all.",
         f"- {SPARSE}, {UNITS} and {CONTROL}: from one checkpoint ({records[0]['checkpoint']}; {recipe['dense_steps']} "
         f"steps), {rising} steps while the schedule rises to the end and {after} after that, of {recipe['batch_size']} "
-        f"examples in the same order, {recipe['optimizer']}, learning rates up to {recipe['sparse_rate']:g} and "
-        f"{recipe['finetune_rate']:g}. Weights are masked, or units removed, every {records[0]['every']} steps.",
+        f"examples in the same order, {recipe['optimizer']}. Weights are masked, or units removed, every "
+        f"{records[0]['every']} steps.",
         f"- {SMALL}: {recipe['dense_steps'] + rising + after} steps, as many as the others with their checkpoint, in "
-        f"one phase. The width is the largest that has at most as many parameters. {_trials(records)}",
+        "one phase. The width is the largest that has at most as many parameters.",
+        *_rates(records),
         f"- Schedule: {_schedule(records[0]['schedule'])}. It is the share of the way to the sparsity.",
         "- Nothing else was chosen: the last step counts, and the test part is read once for each finished network. "
         "Seeds vary the order of the data, dropout and fresh weights, not the checkpoint.",
@@ -186,20 +187,33 @@ def _conditions(records: Sequence[Record]) -> list[str]:
     return [*lines, f"- commit: {', '.join(dict.fromkeys(record['commit'] for record in records))}"]
 
 
-def _trials(records: Sequence[Record]) -> str:
-    """The learning rates of small-dense, and which was best where."""
-    metric = records[0]["metric"]
-    tried = {record["config"]["sparsity"]: record["trials"] for record in records if record.get("trials")}
-    said = []
-    for sparsity, trials in sorted(tried.items()):
-        values = "; ".join(
-            f"{t['rate']:g}: {'diverged' if t['val'] is None else format(t['val'], '.1f')}" for t in trials
-        )
-        said.append(f"at {100 * sparsity:g} % {values}")
-    return (
-        "The peak of its learning rate is the best of those tried with half of the steps and a seed of its own on the "
-        f"validation part ({metric['name']}: {', '.join(said)})."
-    )
+def _rates(records: Sequence[Record]) -> list[str]:
+    """The learning rates that were tried, and which was best where."""
+    metric, finished = records[0]["metric"], [record for record in records if record["status"] == "ok"]
+    lines = [
+        f"- Learning rates are chosen on the validation part ({metric['name']}). In bold the best; starred where it is "
+        f"the first or last of those tried. {SMALL} is tried with half of its steps and a seed of its own."
+    ]
+    large = next((record for record in finished if record["config"]["method"] != SMALL), None)
+    if large is not None:
+        rates = " and ".join(f"{rate:g}" for rate in large["rates"][1:])
+        lines.append(f"  - checkpoint: {_tried(large, metric)}. The two phases after it, in proportion: {rates}.")
+    small = {r["config"]["sparsity"]: r for r in finished if r["config"]["method"] == SMALL}
+    return [
+        *lines,
+        *(f"  - {SMALL}, {100 * at:g} %: {_tried(record, metric)}." for at, record in sorted(small.items())),
+    ]
+
+
+def _tried(record: Record, metric: Mapping[str, Any]) -> str:
+    trials = record["trials"]
+    done = [trial["val"] for trial in trials if trial["val"] is not None]
+    best, said = (max if metric["higher"] else min)(done), []
+    for trial in trials:
+        text = f"{trial['rate']:g} ({'diverged' if trial['val'] is None else format(trial['val'], '.1f')})"
+        edge = "\\*" if trial in (trials[0], trials[-1]) and len(trials) > 1 else ""
+        said.append(f"**{text}**{edge}" if trial["val"] == best else text)
+    return ", ".join(said)
 
 
 def _command(records: Sequence[Record]) -> str:

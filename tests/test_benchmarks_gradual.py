@@ -12,12 +12,12 @@ from benchmark_toy import RECIPE
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from benchmarks import gradual, gradual_page, report, run
-from benchmarks.gradual import METHODS, SCHEDULE, Config, Experiment, widest, with_width
+from benchmarks import gradual, gradual_contest, gradual_page, report, run
+from benchmarks.gradual_contest import METHODS, RATES, SCHEDULE, TASK, Config, Experiment, best, widest, with_width
 from benchmarks.masks import Masks, target
 from benchmarks.measure import nonzero, parameters
 from benchmarks.models.recurrent import LanguageModel
-from benchmarks.tasks import Part, Task
+from benchmarks.tasks import Metric, Part, Task
 from benchmarks.tasks.ptb import Ptb
 
 
@@ -53,7 +53,7 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Words:
 
 
 def config(method: str, *, sparsity: float = 0.5, seed: int = 0) -> Config:
-    return Config(task=gradual.TASK, scale="smoke", method=method, sparsity=sparsity, seed=seed)
+    return Config(task=TASK, scale="smoke", method=method, sparsity=sparsity, seed=seed)
 
 
 def language_model() -> LanguageModel:
@@ -138,7 +138,7 @@ def test_without_masks_the_network_is_an_ordinary_one() -> None:
 def test_contestants_have_equal_numbers_and_see_the_same_batches(toy: Words, method: str) -> None:
     experiment = Experiment(toy)
     sparsity = 0.0 if method == "dense" else 0.5
-    experiment.trials[sparsity] = [{"rate": 0.01, "val": 1.0}]
+    experiment.trials[0.5] = [{"rate": 0.01, "val": 1.0}]
     toy.seen.clear()
     record = experiment.run(config(method, sparsity=sparsity))
     assert record["status"] == "ok", record.get("reason")
@@ -163,21 +163,29 @@ def test_small_dense_is_the_widest_that_fits_with_weights_of_its_width(toy: Word
     assert 24**-0.5 < bound <= width**-0.5  # of a wide network the weights would be smaller
 
 
-def test_learning_rate_of_small_dense_is_chosen_on_the_validation_part(
-    toy: Words, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_learning_rates_are_chosen_on_the_validation_part(toy: Words) -> None:
     experiment = Experiment(toy)
-    toy.read.clear()
-    experiment.small_rate(0.5)
-    assert toy.read == ["val"] * len(gradual.RATES)
+    assert toy.read == ["val"] * len(RATES)
+    chosen = min(experiment.tried, key=lambda trial: trial["val"])["rate"]
+    recipe = experiment.task.recipe
+    assert recipe.dense_rate == chosen
+    assert recipe.sparse_rate / RECIPE.sparse_rate == pytest.approx(chosen / RECIPE.dense_rate)
+    assert toy.recipe == RECIPE
+    toy.read.clear(), toy.seen.clear()
+    experiment.network(config("small-dense"))
+    assert toy.read == ["val"] * len(RATES)
     toy.seen.clear()
-    first = experiment.run(config("small-dense"))
+    record = experiment.run(config("small-dense", seed=1))
     assert len(toy.seen) == RECIPE.dense_steps + RECIPE.sparse_steps + RECIPE.finetune_steps  # no trial again
-    assert gradual.earlier_trials([json.loads(json.dumps(first))], toy) == experiment.trials
-    experiment.trials[0.5] = [{"rate": 1.0, "val": None}, {"rate": 2.0, "val": 9.0}, {"rate": 3.0, "val": 8.0}]
-    assert experiment.small_rate(0.5) == 3.0  # less perplexity is better
-    experiment.trials[0.5] = [{"rate": 1.0, "val": None}]
-    assert experiment.run(config("small-dense"))["status"] == "failed"
+    assert gradual.earlier_trials([json.loads(json.dumps(record))], toy) == experiment.trials
+
+
+def test_the_best_trial_is_that_of_the_better_metric() -> None:
+    trials = [{"rate": 1.0, "val": None}, {"rate": 2.0, "val": 9.0}, {"rate": 3.0, "val": 8.0}]
+    assert best(trials, Ptb.metric) == 3.0  # less perplexity is better
+    assert best(trials, Metric(name="accuracy")) == 2.0
+    with pytest.raises(FloatingPointError, match="every trial"):
+        best(trials[:1], Ptb.metric)
 
 
 def test_the_checkpoint_is_not_changed(toy: Words) -> None:
@@ -189,7 +197,7 @@ def test_the_checkpoint_is_not_changed(toy: Words) -> None:
 
 
 def test_units_go_along_the_schedule(toy: Words, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gradual, "EVERY", 1)
+    monkeypatch.setattr(gradual_contest, "EVERY", 1)
     experiment = Experiment(toy)
     toy.sizes.clear()
     experiment.network(config("large-pruned-by-units"))
@@ -219,7 +227,7 @@ def test_the_test_part_is_read_once_after_all_training(toy: Words, monkeypatch: 
 def test_what_is_out_of_reach_is_a_record_with_its_reason(
     toy: Words, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gradual, "target", lambda model, sparsity: 1)
+    monkeypatch.setattr(gradual_contest, "target", lambda model, sparsity: 1)
     record = Experiment(toy).run(config(method))
     assert record["status"] == "not possible"
     assert "BudgetError" in record["reason"]
@@ -252,8 +260,9 @@ def line(method: str, seed: int, value: float, *, sparsity: float = 0.5, latency
         "title": "a toy", "metric": {"name": "perplexity", "higher": False, "percent": False}, "status": "ok",
         "recipe": json.loads(json.dumps({f: getattr(RECIPE, f) for f in RECIPE.__dataclass_fields__})),
         "schedule": SCHEDULE.to_dict(), "every": 10, "checkpoint": "given", "conditions": {"torch": "2"},
-        "commit": "abc", "seconds": 6.0, "val": {"dense": 80.0, "final": value + 1},
-        "test": {"dense": 82.0, "final": value}, "target": 500, "nonzero": [1000, 500], "params": [1000, 1000],
+        "commit": "abc", "seconds": 6.0, "val": {"checkpoint": 80.0, "final": value + 1},
+        "test": {"checkpoint": 82.0, "final": value}, "rates": [1.0, 0.1, 0.2],
+        "target": 500, "nonzero": [1000, 500], "params": [1000, 1000],
         "latency": [2.0, latency], "trials": [{"rate": 0.5, "val": None}, {"rate": 1.0, "val": 90.0}],
     }  # fmt: skip
 
@@ -272,7 +281,9 @@ def test_page_says_what_the_lines_say() -> None:
     assert "At 50 % zeros **large-sparse** has the best mean" in text
     assert "large-pruned-by-units +0.50 ± 2.12 (within one deviation); small-dense +11.00 ± 1.41 (worse)" in text
     assert "large-sparse against small-dense: -11.00 ± 1.41 (better) at 50 %" in text
-    assert "(perplexity: at 50 % 0.5: diverged; 1: 90.0)" in text
+    assert "checkpoint: 0.5 (diverged), **1 (90.0)**\\*. The two phases after it, in proportion: 0.1 and 0.2." in text
+    assert "small-dense, 50 %: 0.5 (diverged), **1 (90.0)**\\*" in text
+    assert "| - | checkpoint | 82.00 | 80.00 | 1,000 |" in text
     assert "large-sparse 1.00x; large-pruned-by-units 2.00x; small-dense 2.00x" in text
     swapped = [{**one, "config": {**one["config"], "method": other}} for one, other in _swapped()]
     assert "**small-dense** has the best mean" in gradual_page.page(swapped)
