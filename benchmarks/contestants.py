@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -15,9 +16,10 @@ from etp_graph import methods
 from etp_graph.methods import Method
 
 from .baselines import torch_pruning
+from .distill import SUFFIX, Distillation
 from .measure import Counter
 from .strength import reference
-from .tasks.base import Task
+from .tasks.base import SMALL, Task
 from .training import train
 from .variants import STUDY
 
@@ -30,26 +32,34 @@ VARIANTS: Mapping[str, Method] = {
     **STUDY,
 }
 UNPRUNED = "dense"
+RATES = (0.3, 1.0, 3.0, 9.0)
+"""Learning rates that `small-dense` tries, as multiples of the one of the wide network."""
 CALIBRATION = 4
 """Batches that a criterion sees which needs data."""
 
 
 def known() -> tuple[str, ...]:
-    """Every name that a run may have: this library's presets, the peers, the controls."""
-    return tuple(dict.fromkeys([*methods.METHODS, *torch_pruning.PEERS, *CONTROLS]))
+    """Every name that a run may have: this library's presets, the peers, the controls; each also distilled."""
+    names = dict.fromkeys([*methods.METHODS, *torch_pruning.PEERS, *CONTROLS, *STUDY])
+    return (*names, *(name + SUFFIX for name in names))
 
 
 def library_method(name: str) -> Method | None:
     """The preset or variant of this library; ``None`` for the others."""
+    name = name.removesuffix(SUFFIX)
     if name in VARIANTS:
         return VARIANTS[name]
     return methods.METHODS.get(name)
 
 
 def tunable(name: str) -> bool:
-    """Whether the contestant has a strength that somebody has to choose."""
+    """Whether the contestant has a strength (or, with fresh weights, a learning rate) that somebody has to choose."""
+    if name.removesuffix(SUFFIX) == SMALL:
+        return True
     method = library_method(name)
-    return name in torch_pruning.PEERS or (method is not None and method.force is not None and not method.steered)
+    return name.removesuffix(SUFFIX) in torch_pruning.PEERS or (
+        method is not None and method.force is not None and not method.steered
+    )
 
 
 class Start:
@@ -92,14 +102,17 @@ class Contest:
     def __init__(self, start: Start, task: Task, *, speed_up: float, seed: int, watch: Watch) -> None:
         self.start, self.task, self.speed_up, self.seed, self.watch = start, task, speed_up, seed, watch
         self.done = 0
+        self.distilled = False
 
     def run(self, name: str, push: float | None) -> Finished:
-        """The small network; ``push`` is that of its strength, if it has one."""
+        """The small network; ``push`` is that of its strength, if it has one (of `small-dense`: of its rate)."""
         torch.manual_seed(self.seed)
+        self.distilled = name.endswith(SUFFIX)
+        name = name.removesuffix(SUFFIX)
         if name == UNPRUNED:
             return self._dense()
-        if name == "small-dense":
-            return self._small()
+        if name == SMALL:
+            return self._small(1.0 if push is None else push)
         if name in torch_pruning.PEERS:
             return self._peer(torch_pruning.PEERS[name], push)
         method = library_method(name)
@@ -113,7 +126,7 @@ class Contest:
         self.watch("finetuned", model)
         return Finished(model=model, macs=self.start.macs)
 
-    def _small(self) -> Finished:
+    def _small(self, push: float) -> Finished:
         """Fresh weights, every group narrowed alike until the MACs are met, trained from scratch."""
         model = self.task.build().to(self.task.device).eval()
         plan = etp.trace(model, self.start.example, prune=self.task.prune, ignore=self.task.ignore, check=False)
@@ -122,10 +135,14 @@ class Contest:
         selection = etp.allocate(model, plan, scores, budget=budget)
         macs = etp.cost(model, plan, selection).macs
         etp.prune_(model, plan, selection)
-        recipe = self.task.recipe
-        train(self.task, model, steps=recipe.scratch_steps, peak=recipe.dense_rate, seed=self.seed, start=0)
+        recipe, peak = self.task.recipe, push * self.task.recipe.dense_rate
+        with self._teacher(model) as teacher:
+            train(
+                self.task, model, steps=recipe.scratch_steps, peak=peak, seed=self.seed, start=0,
+                penalty=None if teacher is None else teacher.penalty,
+            )  # fmt: skip
         self.watch("finetuned", model)
-        return Finished(model=model, macs=macs)
+        return Finished(model=model, strength=peak, macs=macs)
 
     def _library(self, method: Method, push: float | None) -> Finished:
         """This library's pipeline, as users call it."""
@@ -198,6 +215,12 @@ class Contest:
         self.watch("finetuned", model)
         return Finished(model=model, strength=reg)
 
+    def _teacher(self, model: nn.Module) -> AbstractContextManager[Distillation | None]:
+        """The dense network as a teacher, where the contestant is a distilled one."""
+        if not self.distilled:
+            return nullcontext()
+        return Distillation(model, self.start.dense, classes=self.task.classes)
+
     def _phase(self, model: nn.Module, name: Stage, *, phase: etp.Phase | None = None, forced: bool = True) -> None:
         """The steps of one phase, or of a round's share of it."""
         recipe, number, rounds = self.task.recipe, 0, 1
@@ -219,8 +242,9 @@ class Contest:
             return acts.regularizer.penalty()
 
         in_loss = acts is not None and acts.method.mode == "loss"
-        train(
-            self.task, model, steps=steps, peak=peak, seed=self.seed, start=self.done, attach=attach,
-            penalty=penalty if in_loss else None,
-        )  # fmt: skip
+        with self._teacher(model) if name == "finetuned" else nullcontext() as teacher:
+            extra = penalty if in_loss else (None if teacher is None else teacher.penalty)
+            train(
+                self.task, model, steps=steps, peak=peak, seed=self.seed, start=self.done, attach=attach, penalty=extra
+            )
         self.done += steps

@@ -24,10 +24,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from .contestants import UNPRUNED
-from .gradual_contest import METHODS, SMALL, TASK, Config, Experiment, Trial
+from .gradual_contest import METHODS, TASK, Config, Experiment, Trial
 from .gradual_page import page
 from .run import GRADUAL, RUNS, Record, read
 from .tasks import SCALES, Scale, TaskUnavailableError
+from .tasks.base import SMALL, concerns
 from .tasks.ptb import Ptb
 
 SPARSITIES = (0.5, 0.75, 0.9)
@@ -46,12 +47,12 @@ def configs(scale: str, methods: Sequence[str], sparsities: Sequence[float], see
 
 def earlier_trials(records: Iterable[Record], task: Ptb) -> dict[float, list[Trial]]:
     """The trials of runs under the same recipe: they have a seed of their own and would give the same again."""
-    same = json.loads(json.dumps(asdict(task.recipe)))
+    same = concerns(json.loads(json.dumps(asdict(task.recipe))), UNPRUNED)
     return {
         record["config"]["sparsity"]: record["trials"]
         for record in records
         if record["config"]["scale"] == task.scale
-        and record["recipe"] == same
+        and concerns(record["recipe"], UNPRUNED) == same
         and record["config"]["method"] == SMALL
         and record.get("trials")
     }

@@ -22,12 +22,11 @@ from .masks import Masks, target
 from .measure import commit, conditions, nonzero, p50_latencies, parameters
 from .protocol import TUNING_SEED
 from .run import Record
-from .tasks.base import Metric, Part
+from .tasks.base import SMALL, Metric, Part
 from .tasks.ptb import Ptb
 from .training import checkpoint, train
 
 TASK = "ptb"
-SMALL = "small-dense"
 METHODS = (UNPRUNED, "large-sparse", "large-pruned-by-units", SMALL)
 EVERY = 10
 """Steps between two updates of the masks, or two removals of units."""

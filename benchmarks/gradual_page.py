@@ -9,8 +9,9 @@ from typing import Any
 
 from .report import as_row
 from .summary import Difference, Record, Spread, paired
+from .tasks.base import SMALL, concerns
 
-SPARSE, UNITS, SMALL, CONTROL = "large-sparse", "large-pruned-by-units", "small-dense", "dense"
+SPARSE, UNITS, CONTROL = "large-sparse", "large-pruned-by-units", "dense"
 COLUMNS = ("zeros", "contestant", "test", "validation", "nonzero parameters", "of dense", "p50 latency", "seeds")
 
 _HEAD = """# Single weights or whole units
@@ -158,7 +159,7 @@ def _against(own: Entry, other: Entry, metric: Mapping[str, Any]) -> str:
 
 
 def _conditions(records: Sequence[Record]) -> list[str]:
-    recipe, config = records[0]["recipe"], records[0]["config"]
+    recipe = records[0]["recipe"]
     rising, after = recipe["sparse_steps"], recipe["finetune_steps"]
     lines = [
         f"- `{_command(records)}`, {sum(record['seconds'] for record in records) / 60:.0f} minutes in all.",
@@ -180,7 +181,8 @@ def _conditions(records: Sequence[Record]) -> list[str]:
         f"- {record['config']['method']} at {record['config']['sparsity']:g}: {record['status']}. {record['reason']}"
         for record in records if record["status"] != "ok"
     })  # fmt: skip
-    if any(record["recipe"] != recipe or record["config"]["task"] != config["task"] for record in records):
+    same = concerns(recipe, CONTROL)  # no contestant takes the steps of the main comparison's narrow network
+    if any(concerns(record["recipe"], CONTROL) != same for record in records):
         lines.append("- **The records come from more than one recipe**; the steps above are those of the first.")
     for name in records[0]["conditions"]:
         lines.append(f"- {name}: {', '.join(dict.fromkeys(record['conditions'].get(name, '-') for record in records))}")

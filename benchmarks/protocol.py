@@ -21,9 +21,10 @@ from etp_graph.errors import EtpError
 
 from .baselines.check import impossible
 from .baselines.torch_pruning import PEERS
-from .contestants import UNPRUNED, Contest, Finished, Stage, Start, tunable
+from .contestants import RATES, UNPRUNED, Contest, Finished, Stage, Start, tunable
+from .distill import SUFFIX
 from .measure import commit, conditions, p50_latencies, parameters
-from .tasks.base import Part, Task
+from .tasks.base import SMALL, Part, Task
 from .training import checkpoint
 
 TUNING_SEED = 1_000
@@ -93,11 +94,12 @@ class Protocol:
         return record
 
     def tune(self, config: Config) -> list[Trial]:
-        """Every push of the recipe on the short schedule; the test part is not looked at."""
+        """Every push of the recipe (or learning rate) on the short schedule; the test part is not looked at."""
         short = copy.copy(self.task)
         short.recipe = self.task.recipe.trial()
         found = []
-        for push in self.task.recipe.pushes:
+        fresh = config.method.removesuffix(SUFFIX) == SMALL
+        for push in RATES if fresh else self.task.recipe.pushes:
             try:
                 finished = self._contest(short, config, TUNING_SEED, push, {})
                 found.append(Trial(push=push, value=self.task.evaluate(finished.model, "val")))
@@ -118,7 +120,7 @@ class Protocol:
         return best.push
 
     def _measured(self, config: Config, trials: Sequence[Trial]) -> dict[str, Any]:
-        if config.method in PEERS:
+        if _peer(config.method):
             reason = impossible(config.task, config.scale)
             if reason is not None:
                 raise NotPossibleError(reason)
@@ -172,7 +174,7 @@ class Protocol:
             if task is self.task:
                 stages[stage] = copy.deepcopy(model)
 
-        speed_up = 1.0 if config.method == UNPRUNED else config.speed_up
+        speed_up = 1.0 if config.method.removesuffix(SUFFIX) == UNPRUNED else config.speed_up
         contest = Contest(self.start, task, speed_up=speed_up, seed=seed, watch=watch)
         try:
             return contest.run(config.method, push)
@@ -184,6 +186,10 @@ class Protocol:
         except Exception as error:
             # The boundary to the peers: whatever their code raises on a model is a result about that model. Errors in
             # anything else are raised.
-            if config.method not in PEERS:
+            if not _peer(config.method):
                 raise
             raise NotPossibleError(f"Torch-Pruning raises {type(error).__name__}: {error}") from error
+
+
+def _peer(name: str) -> bool:
+    return name.removesuffix(SUFFIX) in PEERS

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from .run import GRADUAL, RUNS, files, read
 from .summary import RIVALS, Cell, Record, Spread, cells, difference, rival
+from .tasks.base import SMALL, concerns
 
 PAGES = Path("docs/results")
 COLUMNS = ("method", "before surgery", "right after", "fine-tuned", "params", "MACs", "p50 latency", "push", "seeds")
@@ -35,7 +36,7 @@ def page(records: Sequence[Record], *, figures: Sequence[str] = ()) -> str:
 
 
 def index(pages: Mapping[str, Sequence[Record]], *, others: Sequence[str] = ()) -> str:
-    """The list of all pages: what was measured, and how etp compares with DepGraph and Torque.
+    """The list of all pages: what was measured, and how etp compares.
 
     ``others`` are pages of experiments of their own.
     """
@@ -109,12 +110,7 @@ def _marks(found: Sequence[Cell], speed_up: float, metric: Mapping[str, Any]) ->
     own = next((cell for cell in found if cell.method == "etp" and cell.speed_up == speed_up and cell.ok), None)
     if own is None:
         return []
-    return [
-        f"- etp against {name}"
-        + (f" ({other.method})" if (other := rival(found, name, speed_up)) else "")
-        + f": {_against(own, other, metric)}"
-        for name in RIVALS
-    ]
+    return [f"- etp against {name}" + f": {_against(own, rival(found, name, speed_up), metric)}" for name in RIVALS]
 
 
 def _against(own: Cell, other: Cell | None, metric: Mapping[str, Any]) -> str:
@@ -128,7 +124,7 @@ def _against(own: Cell, other: Cell | None, metric: Mapping[str, Any]) -> str:
 
 
 def _conditions(records: Sequence[Record], config: Mapping[str, Any]) -> list[str]:
-    recipe = records[0]["recipe"]
+    recipe = next((r for r in records if r["config"]["method"] == SMALL), records[0])["recipe"]
     methods = " ".join(dict.fromkeys(record["config"]["method"] for record in records))
     speeds = sorted({record["config"]["speed_up"] for record in records if record["config"]["method"] != "dense"})
     seeds = sorted({record["config"]["seed"] for record in records})
@@ -145,12 +141,13 @@ def _conditions(records: Sequence[Record], config: Mapping[str, Any]) -> list[st
         f"- Every method: {recipe['sparse_steps']} + {recipe['finetune_steps']} steps of {recipe['batch_size']} "
         f"examples in the same order, {recipe['optimizer']}, learning rates up to {recipe['sparse_rate']:g} and "
         f"{recipe['finetune_rate']:g}; methods without a force take all of them after surgery. *small-dense* trains "
-        f"{recipe['scratch_steps']} steps from fresh weights, *dense* is never cut.",
+        f"{recipe['scratch_steps']} steps from fresh weights, at the best of several learning rates, which stand under "
+        "push as multiples of the checkpoint's; *dense* is never cut.",
         f"- Strengths: the best of the pushes {', '.join(f'{p:g}' for p in recipe['pushes'])} on the validation part, "
         f"each with {100 * recipe['tune_share']:.0f} % of the steps (`benchmarks/strength.py`).",
         f"- MACs by {' and '.join(counted) or '-'}; latency is the median over forwards of dense and pruned in turns.",
     ]
-    if any(record["recipe"] != recipe for record in records):
+    if any(concerns(r["recipe"], r["config"]["method"]) != concerns(recipe, r["config"]["method"]) for r in records):
         lines.append("- **The records come from more than one recipe**; the steps above are those of the first.")
     for name in records[0]["conditions"]:
         values = dict.fromkeys(record["conditions"].get(name, "-") for record in records)

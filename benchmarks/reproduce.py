@@ -13,6 +13,7 @@ import copy
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from math import log
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from .paper import ERRATA, TABLES, Row
 from .report import PAGES, by_scale
 from .run import RUNS, files, read
 from .strength import reference
-from .summary import Cell, Record, cells, rival
+from .summary import RIVALS, Cell, Record, cells, rival
 from .tasks import SCALES, TASKS, Task, TaskUnavailableError, make
 from .training import checkpoint, train
 
@@ -44,17 +45,35 @@ def table(name: str, records: Sequence[Record]) -> str:
     sources = dict.fromkeys(row.source for row in rows if row.source)
     lines += ["", *(f"- Published figures: {source}" for source in sources)]
     lines += [f"- Full size: {recipe}" for recipe in dict.fromkeys(_recipe(row) for row in rows)]
-    return "\n".join([*lines, "", "Errors in published figures, not copied:", "", *(f"- {e}" for e in ERRATA), ""])
+    return "\n".join([*lines, ""])
+
+
+def write_page(records: Sequence[Record], path: Path) -> None:
+    """All tables on one page."""
+    lines = [
+        "# Beside the papers", "",
+        "Made by `python -m benchmarks.reproduce all` from the lines in `benchmarks/results/runs`. *Reproduced small*: "
+        "the same task, narrower, with less data and a shorter schedule, at the nearest speed-up that was run; "
+        "only the change against the checkpoint compares. *Recipe only*: the command for the full size is below the "
+        "table, and nobody has run it here.", "",
+    ]  # fmt: skip
+    lines += [f"#{table(name, records)}" for name in TABLES]
+    lines += ["## Errors in published figures, not copied", "", *(f"- {error}" for error in ERRATA), ""]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(lines), encoding="utf8")
 
 
 def _cells(row: Row, records: Sequence[Record]) -> list[str]:
     own = [record for record in records if record["config"]["task"] == row.task]
     scales = by_scale(own)
     found = cells(scales.get("paper") or scales.get("cpu") or [])
-    etp = next((c for c in found if c.method == "etp" and c.speed_up == row.speed_up and c.ok), None)
-    peer = rival(found, "DepGraph", row.speed_up)
-    small = "paper" not in scales
-    status = "recipe only" if etp is None else ("reproduced small" if small else "reproduced")
+    near = sorted((c for c in found if c.method == "etp" and c.ok), key=lambda c: abs(log(c.speed_up / row.speed_up)))
+    etp = near[0] if near else None
+    speed_up = row.speed_up if etp is None else etp.speed_up
+    peer = next((r for name in list(RIVALS)[:2] if (r := rival(found, name, speed_up))), None)
+    status = "recipe only" if etp is None else ("reproduced" if "paper" in scales else "reproduced small")
+    if etp is not None and speed_up != row.speed_up:
+        status += f", at {speed_up:g}x"
     return [row.what, _change(etp), row.published or OPEN, _change(peer, named=True), status]
 
 
@@ -123,7 +142,7 @@ def _draw_norms(ax: Any, task: Task, start: Start, method: Method) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.reproduce", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("what", choices=[*TABLES, "figure3", "figure4"])
+    parser.add_argument("what", choices=[*TABLES, "all", "figure3", "figure4"], help="all: the page of all tables")
     parser.add_argument("--runs", type=Path, default=RUNS, help="folder with the JSON lines")
     parser.add_argument("--out", type=Path, default=PAGES, help="folder of the figures")
     parser.add_argument("--task", choices=list(TASKS), default="cifar100", help="of figure3")
@@ -134,6 +153,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     found = files(options.runs)
     if options.what in TABLES:
         sys.stdout.write(table(options.what, [record for file in found for record in read(file)]))
+    elif options.what == "all":
+        write_page([record for file in found for record in read(file)], options.out / "papers.md")
+        console.print(f"wrote {options.out / 'papers.md'}", highlight=False)
     elif options.what == "figure3":
         torch.set_num_threads(options.threads)
         try:

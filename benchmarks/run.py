@@ -18,8 +18,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from .contestants import UNPRUNED, known
+from .distill import SUFFIX
 from .protocol import TUNING_SEED, Config, Protocol, Trial
 from .tasks import SCALES, TASKS, Recipe, Scale, TaskUnavailableError, make
+from .tasks.base import concerns
 
 RUNS = Path("benchmarks/results/runs")
 GRADUAL = "gradual"
@@ -50,7 +52,7 @@ def configs(
     for seed in seeds:
         for speed_up in speeds:
             for method in methods:
-                factor = 1.0 if method == UNPRUNED else speed_up
+                factor = 1.0 if method.removesuffix(SUFFIX) == UNPRUNED else speed_up
                 config = Config(task=task, scale=scale, method=method, speed_up=factor, seed=seed)
                 found.setdefault(config.key, config)
     return list(found.values())
@@ -58,10 +60,10 @@ def configs(
 
 def earlier_trials(config: Config, records: Iterable[Record], recipe: Recipe) -> list[Trial]:
     """The trials of another seed under the same recipe: tuning has a seed of its own, it would give the same again."""
-    same = json.loads(json.dumps(asdict(recipe)))
+    same = concerns(json.loads(json.dumps(asdict(recipe))), config.method)
     for record in records:
         if (
-            record["recipe"] == same
+            concerns(record["recipe"], config.method) == same
             and record.get("trials")
             and Config(**{**record["config"], "seed": config.seed}).key == config.key
         ):
@@ -89,7 +91,7 @@ def run_all(todo: Sequence[Config], out: Path, *, console: Console, blind: bool 
                 file.write(json.dumps(record) + "\n")
             records.append(json.loads(json.dumps(record)))
             bar.advance(line)
-            console.print(f"{what}: {_summary(record)}", highlight=False)
+            console.print(f"{what}: {_summary(record)}", highlight=False, markup=False)
     return len(missing)
 
 
@@ -105,6 +107,10 @@ def _summary(record: Record) -> str:
     )
 
 
+def _names() -> str:
+    return ", ".join(name for name in known() if not name.endswith(SUFFIX)) + f"; each also with {SUFFIX} behind it"
+
+
 def _scale(name: str) -> Scale:
     return next(scale for scale in SCALES if scale == name)
 
@@ -115,7 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("task", choices=list(TASKS))
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), metavar="NAME", help=", ".join(known()))
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), metavar="NAME", help=_names())
     parser.add_argument("--speed-ups", nargs="+", type=float, metavar="X", help="dense over pruned MACs")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N", help="default 0")
     parser.add_argument("--scale", choices=SCALES, default="cpu")
@@ -124,7 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     unknown = sorted(set(options.methods) - set(known()))
     if unknown:
-        parser.error(f"unknown methods {unknown}; known are {', '.join(known())}")
+        parser.error(f"unknown methods {unknown}; known are {_names()}")
     if TUNING_SEED in options.seeds:
         parser.error(f"seed {TUNING_SEED} is that of the tuning trials")
     os.environ["OMP_NUM_THREADS"] = str(options.threads)  # of the process that checks the peers

@@ -13,7 +13,7 @@ from etp_graph import forces, methods, schedules
 from etp_graph.methods import Method
 
 ETP = methods.get("etp")
-FIXED = replace(ETP, beta=3e-4, acts_on="units", strength=None)
+FIXED = replace(ETP, beta=3e-4, acts_on="units", strength=None, kappa="sqrt")
 """The same force at a fixed strength, on all units."""
 
 
@@ -42,6 +42,7 @@ QUESTIONS = (
         title="The force",
         variants=_named(
             uniform=replace(ETP, force=forces.Uniform()),
+            rate_2=replace(ETP, force=forces.Exponential(rate=2.0)),
             rate_3=replace(ETP, force=forces.Exponential(rate=3.0)),
             rate_8=replace(ETP, force=forces.Exponential(rate=8.0)),
             rate_20=replace(ETP, force=forces.Exponential(rate=20.0)),
@@ -68,6 +69,7 @@ QUESTIONS = (
     Question(
         title="What is compared",
         variants=_named(
+            kappa_sqrt=replace(ETP, kappa="sqrt"),
             kappa_one=replace(ETP, kappa="one"),
             per_mac=replace(ETP, rank="score_per_mac"),
             local=replace(ETP, scope="local"),

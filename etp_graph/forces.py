@@ -222,5 +222,5 @@ FORCES: Mapping[str, type[Force]] = {
 
 
 def from_json(source: str | Mapping[str, Any]) -> Force:
-    """The force that ``to_json`` or ``to_dict`` wrote. Raises :class:`ForceError` if it is something else."""
+    """The force that ``to_json`` or ``to_dict`` wrote. Raises :class:`etp_graph.ForceError` if it is not one."""
     return build(FORCES, source, what="force")

@@ -151,7 +151,7 @@ class CompressResult:
 
     @property
     def seconds(self) -> dict[str, float]:
-        """Seconds by step, summed over the rounds: ``sparse``, ``prune``, ``finetune``, ``evaluate``."""
+        """Seconds of ``sparse``, ``prune``, ``finetune`` and ``evaluate``, summed over the rounds."""
         total = {"sparse": 0.0, "prune": 0.0, "finetune": 0.0, "evaluate": self.seconds_dense}
         for one in self.rounds:
             for step, seconds in one.seconds.items():

@@ -74,7 +74,7 @@ class Plan:
 
     @property
     def n_units(self) -> int:
-        """Number of units in all groups: the length of score and force vectors."""
+        """Number of units in all groups, which is the length of score and force vectors."""
         return self.offsets[-1]
 
     @property

@@ -35,6 +35,9 @@ class Pull:
         self._kappa: Tensor | None = None
         self._pulled: Tensor | None = None
         self._pulled_where: Tensor | None = None
+        if settings.kappa == "mean" and not self._plain:
+            runs = Runs.of(plan, units.device)
+            self.weigh(runs.mean(self.norms()))
         self.rank()
 
     @torch.no_grad()
@@ -68,15 +71,22 @@ class Pull:
         return force(self.distance, size=runs.size, importance=importance)
 
     @property
+    def _plain(self) -> bool:
+        """Whether κ is 1: forces on anything but plain norms take no other."""
+        return self.settings.kappa == "one" or self.settings.force.squared or self.settings.force.elementwise
+
+    @property
     def kappa(self) -> Tensor:
         """κ of the group of each unit, [n_units]."""
         if self._kappa is not None:
             return self._kappa
-        force = self.settings.force
-        plain = self.settings.kappa == "one" or force.squared or force.elementwise
-        kappa = torch.ones_like(self.distance) if plain else sizes(self.plan).to(self.distance).sqrt()
-        self._kappa = kappa if force.adaptive else None
+        kappa = torch.ones_like(self.distance) if self._plain else sizes(self.plan).to(self.distance).sqrt()
+        self._kappa = kappa if self.settings.force.adaptive else None
         return kappa
+
+    def weigh(self, kappa: Tensor) -> None:
+        """Take these κ [n_units]."""
+        self._kappa, self._pulled = kappa, None
 
     @torch.no_grad()
     def __call__(self, norms: Tensor | None = None) -> Tensor:

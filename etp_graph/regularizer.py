@@ -17,7 +17,7 @@ from .forces import Exponential, Force
 from .plan import Plan
 from .pull import Pull
 from .schedules import Schedule
-from .settings import FORMAT, Beta, Kappa, Mode, Order, Part, RegularizerSettings, read_state
+from .settings import FORMAT, Beta, Kappa, Mode, Order, Part, RegularizerSettings, read_state, vector
 from .steering import Steering
 from .units import Units
 from .wrappers import inner_optimizer
@@ -43,15 +43,15 @@ class Regularizer:
             η_eff = lr·(1 − dampening)/(1 − momentum) of each parameter's own group: decoupled from the optimizer,
             ends in exact zeros. ``"gradient"``: added to ``.grad`` before the step (Torque eq. 11-13).
             ``"loss"``: the user adds :meth:`penalty` to the loss (ETP eq. 10).
-        kappa: κ_g: ``"sqrt"`` of the numbers per unit, or ``"one"``, which all but forces on plain norms take.
+        kappa: κ_g: ``"sqrt"`` of the numbers per unit; ``"mean"`` norm of the group's units when the regularizer is
+            made, so that groups of any scale are pushed alike; or ``"one"``, which all but forces on plain norms take.
         every: apply the force of this many steps at once (``prox`` and ``gradient``).
         seed: of the random order.
         schedule: s(t) with t = step/steps, see :mod:`etp_graph.schedules`; default: constant. With ``beta="auto"``
             the share of the way to the budget; default: cubic, done at 80 % of the phase.
         steps: number of optimizer steps of the phase; needed by a schedule and by ``beta="auto"``.
         budget: what ``beta="auto"`` steers to, see :mod:`etp_graph.steering`; in MACs or parameters.
-        acts_on: with ``beta="auto"``: ``"units"``: all feel the force. ``"losers"``: only those that have to be at
-            zero a few steps later.
+        acts_on: ``"units"``, or, with ``beta="auto"``, ``"losers"``: only those that have to be at zero soon.
 
     Raises:
         ForceError: an argument is out of range.
@@ -94,8 +94,6 @@ class Regularizer:
         self._pull = Pull(plan, self.settings, self._units, self._binding)
         self._pull.check()
         self._steering = Steering(model, plan, self.settings, self._pull) if self.settings.steered else None
-        if self._steering is not None:
-            self._steering.check()
 
     # What acts on which unit.
     @property
@@ -112,8 +110,8 @@ class Regularizer:
     def strength(self) -> float:
         """β·s(t) at the present step; with ``beta="auto"`` that of the last one, which a CPU has to wait for."""
         if self._steering is not None:
-            most = self._most()
-            return float(self._steering.push) / float(most) if most else 0.0
+            most = float(largest(list(self._sizes().values())))
+            return float(self._steering.push) / most if most else 0.0
         assert not isinstance(self.settings.beta, str)
         schedule, steps = self.settings.schedule, self.settings.steps
         if schedule is None or steps is None:
@@ -146,12 +144,6 @@ class Regularizer:
         positive = squares > 0  # the square root has an infinite slope at zero, and 0·inf is NaN
         return (pull * torch.where(positive, squares, 1.0).sqrt() * positive).sum()
 
-    def _most(self) -> float | Tensor:
-        """The largest step size of the optimizer's parameter groups; 0 if not attached."""
-        if self._optimizer is None:
-            return 0.0
-        return largest([step_size(self._optimizer.param_groups[index]) for index in set(self._binding.owner.values())])
-
     # Life in a training loop.
     def attach(self, optimizer: Optimizer) -> Regularizer:
         """Apply the force in every ``optimizer.step()`` from now on; returns itself, also for use in ``with``.
@@ -171,8 +163,7 @@ class Regularizer:
         self._binding.refresh()
         self._binding.hold(optimizer)
         if self.settings.mode == "prox":
-            for index in set(self._binding.owner.values()):
-                step_size(optimizer.param_groups[index])
+            self._sizes(optimizer)
         if self._binding.frozen:
             warnings.warn(self._binding.describe_frozen(), stacklevel=2)
         if self.steps_done == 0 and self.settings.order == "importance":
@@ -196,7 +187,7 @@ class Regularizer:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that an identical continuation needs: plain values and two tensors [n_units] on the CPU."""
-        state = {
+        state: dict[str, Any] = {
             "format": FORMAT,
             "plan": self.plan.fingerprint,
             "settings": self.settings.to_dict(),
@@ -204,7 +195,9 @@ class Regularizer:
             "distance": self._pull.distance.detach().cpu().clone(),
             "pending": self._pending.detach().cpu().clone(),
         }
-        return state if self._steering is None else {**state, "losers": self._steering.state()}
+        if self.settings.kappa == "mean":
+            state["kappa"] = self.kappa.cpu().clone()
+        return state if self._steering is None else {**state, "losers": self._steering.losers.cpu().clone()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue where :meth:`state_dict` was taken.
@@ -216,8 +209,10 @@ class Regularizer:
         self.steps_done, distance, pending = read_state(state, self.plan, self.settings)
         self._pull.place(distance.to(self._pending, copy=True))
         self._pending = pending.to(self._pending, copy=True)
+        if self.settings.kappa == "mean":
+            self._pull.weigh(vector(state.get("kappa"), "kappa", self._pending))
         if self._steering is not None:
-            self._steering.load(state.get("losers"))
+            self._steering.losers = vector(state.get("losers"), "losers", self._steering.losers)
 
     # One step.
     def _before(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -251,6 +246,11 @@ class Regularizer:
         if self.settings.refresh_every and self.steps_done % self.settings.refresh_every == 0:
             self._pull.rank()
 
+    def _sizes(self, optimizer: Optimizer | None = None) -> dict[int, float | Tensor]:
+        """Step size of each parameter group that a force acts on; none while not attached."""
+        groups = () if (found := optimizer or self._optimizer) is None else found.param_groups
+        return {index: step_size(groups[index]) for index in set(self._binding.owner.values()) if groups}
+
     def _due(self) -> bool:
         return (self.steps_done + 1) % self.settings.every == 0
 
@@ -273,7 +273,7 @@ class Regularizer:
         skipped = getattr(optimizer, "found_inf", None)
         if skipped is not None:
             ratio = ratio * (1 - skipped)
-        self._binding.scale_(dict.fromkeys(set(self._binding.owner.values()), 1 - ratio))
+        self._binding.scale_(dict.fromkeys(self._sizes(optimizer), 1 - ratio))
 
     @torch.no_grad()
     def _shrink(self, optimizer: Optimizer) -> None:
@@ -282,7 +282,7 @@ class Regularizer:
         The force waits in ``_pending`` until it is due and large enough for the weights' number format: a factor
         of 1 − 1e-4 would be rounded to 1 in bfloat16, and the force lost.
         """
-        sizes = {index: step_size(optimizer.param_groups[index]) for index in set(self._binding.owner.values())}
+        sizes = self._sizes(optimizer)
         most = largest(list(sizes.values()))
         push: float | Tensor = self.strength * most
         skipped = getattr(optimizer, "found_inf", None)

@@ -162,7 +162,7 @@ class Run:
             return {}, {}
         state = self.regularizer.state_dict()
         outcome = {"steps": phase.steps, "steps_done": state["steps_done"]}
-        return outcome, {"distance": state["distance"], "pending": state["pending"]}
+        return outcome, {name: value for name, value in state.items() if isinstance(value, Tensor)}
 
     def _calibrate(self) -> float:
         """Record what the criterion needs of the data; the seconds that it took."""
@@ -201,11 +201,9 @@ class Run:
         """The regularizer as it was at the end of a sparse phase that was finished before."""
         found = self.method.regularizer(self.model, self.plan, steps=sparse.get("steps"), budget=self._aim())
         if found is not None:
-            kept = self.journal.tensors(sparse)
-            found.load_state_dict({
-                **found.state_dict(), "steps_done": sparse["steps_done"],
-                "distance": kept.get("distance"), "pending": kept.get("pending"),
-            })  # fmt: skip
+            state, kept = found.state_dict(), self.journal.tensors(sparse)
+            vectors = {name: kept.get(name) for name, value in state.items() if isinstance(value, Tensor)}
+            found.load_state_dict({**state, **vectors, "steps_done": sparse["steps_done"]})
         return found
 
     def _share(self) -> Budget:

@@ -52,6 +52,11 @@ class Runs:
         spread = high - low
         return torch.where(spread > 0, (values - low) / spread.clamp_min(torch.finfo(values.dtype).tiny), 1.0)
 
+    def mean(self, values: Tensor) -> Tensor:
+        """Mean of ``values`` [n_units] over the run of each unit, [n_units]; 1 where it is zero."""
+        found = torch.zeros_like(values).scatter_reduce_(0, self.number, values, reduce="mean", include_self=False)
+        return torch.where(found > 0, found, 1.0)[self.number]
+
     def fill(self, values: Tensor) -> Tensor:
         """``values`` [n_units] with zeros raised to the smallest positive value of their run, or 1 if there is none."""
         low = self._extreme(values.masked_fill(values <= 0, float("inf")), "amin")

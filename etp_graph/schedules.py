@@ -153,5 +153,5 @@ SCHEDULES: Mapping[str, type[Schedule]] = {
 
 
 def from_json(source: str | Mapping[str, Any]) -> Schedule:
-    """The schedule that ``to_json`` or ``to_dict`` wrote. Raises :class:`ForceError` if it is something else."""
+    """The schedule that ``to_json`` or ``to_dict`` wrote. Raises :class:`etp_graph.ForceError` if it is not one."""
     return build(SCHEDULES, source, what="schedule")

@@ -20,7 +20,7 @@ from .schedules import Schedule
 
 Mode = Literal["prox", "gradient", "loss"]
 Order = Literal["index", "random", "importance"]
-Kappa = Literal["sqrt", "one"]
+Kappa = Literal["sqrt", "one", "mean"]
 Part = Literal["units", "losers"]
 Beta = float | Literal["auto"]
 FORMAT = 1
@@ -40,7 +40,7 @@ def _choice(name: str, value: object, choices: tuple[str, ...]) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RegularizerSettings(Composed):
-    """See :class:`etp_graph.Regularizer` for each field. Raises :class:`ForceError` for values out of range."""
+    """As in :class:`etp_graph.Regularizer`. Raises :class:`etp_graph.ForceError` for values out of range."""
 
     readers: ClassVar = {
         "force": forces.from_json, "schedule": schedules.from_json, "budget": Budget.from_json,
@@ -170,3 +170,11 @@ def read_state(state: Mapping[str, Any], plan: Plan, settings: RegularizerSettin
             f"this state is damaged: expected finite vectors of shape [{plan.n_units}] and a count of steps."
         )
     return steps, distance, pending
+
+
+def vector(value: object, name: str, like: Tensor) -> Tensor:
+    """A vector of a state, as a copy on the device of ``like``; :class:`ForceError` unless it is one of that shape."""
+    sound = isinstance(value, Tensor) and value.shape == like.shape and value.dtype == like.dtype
+    if not sound or not bool(torch.as_tensor(value).isfinite().all()):
+        raise ForceError(f"this state is damaged: {name} has to be a finite vector, {like.dtype} {list(like.shape)}.")
+    return torch.as_tensor(value).to(like.device, copy=True)

@@ -6,9 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from .allocate import allocate
-from .budget import Budget
 from .costs import CostModel
-from .errors import ForceError
 from .plan import Plan
 from .pull import Pull
 from .schedules import Cubic
@@ -39,12 +37,16 @@ class Steering:
     Attributes:
         losers: units that are to be at zero at the end of this interval, bool [n_units].
         push: η·β of the last step, a scalar.
+
+    Raises:
+        BudgetError: the budget is out of reach.
     """
 
     def __init__(self, model: nn.Module, plan: Plan, settings: RegularizerSettings, pull: Pull) -> None:
         assert settings.budget is not None
         assert settings.steps is not None
         self.model, self.plan, self.settings, self._pull = model, plan, settings, pull
+        self._budget = settings.budget
         self.path = settings.schedule or PATH
         self.steps: int = settings.steps
         # A ramp of a few steps lets the other weights follow; more looks than this change little and cost time.
@@ -52,12 +54,10 @@ class Steering:
         self.losers = torch.zeros_like(pull.distance, dtype=torch.bool)
         self.push = pull.distance.new_zeros(())
         costs = CostModel(plan).dense
-        self._dense = int(getattr(costs, settings.budget.quantity))
-        self._target = min(settings.budget.target(costs), self._dense)
-
-    def check(self) -> None:
-        """Raise :class:`BudgetError` if the budget is out of reach."""
-        self._choose(self._pull.norms(), progress=1.0)
+        self._dense = int(getattr(costs, self._budget.quantity))
+        self._target = min(self._budget.target(costs), self._dense)
+        with torch.no_grad():
+            self._choose(pull.norms(), progress=1.0)  # a budget out of reach is found out here
 
     @torch.no_grad()
     def ratio(self, norms: Tensor, done: int) -> Tensor:
@@ -69,7 +69,8 @@ class Steering:
             self.losers = self._choose(norms, progress=min(1.0, (done + self.interval) / self.steps))
         pull = self._pull(norms)
         needs = torch.where(pull > 0, norms / pull, 0.0)
-        self.push = torch.where(self.losers, needs, 0.0).amax() / (self.interval - passed)
+        left = max(1, min(self.interval - passed, self.steps - done))  # the last interval may be a short one
+        self.push = torch.where(self.losers, needs, 0.0).amax() / left
         who = self.losers if self.settings.acts_on == "losers" else torch.ones_like(self.losers)
         # The last step of an interval ends at zero, whatever the rounding of a quotient of two quotients.
         end = self.losers & (needs <= self.push * (1 + 1e-6))
@@ -83,19 +84,5 @@ class Steering:
         needs = (norms / torch.where(acts, pull, 1.0)).double()
         needs = torch.where(acts, needs, 2 * needs.amax() + 1)  # these can be removed, but not be taken to zero
         goal = self._dense - int(self.path(progress) * (self._dense - self._target))
-        selection = allocate(self.model, self.plan, needs, budget=self._at(goal))
+        selection = allocate(self.model, self.plan, needs, budget=self._budget.at(goal))
         return ~selection.flat(self.plan).to(acts.device) & acts
-
-    def _at(self, goal: int) -> Budget:
-        assert self.settings.budget is not None
-        return self.settings.budget.at(goal)
-
-    def state(self) -> Tensor:
-        """What an identical continuation needs, bool [n_units] on the CPU."""
-        return self.losers.cpu().clone()
-
-    def load(self, losers: object) -> None:
-        """Continue where :meth:`state` was taken."""
-        if not isinstance(losers, Tensor) or losers.dtype != torch.bool or losers.shape != self.losers.shape:
-            raise ForceError(f"this state is damaged: expected losers, bool of shape [{self.plan.n_units}].")
-        self.losers = losers.to(self.losers.device, copy=True)

@@ -37,7 +37,7 @@ def trace(
     """Find the groups of units that can be removed from a model. Reads the model, changes nothing.
 
     The model runs once on the example inputs, in eval mode and without gradients. Labels of the units travel with the
-    activations (:mod:`etp_graph.labels`); what an operator does to the units is known for certain or the units are
+    activations (``etp_graph.labels``); what an operator does to the units is known for certain or the units are
     locked. Parameters that eval mode does not reach (auxiliary heads) are looked for in a second pass in which
     the containers, not the layers, are in training mode.
 

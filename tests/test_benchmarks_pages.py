@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from benchmark_toy import RECIPE, fields_of
 
-from benchmarks import report, reproduce, summary
+from benchmarks import contestants, report, reproduce, study, summary
+from benchmarks.paper import TABLES
+from benchmarks.variants import ETP, STUDY
 
 
 def line(method: str, seed: int, value: float, *, speed_up: float = 2.0, status: str = "ok") -> dict[str, Any]:
@@ -82,3 +85,35 @@ def test_a_row_of_a_paper_takes_its_figure_from_the_runs() -> None:
     assert "accuracy 90.00 to 82.00 ± 2.83" in row
     assert "(tp-groupnorm)" in row
     assert "reproduced small" in row
+
+
+def blind(method: str, value: float) -> dict[str, Any]:
+    found = line(method, 0, value)
+    return {**{k: v for k, v in found.items() if k not in ("test", "latency")}, "val": found["test"]}
+
+
+def test_the_study_compares_variants_on_the_validation_part() -> None:
+    records = [blind("etp", 0.8), blind("etp[uniform]", 0.6), blind("l1-uniform", 0.72)]
+    text = study.page({"toy": records})
+    assert "| `etp` | 40.00 / 80.00 | - |" in text
+    assert "| `etp[uniform]` | 30.00 / 60.00 | +25.0 % |" in text  # (80 - 60) / 80
+    assert "| `l1-uniform` | 36.00 / 72.00 | +10.0 % |" in text
+    assert "etp[rate-8]" not in text  # not run
+
+
+def test_every_variant_differs_from_etp_and_can_be_run() -> None:
+    for name, method in STUDY.items():
+        assert contestants.library_method(name) == method
+        assert replace(method, name="etp", source=ETP.source) != ETP
+        assert method.name == name
+
+
+def test_every_row_of_the_papers_has_a_status() -> None:
+    row = {**line("etp", 0, 0.8, speed_up=6.0)}
+    row["config"] = {**row["config"], "task": "sst2"}
+    for name, (_, rows) in TABLES.items():
+        text = reproduce.table(name, [row])
+        for one in rows:
+            (shown,) = [found for found in text.splitlines() if found.startswith(f"| {one.what} |")]
+            small = one.task == "sst2"
+            assert shown.endswith(f"| reproduced small{', at 6x' if small else ''} |" if small else "| recipe only |")

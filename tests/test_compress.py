@@ -129,8 +129,8 @@ def test_what_is_locked_stays_locked_in_every_round() -> None:
 
 def test_a_second_optimizer_or_a_late_one_is_told_so() -> None:
     def train(model: nn.Module, phase: Phase) -> None:
-        phase.attach(torch.optim.SGD(model.parameters(), lr=0.1))
-        phase.attach(torch.optim.SGD(model.parameters(), lr=0.1))
+        phase.attach(torch.optim.SGD(model.parameters(), lr=0.1), steps=1)
+        phase.attach(torch.optim.SGD(model.parameters(), lr=0.1), steps=1)
 
     with pytest.raises(ForceError, match="already"):
         run(toy(), train=train)
@@ -166,7 +166,7 @@ def test_nothing_is_printed_where_no_terminal_is() -> None:
 
 
 def test_the_strength_follows_its_schedule() -> None:
-    method = replace(methods.get("etp"), strength=schedules.warm_up(1.0))
+    method = replace(methods.get("etp"), strength=schedules.warm_up(1.0), beta=3e-4, acts_on="units")
     with pytest.raises(ForceError, match="steps="):
         run(toy(), method=method, train=lambda m, phase: phase.attach(torch.optim.SGD(m.parameters(), lr=0.1)))
     seen: list[float] = []
@@ -184,7 +184,7 @@ def test_the_strength_follows_its_schedule() -> None:
 
 
 def test_the_penalty_is_there_for_the_mode_loss() -> None:
-    method = replace(methods.get("etp"), mode="loss", beta=1.0)
+    method = replace(methods.get("etp"), mode="loss", beta=1.0, acts_on="units")
 
     def norms(model: nn.Module) -> float:
         plan = trace(model, X[:1], check=False)

@@ -76,7 +76,7 @@ def attach_nothing(model: nn.Module, phase: Phase) -> None:
 
 
 def attach_without_step(model: nn.Module, phase: Phase) -> None:
-    phase.attach(torch.optim.SGD(model.parameters(), lr=0.1))
+    phase.attach(torch.optim.SGD(model.parameters(), lr=0.1), steps=1)
 
 
 @pytest.mark.parametrize("train", [attach_nothing, attach_without_step])
@@ -106,7 +106,7 @@ def test_an_exception_in_train_goes_through_and_leaves_no_hooks() -> None:
 
     def train(model: nn.Module, phase: Phase) -> None:
         kept.append(torch.optim.SGD(model.parameters(), lr=0.1))
-        phase.attach(kept[0])
+        phase.attach(kept[0], steps=1)
         raise ZeroDivisionError
 
     model = toy()

@@ -19,9 +19,9 @@ import etp_graph
 from etp_graph.cli import app
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 HAND_WRITTEN = [page for page in PAGES if page.name not in ("coverage.md", "speed.md")]  # those are made by benchmarks
-FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+FENCE = re.compile(r"^```([^\n`]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 ERROR = re.compile(r"\d\.\de[-+]\d\d")  # a measured rounding error differs from machine to machine
 
@@ -64,7 +64,7 @@ def commands(page: Path) -> list[list[str]]:
 
 
 def ids(pages: list[Path]) -> list[str]:
-    return [page.stem for page in pages]
+    return [page.relative_to(ROOT).with_suffix("").as_posix() for page in pages]
 
 
 @pytest.mark.parametrize("page", HAND_WRITTEN, ids=ids(HAND_WRITTEN))
@@ -146,6 +146,13 @@ def test_every_page_is_reachable_from_the_readme() -> None:
 def test_every_public_name_is_mentioned(name: str) -> None:
     text = "\n".join(page.read_text(encoding="utf8") for page in HAND_WRITTEN)
     assert re.search(rf"(?<![\w]){name}(?![\w])", text)
+
+
+@pytest.mark.parametrize("name", etp_graph.__all__)
+def test_every_public_name_is_in_the_reference(name: str) -> None:
+    pages = (ROOT / "docs" / "reference").glob("*.rst")
+    entry = rf"^\.\. auto\w+:: (?:etp_graph\.)?{name}(?:\(\))?$"
+    assert any(re.search(entry, page.read_text(encoding="utf8"), re.MULTILINE) for page in pages)
 
 
 @pytest.mark.parametrize("kind", ["forces.FORCES", "schedules.SCHEDULES", "criteria.CRITERIA"])

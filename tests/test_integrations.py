@@ -89,7 +89,8 @@ def test_moments_that_do_not_come(prune_at: int | float | Epochs, total: int | N
 def test_every_method_works_or_is_refused_with_a_remedy(name: str) -> None:
     model, method = toy(), etp.methods.get(name)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    if method.collected or method.acts_on == "losers" or method.soft_every or method.mode == "loss":
+    chooses = method.acts_on == "losers" and not method.steered
+    if method.collected or chooses or method.soft_every or method.mode == "loss":
         with pytest.raises(etp.ForceError, match=r"etp_graph\.compress|use mode="):
             Pruning(batches(1)[0][0][:1], prune_at=2, speed_up=1.5, method=method)
         return

@@ -12,6 +12,7 @@ from torch import nn
 from toy import Toy, toy_plan
 
 from etp_graph import criteria, forces, methods, schedules, trace
+from etp_graph.budget import Budget
 from etp_graph.errors import BudgetError, EtpError, ForceError, ScoreError
 from etp_graph.methods import METHODS, Method, get, scales_only
 
@@ -45,7 +46,7 @@ def test_scores_and_regularizer_fit_the_plan(name: str) -> None:
     assert scores.shape == (plan.n_units,)
     assert bool((scores.isfinite() & (scores >= 0)).all())
     assert all(torch.equal(a, b) for a, b in zip(toy().parameters(), model.parameters(), strict=True))
-    regularizer = method.regularizer(model, plan, steps=5)
+    regularizer = method.regularizer(model, plan, steps=5, budget=Budget(speed_up=2.0))
     assert (regularizer is None) == (method.force is None)
     if regularizer is not None:
         assert regularizer.settings.force == method.force
@@ -56,7 +57,7 @@ def test_scores_and_regularizer_fit_the_plan(name: str) -> None:
 def test_the_torque_is_that_of_the_methods_own_force() -> None:
     model, plan = toy(), toy_plan()
     method = replace(get("etp"), force=forces.Heaviside(threshold=0.7))
-    regularizer = method.regularizer(model, plan)
+    regularizer = method.regularizer(model, plan, steps=5, budget=Budget(speed_up=2.0))
     assert torch.equal(method.scores(model, plan), criteria.etp(model, plan, regularizer=regularizer))
     assert not torch.equal(method.scores(model, plan), get("etp").scores(model, plan))
 
@@ -135,7 +136,7 @@ def test_other_json_is_refused(text: str) -> None:
 
 
 def test_a_rising_strength_needs_the_number_of_steps() -> None:
-    method = replace(get("etp"), strength=schedules.warm_up(0.5))
+    method = replace(get("etp-heaviside"), strength=schedules.warm_up(0.5))
     with pytest.raises(ForceError, match="steps="):
         method.regularizer(toy(), toy_plan())
     regularizer = method.regularizer(toy(), toy_plan(), steps=10)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+SMALL = "small-dense"
+"""The control that begins with fresh weights."""
 Scale = Literal["smoke", "cpu", "paper"]
 Part = Literal["val", "test"]
 
@@ -35,7 +37,7 @@ class Recipe:
         dense_steps: optimizer steps of the checkpoint that all methods begin with; 0: its weights are given.
         sparse_steps: before surgery, with the force of the method, if it has one.
         finetune_steps: after surgery. A method without a force takes the steps of both phases after surgery.
-        scratch_steps: of the small dense network.
+        scratch_steps: of the small dense network: as many as the checkpoint and both phases took, where it was trained.
         dense_rate, sparse_rate, finetune_rate: peaks of the learning rate.
         batch_size: examples of a step.
         optimizer: ``sgd`` (Nesterov momentum 0.9) or ``adamw``.
@@ -65,7 +67,13 @@ class Recipe:
             self,
             sparse_steps=max(1, round(self.sparse_steps * self.tune_share)),
             finetune_steps=max(1, round(self.finetune_steps * self.tune_share)),
+            scratch_steps=max(1, self.scratch_steps // 2),  # a short one would favour high rates too much
         )
+
+
+def concerns(recipe: Mapping[str, Any], method: str) -> dict[str, Any]:
+    """What of a recipe a method depends on: the steps of the small dense network concern no other."""
+    return {name: value for name, value in recipe.items() if name != "scratch_steps" or method == SMALL}
 
 
 class TaskUnavailableError(Exception):
@@ -83,6 +91,7 @@ class Task(ABC):
         speed_ups: dense over pruned MACs, where nothing else is asked for.
         prune: kinds of units, see :func:`etp_graph.trace`; ``None``: the usual ones.
         ignore: modules whose units all stay.
+        classes: whether the model's output are logits over classes in its last dimension.
         seeds_note: what the checkpoint is.
     """
 
@@ -93,6 +102,7 @@ class Task(ABC):
     speed_ups: tuple[float, ...]
     prune: Sequence[str] | None = None
     ignore: Sequence[str] = ()
+    classes = True
     checkpoint_note = "trained by this benchmark with seed 0 and cached"
 
     def __init__(self, scale: Scale) -> None:

@@ -48,6 +48,7 @@ class Ett(Task):
     name = "ett"
     metric = Metric(name="MSE", higher=False)
     speed_ups = (2.5, 5.0)
+    classes = False
     prune = ("heads", "head_dims", "neurons", "channels", "stream")
 
     def __init__(self, scale: Scale) -> None:

@@ -23,7 +23,7 @@ _RECIPES = {
         finetune_rate=1e-3, batch_size=4, optimizer="adamw", weight_decay=0.0, tune_share=0.5, pushes=(1.0,), clip=1.0,
     ),
     "cpu": Recipe(
-        dense_steps=1_500, sparse_steps=250, finetune_steps=250, scratch_steps=1_000, dense_rate=4e-3,
+        dense_steps=1_500, sparse_steps=250, finetune_steps=250, scratch_steps=2_000, dense_rate=4e-3,
         sparse_rate=1e-3, finetune_rate=1e-3, batch_size=24, optimizer="adamw", weight_decay=0.0, tune_share=0.25,
         clip=1.0,
     ),

@@ -11,7 +11,7 @@ from .recorded import recorded
 
 
 def activation(model: nn.Module, plan: Plan, *, record: Record | None = None, normalize: Normalize = "mean") -> Tensor:
-    """E |a_u|, the mean absolute activation (Molchanov et al. 2017, section 2.2), over samples, places and layers.
+    """``E |a_u|``, the mean absolute activation (Molchanov et al. 2017, section 2.2), over samples, places and layers.
 
     Args:
         model: the model that the plan was traced from.

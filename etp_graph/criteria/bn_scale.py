@@ -13,7 +13,7 @@ from .common import finite, units_of
 
 
 def bn_scale(model: nn.Module, plan: Plan) -> Tensor:
-    """Mean |γ| over the batch norms that a unit passes through (Network Slimming: Liu et al. 2017).
+    """Mean ``|γ|`` over the batch norms that a unit passes through (Network Slimming: Liu et al. 2017).
 
     Returns:
         Scores, float [plan.n_units].

@@ -1,13 +1,31 @@
-"""Inner products of the units of a group, over all their slices."""
+"""Inner products of the units of a group, over all their slices, and the scores that follow from them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
 
 from ..plan import Plan, Slice, as_tensor
+from .common import Normalize, finite, normalized, units_of
+
+
+@torch.no_grad()
+def relation_scores(
+    what: str, model: nn.Module, plan: Plan, normalize: Normalize, score: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """``score(products)`` [n, n] -> [n] of each group: float [plan.n_units]. Memory for n² numbers of the widest group.
+
+    Raises:
+        PlanError: the plan is not of this model.
+        ScoreError: a parameter is not finite, or ``normalize`` is unknown.
+    """
+    units = units_of(model, plan)
+    scores = torch.zeros(plan.n_units, dtype=units.dtype, device=units.device)
+    for span, products in grams(model, plan):
+        scores[span] = score(products).to(scores)
+    return normalized(what, finite(what, scores, units.tensors(model).items()), plan, normalize)
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from .common import Normalize, finite, normalized, units_of
 
 
 def magnitude(model: nn.Module, plan: Plan, *, p: float = 2, normalize: Normalize = "mean") -> Tensor:
-    """Group norm (Σ_s Σ |w_s,u|^p)^(1/p) over all slices of a unit (Li et al. 2017; group-wise: Fang et al. 2023).
+    """Group norm ``(Σ_s Σ |w_s,u|^p)^(1/p)`` over all slices of a unit (Li et al. 2017; group-wise: Fang et al. 2023).
 
     Args:
         model: the model that the plan was traced from.

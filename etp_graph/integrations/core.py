@@ -266,7 +266,8 @@ def _check_method(method: Method) -> None:
             f"method {method.name!r} has {method.rounds} rounds, and a callback does one: use etp_graph.compress, or "
             "dataclasses.replace(method, rounds=1)."
         )
-    if method.collected or method.acts_on == "losers" or method.soft_every:
+    chooses = (method.acts_on == "losers" and not method.steered) or method.soft_every > 0
+    if method.collected or chooses:
         what = "collects data in a phase of its own" if method.collected else "chooses units while it trains"
         raise ForceError(f"method {method.name!r} {what}, which no callback can do: use etp_graph.compress.")
     if method.force is not None and method.mode == "loss":

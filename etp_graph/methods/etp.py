@@ -9,7 +9,8 @@ PRESETS = (
     Method(
         name="etp",
         source="ETP: Modi et al. 2025; by rank of importance, as a proximal step as strong as the budget asks for",
-        force=forces.Exponential(), beta="auto", order="importance", mode="prox", acts_on="losers", criterion="etp",
+        force=forces.Exponential(), beta="auto", order="importance", mode="prox", kappa="mean", acts_on="losers",
+        criterion="etp",
     ),
     Method(
         name="etp-paper",

@@ -128,7 +128,8 @@ class Method(Composed):
         )
         require(
             self.acts_on != "losers" or self.steered or (self.order == "index" and self.force is not None),
-            f"method {self.name!r}: acts_on='losers' replaces the order: leave order='index', and give a force.",
+            f"method {self.name!r}: acts_on='losers' with a fixed strength replaces the order: leave order='index' and "
+            "give a force; or choose acts_on='units'.",
         )
 
     @property
