@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any
 
 from .report import as_row
@@ -12,6 +12,7 @@ from .summary import Difference, Record, Spread, paired
 from .tasks.base import SMALL, concerns
 
 SPARSE, UNITS, CONTROL = "large-sparse", "large-pruned-by-units", "dense"
+ORDER = (CONTROL, SPARSE, UNITS, SMALL)
 COLUMNS = ("zeros", "contestant", "test", "validation", "nonzero parameters", "of dense", "p50 latency", "seeds")
 
 _HEAD = """# Single weights or whole units
@@ -19,8 +20,8 @@ _HEAD = """# Single weights or whole units
 Made by `python -m benchmarks.gradual` from the lines in `benchmarks/results/runs/gradual.jsonl`.
 
 Zhu & Gupta 2017 (*To prune, or not to prune*) raise masks on single weights along a cubic schedule during training, and
-compare the sparse network with a narrow dense one that has as many nonzero parameters. Here is their comparison on
-{title}, with a third contestant: whole units, removed along the same schedule.
+compare the sparse network with a narrow dense one that has as many nonzero parameters. Here is their comparison with a
+third contestant: whole units, removed along the same schedule. The network: {title}.
 
 - *{SPARSE}*: `torch.nn.utils.prune` masks the smallest weights of every matrix, the embedding and the decoder
   included; biases stay. The zeros are written into the weights in the end.
@@ -59,18 +60,23 @@ class Entry:
 
     @property
     def faster(self) -> float:
-        """The dense network's time over this one's, the mean over the seeds."""
-        return fmean(dense / own for dense, own in (record["latency"] for record in self.records))
+        """The dense network's time over this one's, the median over the seeds: other work slows single runs."""
+        return median(self.ratios)
+
+    @property
+    def ratios(self) -> list[float]:
+        """The dense network's time over this one's, of each run."""
+        return [dense / own for dense, own in (record["latency"] for record in self.records)]
 
 
 def entries(records: Iterable[Record]) -> list[Entry]:
-    """The finished runs by sparsity and contestant, in the order of their first appearance."""
+    """The finished runs by sparsity and contestant."""
     grouped: dict[tuple[float, str], list[Record]] = {}
     for record in records:
         if record["status"] == "ok":
             config = record["config"]
             grouped.setdefault((config["sparsity"], config["method"]), []).append(record)
-    ordered = sorted(grouped.items(), key=lambda item: item[0][0])
+    ordered = sorted(grouped.items(), key=lambda item: (item[0][0], ORDER.index(item[0][1])))
     return [Entry(method=method, sparsity=sparsity, records=tuple(own)) for (sparsity, method), own in ordered]
 
 
@@ -82,7 +88,9 @@ def page(records: Sequence[Record]) -> str:
     lines = [
         _HEAD.format(title=first["title"], SPARSE=SPARSE, UNITS=UNITS, SMALL=SMALL, CONTROL=CONTROL),
         f"Test and validation: {metric['name']} ({better}), mean ± standard deviation over the seeds. *Of dense*: "
-        "share of the dense network's parameters. *P50 latency*: that of the dense network over that of this one.", "",
+        "share of the dense network's parameters. *P50 latency*: that of the dense network over that of this one, "
+        f"median over the seeds and range. *{CONTROL}* is as large as the checkpoint: how far its range is from 1 is "
+        "how far other work on the machine moved these figures.", "",
         *_table(found), "", "## What is seen", "", *_seen(found, metric), "",
         "## How it was run", "", *_conditions(records), "",
     ]  # fmt: skip
@@ -100,7 +108,8 @@ def _table(found: Sequence[Entry]) -> list[str]:
         share = 100 * entry.nonzero / entry.records[0]["nonzero"][0]
         values = [spread.text() for part in ("test", "val") if (spread := entry.metric(part)) is not None]
         lines.append(as_row((
-            zeros, entry.method, *values, f"{entry.nonzero:,.0f}", f"{share:.1f} %", f"{entry.faster:.2f}x",
+            zeros, entry.method, *values, f"{entry.nonzero:,.0f}", f"{share:.1f} %",
+            f"{entry.faster:.2f}x ({min(entry.ratios):.2f} to {max(entry.ratios):.2f})",
             str(len(entry.records)),
         )))  # fmt: skip
     return lines
@@ -162,7 +171,8 @@ def _conditions(records: Sequence[Record]) -> list[str]:
     recipe = records[0]["recipe"]
     rising, after = recipe["sparse_steps"], recipe["finetune_steps"]
     lines = [
-        f"- `{_command(records)}`, {sum(record['seconds'] for record in records) / 60:.0f} minutes in all.",
+        f"- `{_command(records)}`, {sum(record['seconds'] for record in records) / 60:.0f} minutes in all by the "
+        "clock.",
         f"- {SPARSE}, {UNITS} and {CONTROL}: from one checkpoint ({records[0]['checkpoint']}; {recipe['dense_steps']} "
         f"steps), {rising} steps while the schedule rises to the end and {after} after that, of {recipe['batch_size']} "
         f"examples in the same order, {recipe['optimizer']}. Weights are masked, or units removed, every "
@@ -230,4 +240,4 @@ def _command(records: Sequence[Record]) -> str:
 
 def _schedule(written: Mapping[str, Any]) -> str:
     """Name and fields, as the record has them."""
-    return ", ".join(f"{key} {value}" for key, value in written.items())
+    return f"{written['name']}, " + ", ".join(f"{key} {value:g}" for key, value in written.items() if key != "name")

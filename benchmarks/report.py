@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
-from .run import GRADUAL, RUNS, files, read
+from .run import RUNS, files, read
 from .summary import RIVALS, Cell, Record, Spread, cells, difference, rival
 from .tasks.base import SMALL, concerns
 
@@ -35,11 +35,12 @@ def page(records: Sequence[Record], *, figures: Sequence[str] = ()) -> str:
     return "\n".join(lines)
 
 
-def index(pages: Mapping[str, Sequence[Record]], *, others: Sequence[str] = ()) -> str:
-    """The list of all pages: what was measured, and how etp compares.
+MORE = {"papers": "Beside the papers' tables", "study": "The study behind `etp`", "gradual": "Single weights or units"}
+"""Pages that other commands make, by name."""
 
-    ``others`` are pages of experiments of their own.
-    """
+
+def index(pages: Mapping[str, Sequence[Record]], more: Iterable[str] = ()) -> str:
+    """The list of all pages: what was measured, and how etp compares; ``more``: names of further pages."""
     lines = [
         "# Results", "",
         "Made by `python -m benchmarks.report` from the lines in `benchmarks/results/runs`; every page names its "
@@ -57,10 +58,7 @@ def index(pages: Mapping[str, Sequence[Record]], *, others: Sequence[str] = ()) 
                 f"[{records[0]['title']}]({name}.md)", metric["name"], f"{cell.speed_up:g}x",
                 with_spread(spread, metric), *against, str(spread.n if spread else 0),
             )))  # fmt: skip
-    if others:
-        names = ", ".join(f"[{Path(name).stem}]({name})" for name in others)
-        lines += ["", f"Experiments of their own: {names}."]
-    return "\n".join([*lines, ""])
+    return "\n".join([*lines, "", *(f"- [{MORE[name]}]({name}.md)" for name in more), ""])
 
 
 def _introduction(records: Sequence[Record]) -> list[str]:
@@ -194,8 +192,8 @@ def write(runs: Path, out: Path) -> list[Path]:
         path = out / f"{name}.md"
         path.write_text(page(records, figures=[f"images/{f}" for f in figures if f]), encoding="utf8")
         written.append(path)
-    others = [f"{GRADUAL}.md"] if (out / f"{GRADUAL}.md").exists() else []
-    (out / "index.md").write_text(index(pages, others=others), encoding="utf8")
+    more = [name for name in MORE if (out / f"{name}.md").exists()]
+    (out / "index.md").write_text(index(pages, more), encoding="utf8")
     return [*written, out / "index.md"]
 
 

@@ -139,10 +139,14 @@ class CostModel:
 
     def evaluate(self, keep: Tensor) -> Cost:
         """The cost with only the units that ``keep`` (bool [n_units]) names."""
+        macs, params = self.totals(self.counts(keep))[0, :2].tolist()
+        return Cost(macs=int(macs), params=int(params), uncounted=self.plan.uncounted)
+
+    def counts(self, keep: Tensor) -> Ints:
+        """The kept size of each dimension, int64 [1, n_dims], with only the units that ``keep`` names."""
         flags = np.append(keep.detach().cpu().numpy().astype(np.bool_), True)
         counts = [int(np.logical_and.reduce([flags[layer] for layer in layers]).sum()) for layers in self.maps]
-        macs, params = self.totals(np.array([counts], dtype=np.int64))[0, :2].tolist()
-        return Cost(macs=int(macs), params=int(params), uncounted=self.plan.uncounted)
+        return np.array([counts], dtype=np.int64)
 
     def totals(self, counts: Ints) -> Ints:
         """MACs and parameters, [n, 2], of n models given their kept sizes ``counts`` int64 [n, n_dims]."""

@@ -6,7 +6,7 @@ import copy
 import pickle
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -48,6 +48,8 @@ class LatencyFit:
         iterations: how many pruned models were measured for it.
         round_to: the multiple that the numbers of kept units were rounded to; if it was chosen by the tables, in groups
             of at least four times as many units.
+        layers: milliseconds of each timed module, by the tables: dense, and with the selection's sizes. Their sums are
+            less than the times of the models, which also do what no table has.
     """
 
     target_ms: float
@@ -56,6 +58,7 @@ class LatencyFit:
     dense_ms: float
     iterations: int
     round_to: int
+    layers: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     @property
     def speed_up(self) -> float:
@@ -74,7 +77,8 @@ class LatencyFit:
     @classmethod
     def from_dict(cls, body: Mapping[str, Any]) -> LatencyFit:
         """The fit that :meth:`to_dict` wrote."""
-        return cls(**body)
+        layers = {str(name): (float(dense), float(pruned)) for name, (dense, pruned) in body.get("layers", {}).items()}
+        return cls(**{**body, "layers": layers})
 
     def __str__(self) -> str:
         return (
@@ -201,7 +205,14 @@ class Fitting:
                 LatencyMissed,
                 stacklevel=4,
             )
-        return replace(selection, latency=fit)
+        return replace(selection, latency=replace(fit, layers=self._by_layer(levels, selection)))
+
+    def _by_layer(self, levels: Levels, selection: Selection) -> dict[str, tuple[float, float]]:
+        costs = levels.costs
+        assert isinstance(costs, TimedCosts)
+        dense = costs.by_layer(costs.sizes[None])
+        pruned = costs.by_layer(costs.counts(selection.flat(self.plan)))
+        return {name: (1e3 * seconds, 1e3 * pruned[name]) for name, seconds in dense.items()}
 
     def _fit(self, predicted: float, seconds: float, dense: float, iterations: int) -> LatencyFit:
         return LatencyFit(

@@ -78,7 +78,7 @@ class _Stack:
         self._rows = np.arange(len(tables))
 
     def __call__(self, sizes: Floats) -> Floats:
-        """Seconds of all tables together, [n], at their ``sizes`` [n, n_tables, 2]."""
+        """Seconds of every table, [n, n_tables], at their ``sizes`` [n, n_tables, 2]."""
         at = (sizes[..., None] >= self._grids[None, :, :, 1:-1]).sum(-1)
         low, high = (np.take_along_axis(self._grids[None], (at + i)[..., None], -1)[..., 0] for i in (0, 1))
         wide = high - low
@@ -89,7 +89,7 @@ class _Stack:
                 a = share[..., 0] if i else 1 - share[..., 0]
                 b = share[..., 1] if j else 1 - share[..., 1]
                 found += a * b * self._seconds[self._rows, at[..., 0] + i, at[..., 1] + j]
-        return np.asarray(found.sum(1))
+        return found
 
 
 class TimedCosts(CostModel):
@@ -107,6 +107,7 @@ class TimedCosts(CostModel):
     Attributes:
         pairs: the dimension of each axis of a layer's weight; ``None`` for an axis that stays.
         tables: of the layers and then of the products, in their order; equal ones are the same object.
+        names: of the modules, likewise.
     """
 
     def __init__(self, plan: Plan, layers: Sequence[Layer], products: Sequence[Products], timer: Timer) -> None:
@@ -114,6 +115,7 @@ class TimedCosts(CostModel):
         super().__init__(plan)
         self.pairs = [tuple(self._number.get((layer.weight, axis)) for axis in (0, 1)) for layer in layers]
         varies = [(a is not None, b is not None) for a, b in self.pairs]
+        self.names = [*(layer.name for layer in layers), *(one.name for one in products)]
         known: dict[Any, Table] = {}
         self.tables: list[Table] = []
         works: list[tuple[Layer | Products, tuple[bool, bool]]] = [*zip(layers, varies)]
@@ -165,8 +167,16 @@ class TimedCosts(CostModel):
             return exact
         found = self._pace * _evaluate(self._others, counts)
         if self._stack is not None:
-            found = found + self._stack(self._sizes(counts))
+            found = found + self._stack(self._sizes(counts)).sum(1)
         return np.concatenate([exact, np.rint(_UNIT * found).astype(np.int64)[:, None]], axis=1)
+
+    def by_layer(self, counts: Ints) -> dict[str, float]:
+        """Seconds of each module that was timed, in the order of its first run, at ``counts`` [1, n_dims]."""
+        found: dict[str, float] = {}
+        if self._stack is not None:
+            for name, seconds in zip(self.names, self._stack(self._sizes(counts))[0].tolist(), strict=True):
+                found[name] = found.get(name, 0.0) + seconds
+        return found
 
     def _sizes(self, counts: Ints) -> Floats:
         """The sizes of every table's axes, [n, n_tables, 2]."""

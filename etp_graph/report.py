@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from .errors import EtpError
+from .latency_fit import LatencyFit
 from .render import percent, si
 from .report_data import Norms, Stage, Story, Width, read_story
 from .report_parts import Html, bar, element, joined, line_chart, scatter, style, table
@@ -32,7 +33,14 @@ def write_report(folder: str | os.PathLike[str], out: str | os.PathLike[str]) ->
 
 def page(story: Story) -> str:
     """The whole file."""
-    sections = [*_summary(story), *_stages(story), *_widths(story.widths), *_norms(story), *_facts(story)]
+    sections = [
+        *_summary(story),
+        *_stages(story),
+        *_widths(story.widths),
+        *_latency(story.latency),
+        *_norms(story),
+        *_facts(story),
+    ]
     head = element(
         "head",
         Html('<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'),
@@ -122,6 +130,28 @@ def _widths(widths: Sequence[Width]) -> Iterator[Html]:
         words = f"{width.after} of {width.before} {width.kind or 'units'}{', locked' if width.locked else ''}"
         said = element("span", element("b", width.name), element("i", words, **_tip(width)))
         rows.append(element("li", said, bar(width.before, width.after, widest, label=f"{width.name}: {words}")))
+    yield element("ol", *rows, class_="widths")
+
+
+def _latency(fit: LatencyFit | None) -> Iterator[Html]:
+    if fit is None:
+        return
+    yield element("h2", "Latency by layer")
+    yield element("p", f"The whole model, median of forwards with the example inputs: {fit}.")
+    if not fit.layers:
+        return
+    yield element(
+        "p",
+        "Each layer by itself, timed at several sizes and interpolated: the track is the dense layer, the filled part "
+        "what is left of it. Their sums lack what happens between the layers.",
+        class_="soft",
+    )
+    slowest = max(dense for dense, _ in fit.layers.values())
+    rows = []
+    for name, (dense, pruned) in fit.layers.items():
+        words = f"{pruned:.3g} of {dense:.3g} ms"
+        said = element("span", element("b", name), element("i", words))
+        rows.append(element("li", said, bar(dense, min(pruned, dense), slowest, label=f"{name}: {words}")))
     yield element("ol", *rows, class_="widths")
 
 

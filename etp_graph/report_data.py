@@ -18,6 +18,7 @@ from .checkpoint import read_weights
 from .costs import Cost
 from .errors import CheckpointError
 from .journal import JOURNAL_FILE, Outcome, read_journal, read_tensors
+from .latency_fit import LatencyFit
 from .manifest import MANIFEST_FILE, WEIGHTS_FILE, Manifest, read_manifest
 from .methods import Method
 from .plan import Group, Plan, Selection, as_tensor
@@ -71,6 +72,7 @@ class Story:
         stages: the model from dense to the end, in time.
         widths: the groups in the order of execution.
         norms: by round (from 1) the groups shown.
+        latency: how a target in time was met; ``None`` where there was none.
         unfinished: the run goes on after the last stage, or was interrupted.
     """
 
@@ -79,6 +81,7 @@ class Story:
     stages: Sequence[Stage] = ()
     widths: Sequence[Width] = ()
     norms: Mapping[int, Sequence[Norms]] = field(default_factory=dict)
+    latency: LatencyFit | None = None
     unfinished: bool = False
 
 
@@ -121,12 +124,18 @@ def _of_run(folder: Path) -> Story:
             stages=list(_stages(by_name, method.rounds)),
             widths=_widths(_selections(by_name, method.rounds), _plan(folder, by_name, 0)),
             norms={r + 1: found for r in range(method.rounds) if (found := list(_norms(folder, by_name, r)))},
+            latency=_latency(by_name),
             unfinished=f"evaluate-finetuned-{method.rounds - 1}" not in by_name,
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(
             f"{folder / JOURNAL_FILE}: a step lacks what it should say ({error!r}). Restore the folder from a copy."
         ) from error
+
+
+def _latency(by_name: Mapping[str, Outcome]) -> LatencyFit | None:
+    found = by_name.get("prune-0", {}).get("latency")  # a target in time has one round
+    return None if found is None else LatencyFit.from_dict(found)
 
 
 def _facts(folder: Path, method: Method, budget: Budget, steps: Sequence[Outcome]) -> dict[str, str]:

@@ -75,9 +75,9 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Html:
     return element("div", whole, class_="scroll", tabindex=0, role="region", aria_label="stages")
 
 
-def bar(before: int, after: int, widest: int, *, label: str) -> Html:
-    """One group: the track is as wide as its units, of the widest group, and filled as far as they stayed."""
-    whole, kept = (100 * n / max(widest, 1) for n in (before, after))
+def bar(before: float, after: float, widest: float, *, label: str) -> Html:
+    """One line of a list: the track is as wide as what was there, and filled as far as it stayed."""
+    whole, kept = (100 * n / widest if widest else 0.0 for n in (before, after))
     shapes = [element("rect", y="0.5", height=9, width=f"{width:.2f}%", class_=cls)
               for width, cls in ((whole, "track"), (kept, "mark"))]  # fmt: skip
     return element("svg", element("title", label), *shapes, height=10, role="img")

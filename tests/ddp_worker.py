@@ -35,7 +35,7 @@ def data() -> list[tuple[Tensor, Tensor]]:
 
 def train(rank: int, size: int, mode: str, optimizer: str, group: Any = None) -> tuple[nn.Module, dict[str, Tensor]]:
     """The model after all steps, and a copy of its state before surgery; ``size`` 1: one process, the whole batch."""
-    method = replace(methods.get("etp"), beta=0.03, mode=mode)
+    method = replace(methods.get("etp"), beta=0.03, acts_on="units", mode=mode)
     model = build()
     if rank:  # DDP sends rank 0's weights to the others
         nn.init.zeros_(model[0].weight)
@@ -111,7 +111,7 @@ def by_lightning(rank: int, size: int) -> dict[str, Tensor]:
     dataset = torch.utils.data.TensorDataset(x, y)
     sampler = torch.utils.data.DistributedSampler(dataset, num_replicas=size, rank=rank, shuffle=False)
     loader = torch.utils.data.DataLoader(dataset, batch_size=BATCH // size, sampler=sampler)
-    method = replace(methods.get("etp"), beta=0.03)
+    method = replace(methods.get("etp"), beta=0.03, acts_on="units")
     pruning = PruningCallback(x[:1], module="net", speed_up=2, prune_at=PRUNE, method=method)
     model = Lit()
     pl.Trainer(
@@ -143,7 +143,7 @@ def by_trainer(rank: int, size: int, folder: str) -> dict[str, Tensor]:
 
     x, y = (torch.cat(parts) for parts in zip(*data(), strict=True))
     items = [{"x": a, "labels": b} for a, b in zip(x, y, strict=True)]
-    method = replace(methods.get("etp"), beta=0.03)
+    method = replace(methods.get("etp"), beta=0.03, acts_on="units")
     pruning = PruningCallback({"x": x[:1]}, speed_up=2, prune_at=PRUNE, method=method)
     model = Net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)

@@ -40,7 +40,7 @@ class Life:
     model: Literal["cnn", "bert", "llama"]
     dtype: Literal["float64", "float32", "mixed"]
     optimizer: Literal["sgd", "adamw"]
-    mode: Literal["prox", "gradient", "loss"]
+    mode: Literal["prox", "gradient", "loss", "auto"]
     layout: Literal["rows", "columns", "hybrid"]
 
     def __str__(self) -> str:
@@ -69,6 +69,11 @@ class Life:
 
     def force(self, model: nn.Module, plan: etp.Plan) -> etp.Regularizer:
         """The force."""
+        if self.mode == "auto":
+            method = etp.methods.get("etp")
+            found = method.regularizer(model, plan, steps=PRUNE, budget=etp.Budget(speed_up=1.5))
+            assert found is not None
+            return found
         return etp.Regularizer(model, plan, beta=0.02, order="importance", refresh_every=1, mode=self.mode)
 
     def select(self, model: nn.Module, plan: etp.Plan, force: etp.Regularizer) -> etp.Selection:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -70,7 +69,7 @@ def texts(n: int) -> list[Batch]:
 MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[int], list[Batch]]]] = {
     "cnn": (Net, images), "bert": (bert, sentences), "llama": (llama, texts),
 }  # fmt: skip
-METHOD = replace(methods.get("etp"), beta=0.02)
+METHOD = methods.get("etp")
 
 
 def build(name: str) -> nn.Module:
@@ -112,7 +111,7 @@ def by_hand(
     held = optimizer_of(model, optimizer)
     scheduler = schedule_of(held)
     plan = etp.trace(model, example_inputs)
-    force = method.regularizer(model, plan, steps=prune_step)
+    force = method.regularizer(model, plan, steps=prune_step, budget=etp.Budget(speed_up=speed_up))
     if force is not None:
         force.attach(held)
     model.train()

@@ -20,12 +20,13 @@ pytestmark = pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_avai
 LIVES = [
     Life("cnn", "float64", "adamw", "prox", "rows"), Life("cnn", "float32", "sgd", "gradient", "columns"),
     Life("cnn", "float64", "sgd", "loss", "hybrid"), Life("cnn", "mixed", "sgd", "prox", "rows"),
+    Life("cnn", "float64", "adamw", "auto", "hybrid"), Life("bert", "float64", "sgd", "auto", "rows"),
     Life("bert", "float64", "sgd", "prox", "rows"), Life("llama", "float64", "adamw", "prox", "hybrid"),
 ]  # fmt: skip
 SLOW = [
     Life(model, dtype, optimizer, mode, layout)  # type: ignore[arg-type]
     for model in ("cnn", "bert", "llama") for dtype in ("float64", "float32") for optimizer in ("sgd", "adamw")
-    for mode in ("prox", "gradient", "loss") for layout in ("rows", "columns", "hybrid")
+    for mode in ("prox", "gradient", "loss", "auto") for layout in ("rows", "columns", "hybrid")
 ]  # fmt: skip
 TOLERANCE = {"float64": 1e-12, "float32": 1e-6, "mixed": 1e-6}
 

@@ -40,7 +40,7 @@ def by_accelerate(name: str, *, attach_first: bool, precision: str = "no") -> tu
         model, optimizer = accelerator.prepare(model, optimizer)
     bare = accelerator.unwrap_model(model)
     plan = etp.trace(bare, example(name))
-    force = METHOD.regularizer(bare, plan)
+    force = METHOD.regularizer(bare, plan, steps=PRUNE, budget=etp.Budget(speed_up=1.5))
     assert force is not None
     force.attach(optimizer)
     if attach_first:
@@ -92,7 +92,7 @@ def test_the_force_is_kept_in_the_states_of_the_accelerator(tmp_path: Path) -> N
 
     def begin() -> Any:
         model, optimizer = accelerator.prepare(built := build("cnn"), optimizer_of(built))
-        force = METHOD.regularizer(model, etp.trace(model, example("cnn")))
+        force = METHOD.regularizer(model, etp.trace(model, example("cnn")), steps=8, budget=etp.Budget(speed_up=1.5))
         assert force is not None
         accelerator.register_for_checkpointing(force.attach(optimizer))
         return model, optimizer, force
@@ -119,7 +119,7 @@ def test_the_force_is_kept_in_the_states_of_the_accelerator(tmp_path: Path) -> N
 
 def test_what_is_no_optimizer_is_refused() -> None:
     model = build("cnn")
-    force = METHOD.regularizer(model, etp.trace(model, example("cnn")))
+    force = METHOD.regularizer(model, etp.trace(model, example("cnn")), steps=8, budget=etp.Budget(speed_up=1.5))
     assert force is not None
     with pytest.raises(etp.ForceError, match=r"torch\.optim\.Optimizer"):
         force.attach(model)  # type: ignore[arg-type]

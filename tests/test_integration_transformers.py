@@ -199,7 +199,7 @@ def test_a_checkpoint_of_other_shapes_is_refused_with_a_remedy(tmp_path: Path) -
 
 
 def test_what_cannot_work_is_refused_before_training(tmp_path: Path) -> None:
-    method = replace(METHOD, mode="loss")
+    method = replace(METHOD, mode="loss", beta=0.02, acts_on="units")
     for error, options in (
         (etp.ForceError, {"prune_at": 0}), (etp.ForceError, {"prune_at": 1.5}), (etp.ForceError, {"prune_at": True}),
         (etp.ForceError, {"method": method}), (etp.ForceError, {"method": replace(METHOD, rounds=2)}),

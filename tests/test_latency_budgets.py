@@ -19,6 +19,8 @@ from typer.testing import CliRunner
 import etp_graph as etp
 from etp_graph.cli import app
 from etp_graph.latency_fit import ITERATIONS, Fitting, LatencyFit
+from etp_graph.report import page
+from etp_graph.report_data import read_story
 
 X = torch.randn(2, 16)
 CURVES: dict[str, Callable[[float], float]] = {
@@ -194,6 +196,14 @@ def test_compress(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert "in MACs" in str(result)
     again = etp.CompressResult.from_json(result.to_json())
     assert again.latency == result.latency
+    assert result.latency.layers
+    assert all(0 < pruned <= dense for dense, pruned in result.latency.layers.values())
+    story = read_story(tmp_path)
+    assert story.latency == result.latency
+    text = page(story)
+    assert "Latency by layer" in text
+    assert all(f">{name}</b>" in text for name in result.latency.layers)
+    assert str(result.latency) in text
     assert again.asked == "speed_up_latency=2"
     old = json.loads(result.to_json())
     del old["rounds"][0]["latency"]  # as written before there were budgets in time

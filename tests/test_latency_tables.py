@@ -56,8 +56,8 @@ def test_between_its_points_a_table_is_bilinear(sizes: tuple[int, int]) -> None:
 
     table = Table.of(linear(*sizes), (True, True), Formula(layer_seconds=seconds))
     points = np.array([(a, b) for a in range(1, sizes[0] + 1) for b in range(1, sizes[1] + 1)], dtype=np.float64)
-    np.testing.assert_allclose(_Stack([table])(points[:, None]), [seconds(tuple(p)) for p in points])
-    both = _Stack([table, table])(np.repeat(points[:, None], 2, axis=1))
+    np.testing.assert_allclose(_Stack([table])(points[:, None]).sum(1), [seconds(tuple(p)) for p in points])
+    both = _Stack([table, table])(np.repeat(points[:, None], 2, axis=1)).sum(1)
     np.testing.assert_allclose(both, [2 * seconds(tuple(p)) for p in points])
 
 
@@ -77,6 +77,16 @@ def test_seconds_are_a_third_cost() -> None:
     assert dense.shape == (1, 3)
     assert (int(dense[0, 0]), int(dense[0, 1])) == (costs.dense.macs, costs.dense.params)
     assert int(dense[0, 2]) == 1000 * (8 * 3 + 6 * 8 + 5 * 24)
+
+
+def test_seconds_of_every_layer_add_up() -> None:
+    costs = toy_costs(Formula())
+    keep = torch.ones(costs.plan.n_units, dtype=torch.bool)
+    assert costs.by_layer(costs.counts(keep)) == pytest.approx({"conv1": 24e-6, "conv2": 48e-6, "linear": 120e-6})
+    keep[:4] = False  # half of the channels of conv1
+    some = costs.by_layer(costs.counts(keep))
+    assert some == pytest.approx({"conv1": 12e-6, "conv2": 24e-6, "linear": 120e-6})
+    assert 1e9 * sum(some.values()) == pytest.approx(costs.totals(costs.counts(keep))[0, 2])
 
 
 @given(st.integers(0, 2**32 - 1))

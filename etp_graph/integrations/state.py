@@ -9,18 +9,18 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 from ..errors import CheckpointError
 
 STATE_FILE = "etp_graph.safetensors"
 _KEY = "etp_graph"
-_TENSORS = ("distance", "pending")
 
 
 def write_state(state: Mapping[str, Any], folder: Path) -> None:
     """Write what :meth:`Pruning.state` gave into a folder that exists. Raises :class:`CheckpointError`."""
     force = state["regularizer"]
-    tensors = {name: force[name] for name in _TENSORS} if force is not None else {}
+    tensors = {name: value for name, value in (force or {}).items() if isinstance(value, Tensor)}
     plain = {key: value for key, value in force.items() if key not in tensors} if force is not None else None
     temporary = folder / f".{STATE_FILE}.tmp"
     try:
@@ -41,7 +41,7 @@ def read_state(folder: Path) -> dict[str, Any]:
         with safe_open(file, framework="pt") as stream:
             state = json.loads((stream.metadata() or {})[_KEY])
             if state["regularizer"] is not None:
-                state["regularizer"] |= {name: stream.get_tensor(name) for name in _TENSORS}
+                state["regularizer"] |= {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{file}: is damaged ({error!r}). Restore it, or use another checkpoint.") from error
     return dict(state)
