@@ -78,6 +78,11 @@ def parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
+def nonzero(model: nn.Module) -> int:
+    """Numbers in the parameters that are not zero."""
+    return sum(int(p.count_nonzero()) for p in model.parameters())
+
+
 def conditions() -> dict[str, str]:
     """Versions and hardware."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else _processor()

@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
-from .run import RUNS, read
+from .run import RUNS, files, read
 from .summary import RIVALS, Cell, Record, Spread, cells, difference, rival
 from .tasks.base import SMALL, concerns
 
@@ -182,7 +182,7 @@ def write(runs: Path, out: Path) -> list[Path]:
     from .plots import plot_curves, plot_latency
 
     pages: dict[str, list[Record]] = {}
-    for file in sorted(runs.glob("*.jsonl")):
+    for file in files(runs):
         for scale, records in by_scale(read(file)).items():
             pages[file.stem if scale == "cpu" else f"{file.stem}-{scale}"] = records
     (out / "images").mkdir(parents=True, exist_ok=True)

@@ -27,7 +27,7 @@ from . import plots
 from .contestants import Start, library_method
 from .paper import ERRATA, TABLES, Row
 from .report import PAGES, by_scale
-from .run import RUNS, read
+from .run import RUNS, files, read
 from .strength import reference
 from .summary import RIVALS, Cell, Record, cells, rival
 from .tasks import SCALES, TASKS, Task, TaskUnavailableError, make
@@ -150,11 +150,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=1, help="of PyTorch, for figure3")
     options = parser.parse_args(arguments)
     console = Console(stderr=True)
-    files = sorted(options.runs.glob("*.jsonl"))
+    found = files(options.runs)
     if options.what in TABLES:
-        sys.stdout.write(table(options.what, [record for file in files for record in read(file)]))
+        sys.stdout.write(table(options.what, [record for file in found for record in read(file)]))
     elif options.what == "all":
-        write_page([record for file in files for record in read(file)], options.out / "papers.md")
+        write_page([record for file in found for record in read(file)], options.out / "papers.md")
         console.print(f"wrote {options.out / 'papers.md'}", highlight=False)
     elif options.what == "figure3":
         torch.set_num_threads(options.threads)
@@ -164,7 +164,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             parser.exit(2, f"{options.task}: {error}\n")
     else:
         (options.out / "images").mkdir(parents=True, exist_ok=True)
-        for file in files:
+        for file in found:
             for scale, records in by_scale(read(file)).items():
                 name = f"figure4-{file.stem}-{scale}"
                 console.print(f"wrote {plots.plot_curves(records, options.out / 'images', name)}")

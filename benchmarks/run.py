@@ -24,6 +24,8 @@ from .tasks import SCALES, TASKS, Recipe, Scale, TaskUnavailableError, make
 from .tasks.base import concerns
 
 RUNS = Path("benchmarks/results/runs")
+GRADUAL = "gradual"
+"""The file of :mod:`benchmarks.gradual`, an experiment with a page of its own."""
 METHODS = ("dense", "small-dense", "random", "l1-uniform", "tp-groupnorm", "torque", "etp")
 """What is run where nothing else is asked for."""
 Record = dict[str, Any]
@@ -34,6 +36,11 @@ def read(path: Path) -> list[Record]:
     if not path.exists():
         return []
     return [json.loads(line) for line in path.read_text(encoding="utf8").splitlines() if line.strip()]
+
+
+def files(runs: Path) -> list[Path]:
+    """The files of this comparison in a folder."""
+    return [file for file in sorted(runs.glob("*.jsonl")) if file.stem != GRADUAL]
 
 
 def configs(

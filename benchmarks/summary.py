@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,8 +94,12 @@ def cells(records: Iterable[Record]) -> list[Cell]:
 
 
 def difference(own: Cell, other: Cell, *, higher: bool) -> Difference | None:
-    """Paired over the common seeds; ``None`` with fewer than two, which say nothing about chance."""
-    left, right = own.by_seed(), other.by_seed()
+    """The final metrics of two methods; ``None`` with fewer than two common seeds."""
+    return paired(own.by_seed(), other.by_seed(), higher=higher)
+
+
+def paired(left: Mapping[int, float], right: Mapping[int, float], *, higher: bool) -> Difference | None:
+    """Left minus right over the common seeds; ``None`` with fewer than two, which say nothing about chance."""
     pairs = [left[seed] - right[seed] for seed in sorted(left.keys() & right.keys())]
     if len(pairs) < 2:
         return None
