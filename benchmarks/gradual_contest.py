@@ -34,7 +34,7 @@ SCHEDULE = Cubic()
 FORMAT = 1
 Trial = dict[str, Any]
 """A learning rate that was tried, and the metric on the validation part (``None``: training failed)."""
-RATES = (1.0, 4.0, 8.0)
+RATES = (0.25, 1.0, 2.0)
 """What the learning rates of the recipe are multiplied with, in trials: one rate does not suit every width."""
 TRIAL = 0.5
 """Share of the steps that a trial of small-dense takes; the checkpoint is tried in full."""

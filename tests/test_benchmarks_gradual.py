@@ -277,7 +277,7 @@ def lines() -> list[dict[str, Any]]:
 
 def test_page_says_what_the_lines_say() -> None:
     text = gradual_page.page(lines())
-    assert "| 50 % | large-sparse | 71.00 ± 1.41 | 72.00 ± 1.41 | 500 | 50.0 % | 1.00x | 2 |" in text
+    assert "| 50 % | large-sparse | 71.00 ± 1.41 | 72.00 ± 1.41 | 500 | 50.0 % | 1.00x (1.00 to 1.00) | 2 |" in text
     assert "At 50 % zeros **large-sparse** has the best mean" in text
     assert "large-pruned-by-units +0.50 ± 2.12 (within one deviation); small-dense +11.00 ± 1.41 (worse)" in text
     assert "large-sparse against small-dense: -11.00 ± 1.41 (better) at 50 %" in text
