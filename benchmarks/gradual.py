@@ -21,12 +21,11 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from .contestants import UNPRUNED
 from .gradual_contest import METHODS, TASK, Config, Experiment, Trial
 from .gradual_page import page
-from .run import GRADUAL, RUNS, Record, read
+from .run import GRADUAL, RUNS, Record, progress, read
 from .tasks import SCALES, Scale, TaskUnavailableError
 from .tasks.base import SMALL, concerns
 from .tasks.ptb import Ptb
@@ -66,8 +65,7 @@ def run_all(todo: Sequence[Config], out: Path, scale: Scale, *, console: Console
     if not missing:
         return 0
     out.parent.mkdir(parents=True, exist_ok=True)
-    columns = (TextColumn("{task.description:44}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+    with progress(console) as bar:
         line = bar.add_task("checkpoint", total=len(todo), completed=len(todo) - len(missing))
         experiment = Experiment(Ptb(scale))
         experiment.trials = earlier_trials(records, experiment.given)

@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 
 from .run import RUNS, files, read
-from .summary import RIVALS, Cell, Record, Spread, cells, difference, rival
+from .summary import RIVALS, Cell, Record, Spread, cells, difference, impossible, rival
 from .tasks.base import SMALL, concerns
 
 PAGES = Path("docs/results")
@@ -53,7 +53,7 @@ def index(pages: Mapping[str, Sequence[Record]], more: Iterable[str] = ()) -> st
         found, metric = cells(records), records[0]["metric"]
         for cell in sorted((c for c in found if c.method == "etp"), key=lambda c: c.speed_up):
             spread = cell.stage("finetuned")
-            against = [_against(cell, rival(found, other, cell.speed_up), metric) for other in RIVALS]
+            against = [_against(cell, found, other, metric) for other in RIVALS]
             lines.append(as_row((
                 f"[{records[0]['title']}]({name}.md)", metric["name"], f"{cell.speed_up:g}x",
                 with_spread(spread, metric), *against, str(spread.n if spread else 0),
@@ -108,17 +108,18 @@ def _marks(found: Sequence[Cell], speed_up: float, metric: Mapping[str, Any]) ->
     own = next((cell for cell in found if cell.method == "etp" and cell.speed_up == speed_up and cell.ok), None)
     if own is None:
         return []
-    return [f"- etp against {name}" + f": {_against(own, rival(found, name, speed_up), metric)}" for name in RIVALS]
+    return [f"- etp against {name}: {_against(own, found, name, metric)}" for name in RIVALS]
 
 
-def _against(own: Cell, other: Cell | None, metric: Mapping[str, Any]) -> str:
+def _against(own: Cell, found: Sequence[Cell], name: str, metric: Mapping[str, Any]) -> str:
+    other = rival(found, name, own.speed_up)
     if other is None:
-        return "no such run"
-    found = difference(own, other, higher=metric["higher"])
-    if found is None:
+        return "not possible" if impossible(found, name, own.speed_up) else "no such run yet"
+    apart = difference(own, other, higher=metric["higher"])
+    if apart is None:
         return "fewer than two common seeds"
     by = 100.0 if metric["percent"] else 1.0
-    return f"{by * found.mean:+.2f} ± {by * found.deviation:.2f}, {found.mark} ({found.n} seeds)"
+    return f"{by * apart.mean:+.2f} ± {by * apart.deviation:.2f}, {apart.mark} ({apart.n} seeds)"
 
 
 def _conditions(records: Sequence[Record], config: Mapping[str, Any]) -> list[str]:

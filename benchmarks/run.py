@@ -71,6 +71,12 @@ def earlier_trials(config: Config, records: Iterable[Record], recipe: Recipe) ->
     return []
 
 
+def progress(console: Console) -> Progress:
+    """The bar over the runs of a series; silent unless on a terminal."""
+    columns = (TextColumn("{task.description:44}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns, console=console, disable=not console.is_terminal)
+
+
 def run_all(todo: Sequence[Config], out: Path, *, console: Console, blind: bool = False) -> int:
     """Run what has no line yet and write its line; the number of runs. ``blind``: the test part is never read."""
     records = read(out)
@@ -79,8 +85,7 @@ def run_all(todo: Sequence[Config], out: Path, *, console: Console, blind: bool 
     if not missing:
         return 0
     out.parent.mkdir(parents=True, exist_ok=True)
-    columns = (TextColumn("{task.description:44}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+    with progress(console) as bar:
         line = bar.add_task("checkpoint", total=len(todo), completed=len(todo) - len(missing))
         protocol = Protocol(make(missing[0].task, _scale(missing[0].scale)), blind=blind)
         for config in missing:

@@ -6,7 +6,7 @@ import functools
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -96,8 +96,7 @@ def work(rank: int, size: int, kind: str, repetitions: int, folder: str) -> None
         return time.perf_counter() - start, sent.bytes
 
     found: dict[str, list[tuple[float, int]]] = {"plain": [], "force": []}
-    # the hook of DDP would be counted twice
-    with sent.watching() if kind == "fsdp2" else _nothing():
+    with sent.watching() if kind == "fsdp2" else nullcontext():  # the hook of DDP would be counted twice
         for number in range(repetitions + 2):
             plain = step()
             with force.attach(optimizer):
@@ -120,11 +119,6 @@ def measure(kind: str, size: int, repetitions: int, folder: Path) -> dict[str, A
         left[f"{name}_seconds"] = statistics.median(seconds for seconds, _ in row)
         left[f"{name}_bytes"] = int(statistics.median(count for _, count in row))
     return {**left, "batch": BATCH}
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
 
 
 def _n_params(model: nn.Module) -> int:

@@ -107,6 +107,11 @@ def paired(left: Mapping[int, float], right: Mapping[int, float], *, higher: boo
     return Difference(mean=mean, deviation=statistics.stdev(pairs), n=len(pairs), better=(mean > 0) == higher)
 
 
+def impossible(found: Sequence[Cell], name: str, speed_up: float) -> bool:
+    """Whether a rival was asked for at a speed-up, and gave no network."""
+    return any(cell.method == RIVALS[name] and cell.speed_up == speed_up and not cell.ok for cell in found)
+
+
 def rival(found: Sequence[Cell], name: str, speed_up: float) -> Cell | None:
     """The runs of a rival at a speed-up, if it gave any network."""
     for cell in found:

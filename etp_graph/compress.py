@@ -95,8 +95,6 @@ def compress(
     chosen = _method(method, rounds, schedule)
     times = {"latency_ms": latency_ms, "speed_up_latency": speed_up_latency}
     goal = budget_of(budget, chosen, speed_up=speed_up, macs=macs, params=params, **times)
-    if checkpoint is not None:
-        check_dense(model)
     if plan is not None and (ignore or prune is not None):
         raise PlanError("ignore and prune have no effect on a plan that is given: pass them to trace(model, ...).")
     plan = plan or trace(model, example_inputs, prune=prune, ignore=ignore, check=check)
@@ -106,11 +104,10 @@ def compress(
     journal = Journal(checkpoint, _arguments(model, plan, chosen, goal) if checkpoint is not None else {})
     with _modes_kept(model), Bar(n_steps(chosen), show=progress) as bar:
         journal.restore_(model)
-        run = Run(
+        return Run(
             model, plan, chosen, goal, example_inputs, journal=journal, bar=bar, train=train, evaluate=evaluate,
             expected=CostModel(plan).evaluate(rehearsed.flat(plan)),
-        )  # fmt: skip
-        return run.compress(lambda: trace(model, example_inputs, prune=kinds, check=check))
+        ).compress(lambda: trace(model, example_inputs, prune=kinds, check=check))  # fmt: skip
 
 
 def _method(method: str | Method, rounds: int | None, schedule: Schedule | None) -> Method:
@@ -167,6 +164,7 @@ def _check_time(budget: Budget, method: Method) -> None:
 
 def _arguments(model: nn.Module, plan: Plan, method: Method, budget: Budget) -> dict[str, Any]:
     """Everything that a run depends on and that can be compared."""
+    check_dense(model)
     return {
         **{f"method.{name}": value for name, value in method.to_dict().items()},
         "budget": budget.to_json(),

@@ -177,7 +177,7 @@ def test_what_cannot_be_measured() -> None:
 def compress(model: nn.Module, **arguments: Any) -> etp.CompressResult:
     def train(model: nn.Module, phase: etp.Phase) -> None:
         optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-        phase.attach(optimizer)
+        phase.attach(optimizer, steps=1)
         model(X).sum().backward()
         optimizer.step()
 
@@ -208,6 +208,27 @@ def test_compress(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     old = json.loads(result.to_json())
     del old["rounds"][0]["latency"]  # as written before there were budgets in time
     assert etp.CompressResult.from_json(json.dumps(old)).latency is None
+
+
+def test_the_default_method_steers_to_the_macs_of_a_model_that_takes_the_time(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    clock(monkeypatch, Formula(model_seconds=CURVES["as the tables say"]))
+    steered: list[etp.Budget | None] = []
+
+    def train(model: nn.Module, phase: etp.Phase) -> None:
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+        found = phase.attach(optimizer, steps=1)
+        steered.extend([] if found is None else [found.settings.budget])
+        optimizer.step()
+
+    model = network()
+    result = etp.compress(model, X, train=train, evaluate=lambda _: 0.5, speed_up_latency=2, checkpoint=tmp_path)
+    assert result.latency is not None
+    assert abs(result.latency.miss) <= 0.1
+    (budget,) = steered
+    assert budget is not None
+    assert budget.macs == pytest.approx(result.dense.macs / 2, rel=0.1)
 
 
 def test_compress_says_where_time_and_macs_diverge(monkeypatch: pytest.MonkeyPatch) -> None:
