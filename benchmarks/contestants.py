@@ -62,6 +62,19 @@ def tunable(name: str) -> bool:
     )
 
 
+def initialise_(model: nn.Module) -> None:
+    """Draw the weights again for the widths that the network has now, not for those it was cut from.
+
+    Layers of transformers have a spread that does not depend on the width, and stay.
+    """
+    if hasattr(model, "_init_weights"):
+        return
+    for module in model.modules():
+        reset = getattr(module, "reset_parameters", None)
+        if callable(reset):
+            reset()
+
+
 class Start:
     """The checkpoint of a task, its plan and what it costs; nothing of it is changed by a contestant."""
 
@@ -135,6 +148,7 @@ class Contest:
         selection = etp.allocate(model, plan, scores, budget=budget)
         macs = etp.cost(model, plan, selection).macs
         etp.prune_(model, plan, selection)
+        initialise_(model)
         recipe, peak = self.task.recipe, push * self.task.recipe.dense_rate
         with self._teacher(model) as teacher:
             train(

@@ -157,6 +157,21 @@ def test_small_dense_has_the_macs_and_fresh_weights(toy: Toy) -> None:
     assert set(record["test"]) == {"dense", "finetuned"}
 
 
+def test_small_dense_begins_with_the_spread_of_its_own_width(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[nn.Module] = []
+
+    def keep(task: Task, model: nn.Module, **options: object) -> None:
+        begun.append(copy.deepcopy(model))
+
+    bench = Protocol(toy)
+    monkeypatch.setattr(contestants, "train", keep)
+    contestants.Contest(bench.start, toy, speed_up=6.0, seed=0, watch=lambda stage, model: None).run("small-dense", 1.0)
+    for layer in begun[0].modules():
+        if isinstance(layer, (nn.Conv2d, nn.Linear)):
+            bound = (layer.weight.numel() / len(layer.weight)) ** -0.5  # of the default of PyTorch: uniform
+            assert 0.9 * bound < layer.weight.abs().max() <= bound
+
+
 def test_what_cannot_be_done_is_a_record_with_its_reason(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
     record = Protocol(toy).run(config("etp", speed_up=1e6))
     assert record["status"] == "not possible"
