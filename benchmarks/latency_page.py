@@ -11,7 +11,7 @@ DIVERGES = 0.25
 
 _HEAD = """# Latency
 
-Made by `python -m benchmarks.latency`; the numbers are in `benchmarks/results/latency-cpu.json`.
+Made by `python -m benchmarks.latency --threads {threads}`; the numbers are in `benchmarks/results/latency-cpu.json`.
 
 All figures come from one run on one machine ({cpu}, {cores} cores; torch {torch}), each model in a process of its own.
 Times are medians of {repetitions} forwards of a batch of one, in which the dense model and its pruned forms take turns.
@@ -83,7 +83,9 @@ def budgets(found: Found) -> str:
 def write_page(body: Found, path: Path) -> None:
     """Write the page."""
     found = body["measurements"]
-    head = _HEAD.format(repetitions=body["repetitions"], **body["conditions"]) + (_SMALL if body["small"] else "")
+    threads = " ".join(sorted({_pieces(key)[1] for key in found}, key=int))
+    head = _HEAD.format(threads=threads, repetitions=body["repetitions"], **body["conditions"])
+    head += _SMALL if body["small"] else ""
     said = [f"- {_pieces(key)[0]}: {text}" for key, one in found.items() for text in one.get("warnings", ())]
     warned = "\n\nWarnings of the search:\n\n" + "\n".join(said) if said else ""
     path.parent.mkdir(parents=True, exist_ok=True)

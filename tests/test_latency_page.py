@@ -39,6 +39,7 @@ def test_the_page(tmp_path: Path) -> None:
     write_page(body, tmp_path / "docs" / "latency.md")
     text = (tmp_path / "docs" / "latency.md").read_text()
     assert "a chip" in text
+    assert "`python -m benchmarks.latency --threads 1`" in text
     assert "- ResNet-50: it was late" in text
     assert "these figures say nothing" in text
 
