@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,13 +20,14 @@ from etp_graph.verify import TOLERANCE, randomize_
 
 
 def judge(
-    model: nn.Module, x: Any, *, ratio: float, customized: Mapping[type[nn.Module], Any] | None = None
-) -> dict[str, Any]:
+    model: nn.Module, x: Any, *, ratio: float, customized: Mapping[type[nn.Module], Any] | None = None,
+    heads: Mapping[nn.Module, int] | None = None, resize: Callable[[nn.Module], object] = lambda model: None,
+) -> dict[str, Any]:  # fmt: skip
     """Remove ``ratio`` of the channels of every group, as Torch-Pruning's README does, and compare in float64.
 
-    No hints are given, except that the layers that make the model's output stay whole, and ``customized``
-    pruning functions by class of layer. Channels are spread evenly; where a group holds a grouped convolution or a
-    group norm, every run loses the same, as there.
+    No hints are given, except that the layers that make the model's output stay whole, ``customized`` pruning
+    functions by class of layer, the ``heads`` of layers, and ``resize``, called after surgery. Channels are spread
+    evenly; where a group holds a grouped convolution, a group norm or heads, every run loses the same, as there.
     """
     import torch_pruning as tp
 
@@ -40,7 +41,8 @@ def judge(
         graph.register_customized_layer(layer, pruner)
     graph.build_dependency(model, x, verbose=False)
     outputs = [module for module, node in graph.module2node.items() if not node.outputs]
-    roots = [(group[0].dep, _runs(group)) for group in graph.get_all_groups(ignored_layers=outputs) if not _last(group)]
+    groups = [group for group in graph.get_all_groups(ignored_layers=outputs) if not _last(group)]
+    roots = [(group[0].dep, _runs(graph, group, heads or {})) for group in groups]
     removed = _Removed(
         {**{p: name for name, p in model.named_parameters()}, **dict(map(reversed, model.named_modules()))}
     )
@@ -50,6 +52,7 @@ def judge(
         if graph.check_pruning_group(group):
             removed.note(graph, group)
             group.prune()
+    resize(model)
     seconds = time.perf_counter() - start
     if not removed.gone:
         return {"verdict": "no group", "seconds": seconds}
@@ -91,7 +94,7 @@ def spread(width: int, runs: int, ratio: float) -> list[int]:
     return [run * each + i * each // count for run in range(runs) for i in range(count)]
 
 
-def _runs(group: Any) -> int:
+def _runs(graph: Any, group: Any, heads: Mapping[nn.Module, int]) -> int:
     """The runs that must lose equally many channels; a depthwise convolution makes none."""
     found = 1
     for dep, _ in group:
@@ -100,6 +103,8 @@ def _runs(group: Any) -> int:
             found = max(found, module.groups)
         elif isinstance(module, nn.GroupNorm):
             found = max(found, module.num_groups)
+        elif graph.is_out_channel_pruning_fn(dep.handler):
+            found = max(found, heads.get(module, 1))
     return found
 
 

@@ -203,12 +203,24 @@ def test_the_better_trial_wins_and_the_weaker_of_equal_ones() -> None:
         bench.best([Trial(push=1, value=None)])
 
 
-def test_torch_pruning_is_judged_by_what_its_network_computes() -> None:
-    loaded("cifar10")
-    assert check.verdict("cifar10", "smoke")["verdict"] == "OK"
-    loaded("sst2")
-    with pytest.raises(RuntimeError, match="size of tensor"):  # in a run: a process of its own, and its last words
-        check.verdict("sst2", "smoke")
+@pytest.mark.parametrize(("name", "verdict"), [("cifar10", "OK"), ("sst2", "OK"), ("ptb", "no group")])
+def test_torch_pruning_is_judged_by_what_its_network_computes(name: str, verdict: str) -> None:
+    loaded(name)
+    assert check.verdict(name, "smoke")["verdict"] == verdict
+
+
+def test_torch_pruning_is_told_the_heads_of_bert_and_sees_frozen_embeddings() -> None:
+    model = loaded("sst2").build()
+    attention = model.get_submodule("bert.encoder.layer.0.attention.self")
+    assert torch_pruning.heads(model)[attention.get_submodule("value")] == 12
+    frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
+    assert frozen
+    with torch_pruning.learning(model):
+        assert all(parameter.requires_grad for parameter in model.parameters())
+    assert [name for name, parameter in model.named_parameters() if not parameter.requires_grad] == frozen
+    attention.query = nn.Linear(384, 240)
+    torch_pruning.resize_heads_(model)
+    assert (attention.attention_head_size, attention.all_head_size) == (20, 240)
 
 
 def test_a_checkpoint_is_trained_once(toy: Toy) -> None:

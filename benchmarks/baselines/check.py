@@ -23,13 +23,14 @@ def verdict(task: str, scale: str) -> dict[str, Any]:
 
     from ..coverage_peer import judge
     from ..tasks import SCALES, make
-    from .torch_pruning import customized
+    from .torch_pruning import customized, heads, learning, resize_heads_
 
     torch.manual_seed(0)
     chosen = make(task, next(known for known in SCALES if known == scale))
     model, example = chosen.build().eval(), chosen.example()
     pruners = customized(model, example)
-    return judge(model, example, ratio=0.3, customized=pruners)
+    with learning(model):
+        return judge(model, example, ratio=0.3, customized=pruners, heads=heads(model), resize=resize_heads_)
 
 
 @cache

@@ -6,12 +6,14 @@ as there; units go in 400 steps, ranked over all groups, until the target is met
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.models.bert.modeling_bert import BertSelfAttention
 
 from etp_graph.demo.baselines import ChannelSelect, _replace_padded_shortcuts, _select_pruner
 from etp_graph.demo.shortcuts import PaddedShortcut
@@ -68,6 +70,39 @@ def customized(model: nn.Module, example: Any) -> dict[type[nn.Module], Any]:
         return {}
     _replace_padded_shortcuts(model, example)
     return {ChannelSelect: _select_pruner(tp)}
+
+
+def heads(model: nn.Module) -> dict[nn.Module, int]:
+    """How many heads each projection of an attention has: the hint that Torch-Pruning's example for BERT gives."""
+    return {
+        getattr(attention, name): attention.num_attention_heads
+        for attention in _attentions(model)
+        for name in ("query", "key", "value")
+    }
+
+
+def resize_heads_(model: nn.Module) -> None:
+    """Tell attentions how wide their heads are now; Torch-Pruning leaves that to its users."""
+    for attention in _attentions(model):
+        attention.all_head_size = attention.query.out_features
+        attention.attention_head_size = attention.query.out_features // attention.num_attention_heads
+
+
+def _attentions(model: nn.Module) -> list[Any]:
+    return [module for module in model.modules() if isinstance(module, BertSelfAttention)]
+
+
+@contextmanager
+def learning(model: nn.Module) -> Iterator[None]:
+    """All parameters require gradients, through which Torch-Pruning finds its way; afterwards as before."""
+    frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
+    for parameter in frozen:
+        parameter.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
 
 
 def reference(peer: Peer, task: Task, model: nn.Module) -> float:
@@ -131,7 +166,8 @@ def compress(
         BudgetError: the target cannot be reached.
         Exception: whatever Torch-Pruning raises.
     """
-    pruner = _pruner(peer, model, example, reg)
+    with learning(model):
+        pruner = _pruner(peer, model, example, reg)
     pruner.update_regularizer()
     every = max(1, steps // UPDATES)
 
@@ -160,7 +196,7 @@ def _pruner(peer: Peer, model: nn.Module, example: Any, reg: float) -> Any:
         model, example, importance=peer.importance(tp.importance), reg=reg, global_pruning=True, pruning_ratio=1.0,
         iterative_steps=STEPS, ignored_layers=last, customized_pruners=pruners,
         # The defaults of these are dictionaries shared by all pruners of a process, and filled by each.
-        in_channel_groups={}, out_channel_groups={}, num_heads={}, **more,
+        in_channel_groups={}, out_channel_groups={}, num_heads=heads(model), **more,
     )  # fmt: skip
 
 
@@ -171,4 +207,5 @@ def _cut(pruner: Any, model: nn.Module, target: int, count: Callable[[nn.Module]
         if pruner.current_step == STEPS:
             raise BudgetError(f"all {STEPS} pruning steps of Torch-Pruning end at {macs} MACs, not at {target}")
         pruner.step()
+        resize_heads_(model)
         macs = count(model)
