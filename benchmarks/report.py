@@ -1,6 +1,7 @@
 """Pages from the records of the runs, and from nothing else: ``python -m benchmarks.report``.
 
-``docs/results/TASK.md`` for every file of runs, with figures, and ``docs/results/index.md``.
+``docs/results/TASK.md`` for every file of runs, with figures, and ``docs/results/index.md``. What figures cannot say,
+a file of Markdown beside the runs does (``TASK.md``): it goes onto the page as it is.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ PAGES = Path("docs/results")
 COLUMNS = ("method", "before surgery", "right after", "fine-tuned", "params", "MACs", "p50 latency", "push", "seeds")
 
 
-def page(records: Sequence[Record], *, figures: Sequence[str] = ()) -> str:
-    """The page of one task, a pure function of its records (of one scale)."""
+def page(records: Sequence[Record], *, figures: Sequence[str] = (), remarks: str = "") -> str:
+    """The page of one task, a pure function of its records (of one scale) and of what its authors remark."""
     first = records[0]
     metric, config = first["metric"], first["config"]
     found = cells(records)
@@ -31,6 +32,8 @@ def page(records: Sequence[Record], *, figures: Sequence[str] = ()) -> str:
         lines += [*_impossible(found, speed_up), *_marks(found, speed_up, metric), ""]
     for name in figures:
         lines += [f"![{Path(name).stem.replace('-', ' ')}]({name})", ""]
+    if remarks:
+        lines += ["## Remarks", "", remarks.strip(), ""]
     lines += ["## How it was run", "", *_conditions(records, config), ""]
     return "\n".join(lines)
 
@@ -183,6 +186,7 @@ def write(runs: Path, out: Path) -> list[Path]:
     from .plots import plot_curves, plot_latency
 
     pages: dict[str, list[Record]] = {}
+    remarks = {path.stem: path.read_text(encoding="utf8") for path in runs.glob("*.md")}
     for file in files(runs):
         for scale, records in by_scale(read(file)).items():
             pages[file.stem if scale == "cpu" else f"{file.stem}-{scale}"] = records
@@ -191,7 +195,8 @@ def write(runs: Path, out: Path) -> list[Path]:
     for name, records in pages.items():
         figures = [plot(records, out / "images", name) for plot in (plot_curves, plot_latency)]
         path = out / f"{name}.md"
-        path.write_text(page(records, figures=[f"images/{f}" for f in figures if f]), encoding="utf8")
+        shown = [f"images/{figure}" for figure in figures if figure]
+        path.write_text(page(records, figures=shown, remarks=remarks.get(name, "")), encoding="utf8")
         written.append(path)
     more = [name for name in MORE if (out / f"{name}.md").exists()]
     (out / "index.md").write_text(index(pages, more), encoding="utf8")

@@ -89,16 +89,13 @@ def train_epochs(
     batches = _batches(model, split, batch_size=batch_size, seed=seed, augment=augment)
     model.train()
     losses: list[float] = []
-    number = 0
     for epoch in range(1, epochs + 1):
         seen: list[Tensor] = []
-        for x, y in batches():
+        for number, (x, y) in enumerate(batches(), start=(epoch - 1) * total // epochs):
             rate = _triangle(number / max(total - 1, 1), lr, warmup)
-            loss = _step(model, optimizer, x, y, lr=rate)
-            number += 1
-            seen.append(loss)
+            seen.append(_step(model, optimizer, x, y, lr=rate))
             if on_step is not None:
-                on_step(Step(number=number, total=total, epoch=epoch, loss=loss, lr=rate))
+                on_step(Step(number=number + 1, total=total, epoch=epoch, loss=seen[-1], lr=rate))
         losses.append(float(torch.stack(seen).mean()))
         if not isfinite(losses[-1]):
             raise FloatingPointError(f"the loss of epoch {epoch} is {losses[-1]}; lower lr={lr} or the regularization.")
