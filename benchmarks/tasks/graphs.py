@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,9 @@ class Cora(GraphTask):
 
     def __init__(self, scale: Scale) -> None:
         super().__init__(scale)
+        # With 5e-4, which AdamW multiplies by the learning rate, the unpruned network lost four points on the
+        # validation part in the two phases; of 0.3, 1, 3 and 10 this is the best for it.
+        self.recipe = replace(self.recipe, weight_decay=3.0)
         self.width = {"smoke": 4, "cpu": 16, "paper": 256}[scale]
         self.title = f"GAT (4 heads of {self.width}) on Cora"
         with np.load(_file("cora"), allow_pickle=False) as z:
