@@ -2,7 +2,8 @@
 
 ``python -m benchmarks.study cora ptb --seeds 1000 1001`` runs them (:mod:`benchmarks.variants`) as
 :mod:`benchmarks.run` runs methods, but never reads a test part. One JSON line a run in
-``benchmarks/results/study/TASK.jsonl``; ``--page`` writes ``docs/results/study.md`` from all of them.
+``benchmarks/results/study/TASK.jsonl``; ``--page`` writes ``docs/results/study.md`` from all of them and from what
+its authors conclude (``benchmarks/results/study/remarks.md``).
 """
 
 from __future__ import annotations
@@ -23,12 +24,14 @@ from .tasks import TASKS, TaskUnavailableError
 from .variants import QUESTIONS, STUDY
 
 LINES, PAGE = Path("benchmarks/results/study"), Path("docs/results/study.md")
+REMARKS = LINES / "remarks.md"
 SPEED_UPS: Mapping[str, float] = {"cifar10": 5.0, "cora": 9.0, "tolokers": 9.0, "ptb": 5.0, "ett": 5.0, "sst2": 6.0}
 CONTROLS = ("l1-uniform", "depgraph")
 
 
-def page(found: Mapping[str, Sequence[dict[str, Any]]]) -> str:
-    """The page, a pure function of the records of each task."""
+def page(found: Mapping[str, Sequence[dict[str, Any]]], remarks: str = "") -> str:
+    """The page, a pure function of the records of each task and of what follows from them."""
+    found = _by_speed_up(found)
     by_task = {task: {cell.method: cell for cell in cells(records)} for task, records in found.items()}
     names = ["etp", *STUDY, *CONTROLS]
     lines = [
@@ -38,8 +41,10 @@ def page(found: Mapping[str, Sequence[dict[str, Any]]]) -> str:
         "column is the mean over the tasks of the relative loss against `etp`: positive means that the variant is "
         "worse.", "",
         "Made by `python -m benchmarks.study --page` from `benchmarks/results/study`; run by "
-        + ", ".join(f"`python -m benchmarks.study {task}`" for task in found) + ".", "",
+        + ", ".join(f"`{command}`" for command in _commands(found)) + ".", "",
     ]  # fmt: skip
+    if remarks:
+        lines += ["## What follows", "", remarks.strip(), ""]
     titles = [_title(records) for records in found.values()]
     for question in QUESTIONS:
         shown = [name for name in ("etp", *question.variants, *CONTROLS) if name in names]
@@ -48,6 +53,25 @@ def page(found: Mapping[str, Sequence[dict[str, Any]]]) -> str:
             head = [as_row(("variant", *titles, "worse by")), "| --- |" + " ---: |" * (len(titles) + 1)]
             lines += [f"## {question.title}", "", *head, *rows, ""]
     return "\n".join(lines)
+
+
+def _commands(found: Mapping[str, Sequence[dict[str, Any]]]) -> list[str]:
+    settings = []
+    for records in found.values():
+        seeds = " ".join(str(seed) for seed in sorted({record["config"]["seed"] for record in records}))
+        first = records[0]["config"]
+        settings.append(f"python -m benchmarks.study {first['task']} --speed-ups {first['speed_up']:g} --seeds {seeds}")
+    return settings
+
+
+def _by_speed_up(found: Mapping[str, Sequence[dict[str, Any]]]) -> dict[str, list[dict[str, Any]]]:
+    """The records of each task and speed-up: a column of the page."""
+    columns: dict[str, list[dict[str, Any]]] = {}
+    for task, records in found.items():
+        for speed_up in sorted({record["config"]["speed_up"] for record in records}):
+            own = [record for record in records if record["config"]["speed_up"] == speed_up]
+            columns[f"{task} {speed_up:g}"] = own
+    return columns
 
 
 def _title(records: Sequence[dict[str, Any]]) -> str:
@@ -85,6 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.study", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("tasks", nargs="*", choices=[*SPEED_UPS, []], help="default: none, with --page")
     parser.add_argument("--variants", nargs="+", default=["etp", *STUDY, *CONTROLS], metavar="NAME")
+    parser.add_argument("--speed-ups", nargs="+", type=float, metavar="X", help=f"default {dict(SPEED_UPS)}")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1000], metavar="N", help="default 1000")
     parser.add_argument("--page", action="store_true", help=f"write {PAGE}")
     options = parser.parse_args(arguments)
@@ -94,7 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     console = Console(stderr=True)
     for task in options.tasks:
-        todo = configs(task, "cpu", options.variants, [SPEED_UPS[task]], options.seeds)
+        todo = configs(task, "cpu", options.variants, options.speed_ups or [SPEED_UPS[task]], options.seeds)
         try:
             run_all(todo, LINES / f"{task}.jsonl", console=console, blind=True)
         except TaskUnavailableError as error:
@@ -102,7 +127,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.page:
         found = {path.stem: read(path) for path in sorted(LINES.glob("*.jsonl")) if path.stem in TASKS}
         PAGE.parent.mkdir(parents=True, exist_ok=True)
-        PAGE.write_text(page(found), encoding="utf8")
+        remarks = REMARKS.read_text(encoding="utf8") if REMARKS.is_file() else ""
+        PAGE.write_text(page(found, remarks), encoding="utf8")
         console.print(f"wrote {PAGE}", highlight=False)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -96,7 +97,11 @@ def blind(method: str, value: float) -> dict[str, Any]:
 
 def test_the_study_compares_variants_on_the_validation_part() -> None:
     records = [blind("etp", 0.8), blind("etp[uniform]", 0.6), blind("l1-uniform", 0.72)]
-    text = study.page({"toy": records})
+    steeper = [copy.deepcopy(blind("etp", 0.5))]
+    steeper[0]["config"]["speed_up"] = 6.0
+    text = study.page({"toy": records}, "The force is exponential.")
+    assert "## What follows\n\nThe force is exponential.\n" in text
+    assert "| `etp` | 40.00 / 80.00 | 25.00 / 50.00 | - |" in study.page({"toy": [*steeper, *records]})
     assert "| `etp` | 40.00 / 80.00 | - |" in text
     assert "| `etp[uniform]` | 30.00 / 60.00 | +25.0 % |" in text  # (80 - 60) / 80
     assert "| `l1-uniform` | 36.00 / 72.00 | +10.0 % |" in text
