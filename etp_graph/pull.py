@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .binding import Binding
+from .criteria.common import wide
 from .errors import ForceError
 from .plan import Plan
 from .runs import Runs
@@ -64,6 +65,23 @@ class Pull:
         return self._units.squares(self._binding.tensors).sqrt()
 
     @torch.no_grad()
+    def products(self) -> Tensor:
+        """⟨∇_u L, w_u⟩ of every unit, the part of this process: [rows, n_units]; no gradient counts as zero."""
+        return self._units.partial((name, _product(w)) for name, w in self._binding.tensors.items())
+
+    @torch.no_grad()
+    def norms_beside(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """:meth:`norms` and the total of ``rows`` [rows, n_units], with one all-reduce for both where it takes one."""
+        both = torch.cat([self._units.partial_squares(self._binding.tensors), rows], 1)
+        squares, sums = self._units.total(both).chunk(2)
+        return squares.sqrt(), sums
+
+    @torch.no_grad()
+    def relative(self, values: Tensor) -> Tensor:
+        """``values`` over their mean in the group (or block) of each unit, [n_units]."""
+        return values / self._get_runs().mean(values)
+
+    @torch.no_grad()
     def force(self, norms: Tensor | None = None) -> Tensor:
         """F(d_u) of every unit, [n_units], whether or not a force may act on it."""
         runs, force = self._get_runs(), self.settings.force
@@ -113,3 +131,10 @@ class Pull:
         runs = Runs.of(self.plan, self._units.device)
         self._runs = runs if self.settings.force.adaptive else None
         return runs
+
+
+def _product(w: Tensor) -> Tensor:
+    if w.grad is None:
+        return torch.zeros_like(w)
+    grad = w.grad.to_dense() if w.grad.is_sparse else w.grad
+    return wide(w.detach()) * grad

@@ -17,10 +17,10 @@ from .forces import Exponential, Force
 from .plan import Plan
 from .pull import Pull
 from .schedules import Schedule
-from .settings import FORMAT, Beta, Kappa, Mode, Order, Part, RegularizerSettings, read_state, vector
+from .settings import FORMAT, Beta, ChosenBy, Kappa, Mode, Order, Part, RegularizerSettings, read_state, vector
 from .steering import Steering
 from .units import Units
-from .wrappers import inner_optimizer
+from .wrappers import inner_optimizer, with_gradients
 
 _EXPONENTIAL = Exponential()
 
@@ -52,6 +52,8 @@ class Regularizer:
         steps: number of optimizer steps of the phase; needed by a schedule and by ``beta="auto"``.
         budget: what ``beta="auto"`` steers to, see :mod:`etp_graph.steering`; in MACs or parameters.
         acts_on: ``"units"``, or, with ``beta="auto"``, ``"losers"``: only those that have to be at zero soon.
+        chosen_by: what makes losers: ``"need"``, their norm over the pull; or ``"need-taylor"``: and what they do to
+            the loss, from the gradients of training. See :mod:`etp_graph.steering`.
 
     Raises:
         ForceError: an argument is out of range.
@@ -76,10 +78,12 @@ class Regularizer:
         steps: int | None = None,
         budget: Budget | None = None,
         acts_on: Part = "units",
+        chosen_by: ChosenBy = "need",
     ) -> None:
         self.settings = RegularizerSettings(
             force=force, beta=beta, order=order, refresh_every=refresh_every, mode=mode, kappa=kappa,
             every=every, seed=seed, schedule=schedule, steps=steps, budget=budget, acts_on=acts_on,
+            chosen_by=chosen_by,
         )  # fmt: skip
         plan.check(model)
         if not plan.prunable:
@@ -197,7 +201,9 @@ class Regularizer:
         }
         if self.settings.kappa == "mean":
             state["kappa"] = self.kappa.cpu().clone()
-        return state if self._steering is None else {**state, "losers": self._steering.losers.cpu().clone()}
+        if self._steering is not None:
+            state |= {name: getattr(self._steering, name).cpu().clone() for name in ("losers", "sensitivity")}
+        return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue where :meth:`state_dict` was taken.
@@ -212,29 +218,20 @@ class Regularizer:
         if self.settings.kappa == "mean":
             self._pull.weigh(vector(state.get("kappa"), "kappa", self._pending))
         if self._steering is not None:
-            self._steering.losers = vector(state.get("losers"), "losers", self._steering.losers)
+            for name in ("losers", "sensitivity"):
+                setattr(self._steering, name, vector(state.get(name), name, getattr(self._steering, name)))
 
     # One step.
     def _before(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Pre-step hook: the checks, before anything has changed, and the force of the mode ``gradient``."""
+        """Pre-step hook: the checks, before anything has changed, and what adds to gradients or looks at them."""
         self._binding.check()
         if self._binding.refresh():
             self._binding.hold(optimizer)
-        if self.settings.mode != "gradient" or not self._due():
-            return None
-        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
-        if closure is None:
-            self._add_gradient(optimizer)
-            return None
-
-        def with_force() -> Any:
-            # A closure computes the gradients inside of step(), so the force has to follow it there.
-            with torch.enable_grad():
-                loss = closure()
-            self._add_gradient(optimizer)
-            return loss
-
-        return (args[0], with_force), {k: v for k, v in kwargs.items() if k != "closure"}
+        if self._steering is not None:
+            act = self._steering.observe if self._steering.observes(self.steps_done) else None
+        else:
+            act = self._add_gradient if self.settings.mode == "gradient" and self._due() else None
+        return None if act is None else with_gradients(act, optimizer, args, kwargs)
 
     def _after(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Post-step hook: the force of the mode ``prox``, and the count of steps."""
@@ -269,7 +266,7 @@ class Regularizer:
     @torch.no_grad()
     def _steer(self, optimizer: Optimizer, steering: Steering) -> None:
         """As :meth:`_shrink`, with the push that the budget asks for: all slices of a unit reach zero together."""
-        ratio = steering.ratio(self._pull.norms(), self.steps_done)
+        ratio = steering.ratio(self.steps_done)
         skipped = getattr(optimizer, "found_inf", None)
         if skipped is not None:
             ratio = ratio * (1 - skipped)

@@ -22,6 +22,7 @@ Mode = Literal["prox", "gradient", "loss"]
 Order = Literal["index", "random", "importance"]
 Kappa = Literal["sqrt", "one", "mean"]
 Part = Literal["units", "losers"]
+ChosenBy = Literal["need", "need-taylor"]
 Beta = float | Literal["auto"]
 FORMAT = 1
 _EXPONENTIAL = forces.Exponential()
@@ -58,6 +59,7 @@ class RegularizerSettings(Composed):
     steps: int | None = None
     budget: Budget | None = None
     acts_on: Part = "units"
+    chosen_by: ChosenBy = "need"
 
     @property
     def steered(self) -> bool:
@@ -77,6 +79,7 @@ class RegularizerSettings(Composed):
         _choice("mode", self.mode, get_args(Mode))
         _choice("kappa", self.kappa, get_args(Kappa))
         _choice("acts_on", self.acts_on, get_args(Part))
+        _choice("chosen_by", self.chosen_by, get_args(ChosenBy))
         _count("refresh_every", self.refresh_every, 0)
         _count("every", self.every, 1)
         require(isinstance(self.seed, int), f"seed={self.seed!r}; it must be an integer.")
@@ -114,6 +117,10 @@ class RegularizerSettings(Composed):
             require(
                 self.acts_on == "units",
                 f"acts_on={self.acts_on!r} with a fixed strength: only with beta='auto' are losers known.",
+            )
+            require(
+                self.chosen_by == "need",
+                f"chosen_by={self.chosen_by!r} with a fixed strength: only with beta='auto' are losers chosen.",
             )
             return
         require(

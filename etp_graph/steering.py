@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from .allocate import allocate
 from .costs import CostModel
@@ -15,6 +16,7 @@ from .settings import RegularizerSettings
 PATH = Cubic(end=0.8)
 """Share of the way to the budget by progress, where nothing else is asked for (Zhu & Gupta 2017, eq. 1)."""
 _LOOKS, _RAMP = 50, 5
+_MEMORY, _FLOOR = 0.9, 1e-4
 
 
 class Steering:
@@ -28,6 +30,11 @@ class Steering:
 
     What the loss pulls back is made up for in the next step, and the learning rate has no influence.
 
+    Norms say little where weights were not trained from scratch with weight decay, and the gradients that training
+    computes anyway say what the loss would lose: with ``chosen_by="need-taylor"`` the scores are the geometric mean of
+    the need and of the first-order change of the loss when the unit goes (Molchanov et al. 2019, eq. 8), over the mean
+    of its group. A running mean of it is kept; looking at gradients a few times between two choices is enough.
+
     Args:
         model: the model.
         plan: its plan.
@@ -37,6 +44,7 @@ class Steering:
     Attributes:
         losers: units that are to be at zero at the end of this interval, bool [n_units].
         push: η·β of the last step, a scalar.
+        sensitivity: running mean of ⟨∇_u L, w_u⟩², up to a factor that all units share, [n_units].
 
     Raises:
         BudgetError: the budget is out of reach.
@@ -53,16 +61,28 @@ class Steering:
         self.interval = max(1, min(self.steps // 10, max(_RAMP, self.steps // _LOOKS)))
         self.losers = torch.zeros_like(pull.distance, dtype=torch.bool)
         self.push = pull.distance.new_zeros(())
+        self.sensitivity = torch.zeros_like(pull.distance)
+        self._products: Tensor | None = None
         costs = CostModel(plan).dense
         self._dense = int(getattr(costs, self._budget.quantity))
         self._target = min(self._budget.target(costs), self._dense)
         with torch.no_grad():
             self._choose(pull.norms(), progress=1.0)  # a budget out of reach is found out here
 
+    def observes(self, done: int) -> bool:
+        """Whether the gradients of the step after ``done`` others are looked at."""
+        return self.settings.chosen_by == "need-taylor" and done % max(1, self.interval // 4) == 0
+
     @torch.no_grad()
-    def ratio(self, norms: Tensor, done: int) -> Tensor:
-        """The share of its norm that each unit loses in the step after ``done`` others; norms, result [n_units]."""
-        passed = done % self.interval
+    def observe(self, optimizer: Optimizer) -> None:
+        """Look at the gradients, before the step; they count in :meth:`ratio`, after it."""
+        products, scale = self._pull.products(), getattr(optimizer, "grad_scale", None)
+        self._products = products if scale is None else products / scale.to(products)  # a fused optimizer divides
+
+    @torch.no_grad()
+    def ratio(self, done: int) -> Tensor:
+        """The share of its norm that each unit loses in the step after ``done`` others, [n_units]."""
+        norms, passed = self._norms(), done % self.interval
         if passed == 0:
             if self.settings.order == "importance":
                 self._pull.rank()
@@ -77,12 +97,24 @@ class Steering:
         ratio = torch.where(end, 1.0, pull * self.push / norms.clamp_min(1e-30))
         return torch.where(who, ratio.clamp_max(1.0), 0.0)
 
+    def _norms(self) -> Tensor:
+        if self._products is None:
+            return self._pull.norms()
+        norms, products = self._pull.norms_beside(self._products)
+        self._products = None
+        sound = products.isfinite().all()  # gradients that overflowed say nothing
+        mean = _MEMORY * self.sensitivity + (1 - _MEMORY) * products.square()
+        self.sensitivity = torch.where(sound, mean, self.sensitivity)
+        return norms
+
     def _choose(self, norms: Tensor, *, progress: float) -> Tensor:
         """The units that have to be at zero at this progress, bool [n_units]; none on which no force acts."""
         pull = self._pull(norms)
         acts = pull > 0
         needs = (norms / torch.where(acts, pull, 1.0)).double()
-        needs = torch.where(acts, needs, 2 * needs.amax() + 1)  # these can be removed, but not be taken to zero
+        if self.settings.chosen_by == "need-taylor":
+            needs = (needs * self._pull.relative(self.sensitivity.sqrt()).clamp_min(_FLOOR)).sqrt()
+        scores = torch.where(acts, needs, 2 * needs.amax() + 1)  # these can be removed, but not be taken to zero
         goal = self._dense - int(self.path(progress) * (self._dense - self._target))
-        selection = allocate(self.model, self.plan, needs, budget=self._budget.at(goal))
+        selection = allocate(self.model, self.plan, scores, budget=self._budget.at(goal))
         return ~selection.flat(self.plan).to(acts.device) & acts

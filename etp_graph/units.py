@@ -169,6 +169,19 @@ class Units:
             values: a mapping, or pairs that are made one at a time so that no copy of all weights ever exists.
             transform: an elementwise function applied to the values before they are summed.
         """
+        return self.total(self.partial(values, transform=transform))
+
+    def total(self, rows: Tensor) -> Tensor:
+        """Add up what the processes hold, ``rows`` [rows, n] of :meth:`partial`: [n]; one all-reduce if sharded."""
+        return rows[0] if self.shards is None else self.shards.total(rows)
+
+    def partial(
+        self,
+        values: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]],
+        *,
+        transform: Callable[[Tensor], Tensor] | None = None,
+    ) -> Tensor:
+        """As :meth:`reduce`, the part of this process: [rows, n_units], one row unless parameters are sharded."""
         names: list[str] = []
         sums: list[Tensor] = []
         for name, value in values.items() if isinstance(values, Mapping) else values:
@@ -193,13 +206,12 @@ class Units:
         return [slice(a, b) for a, b in itertools.pairwise(counts)]
 
     def _collect(self, sums: list[Tensor], index: Tensor) -> Tensor:
+        n_rows = 1 if self.shards is None else self.shards.n_rows
         if not sums:
-            return torch.zeros(self.n_units, dtype=self.dtype, device=self.device)
+            return torch.zeros(n_rows, self.n_units, dtype=self.dtype, device=self.device)
         flat = torch.cat(sums)
-        if self.shards is None:
-            return flat.new_zeros(self.n_units + 1).index_add(0, index, flat)[:-1]
-        rows = flat.new_zeros(self.shards.n_rows * (self.n_units + 1)).index_add(0, index, flat)
-        return self.shards.total(rows.view(self.shards.n_rows, -1)[:, :-1])
+        rows = flat.new_zeros(n_rows * (self.n_units + 1)).index_add(0, index, flat)
+        return rows.view(n_rows, -1)[:, :-1]
 
     @torch.no_grad()
     def squares(self, tensors: Mapping[str, Tensor]) -> Tensor:
@@ -208,6 +220,11 @@ class Units:
         Args:
             tensors: every sliced parameter, by name, in the order of :attr:`axes`.
         """
+        return self.total(self.partial_squares(tensors))
+
+    @torch.no_grad()
+    def partial_squares(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """As :meth:`squares`, the part of this process: [rows, n_units]; see :meth:`partial`."""
         if self.shards is not None:
             tensors = {name: self.part(name, tensor) for name, tensor in tensors.items()}
         found = square_sums([(self._layout(name, tensor), tensor.detach()) for name, tensor in tensors.items()])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 
@@ -46,3 +48,27 @@ def plain_forward(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         model.__dict__.update(kept)
+
+
+def with_gradients(
+    act: Callable[[Optimizer], object], optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """Act once the gradients of a step are there, from a pre-hook of it: now, or after the closure that computes them.
+
+    Args:
+        act: is given the optimizer.
+        optimizer: the one that is about to step.
+        args, kwargs: of the pre-hook, which returns what this returns: arguments with another closure, if there is one.
+    """
+    closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+    if closure is None:
+        act(optimizer)
+        return None
+
+    def then_act() -> Any:
+        with torch.enable_grad():
+            loss = closure()
+        act(optimizer)
+        return loss
+
+    return (args[0], then_act), {k: v for k, v in kwargs.items() if k != "closure"}

@@ -8,9 +8,10 @@ from .method import Method
 PRESETS = (
     Method(
         name="etp",
-        source="ETP: Modi et al. 2025; by rank of importance, as a proximal step as strong as the budget asks for",
+        source="ETP: Modi et al. 2025; by rank of importance, as a proximal step as strong as the budget asks for, on "
+        "the units of least need and least effect on the loss (Molchanov et al. 2019)",
         force=forces.Exponential(), beta="auto", order="importance", mode="prox", kappa="mean", acts_on="losers",
-        criterion="etp",
+        chosen_by="need-taylor", criterion="etp",
     ),
     Method(
         name="etp-paper",

@@ -20,7 +20,7 @@ from ..forces import Force
 from ..plan import Plan
 from ..regularizer import Regularizer
 from ..schedules import Schedule
-from ..settings import Beta, Kappa, Mode, Order, RegularizerSettings
+from ..settings import Beta, ChosenBy, Kappa, Mode, Order, RegularizerSettings
 
 Part = Literal["units", "scales", "losers"]
 _CUBIC = schedules.Cubic()
@@ -44,6 +44,7 @@ class Method(Composed):
         acts_on: ``"units"``: the force acts on every slice of a unit. ``"scales"``: only on its batch norm scales.
             ``"losers"``: only on units that have to go for the budget: with ``beta="auto"`` by the force itself, with a
             fixed strength by the criterion, in :func:`etp_graph.compress`.
+        chosen_by: ``"need"`` or ``"need-taylor"``: with ``beta="auto"``, what makes losers.
         select_at: share of the sparse phase after which the losers are chosen; until then the force acts on all.
         soft_every: set the filters of the losers to zero after every so many steps; 0: never. Needs no force.
         criterion: a name of :data:`etp_graph.criteria.CRITERIA`. ``etp`` is the torque of this method's own force.
@@ -74,6 +75,7 @@ class Method(Composed):
     seed: int = 0
     strength: Schedule | None = None
     acts_on: Part = "units"
+    chosen_by: ChosenBy = "need"
     select_at: float = 0.0
     soft_every: int = 0
     criterion: str = "magnitude"
@@ -155,6 +157,7 @@ class Method(Composed):
             refresh_every=self.refresh_every, mode=self.mode, kappa=self.kappa, every=self.every, seed=self.seed,
             schedule=self.strength, steps=steps if timed else None, budget=budget if self.steered else None,
             acts_on="losers" if self.steered and self.acts_on == "losers" else "units",
+            chosen_by=self.chosen_by if self.steered else "need",
         )  # fmt: skip
 
     def regularizer(
