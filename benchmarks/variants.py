@@ -39,6 +39,10 @@ QUESTIONS = (
         ),
     ),
     Question(
+        title="Who goes",
+        variants=_named(need=replace(ETP, chosen_by="need")),
+    ),
+    Question(
         title="The force",
         variants=_named(
             uniform=replace(ETP, force=forces.Uniform()),

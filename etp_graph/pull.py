@@ -42,11 +42,11 @@ class Pull:
         self.rank()
 
     @torch.no_grad()
-    def rank(self) -> None:
-        """Rank the units of each group anew, in the order of the settings."""
+    def rank(self, norms: Tensor | None = None) -> None:
+        """Rank the units of each group anew, in the order of the settings; ``norms``, if they are known."""
         n, device, order = self.plan.n_units, self._units.device, self.settings.order
         if order == "importance":
-            key = -self.norms()
+            key = -(self.norms() if norms is None else norms)
         elif order == "random":
             key = torch.rand(n, generator=torch.Generator().manual_seed(self.settings.seed), device="cpu").to(device)
         else:

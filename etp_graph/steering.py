@@ -85,7 +85,7 @@ class Steering:
         norms, passed = self._norms(), done % self.interval
         if passed == 0:
             if self.settings.order == "importance":
-                self._pull.rank()
+                self._pull.rank(norms)
             self.losers = self._choose(norms, progress=min(1.0, (done + self.interval) / self.steps))
         pull = self._pull(norms)
         needs = torch.where(pull > 0, norms / pull, 0.0)

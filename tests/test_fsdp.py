@@ -137,6 +137,13 @@ def test_a_step_takes_one_all_reduce_and_gathers_nothing(folder: Path) -> None:
         assert calls == ["all_reduce"] * 2 * PRUNE
 
 
+def test_a_steered_step_takes_one_all_reduce_for_norms_and_gradients(folder: Path) -> None:
+    for life in (life for life in LIVES if life.mode == "auto"):
+        for rank in range(4):
+            calls = torch.load(folder / f"{life}-{rank}.pt", weights_only=True)["calls"]
+            assert calls == ["all_reduce"] * PRUNE
+
+
 def test_mistakes_and_deaths_are_errors_on_all_ranks_and_leave_the_checkpoint(tmp_path: Path) -> None:
     spawn(mistakes, 2, tmp_path)
     said = [torch.load(tmp_path / f"said-{rank}.pt", weights_only=True) for rank in range(2)]

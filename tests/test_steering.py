@@ -32,7 +32,10 @@ BUDGET = etp.Budget(speed_up=3.0)
 
 
 def steered(model: nn.Module, plan: Plan, **changed: Any) -> Regularizer:
-    settings = {"beta": "auto", "steps": STEPS, "budget": BUDGET, "order": "importance", "acts_on": "losers"}
+    settings = {
+        "beta": "auto", "steps": STEPS, "budget": BUDGET, "order": "importance", "acts_on": "losers",
+        "chosen_by": "need-taylor",
+    }  # fmt: skip
     return Regularizer(model, plan, **{**settings, **changed})
 
 
@@ -53,14 +56,18 @@ def momentum(model: nn.Module) -> Optimizer:
     return SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-3)
 
 
+@pytest.mark.parametrize("chosen_by", ["need", "need-taylor"])
 @pytest.mark.parametrize("acts_on", ["units", "losers"])
 @pytest.mark.parametrize(
     "force", [forces.exponential(), forces.uniform(), forces.linear(), forces.heaviside(threshold=0.0)]
 )
 @pytest.mark.parametrize("order", ["index", "random", "importance"])
-def test_the_units_at_zero_are_enough_for_the_budget(acts_on: str, force: forces.Force, order: str) -> None:
+def test_the_units_at_zero_are_enough_for_the_budget(
+    chosen_by: str, acts_on: str, force: forces.Force, order: str
+) -> None:
     model, plan = toy(), toy_plan()
-    with steered(model, plan, acts_on=acts_on, force=force, order=order).attach(optimizer := momentum(model)):
+    regularizer = steered(model, plan, acts_on=acts_on, force=force, order=order, chosen_by=chosen_by)
+    with regularizer.attach(optimizer := momentum(model)):
         train(model, optimizer, batches(STEPS))
     target = BUDGET.target(CostModel(plan).dense)
     assert at_zero(model, plan) <= target
@@ -189,12 +196,100 @@ def test_a_resumed_run_is_the_uninterrupted_one(stop: int, kappa: str) -> None:
     assert same(whole, fresh)
 
 
-def test_a_state_without_its_losers_is_refused() -> None:
+@pytest.mark.parametrize("name", ["losers", "sensitivity"])
+def test_a_state_without_its_losers_is_refused(name: str) -> None:
     model, plan = toy(), toy_plan()
     state = steered(model, plan).state_dict()
-    for spoiled in (None, torch.zeros(3, dtype=torch.bool), torch.zeros(plan.n_units)):
+    for spoiled in (None, torch.zeros(3, dtype=state[name].dtype), torch.zeros(plan.n_units, dtype=torch.int8)):
         with pytest.raises(ForceError, match="damaged"):
-            steered(model, plan).load_state_dict({**state, "losers": spoiled})
+            steered(model, plan).load_state_dict({**state, name: spoiled})
+
+
+def backward(model: nn.Module) -> None:
+    model.zero_grad()
+    loss(model, X.double(), Y).backward()
+
+
+def test_sensitivity_is_a_running_mean_of_the_squared_taylor_score() -> None:
+    model, plan = toy(), toy_plan()
+    regularizer, want = steered(model, plan, steps=400), torch.zeros(plan.n_units, dtype=torch.float64)
+    with regularizer.attach(optimizer := SGD(model.parameters(), lr=0.05)):
+        for done in range(8):  # an interval: gradients are looked at in every other step of it
+            backward(model)
+            if done % 2 == 0:
+                want = 0.9 * want + 0.1 * etp.criteria.taylor(model, plan).double() ** 2
+            optimizer.step()
+    locked = torch.cat([torch.full((g.n_units,), g.locked is not None) for g in plan.groups])
+    found = regularizer.state_dict()["sensitivity"].double()
+    torch.testing.assert_close(found[~locked], want[~locked], rtol=1e-5, atol=0)
+
+
+def test_small_units_that_the_loss_needs_stay_and_large_ones_that_it_ignores_go() -> None:
+    gone = {}
+    for chosen_by in ("need", "need-taylor"):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 8, bias=False), nn.Linear(8, 2, bias=False)).double()
+        with torch.no_grad():
+            model[0].weight[:4] *= 0.5  # type: ignore[union-attr, operator, index]
+        plan = etp.trace(model, torch.randn(1, 4, dtype=torch.float64))
+        optimizer = SGD(model.parameters(), lr=0.0)
+        with steered(model, plan, chosen_by=chosen_by, budget=etp.Budget(speed_up=2.0)).attach(optimizer):
+            for _ in range(STEPS):
+                for layer in model:
+                    layer.weight.grad = torch.zeros_like(layer.weight)
+                model[0].weight.grad[:4] = model[0].weight[:4].detach()  # type: ignore[union-attr, index]
+                optimizer.step()
+        gone[chosen_by] = (model[0].weight == 0).all(1).tolist()  # type: ignore[union-attr]
+    assert gone["need"] == [True] * 4 + [False] * 4
+    assert gone["need-taylor"] == [False] * 4 + [True] * 4
+
+
+class Still(Optimizer):
+    """Changes nothing, as a fused optimizer where gradients overflow."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model.parameters(), {"lr": 0.1})
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        pass
+
+
+def test_gradients_that_are_missing_or_overflow_say_nothing() -> None:
+    model, plan = toy(), toy_plan()
+    regularizer = steered(model, plan)
+    with regularizer.attach(optimizer := Still(model)):
+        backward(model)
+        optimizer.step()
+        before = regularizer.state_dict()["sensitivity"]
+        assert before.any()
+        model.conv1.weight.grad.fill_(float("inf"))  # type: ignore[union-attr]
+        optimizer.step()
+        assert torch.equal(regularizer.state_dict()["sensitivity"], before)
+        optimizer.zero_grad()
+        optimizer.step()
+        torch.testing.assert_close(regularizer.state_dict()["sensitivity"], 0.9 * before)
+
+
+def test_a_closure_shows_its_gradients_as_a_loop_does() -> None:
+    plan, found = toy_plan(), []
+    for closed in (True, False):
+        model = toy()
+        with steered(model, plan).attach(optimizer := momentum(model)):
+            for _ in range(STEPS):
+
+                def closure(model: nn.Module = model) -> Tensor:
+                    model.zero_grad()
+                    value = loss(model, X.double(), Y)
+                    value.backward()
+                    return value
+
+                if closed:
+                    optimizer.step(closure)
+                else:
+                    closure()
+                    optimizer.step()
+        found.append(model)
+    assert same(found[0], found[1])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -241,6 +336,8 @@ def test_the_strength_is_that_of_the_last_step() -> None:
         ({"budget": etp.Budget(latency_ms=3.0)}, "latency_ms"),
         ({"beta": 0.1}, "budget"),
         ({"beta": 0.1, "budget": None}, "losers"),
+        ({"beta": 0.1, "budget": None, "acts_on": "units"}, "chosen_by"),
+        ({"chosen_by": "taylor"}, "need-taylor"),
         ({"beta": "often"}, "auto"),
     ],
 )
