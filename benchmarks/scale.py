@@ -44,17 +44,18 @@ def modelled(kind: str, ranks: int, *, n_units: int, n_params: int, network: Net
     Args:
         kind: ``"ddp"``: all weights are on every rank, and nothing is sent. ``"fsdp2"``: a share of 1/ranks of them.
         ranks: number of GPUs.
-        n_units: number of units of the plan: so many float32 numbers are added up.
+        n_units: number of units of the plan: twice so many float32 numbers are added up where gradients are looked at.
         n_params: number of parameters.
         network: see :class:`Network`.
 
     Returns:
         ``sent``: bytes of the force; ``training``: bytes that training itself hands to collectives (gradients in
-        bf16; FSDP2 gathers the weights twice besides); ``seconds`` of the force: read once, read and written once.
+        bf16; FSDP2 gathers the weights twice besides); ``seconds`` of the force: weights read three times and written
+        once, gradients read once.
     """
     share = n_params / ranks if kind == "fsdp2" else n_params
-    sent = 4 * n_units if kind == "fsdp2" else 0
-    seconds = 3 * 4 * share / network.memory + (reduced(sent, ranks, network) if sent else 0.0)
+    sent = 2 * 4 * n_units if kind == "fsdp2" else 0
+    seconds = 5 * 4 * share / network.memory + (reduced(sent, ranks, network) if sent else 0.0)
     return {"sent": sent, "training": 2 * n_params * (3 if kind == "fsdp2" else 1), "seconds": seconds}
 
 
@@ -115,12 +116,15 @@ def page(body: dict[str, Any]) -> str:
         "# Scale", "", "Made by `python -m benchmarks.scale`; the numbers are in `benchmarks/results/scale.json`.", "",
         "## Measured", "",
         f"Processes on one machine ({body['conditions']['cpu']}, {body['conditions']['cores']} cores), gloo, one thread"
-        f" each; medians of {body['repetitions']} steps in turns. Bytes are what a rank hands to collectives.", "",
+        f" each; medians of {body['repetitions']} steps in turns, without a force and with that of `etp`, which here "
+        "looks at the gradients of every step (in longer phases every few). Bytes are what a rank hands to collectives "
+        "in one step.", "",
         measured_table(body["measured"]), "", "## Modelled", "",
         f"Not measured. {body['n_params']:,} parameters, {body['n_units']:,} units, "
         f"{network['bandwidth'] / 1e9:.0f} GB/s and {network['latency'] * 1e6:.0f} us a message between GPUs, "
-        f"{network['memory'] / 1e12:.0f} TB/s inside. The force reads its share of the weights, adds up one number for "
-        "each unit (FSDP2 only), and reads and writes its share once more.", "",
+        f"{network['memory'] / 1e12:.0f} TB/s inside. A step in which the force looks at gradients: it reads its "
+        "share of weights and gradients, adds up two numbers for each unit (FSDP2 only), and reads and writes its share "
+        "once more.", "",
         "| GPUs | force, bytes | training, bytes | share | force, ms |", "|---|---|---|---|---|",
     ]  # fmt: skip
     for key, row in body["modelled"].items():

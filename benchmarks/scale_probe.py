@@ -85,7 +85,9 @@ def work(rank: int, size: int, kind: str, repetitions: int, folder: str) -> None
                 fully_shard(layer)
         fully_shard(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
-    force = etp.Regularizer(model, plan)
+    method, budget = etp.methods.get("etp"), etp.Budget(speed_up=2.0)
+    force = method.regularizer(model, plan, steps=repetitions + 2, budget=budget)
+    assert force is not None
 
     def step() -> tuple[float, int]:
         dist.barrier()
