@@ -123,8 +123,8 @@ def page(body: dict[str, Any]) -> str:
         f"Not measured. {body['n_params']:,} parameters, {body['n_units']:,} units, "
         f"{network['bandwidth'] / 1e9:.0f} GB/s and {network['latency'] * 1e6:.0f} us a message between GPUs, "
         f"{network['memory'] / 1e12:.0f} TB/s inside. A step in which the force looks at gradients: it reads its "
-        "share of weights and gradients, adds up two numbers for each unit (FSDP2 only), and reads and writes its share "
-        "once more.", "",
+        "share of weights and gradients, adds up two numbers a unit (FSDP2 only), and reads and writes its share once "
+        "more.", "",
         "| GPUs | force, bytes | training, bytes | share | force, ms |", "|---|---|---|---|---|",
     ]  # fmt: skip
     for key, row in body["modelled"].items():
