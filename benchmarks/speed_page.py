@@ -22,6 +22,8 @@ measurement in a process of its own; medians of {repetitions} repetitions in whi
 turns. Ratios mean something elsewhere; seconds do not.
 
 - *Force*: what `optimizer.step()` takes longer with an attached `Regularizer` (`mode="prox"`, default kinds of units).
+  Of the method `etp`: with the choice of who goes, and a look at the gradients now and then, over the 20 steps from one
+  choice to the next in a phase of 1,000.
 - *Limit*: `torch._foreach_norm` and `torch._foreach_mul_` on the same tensors, that is to read every prunable parameter
   once and to read and write it once.
 - *Trace*: `trace(..., check=False)`: the graph and all groups. The check, which is on by default up to 400 million
@@ -99,6 +101,8 @@ def targets() -> list[Target]:
         *(Target(f"force, share of forward + backward: {name}", partial(_share, probe="force", name=name), most[name],
                  "share", partial(_share, probe="force_peer", name=name)) for name in STEPS),
         *(Target(f"the same with `every=8`: {name}", partial(_share, probe="force", name=name, key="eighth"), 0.01,
+                 "share") for name in STEPS),
+        *(Target(f"the same of the method `etp`: {name}", partial(_share, probe="steered", name=name), most[name],
                  "share") for name in STEPS),
         *(Target(f"force against the limit: {name}", partial(_limit, name=name), 1.5, "ratio")
           for name in (STEPS[3], STEPS[1])),

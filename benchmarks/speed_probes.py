@@ -69,6 +69,40 @@ def force(name: str, repetitions: int) -> dict[str, Any]:
     return found
 
 
+INTERVAL = 20
+"""Steps between two choices of losers in a phase of 1,000."""
+
+
+def steered(name: str, repetitions: int) -> dict[str, Any]:
+    """What the method `etp` adds to a step, over the steps from one choice of losers to the next."""
+    case = CASES[name]()
+    model = case.model
+    plan = etp.trace(model, case.example, check=False)
+    method, budget = etp.methods.get("etp"), etp.Budget(speed_up=2.0)
+    reg = method.regularizer(model, plan, steps=50 * INTERVAL, budget=budget)
+    assert reg is not None
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+
+    def forward_backward() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        case.loss().backward()
+
+    def plain() -> None:
+        for _ in range(INTERVAL):
+            optimizer.step()
+
+    def forced() -> None:
+        with reg.attach(optimizer):
+            plain()
+
+    found = timed({"forward_backward": forward_backward, "plain": plain, "forced": forced}, repetitions)
+    pairs = zip(found["plain"], found["forced"], strict=True)
+    return {
+        "forward_backward": found["forward_backward"],
+        "force": [(after - before) / INTERVAL for before, after in pairs],
+    }
+
+
 def _force_actions(
     case: Case, reg: etp.Regularizer, optimizer: torch.optim.Optimizer
 ) -> tuple[dict[str, Callable[[], object]], list[torch.Tensor]]:
