@@ -121,8 +121,8 @@ def _against(own: Cell, found: Sequence[Cell], name: str, metric: Mapping[str, A
     apart = difference(own, other, higher=metric["higher"])
     if apart is None:
         return "fewer than two common seeds"
-    by = 100.0 if metric["percent"] else 1.0
-    return f"{by * apart.mean:+.2f} ± {by * apart.deviation:.2f}, {apart.mark} ({apart.n} seeds)"
+    by, digits = (100.0, 2) if metric["percent"] else (1.0, 3)
+    return f"{by * apart.mean:+.{digits}f} ± {by * apart.deviation:.{digits}f}, {apart.mark} ({apart.n} seeds)"
 
 
 def _conditions(records: Sequence[Record], config: Mapping[str, Any]) -> list[str]:

@@ -20,6 +20,11 @@ _RUN = 256
 """Float32 numbers that are summed one after the other; partial sums are then summed pairwise, which keeps 1e-6."""
 
 
+def wide(tensor: Tensor) -> Tensor:
+    """At least float32, in which sums over many numbers are exact enough."""
+    return tensor if tensor.dtype == torch.float64 else tensor.to(torch.float32)
+
+
 def axis_sums(value: Tensor, over: Sequence[int], transform: Callable[[Tensor], Tensor] | None = None) -> list[Tensor]:
     """For each axis in ``over`` the sum of ``transform(value)`` over all other axes, in float32 at least.
 

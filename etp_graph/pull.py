@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from .binding import Binding
-from .criteria.common import wide
 from .errors import ForceError
+from .kernels import wide
 from .plan import Plan
 from .runs import Runs
 from .settings import RegularizerSettings

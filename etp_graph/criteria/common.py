@@ -24,11 +24,6 @@ def units_of(model: nn.Module, plan: Plan) -> Units:
     return Units(model, plan)
 
 
-def wide(tensor: Tensor) -> Tensor:
-    """At least float32, in which sums over many numbers are exact enough."""
-    return tensor if tensor.dtype == torch.float64 else tensor.to(torch.float32)
-
-
 def finite(what: str, scores: Tensor, inputs: Iterable[tuple[str, Tensor]]) -> Tensor:
     """The scores, detached, or :class:`ScoreError` naming the inputs that spoil them."""
     scores = scores.detach()

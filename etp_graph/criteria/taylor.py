@@ -8,8 +8,9 @@ from torch import Tensor, nn
 from ..collect import Record
 from ..configured import some
 from ..errors import ScoreError
+from ..kernels import wide
 from ..plan import Plan
-from .common import finite, units_of, wide
+from .common import finite, units_of
 
 
 def taylor(model: nn.Module, plan: Plan, *, record: Record | None = None) -> Tensor:
