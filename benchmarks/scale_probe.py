@@ -67,6 +67,19 @@ class Sent:
         return future.then(lambda done: done.value()[0])
 
 
+def _placed(model: nn.Module, kind: str, sent: Sent) -> nn.Module:
+    """The model as DDP or FSDP2 runs it."""
+    if kind == "ddp":
+        runner = DistributedDataParallel(model)
+        runner.register_comm_hook(None, sent.hook)
+        return runner
+    for layer in model.children():
+        if isinstance(layer, nn.Linear):
+            fully_shard(layer)
+    fully_shard(model)
+    return model
+
+
 def work(rank: int, size: int, kind: str, repetitions: int, folder: str) -> None:
     """One rank; rank 0 leaves the measurements behind."""
     torch.set_num_threads(1)
@@ -75,15 +88,7 @@ def work(rank: int, size: int, kind: str, repetitions: int, folder: str) -> None
     model, sent = build(), Sent()
     x, y = torch.randn(BATCH, 64), torch.randint(8, (BATCH,))
     plan = etp.trace(model, x[:1], check=False)
-    runner: nn.Module = model
-    if kind == "ddp":
-        runner = DistributedDataParallel(model)
-        runner.register_comm_hook(None, sent.hook)
-    else:
-        for layer in model:  # type: ignore[attr-defined]
-            if isinstance(layer, nn.Linear):
-                fully_shard(layer)
-        fully_shard(model)
+    runner = _placed(model, kind, sent)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
     method, budget = etp.methods.get("etp"), etp.Budget(speed_up=2.0)
     force = method.regularizer(model, plan, steps=repetitions + 2, budget=budget)
