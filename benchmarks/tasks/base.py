@@ -91,7 +91,7 @@ class Task(ABC):
         speed_ups: dense over pruned MACs, where nothing else is asked for.
         prune: kinds of units, see :func:`etp_graph.trace`; ``None``: the usual ones.
         ignore: modules whose units all stay.
-        own_checkpoints: every seed begins with a checkpoint of its own, because nothing else depends on the seed.
+        own_checkpoints: every seed begins with a checkpoint of its own, where little else depends on the seed.
         classes: whether the model's output are logits over classes in its last dimension.
         checkpoint_note: what the checkpoint is.
     """

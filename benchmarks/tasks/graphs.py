@@ -108,6 +108,10 @@ class Cora(GraphTask):
     """Topics of papers (Sen et al. 2008) with the public split: 140 labels for training; accuracy."""
 
     name = "cora"
+    # At 9x one head of seven features is left of the first layer: which one is good enough differs by points between
+    # checkpoints, and seeds that shared one said nothing about that.
+    own_checkpoints = True
+    checkpoint_note = "trained by this benchmark with the seed of the run and cached"
     metric = Metric(name="accuracy", percent=True)
     speed_ups = (3.0, 9.0)
 
