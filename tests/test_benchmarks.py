@@ -16,7 +16,7 @@ from benchmark_toy import RECIPE, Toy, fields_of
 from rich.console import Console
 from torch import nn
 
-from benchmarks import contestants, protocol, run, strength
+from benchmarks import contestants, decay, protocol, run, strength
 from benchmarks.baselines import check, torch_pruning
 from benchmarks.distill import TEMPERATURE, WEIGHT, Distillation
 from benchmarks.protocol import Config, Protocol, Trial
@@ -318,3 +318,17 @@ def test_a_students_gradient_is_that_of_the_distance_to_the_teacher() -> None:
     with Distillation(student, copy.deepcopy(student), classes=True) as watched:
         student(x)
         assert float(watched.penalty().detach()) == pytest.approx(0.0, abs=1e-6)
+
+
+# How a weight decay is chosen.
+
+
+def test_a_weight_decay_is_judged_unpruned_and_never_by_the_test_part(toy: Toy) -> None:
+    toy.read.clear()
+    text = decay.table(toy, [toy.recipe.weight_decay, 50.0], seed=7)
+    assert toy.read == ["val"] * 6
+    rows = [line.split(" | ")[0] for line in text.splitlines() if line.startswith("|")]
+    assert rows == ["| weight decay", "| ---:", "| **0.0005**", "| 50"]
+    plain, decayed = (decay.stages(toy, value, seed=7) for value in (toy.recipe.weight_decay, 50.0))
+    assert len(plain) == len(decay.PHASES)
+    assert plain != decayed
