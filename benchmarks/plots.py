@@ -1,12 +1,13 @@
-"""Figures of the pages: the metric against the speed-up with error bars, and MACs against measured latency."""
+"""Figures of the pages: metric against speed-up with error bars, MACs against measured latency, all tasks at once."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .summary import Cell, Record, cells
+from .contestants import CONTROLS
+from .summary import Cell, Record, Spread, cells
 
 INK = "#6b7280"
 STYLE: Any = {
@@ -17,6 +18,7 @@ STYLE: Any = {
     "legend.frameon": False, "figure.constrained_layout.use": True, "svg.hashsalt": "etp-graph",
 }  # fmt: skip
 COLOURS = {"etp": "#2b6cb0", "torque": "#d98a2b", "tp-groupnorm": "#7a7f87", "depgraph": "#7a7f87"}
+_ACROSS = 3
 _OTHERS = ("#4c9a6a", "#a05195", "#d45087", "#8c6d46", "#3c8fa0", "#9aa03c", "#6a6ad0", "#b0602b")
 
 
@@ -100,3 +102,56 @@ def plot_latency(records: Sequence[Record], folder: Path, name: str) -> str | No
         figure.legend(loc="outside right upper")
         figure.savefig(folder / f"{name}-latency.png", metadata={"Software": None})
     return f"{name}-latency.png"
+
+
+def plot_overview(pages: Mapping[str, Sequence[Record]], folder: Path) -> str | None:
+    """All methods of each task at its highest speed-up, the best above; bars are standard deviations. The file's name.
+
+    Filled: methods. Hollow: controls. The dotted line is the checkpoint.
+    """
+    import matplotlib as mpl
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    shown = [records for records in pages.values() if _pruned(records)]
+    if not shown:
+        return None
+    rows = -(-len(shown) // _ACROSS)
+    with mpl.rc_context({**STYLE, "axes.grid.axis": "x"}):
+        figure = Figure(figsize=(3.5 * _ACROSS, 2.9 * rows), dpi=130)
+        FigureCanvasAgg(figure)
+        panels = list(figure.subplots(rows, _ACROSS, squeeze=False).flat)
+        for ax, records in zip(panels, shown, strict=False):
+            _overview(ax, records)
+        for ax in panels[len(shown) :]:
+            ax.set_axis_off()
+        figure.savefig(folder / "overview.png", metadata={"Software": None})
+    return "overview.png"
+
+
+def _overview(ax: Any, records: Sequence[Record]) -> None:
+    found, metric = cells(records), records[0]["metric"]
+    fastest = max(cell.speed_up for cell in found if cell.ok)
+    by = 100.0 if metric["percent"] else 1.0
+    points: list[tuple[str, Spread]] = []
+    for cell in found:
+        spread = cell.stage("finetuned") if cell.ok and cell.speed_up == fastest else None
+        if spread is not None:
+            points.append((cell.method, spread))
+    points.sort(key=lambda point: point[1].mean, reverse=not metric["higher"])
+    for y, (method, spread) in enumerate(points):
+        colour, filled = COLOURS["etp"] if method == "etp" else INK, method not in CONTROLS
+        ax.errorbar(
+            by * spread.mean, y, xerr=by * (spread.deviation or 0.0), color=colour, marker="o", markersize=5,
+            markerfacecolor=colour if filled else "none", capsize=2, linewidth=1.2,
+        )  # fmt: skip
+    dense = Spread.of([record["test"]["dense"] for record in records if record["status"] == "ok"])
+    if dense is not None:
+        ax.axvline(by * dense.mean, color=INK, linewidth=0.8, linestyle=":")
+    ax.set_yticks(range(len(points)), [method for method, _ in points])
+    for label in ax.get_yticklabels():
+        label.set_fontweight("bold" if label.get_text() == "etp" else "normal")
+    ax.set_title(f"{records[0]['title'].partition(',')[0]}, {fastest:g}x")
+    ax.set_xlabel(
+        metric["name"] + (", %" if metric["percent"] else "") + ("" if metric["higher"] else " (less is better)")
+    )

@@ -42,13 +42,26 @@ MORE = {"papers": "Beside the papers' tables", "study": "The study behind `etp`"
 """Pages that other commands make, by name."""
 
 
-def index(pages: Mapping[str, Sequence[Record]], more: Iterable[str] = ()) -> str:
-    """The list of all pages: what was measured, and how etp compares; ``more``: names of further pages."""
+_OVERVIEW = (
+    "*After fine-tuning, at the highest speed-up of each task, the best above; mean and standard deviation over the "
+    "seeds. Hollow: controls. Dotted: the checkpoint.*"
+)
+
+
+def index(pages: Mapping[str, Sequence[Record]], more: Iterable[str] = (), figure: str | None = None) -> str:
+    """The list of all pages: what was measured, and how etp compares.
+
+    Args:
+        pages: records by the name of their page.
+        more: names of further pages.
+        figure: file of the overview.
+    """
     lines = [
         "# Results", "",
         "Made by `python -m benchmarks.report` from the lines in `benchmarks/results/runs`; every page names its "
         "commands. *etp against ...* is the mean difference on the test part over the common seeds, in the units of "
         "the metric; better or worse means by more than one standard deviation of the difference.", "",
+        *([f"![All methods on every task]({figure})", "", _OVERVIEW, ""] if figure else []),
         as_row(("task", "metric", "speed-up", "etp", *(f"etp against {name}" for name in RIVALS), "seeds")),
         as_row(["---"] * (5 + len(RIVALS))),
     ]  # fmt: skip
@@ -183,7 +196,7 @@ def by_scale(records: Sequence[Record]) -> dict[str, list[Record]]:
 
 def write(runs: Path, out: Path) -> list[Path]:
     """Write all pages and figures; what was written."""
-    from .plots import plot_curves, plot_latency
+    from .plots import plot_curves, plot_latency, plot_overview
 
     pages: dict[str, list[Record]] = {}
     remarks = {path.stem: path.read_text(encoding="utf8") for path in runs.glob("*.md")}
@@ -199,7 +212,9 @@ def write(runs: Path, out: Path) -> list[Path]:
         path.write_text(page(records, figures=shown, remarks=remarks.get(name, "")), encoding="utf8")
         written.append(path)
     more = [name for name in MORE if (out / f"{name}.md").exists()]
-    (out / "index.md").write_text(index(pages, more), encoding="utf8")
+    overview = plot_overview(pages, out / "images")
+    figure = f"images/{overview}" if overview else None
+    (out / "index.md").write_text(index(pages, more, figure), encoding="utf8")
     return [*written, out / "index.md"]
 
 

@@ -46,6 +46,7 @@ QUESTIONS = (
         title="The force",
         variants=_named(
             uniform=replace(ETP, force=forces.Uniform()),
+            rate_1=replace(ETP, force=forces.Exponential(rate=1.0)),
             rate_2=replace(ETP, force=forces.Exponential(rate=2.0)),
             rate_3=replace(ETP, force=forces.Exponential(rate=3.0)),
             rate_8=replace(ETP, force=forces.Exponential(rate=8.0)),
@@ -87,6 +88,13 @@ QUESTIONS = (
             end_50=replace(ETP, strength=schedules.Cubic(end=0.5)),
             end_100=replace(ETP, strength=schedules.Cubic(end=1.0)),
             at_once=replace(ETP, strength=schedules.Cubic(end=0.1)),
+        ),
+    ),
+    Question(
+        title="The force and the way",
+        variants=_named(
+            uniform_end_50=replace(ETP, force=forces.Uniform(), strength=schedules.Cubic(end=0.5)),
+            rate_2_end_50=replace(ETP, force=forces.Exponential(rate=2.0), strength=schedules.Cubic(end=0.5)),
         ),
     ),
 )  # fmt: skip

@@ -66,9 +66,9 @@ def test_report_writes_pages_figures_and_an_index(tmp_path: Path) -> None:
     (runs / "toy.md").write_text("It was tried in vain.\n")
     written = report.write(runs, tmp_path / "pages")
     assert [path.name for path in written] == ["toy.md", "index.md"]
-    for name in ("toy-curve.png", "toy-latency.png"):
+    for name, there in (("toy-curve.png", 0), ("toy-latency.png", 0), ("overview.png", 1)):
         assert (tmp_path / "pages" / "images" / name).stat().st_size > 1000
-        assert f"(images/{name})" in written[0].read_text()
+        assert f"(images/{name})" in written[there].read_text()
     assert "## Remarks\n\nIt was tried in vain.\n" in written[0].read_text()
     assert "+11.00 ± 1.41, better" in written[1].read_text()
 
