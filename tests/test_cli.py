@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -253,3 +255,8 @@ def test_kinds_of_units_are_chosen_by_name() -> None:
     code, _, err = invoke("inspect", "timm:vit_tiny_patch16_224", "--kind", "layers")
     assert code != 0
     assert "the kinds are channels" in err
+
+
+def test_the_command_line_runs_as_a_module() -> None:
+    done = subprocess.run([sys.executable, "-m", "etp_graph", "--help"], capture_output=True, text=True, check=True)
+    assert "Usage: etp-graph" in done.stdout

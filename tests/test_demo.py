@@ -24,7 +24,7 @@ pytest.importorskip("matplotlib")
 
 RECIPE = Recipe(
     dense_epochs=1, sparse_epochs=2, finetune_epochs=1, curve=(2.0, 4.0), curve_epochs=1,
-    strengths={"depgraph": 5e-4, "torque": 1e-3, "etp": 1e-4},
+    strengths={"depgraph": 5e-4, "torque": 1e-3},
 )  # fmt: skip
 CONFIG = DemoConfig(speed_up=4, seeds=1, recipe=RECIPE, train_limit=120, test_limit=60, latency_rounds=2)
 PLOTS = {"accuracy-against-speed-up.png", "norms-against-distance.png"}
@@ -67,6 +67,12 @@ def test_cut_networks_meet_the_budget_and_the_control_is_whole(done: tuple[DemoR
         assert result.of(method)[0].macs >= 0.9 * result.macs / 4
 
 
+def test_surgery_of_etp_changes_nothing(done: tuple[DemoResult, Path, str]) -> None:
+    outcome = done[0].of("etp")[0]
+    assert outcome.pruned == outcome.sparse
+    assert outcome.sparse != outcome.dense
+
+
 def test_all_methods_begin_with_the_same_checkpoint(done: tuple[DemoResult, Path, str]) -> None:
     assert len({outcome.dense for outcome in done[0].outcomes}) == 1
 
@@ -95,6 +101,7 @@ def test_results_hold_every_number_and_the_plots_exist(done: tuple[DemoResult, P
     etp_run = result.of("etp")[0]
     assert [point.speed_up for point in etp_run.curve] == [2.0, 4.0]
     assert [norms.epoch for norms in etp_run.norms] == [0, 1, 2]
+    assert 0 in etp_run.norms[-1].norm
 
 
 def test_etp_ranks_by_importance_so_norms_fall_with_distance_at_the_start(done: tuple[DemoResult, Path, str]) -> None:
@@ -141,7 +148,7 @@ def test_presets_exist_for_every_data_set_and_length() -> None:
         for quick in (False, True):
             config = DemoConfig.preset(name, quick=quick)
             assert config.seeds == (1 if quick else 3)
-            assert set(config.recipe.strengths) == {"depgraph", "torque", "etp"}
+            assert set(config.recipe.strengths) == {"depgraph", "torque"}
             assert name in config.command
             assert ("--quick" in config.command) == quick
 
@@ -168,3 +175,13 @@ def test_a_folder_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(etp.EtpError, match="--out"):
         run_demo(CONFIG, tmp_path / "file" / "out")
+
+
+def test_progress_off_a_terminal_is_a_line_for_each_stage(capsys: pytest.CaptureFixture[str]) -> None:
+    with run._progress(Console(file=io.StringIO()), 4) as tick:
+        for what in ("first", "first", "second", "second"):
+            tick(what, 1)
+    assert capsys.readouterr().err.splitlines() == ["  0 % first", " 50 % second"]
+    with run._progress(None, 4) as tick:
+        tick("first", 1)
+    assert capsys.readouterr().err == ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from time import perf_counter
 
@@ -14,7 +14,7 @@ from ..allocate import allocate
 from ..budget import Budget
 from ..compress import compress
 from ..errors import BudgetError
-from ..methods import get
+from ..methods import Method, get
 from ..phases import Phase
 from ..surgery import prune_
 from ..tracing import trace
@@ -22,7 +22,7 @@ from ..units import Units
 from .baselines import depgraph_compress
 from .data import Split
 from .entries import MethodName, Norms, Outcome, Point, Recipe
-from .training import Augment, accuracy, train_epochs
+from .training import Augment, accuracy, steps_per_epoch, train_epochs
 
 Attach = Callable[[torch.optim.Optimizer], object]
 
@@ -120,11 +120,10 @@ class Contest:
 
     def _compress(self, model: nn.Module, name: MethodName) -> tuple[float, float, float, float]:
         """This library's pipeline. Random units need no sparse phase: all their epochs come after surgery."""
-        preset = get(name)
-        # One sparse training is cut at several speed-ups here, so its strength is fixed, not steered to one of them.
-        who = "units" if preset.steered else preset.acts_on
-        method = replace(preset, seed=self.seed, beta=self.recipe.strengths.get(name, preset.beta), acts_on=who)
-        spent = 0.0
+        preset = replace(get(name), seed=self.seed)
+        if preset.steered:
+            return self._steered(model, preset, name)
+        method, spent = replace(preset, beta=self.recipe.strengths.get(name, preset.beta)), 0.0
 
         def train(model: nn.Module, phase: Phase) -> None:
             nonlocal spent
@@ -139,12 +138,50 @@ class Contest:
                 self._sparse(model, name)
             self._finetune(model, name)
 
+        return *self._cycle(model, method, self.speed_up, train), spent
+
+    def _steered(self, model: nn.Module, method: Method, name: MethodName) -> tuple[float, float, float, float]:
+        """The same for a force that follows from the target: each point of the curve has a sparse phase of its own."""
+        steps = self.recipe.sparse_epochs * steps_per_epoch(len(self.split.train_x), self.recipe.batch_size)
+
+        def train(model: nn.Module, phase: Phase) -> None:
+            if phase.name == "sparse":
+                self._sparse(model, name, attach=lambda optimizer: phase.attach(optimizer, steps=steps), watch=phase)
+            else:
+                self._finetune(model, name)
+
+        found = self._cycle(model, method, self.speed_up, train)
+        start = perf_counter()
+        self._curve = tuple(self._own_points(method, name, steps))
+        return *found, perf_counter() - start
+
+    def _own_points(self, method: Method, name: MethodName, steps: int) -> Iterator[Point]:
+        for speed_up in self.recipe.curve:
+            what = f"{name}, curve at {speed_up:g}x"
+
+            def train(model: nn.Module, phase: Phase, what: str = what) -> None:
+                if phase.name == "sparse":
+                    self._sparse(model, what, attach=lambda optimizer: phase.attach(optimizer, steps=steps))
+                else:
+                    self._train(model, what, epochs=self.recipe.curve_epochs, lr=self.recipe.finetune_lr, part=3)
+
+            torch.manual_seed(self.seed)
+            try:
+                _, pruned, finetuned = self._cycle(copy.deepcopy(self.checkpoint), method, speed_up, train)
+            except BudgetError:
+                continue
+            yield Point(speed_up=speed_up, pruned=pruned, finetuned=finetuned)
+
+    def _cycle(
+        self, model: nn.Module, method: Method, speed_up: float, train: Callable[[nn.Module, Phase], None]
+    ) -> tuple[float, float, float]:
+        """All phases, in place; the accuracies before and right after surgery, and at the end."""
         result = compress(
             model, self.example, train=train, evaluate=self.accuracy, plan=self.plan, method=method,
-            speed_up=self.speed_up, progress=False,
+            speed_up=speed_up, progress=False,
         )  # fmt: skip
         sparse = result.metric_dense if result.metric_sparse is None else result.metric_sparse
-        return sparse, result.metric_pruned, result.metric_finetuned, spent
+        return sparse, result.metric_pruned, result.metric_finetuned
 
     def _depgraph(self, model: nn.Module) -> tuple[float, float, float, float]:
         """Torch-Pruning's own pruner. Its authors turn weight decay off while the force acts."""

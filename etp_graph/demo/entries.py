@@ -11,7 +11,7 @@ MethodName = Literal["dense", "random", "depgraph", "torque", "etp"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """How long and how fast every method trains, and how strong its force is.
+    """How long and how fast every method trains, and how strong the forces are.
 
     Attributes:
         dense_epochs: of the network that all methods begin with; 0 where it comes with its weights.
@@ -21,8 +21,9 @@ class Recipe:
         sparse_lr: see ``dense_lr``.
         finetune_lr: see ``dense_lr``.
         batch_size: images of one step.
-        strengths: β of ``torque`` and ``etp``, ``reg`` of ``depgraph``.
-        curve: further speed-ups at which the network is cut after the sparse phase.
+        strengths: β of ``torque``, ``reg`` of ``depgraph``; ``etp`` has none.
+        curve: further speed-ups. The network after the sparse phase is cut to each; for ``etp``, whose force follows
+            from the target, a sparse phase leads to each.
         curve_epochs: epochs of fine-tuning for each point of that curve.
     """
 
@@ -45,7 +46,7 @@ class Recipe:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Point:
-    """The sparse-trained network, cut to another speed-up: accuracy at once, and after a few epochs."""
+    """Another speed-up: accuracy right after surgery, and after a few epochs."""
 
     speed_up: float
     pruned: float
@@ -78,7 +79,7 @@ class Outcome:
         speed_up: MACs of the checkpoint over those of the result.
         seconds: for sparse training, surgery and fine-tuning.
         latency_ratio: p50 latency of the checkpoint over that of the result; 0 until it is measured.
-        curve: the same network at other speed-ups.
+        curve: other speed-ups.
         norms: unit norms while training.
     """
 

@@ -1,36 +1,37 @@
 """The recipes of the demo, and how the strengths in them were chosen.
 
-Strengths were tuned at 8x on the validation images, with seeds that the demo does not use and the same number of values
-for every method, before any test image was read. One rule for all: of the values whose accuracy after fine-tuning is
-within one standard error of the best, the one with the best accuracy right after surgery.
+ETP has no strength: it is as strong as the target asks for. Those of the others were tuned at 8x on the validation
+images, with seeds that the demo does not use and the same number of values for each, before any test image was read.
+One rule for both: of the values whose accuracy after fine-tuning is within one standard error of the best, the one with
+the best accuracy right after surgery.
 
 Digits, seeds 100 and 101, mean accuracy in % on 269 validation images, right after surgery / after fine-tuning
 (the checkpoints have 97.0):
 
-| DepGraph, ``reg`` | | Torque, β | | ETP, β | |
-|---|---|---|---|---|---|
-| 2e-3 | 10.6 / 96.8 | 5e-4 | 9.7 / 96.3 | 5e-5 | 9.7 / 97.2 |
-| 5e-3 | 14.3 / 97.2 | 1e-3 | 9.9 / 96.1 | 1e-4 | 9.9 / 97.0 |
-| **1e-2** | 63.9 / 98.3 | 2e-3 | 10.0 / 96.1 | **2e-4** | 96.7 / 97.0 |
-| 2e-2 | 97.2 / 97.0 | **3e-3** | 10.0 / 97.0 | 3e-4 | 96.5 / 97.4 |
-| 3e-2 | 97.2 / 97.0 | 5e-3 | 95.0 / 95.7 | 5e-4 | 97.0 / 96.7 |
+| DepGraph, ``reg`` | | Torque, β | |
+|---|---|---|---|
+| 2e-3 | 10.6 / 96.8 | 5e-4 | 9.7 / 96.3 |
+| 5e-3 | 14.3 / 97.2 | 1e-3 | 9.9 / 96.1 |
+| **1e-2** | 63.9 / 98.3 | 2e-3 | 10.0 / 96.1 |
+| 2e-2 | 97.2 / 97.0 | **3e-3** | 10.0 / 97.0 |
+| 3e-2 | 97.2 / 97.0 | 5e-3 | 95.0 / 95.7 |
 
 CIFAR-10, quick form with 4 epochs of fine-tuning, seed 100, 2,000 validation images (the published weights were trained
 on them: 99.9):
 
-| DepGraph, ``reg`` | | Torque, β | | ETP, β | |
-|---|---|---|---|---|---|
-| 1e-2 | 9.2 / 33.0 | 1e-3 | 10.0 / 46.5 | 3e-4 | 10.0 / 49.4 |
-| **3e-2** | 10.0 / 38.7 | **5e-3** | 10.0 / 53.7 | **1e-3** | 49.0 / 59.5 |
-| 1e-1 | 10.0 / 10.0 | 1.5e-2 | 9.6 / 45.9 | 3e-3 | 21.7 / 30.9 |
+| DepGraph, ``reg`` | | Torque, β | |
+|---|---|---|---|
+| 1e-2 | 9.2 / 33.0 | 1e-3 | 10.0 / 46.5 |
+| **3e-2** | 10.0 / 38.7 | **5e-3** | 10.0 / 53.7 |
+| 1e-1 | 10.0 / 10.0 | 1.5e-2 | 9.6 / 45.9 |
 """
 
 from __future__ import annotations
 
 from .entries import Recipe
 
-_DIGITS = {"depgraph": 1e-2, "torque": 3e-3, "etp": 2e-4}
-_CIFAR = {"depgraph": 3e-2, "torque": 5e-3, "etp": 1e-3}
+_DIGITS = {"depgraph": 1e-2, "torque": 3e-3}
+_CIFAR = {"depgraph": 3e-2, "torque": 5e-3}
 # The long schedule was not tuned: the quick strengths over the ratio of the steps, 5265 to 141, so that the whole
 # push of the sparse phase stays the same.
 _CIFAR_LONG = {name: value / 37 for name, value in _CIFAR.items()}

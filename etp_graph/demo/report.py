@@ -125,7 +125,8 @@ def markdown(result: DemoResult, figures: Sequence[str]) -> str:
         f"- Start: {_WEIGHTS[config.data]}; {si(result.macs)} MACs, {si(result.params)} parameters.",
         f"- Every method: {recipe.sparse_epochs} + {recipe.finetune_epochs} epochs of the same images in the same "
         f"order, batches of {recipe.batch_size}, learning rates up to {recipe.sparse_lr:g} and {recipe.finetune_lr:g}.",
-        f"- Strengths (fixed before the test images were read, on validation images): {strengths}.",
+        f"- Strengths (fixed before the test images were read, on validation images): {strengths}; etp has none, "
+        "its force follows from the target.",
         *(f"- {name}: {value}" for name, value in result.environment.items()),
         "",
         "Models are in the folders `<method>-seed<k>`; `etp_graph.load(folder, build=...)` reads them. Those of "
@@ -147,7 +148,9 @@ def _explanation(result: DemoResult) -> list[str]:
         "",
         "*dense* is the checkpoint that all methods begin with; *dense control* is never cut and trains for the same "
         "epochs; *random units* is cut at once and trains all of its epochs afterwards; *DepGraph* is Torch-Pruning's "
-        "own pruner, importance and regularizer. Bands in the plot show the range over the seeds.",
+        "own pruner, importance and regularizer. Bands in the plot show the range over the seeds. Each point of "
+        f"a curve has {config.recipe.curve_epochs} epochs of fine-tuning, and of ETP's curve a sparse phase of its own; "
+        "the others have one sparse phase, whose network is cut to each.",
     ]
 
 

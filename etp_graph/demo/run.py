@@ -242,8 +242,9 @@ def _pretrained(device: torch.device) -> nn.Module:
 def _epochs(config: DemoConfig) -> int:
     """Epochs of the whole run, for the progress bar."""
     recipe = config.recipe
-    curves = sum(method in ("depgraph", "torque", "etp") for method in config.methods)
-    each = recipe.epochs * len(config.methods) + curves * len(recipe.curve) * recipe.curve_epochs
+    curves = sum(method in ("depgraph", "torque", "etp") for method in config.methods) * recipe.curve_epochs
+    curves += ("etp" in config.methods) * recipe.sparse_epochs
+    each = recipe.epochs * len(config.methods) + curves * len(recipe.curve)
     return config.seeds * (recipe.dense_epochs + each)
 
 
@@ -253,14 +254,19 @@ def _labelled(tick: Callable[[str, int], None], label: str, what: str, epochs: i
 
 @contextmanager
 def _progress(console: Console | None, total: int) -> Iterator[Callable[[str, int], None]]:
-    """A bar over all epochs; yields what moves it."""
+    """A bar over all epochs, or off a terminal a line on stderr for each stage; yields what moves it."""
     columns = (TextColumn("{task.description:<42}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    quiet = console is None or not console.is_terminal
-    with Progress(*columns, console=console, disable=quiet, transient=True) as bar:
+    lines = None if console is None or console.is_terminal else Console(stderr=True)
+    with Progress(*columns, console=console, disable=console is None or lines is not None, transient=True) as bar:
         task = bar.add_task("reading the images", total=total)
+        done, stage = 0, ""
 
         def tick(what: str, epochs: int) -> None:
+            nonlocal done, stage
             bar.update(task, description=what, advance=epochs)
+            if lines is not None and what != stage:
+                lines.print(f"{100 * done // total:3} % {what}", highlight=False, markup=False)
+            done, stage = done + epochs, what
 
         yield tick
 

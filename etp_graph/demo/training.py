@@ -85,7 +85,7 @@ def train_epochs(
     )
     if attach is not None:
         attach(optimizer)
-    total = epochs * (ceil(n / batch_size) - (n % batch_size == 1))
+    total = epochs * steps_per_epoch(n, batch_size)
     batches = _batches(model, split, batch_size=batch_size, seed=seed, augment=augment)
     model.train()
     losses: list[float] = []
@@ -102,6 +102,11 @@ def train_epochs(
         if progress is not None:
             progress(epoch, epochs, losses[-1])
     return losses
+
+
+def steps_per_epoch(n: int, batch_size: int) -> int:
+    """Optimizer steps that :func:`train_epochs` takes for one pass over ``n`` images."""
+    return ceil(n / batch_size) - (n % batch_size == 1)
 
 
 def _check(n: int, *, epochs: int, batch_size: int, warmup: float) -> None:
