@@ -149,7 +149,7 @@ def _explanation(result: DemoResult) -> list[str]:
         "*dense* is the checkpoint that all methods begin with; *dense control* is never cut and trains for the same "
         "epochs; *random units* is cut at once and trains all of its epochs afterwards; *DepGraph* is Torch-Pruning's "
         "own pruner, importance and regularizer. Bands in the plot show the range over the seeds. Each point of "
-        f"a curve has {config.recipe.curve_epochs} epochs of fine-tuning, and of ETP's curve a sparse phase of its own; "
+        f"a curve has {config.recipe.curve_epochs} epochs of fine-tuning, and ETP's a sparse phase of its own; "
         "the others have one sparse phase, whose network is cut to each.",
     ]
 
