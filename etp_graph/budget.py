@@ -13,7 +13,7 @@ from .costs import Cost
 from .errors import BudgetError
 
 Scope = Literal["global", "local", "isomorphic"]
-Rank = Literal["score", "score_per_mac"]
+Rank = Literal["score", "score_per_sqrt_mac", "score_per_mac"]
 Quantity = Literal["macs", "params", "latency"]
 TARGETS = ("speed_up", "macs", "params", "latency_ms", "speed_up_latency")
 
@@ -33,8 +33,10 @@ class Budget:
         round_to: the number of kept units is a multiple of this, or the group stays whole. ``None``: 1, and for a
             latency the multiple at which the measured times of the layers step, in groups that are large enough.
         scope: ``global`` compares scores across groups; ``local`` removes the same share of every group;
-            ``isomorphic`` compares ranks within classes of equally built groups (Fang et al. 2024).
-        rank: ``score``, or ``score_per_mac``: the score divided by the MACs that the unit alone costs.
+            ``isomorphic`` compares ranks within classes of equally built groups (Fang et al. 2024). ``None``: what the
+            method says, and without one ``global``.
+        rank: ``score``, or the score divided by the MACs that the unit alone costs (``score_per_mac``), or by their
+            square root (``score_per_sqrt_mac``). ``None``: what the method says, and without one ``score``.
         tolerance: a measured latency within this share of its target is good. MACs and parameters need none.
 
     Raises:
@@ -49,8 +51,8 @@ class Budget:
     min_units: int = 1
     max_ratio: float = 1.0
     round_to: int | None = None
-    scope: Scope = "global"
-    rank: Rank = "score"
+    scope: Scope | None = None
+    rank: Rank | None = None
     tolerance: float = 0.1
 
     def __post_init__(self) -> None:
@@ -78,7 +80,7 @@ class Budget:
             if (type(value) is not int or value < 1) and not (name == "round_to" and value is None):
                 raise BudgetError(f"{name}={value!r}: give an integer of at least 1.")
         for name, allowed in (("scope", get_args(Scope)), ("rank", get_args(Rank))):
-            if getattr(self, name) not in allowed:
+            if getattr(self, name) not in (*allowed, None):
                 raise BudgetError(f"{name}={getattr(self, name)!r}: give one of {', '.join(map(repr, allowed))}.")
 
     @property

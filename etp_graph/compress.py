@@ -65,7 +65,7 @@ def compress(
             in eval mode then, unless gradients are recorded.
         evaluate: ``evaluate(model)`` gives one finite number; the model is in eval mode.
         speed_up, macs, params, latency_ms, speed_up_latency: the target, see :class:`etp_graph.Budget`; or
-        budget: the target with all its rules. Without it the method says ``scope`` and ``rank``.
+        budget: the target with all its rules; the method says ``scope`` and ``rank`` where it does not.
         method: a name of :data:`etp_graph.methods.METHODS`, or a :class:`etp_graph.methods.Method`.
         rounds: how often all of it is repeated; default: the method's, or the steps of an iterative ``schedule``.
         schedule: share of the way to the budget that is done after the share t of the rounds; default: the method's.
@@ -133,11 +133,11 @@ def budget_of(budget: Budget | None, method: Method, **targets: Any) -> Budget:
     """The budget, of which exactly one target is given."""
     given = [name for name, value in targets.items() if value is not None]
     if budget is None:
-        goal = Budget(**targets, scope=method.scope, rank=method.rank)
+        goal = method.aim(Budget(**targets))
     elif given:
         raise BudgetError(f"found budget= and {' and '.join(f'{name}=' for name in given)}: give one of them.")
     else:
-        goal = budget
+        goal = method.aim(budget)
     if goal.max_ratio < 1 and method.rounds > 1:
         raise BudgetError(
             f"max_ratio={goal.max_ratio} with {method.rounds} rounds: the share is of what a round begins with, so it "

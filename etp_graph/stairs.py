@@ -17,6 +17,8 @@ from .plan import Group, Plan
 Floats = npt.NDArray[np.float64]
 
 
+_POWERS = {"score": 0.0, "score_per_sqrt_mac": 0.5, "score_per_mac": 1.0}
+"""The power of a unit's MACs that its score is divided by."""
 ROOM = 4
 """A group is rounded to what the kernels like only if it has at least so many times as many units."""
 
@@ -103,9 +105,9 @@ class Levels:
     def __init__(self, costs: CostModel, scores: Floats, budget: Budget, *, liked: int = 1) -> None:
         self.costs, self.budget = costs, budget
         plan = costs.plan
-        ranks = scores
-        if budget.rank == "score_per_mac":
-            ranks = scores / np.maximum(costs.marginal()[0].numpy(), 1.0)
+        power, ranks = _POWERS[budget.rank or "score"], scores
+        if power:
+            ranks = scores / np.maximum(costs.marginal()[0].numpy(), 1.0) ** power
         self.column: Ints = np.full(plan.n_units, -1, dtype=np.int64)
         self.level: Ints = np.full(plan.n_units, -1, dtype=np.int64)
         self.columns: list[Column] = []

@@ -16,7 +16,7 @@ from .settings import RegularizerSettings
 PATH = Cubic(end=0.8)
 """Share of the way to the budget by progress, where nothing else is asked for (Zhu & Gupta 2017, eq. 1)."""
 _LOOKS, _RAMP = 50, 5
-_MEMORY, _FLOOR = 0.9, 1e-4
+_MEMORY, _FLOOR, _NEVER = 0.9, 1e-4, 1e30
 
 
 class Steering:
@@ -114,7 +114,8 @@ class Steering:
         needs = (norms / torch.where(acts, pull, 1.0)).double()
         if self.settings.chosen_by == "need-taylor":
             needs = (needs * self._pull.relative(self.sensitivity.sqrt()).clamp_min(_FLOOR)).sqrt()
-        scores = torch.where(acts, needs, 2 * needs.amax() + 1)  # these can be removed, but not be taken to zero
+        # Where no force acts, units can be removed, but not be taken to zero: more than any cost can outweigh.
+        scores = torch.where(acts, needs, (needs.amax() + 1) * _NEVER)
         goal = self._dense - int(self.path(progress) * (self._dense - self._target))
         selection = allocate(self.model, self.plan, scores, budget=self._budget.at(goal))
         return ~selection.flat(self.plan).to(acts.device) & acts

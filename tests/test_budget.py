@@ -26,7 +26,7 @@ from etp_graph.errors import BudgetError
         ({"speed_up": 2, "min_units": 0}, "min_units"), ({"speed_up": 2, "min_units": 1.5}, "min_units"),
         ({"speed_up": 2, "round_to": 0}, "round_to"), ({"speed_up": 2, "round_to": True}, "round_to"),
         ({"speed_up": 2, "max_ratio": 1.2}, "at most 1"), ({"speed_up": 2, "max_ratio": float("nan")}, "max_ratio"),
-        ({"speed_up": 2, "scope": "layer"}, "'isomorphic'"), ({"speed_up": 2, "rank": None}, "'score_per_mac'"),
+        ({"speed_up": 2, "scope": "layer"}, "'isomorphic'"), ({"speed_up": 2, "rank": "mac"}, "'score_per_mac'"),
     ],
 )  # fmt: skip
 def test_a_malformed_budget_is_refused(arguments: dict[str, Any], message: str) -> None:

@@ -53,8 +53,18 @@ def test_macs_and_params_are_budgets_too() -> None:
     assert run(toy(), params=dense.params // 2).pruned.params <= dense.params // 2
     floor = Budget(speed_up=2, min_units=3)
     result = run(toy(), budget=floor)
-    assert result.budget == floor
+    assert replace(result.budget, scope=None, rank=None) == floor
     assert all(int(keep.sum()) >= 3 for keep in result.selections[0].keep.values())
+
+
+def test_the_method_says_how_scores_are_compared_where_the_budget_does_not() -> None:
+    method = replace(methods.get("l1"), scope="local", rank="score_per_mac")
+    for target in ({"speed_up": 2}, {"budget": Budget(speed_up=2)}):
+        assert run(toy(), method=method, **target).budget == Budget(speed_up=2, scope="local", rank="score_per_mac")
+    asked = Budget(speed_up=2, scope="global", rank="score")
+    assert run(toy(), method=method, budget=asked).budget == asked
+    steered = replace(methods.get("etp"), rank="score_per_mac")
+    assert steered.settings(steps=3, budget=Budget(speed_up=2)).budget == steered.aim(Budget(speed_up=2))
 
 
 def test_metrics_and_phases_are_kept_in_their_order() -> None:

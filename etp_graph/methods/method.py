@@ -149,13 +149,18 @@ class Method(Composed):
         """Whether the criterion needs batches of data, and the method therefore a phase to collect them."""
         return self.criterion in criteria.COLLECTED
 
+    def aim(self, budget: Budget) -> Budget:
+        """The budget with this method's ``scope`` and ``rank``, where it has none of its own."""
+        return replace(budget, scope=budget.scope or self.scope, rank=budget.rank or self.rank)
+
     def settings(self, *, steps: int | None = None, budget: Budget | None = None) -> RegularizerSettings:
         """The settings of the regularizer for a sparse phase of so many optimizer steps, on the way to the budget."""
         timed = self.strength is not None or self.steered
         return RegularizerSettings(
             force=self.force if self.force is not None else forces.Uniform(), beta=self.beta, order=self.order,
             refresh_every=self.refresh_every, mode=self.mode, kappa=self.kappa, every=self.every, seed=self.seed,
-            schedule=self.strength, steps=steps if timed else None, budget=budget if self.steered else None,
+            schedule=self.strength, steps=steps if timed else None,
+            budget=self.aim(budget) if self.steered and budget is not None else None,
             acts_on="losers" if self.steered and self.acts_on == "losers" else "units",
             chosen_by=self.chosen_by if self.steered else "need",
         )  # fmt: skip
