@@ -46,11 +46,9 @@ QUESTIONS = (
         title="The force",
         variants=_named(
             uniform=replace(ETP, force=forces.Uniform()),
-            rate_1=replace(ETP, force=forces.Exponential(rate=1.0)),
             rate_2=replace(ETP, force=forces.Exponential(rate=2.0)),
             rate_3=replace(ETP, force=forces.Exponential(rate=3.0)),
             rate_8=replace(ETP, force=forces.Exponential(rate=8.0)),
-            rate_20=replace(ETP, force=forces.Exponential(rate=20.0)),
             linear=replace(ETP, force=forces.Linear()),
         ),
     ),
@@ -76,6 +74,7 @@ QUESTIONS = (
         variants=_named(
             kappa_sqrt=replace(ETP, kappa="sqrt"),
             kappa_one=replace(ETP, kappa="one"),
+            per_score=replace(ETP, rank="score"),
             per_mac=replace(ETP, rank="score_per_mac"),
             local=replace(ETP, scope="local"),
             fixed_norm=replace(FIXED, criterion="magnitude"),
@@ -88,13 +87,6 @@ QUESTIONS = (
             end_50=replace(ETP, strength=schedules.Cubic(end=0.5)),
             end_100=replace(ETP, strength=schedules.Cubic(end=1.0)),
             at_once=replace(ETP, strength=schedules.Cubic(end=0.1)),
-        ),
-    ),
-    Question(
-        title="The force and the way",
-        variants=_named(
-            uniform_end_50=replace(ETP, force=forces.Uniform(), strength=schedules.Cubic(end=0.5)),
-            rate_2_end_50=replace(ETP, force=forces.Exponential(rate=2.0), strength=schedules.Cubic(end=0.5)),
         ),
     ),
 )  # fmt: skip
