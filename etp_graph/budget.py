@@ -13,7 +13,7 @@ from .costs import Cost
 from .errors import BudgetError
 
 Scope = Literal["global", "local", "isomorphic"]
-Rank = Literal["score", "score_per_sqrt_mac", "score_per_mac"]
+Rank = Literal["score", "score_per_sqrt_cost", "score_per_mac"]
 Quantity = Literal["macs", "params", "latency"]
 TARGETS = ("speed_up", "macs", "params", "latency_ms", "speed_up_latency")
 
@@ -35,8 +35,9 @@ class Budget:
         scope: ``global`` compares scores across groups; ``local`` removes the same share of every group;
             ``isomorphic`` compares ranks within classes of equally built groups (Fang et al. 2024). ``None``: what the
             method says, and without one ``global``.
-        rank: ``score``, or the score divided by the MACs that the unit alone costs (``score_per_mac``), or by their
-            square root (``score_per_sqrt_mac``). ``None``: what the method says, and without one ``score``.
+        rank: ``score``; ``score_per_mac``: the score over the MACs that the unit alone costs; ``score_per_sqrt_cost``:
+            over the square root of what it costs of the target, MACs or parameters. ``None``: what the method says, and
+            without one ``score``.
         tolerance: a measured latency within this share of its target is good. MACs and parameters need none.
 
     Raises:

@@ -17,10 +17,18 @@ from .plan import Group, Plan
 Floats = npt.NDArray[np.float64]
 
 
-_POWERS = {"score": 0.0, "score_per_sqrt_mac": 0.5, "score_per_mac": 1.0}
-"""The power of a unit's MACs that its score is divided by."""
 ROOM = 4
 """A group is rounded to what the kernels like only if it has at least so many times as many units."""
+
+
+def _ranks(costs: CostModel, scores: Floats, budget: Budget) -> Floats:
+    """What is compared across groups, float64 [n_units]: the scores over what each unit alone costs, as asked for."""
+    if budget.rank in (None, "score"):
+        return scores
+    macs, params = (np.maximum(saved.numpy(), 1.0) for saved in costs.marginal())
+    if budget.rank == "score_per_mac":
+        return np.asarray(scores / macs)
+    return np.asarray(scores / np.sqrt(params if budget.quantity == "params" else macs))
 
 
 def _levels(group: Group, ranks: Floats, budget: Budget, liked: int) -> Ints:
@@ -105,9 +113,7 @@ class Levels:
     def __init__(self, costs: CostModel, scores: Floats, budget: Budget, *, liked: int = 1) -> None:
         self.costs, self.budget = costs, budget
         plan = costs.plan
-        power, ranks = _POWERS[budget.rank or "score"], scores
-        if power:
-            ranks = scores / np.maximum(costs.marginal()[0].numpy(), 1.0) ** power
+        ranks = _ranks(costs, scores, budget)
         self.column: Ints = np.full(plan.n_units, -1, dtype=np.int64)
         self.level: Ints = np.full(plan.n_units, -1, dtype=np.int64)
         self.columns: list[Column] = []

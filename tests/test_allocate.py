@@ -21,7 +21,7 @@ from etp_graph.errors import BudgetError
 from etp_graph.plan import Group, Op, Plan
 
 SCOPES = ("global", "local", "isomorphic")
-RANKS = ("score", "score_per_sqrt_mac", "score_per_mac")
+RANKS = ("score", "score_per_sqrt_cost", "score_per_mac")
 SPEED_UPS = (1.02, 1.1, 1.3, 1.6, 2, 2.5, 3, 4, 6, 9)
 
 
@@ -241,17 +241,20 @@ def test_score_per_mac_prefers_dear_units() -> None:
     model, plan = synthetic(7, width=32)
     scores = torch.ones(plan.n_units)
     found = [allocate(model, plan, scores, budget=Budget(speed_up=2, rank=rank)) for rank in (None, *RANKS)]
-    unsaid, plain, per_sqrt_mac, per_mac = found
-    assert per_mac.n_removed <= per_sqrt_mac.n_removed < plain.n_removed
+    unsaid, plain, per_root, per_mac = found
+    assert per_mac.n_removed <= per_root.n_removed < plain.n_removed
     assert torch.equal(unsaid.flat(plan), plain.flat(plan))
 
 
-def test_a_score_over_the_root_of_the_macs_is_half_way_to_one_over_the_macs() -> None:
+@pytest.mark.parametrize("what", [0, 1])
+def test_a_score_over_the_root_of_the_cost_counts_what_the_budget_counts(what: int) -> None:
     model, plan = synthetic(7, width=32)
-    scores, macs = draw_scores(plan, 7) + 0.1, CostModel(plan).marginal()[0].clamp_min(1)
-    by_rank = allocate(model, plan, scores, budget=Budget(speed_up=3, rank="score_per_sqrt_mac"))
-    by_score = allocate(model, plan, scores * macs.sqrt(), budget=Budget(speed_up=3, rank="score_per_mac"))
-    assert torch.equal(by_rank.flat(plan), by_score.flat(plan))
+    costs = CostModel(plan)
+    target: dict[str, Any] = {"speed_up": 3} if what == 0 else {"params": costs.dense.params // 3}
+    scores = draw_scores(plan, 7) + 0.1
+    by_rank = allocate(model, plan, scores, budget=Budget(**target, rank="score_per_sqrt_cost"))
+    divided = scores / costs.marginal()[what].clamp_min(1).sqrt()
+    assert torch.equal(by_rank.flat(plan), allocate(model, plan, divided, budget=Budget(**target)).flat(plan))
 
 
 @pytest.mark.parametrize("min_units", [1, 2])
