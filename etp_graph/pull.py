@@ -77,9 +77,15 @@ class Pull:
         return squares.sqrt(), sums
 
     @torch.no_grad()
-    def relative(self, values: Tensor) -> Tensor:
-        """``values`` over their mean in the group (or block) of each unit, [n_units]."""
-        return values / self._get_runs().mean(values)
+    def half_relative(self, values: Tensor) -> Tensor:
+        """``values`` over the geometric mean of two means: in the group (or block) of each unit, and of all, [n_units].
+
+        Half way between comparing units within their groups alone and comparing them as they are.
+        """
+        active = self._binding.active.to(values)
+        overall = (values * active).sum() / active.sum().clamp_min(1)
+        own = self._get_runs().mean(values)
+        return values / own.sqrt() / torch.where(overall > 0, overall, 1.0).sqrt()
 
     @torch.no_grad()
     def force(self, norms: Tensor | None = None) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from typing import Any
 
@@ -222,6 +223,20 @@ def test_sensitivity_is_a_running_mean_of_the_squared_taylor_score() -> None:
     locked = torch.cat([torch.full((g.n_units,), g.locked is not None) for g in plan.groups])
     found = regularizer.state_dict()["sensitivity"].double()
     torch.testing.assert_close(found[~locked], want[~locked], rtol=1e-5, atol=0)
+
+
+def test_effects_are_half_relative_to_their_group() -> None:
+    plan = toy_plan()
+    pull = steered(toy(), plan)._pull
+    spans = [span for group, span in plan.spans() if group.locked is None]
+    values = torch.rand(plan.n_units, generator=torch.Generator().manual_seed(0)) + 0.1
+    for factor, span in enumerate(spans, start=1):
+        values[span] *= 9.0**factor / values[span].mean()
+    found = pull.half_relative(values)
+    for one, other in itertools.pairwise(spans):
+        torch.testing.assert_close(found[other].mean() / found[one].mean(), torch.tensor(3.0))  # of 9
+    torch.testing.assert_close(found[spans[0]] / found[spans[0]][0], values[spans[0]] / values[spans[0]][0])
+    assert not pull.half_relative(torch.zeros_like(values)).any()
 
 
 def test_small_units_that_the_loss_needs_stay_and_large_ones_that_it_ignores_go() -> None:
