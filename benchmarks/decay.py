@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.decay", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("tasks", nargs="+", choices=list(TASKS))
     parser.add_argument("--weight-decays", nargs="+", type=float, default=list(DECAYS), metavar="X")
-    parser.add_argument("--seed", type=int, default=1000, help="default 1000, which no run has")
+    parser.add_argument("--seed", type=int, default=1000, help="default 1000, that of tuning")
     parser.add_argument("--scale", choices=SCALES, default="cpu")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .contestants import CONTROLS
+from .contestants import CONTROLS, UNPRUNED
 from .summary import Cell, Record, Spread, cells
 
 INK = "#6b7280"
@@ -107,7 +107,7 @@ def plot_latency(records: Sequence[Record], folder: Path, name: str) -> str | No
 def plot_overview(pages: Mapping[str, Sequence[Record]], folder: Path) -> str | None:
     """All methods of each task at its highest speed-up, the best above; bars are standard deviations. The file's name.
 
-    Filled: methods. Hollow: controls. The dotted line is the checkpoint.
+    Filled: methods. Hollow: controls. Dotted: the checkpoint; dashed: the same after as many steps without pruning.
     """
     import matplotlib as mpl
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -148,6 +148,9 @@ def _overview(ax: Any, records: Sequence[Record]) -> None:
     dense = Spread.of([record["test"]["dense"] for record in records if record["status"] == "ok"])
     if dense is not None:
         ax.axvline(by * dense.mean, color=INK, linewidth=0.8, linestyle=":")
+    control = next((cell.stage("finetuned") for cell in found if cell.ok and cell.method == UNPRUNED), None)
+    if control is not None:
+        ax.axvline(by * control.mean, color=INK, linewidth=0.8, linestyle="--")
     ax.set_yticks(range(len(points)), [method for method, _ in points])
     for label in ax.get_yticklabels():
         label.set_fontweight("bold" if label.get_text() == "etp" else "normal")

@@ -44,7 +44,7 @@ MORE = {"papers": "Beside the papers' tables", "study": "The study behind `etp`"
 
 _OVERVIEW = (
     "*After fine-tuning, at the highest speed-up of each task, the best above; mean and standard deviation over the "
-    "seeds. Hollow: controls. Dotted: the checkpoint.*"
+    "seeds. Hollow: controls; `dense`, dashed, is never cut and takes as many steps. Dotted: the checkpoint.*"
 )
 
 
@@ -212,7 +212,7 @@ def write(runs: Path, out: Path) -> list[Path]:
         path.write_text(page(records, figures=shown, remarks=remarks.get(name, "")), encoding="utf8")
         written.append(path)
     more = [name for name in MORE if (out / f"{name}.md").exists()]
-    overview = plot_overview(pages, out / "images")
+    overview = plot_overview({n: r for n, r in pages.items() if r[0]["config"]["scale"] == "cpu"}, out / "images")
     figure = f"images/{overview}" if overview else None
     (out / "index.md").write_text(index(pages, more, figure), encoding="utf8")
     return [*written, out / "index.md"]

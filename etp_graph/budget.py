@@ -36,8 +36,8 @@ class Budget:
             ``isomorphic`` compares ranks within classes of equally built groups (Fang et al. 2024). ``None``: what the
             method says, and without one ``global``.
         rank: ``score``; ``score_per_mac``: the score over the MACs that the unit alone costs; ``score_per_sqrt_cost``:
-            over the square root of what it costs of the target, MACs or parameters. ``None``: what the method says, and
-            without one ``score``.
+            over the square root of what it costs of the target: its parameters, or else its MACs. ``None``: what the
+            method says, and without one ``score``.
         tolerance: a measured latency within this share of its target is good. MACs and parameters need none.
 
     Raises:

@@ -77,15 +77,17 @@ class Pull:
         return squares.sqrt(), sums
 
     @torch.no_grad()
-    def half_relative(self, values: Tensor) -> Tensor:
-        """``values`` over the geometric mean of two means: in the group (or block) of each unit, and of all, [n_units].
+    def half_relative(self, values: Tensor, *, floor: float) -> Tensor:
+        """``values`` over the square root of their mean in the group (or block) of each unit, [n_units].
 
-        Half way between comparing units within their groups alone and comparing them as they are.
+        Half way between comparing units of different groups as they are and over the mean of their group.
+
+        Args:
+            values: not negative, [n_units].
+            floor: smaller values count as this share of the mean.
         """
-        active = self._binding.active.to(values)
-        overall = (values * active).sum() / active.sum().clamp_min(1)
-        own = self._get_runs().mean(values)
-        return values / own.sqrt() / torch.where(overall > 0, overall, 1.0).sqrt()
+        mean = self._get_runs().mean(values)
+        return values.maximum(floor * mean) / mean.sqrt()
 
     @torch.no_grad()
     def force(self, norms: Tensor | None = None) -> Tensor:

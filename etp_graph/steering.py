@@ -32,11 +32,11 @@ class Steering:
 
     Norms say little where weights were not trained from scratch with weight decay, and the gradients that training
     computes anyway say what the loss would lose: with ``chosen_by="need-taylor"`` the scores are the geometric mean of
-    the need and of the first-order change of the loss when the unit goes (Molchanov et al. 2019, eq. 8). Needs are
-    relative to their group. So are the changes, but half: over the geometric mean of the mean of the group and that of
-    all units. As they are, those of different layers mislead where the training data are fitted exactly; over the mean
-    of the group alone, nothing would say which layers matter. A running mean of the changes is kept; looking at
-    gradients a few times between two choices is enough.
+    the need and of the first-order change of the loss when the unit goes (Molchanov et al. 2019, eq. 8), over the
+    square root of its mean in the group. With ``kappa="mean"`` needs are relative to their group, and changes are by
+    half: as they are, those of different layers mislead where few training data are fitted closely; over the mean of
+    the group, nothing would say which layers matter. A running mean of the changes is kept; looking at gradients a few
+    times between two choices is enough.
 
     Args:
         model: the model.
@@ -116,7 +116,7 @@ class Steering:
         acts = pull > 0
         needs = (norms / torch.where(acts, pull, 1.0)).double()
         if self.settings.chosen_by == "need-taylor":
-            needs = (needs * self._pull.half_relative(self.sensitivity.sqrt()).clamp_min(_FLOOR)).sqrt()
+            needs = (needs * self._pull.half_relative(self.sensitivity.sqrt(), floor=_FLOOR)).sqrt()
         # Where no force acts, units can be removed, but not be taken to zero: more than any cost can outweigh.
         scores = torch.where(acts, needs, (needs.amax() + 1) * _NEVER)
         goal = self._dense - int(self.path(progress) * (self._dense - self._target))

@@ -246,14 +246,15 @@ def test_score_per_mac_prefers_dear_units() -> None:
     assert torch.equal(unsaid.flat(plan), plain.flat(plan))
 
 
-@pytest.mark.parametrize("what", [0, 1])
-def test_a_score_over_the_root_of_the_cost_counts_what_the_budget_counts(what: int) -> None:
+@pytest.mark.parametrize("what", ["macs", "params"])
+def test_a_score_over_the_root_of_the_cost_counts_what_the_budget_counts(what: str) -> None:
     model, plan = synthetic(7, width=32)
     costs = CostModel(plan)
-    target: dict[str, Any] = {"speed_up": 3} if what == 0 else {"params": costs.dense.params // 3}
+    target: dict[str, Any] = {what: getattr(costs.dense, what) // 3}
     scores = draw_scores(plan, 7) + 0.1
     by_rank = allocate(model, plan, scores, budget=Budget(**target, rank="score_per_sqrt_cost"))
-    divided = scores / costs.marginal()[what].clamp_min(1).sqrt()
+    macs, params = costs.marginal()
+    divided = scores / (macs if what == "macs" else params).clamp_min(1).sqrt()
     assert torch.equal(by_rank.flat(plan), allocate(model, plan, divided, budget=Budget(**target)).flat(plan))
 
 

@@ -131,7 +131,9 @@ class Contest:
                 self._sparse(model, name, attach=phase.attach, watch=phase)
                 start = perf_counter()
                 scores = phase.method.scores(model, self.plan, regularizer=phase.regularizer)
-                self._curve = self._points(name, model, lambda net, s: self._cut(net, scores, s))
+                self._curve = self._points(
+                    name, model, lambda net, s: self._cut(net, scores, phase.method.aim(Budget(speed_up=s)))
+                )
                 spent = perf_counter() - start
                 return
             if method.force is None:
@@ -213,8 +215,8 @@ class Contest:
             count=lambda net: count_macs(net, self.example),
         )  # fmt: skip
 
-    def _cut(self, model: nn.Module, scores: Tensor, speed_up: float) -> None:
-        prune_(model, self.plan, allocate(model, self.plan, scores, budget=Budget(speed_up=speed_up)))
+    def _cut(self, model: nn.Module, scores: Tensor, budget: Budget) -> None:
+        prune_(model, self.plan, allocate(model, self.plan, scores, budget=budget))
 
     def _points(self, name: str, model: nn.Module, cut: Callable[[nn.Module, float], None]) -> tuple[Point, ...]:
         """Copies of the sparse-trained model, cut to several speed-ups; those out of reach are left out."""

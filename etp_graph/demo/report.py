@@ -125,8 +125,8 @@ def markdown(result: DemoResult, figures: Sequence[str]) -> str:
         f"- Start: {_WEIGHTS[config.data]}; {si(result.macs)} MACs, {si(result.params)} parameters.",
         f"- Every method: {recipe.sparse_epochs} + {recipe.finetune_epochs} epochs of the same images in the same "
         f"order, batches of {recipe.batch_size}, learning rates up to {recipe.sparse_lr:g} and {recipe.finetune_lr:g}.",
-        f"- Strengths (fixed before the test images were read, on validation images): {strengths}; etp has none, "
-        "its force follows from the target.",
+        f"- Strengths (fixed before the test images were read, on validation images): {strengths or 'none'}. That of "
+        "ETP follows from the target.",
         *(f"- {name}: {value}" for name, value in result.environment.items()),
         "",
         "Models are in the folders `<method>-seed<k>`; `etp_graph.load(folder, build=...)` reads them. Those of "

@@ -45,7 +45,7 @@ class Pruning:
         prune_at: when surgery takes place: after so many optimizer steps (an integer), after this share of all
             steps (a fraction between 0 and 1), or after :class:`Epochs`.
         speed_up, macs, params: the target, see :class:`etp_graph.Budget`; or
-        budget: the target with all its rules.
+        budget: the target with all its rules; the method says ``scope`` and ``rank`` where it does not.
         method: a name of :data:`etp_graph.methods.METHODS`, or a :class:`etp_graph.methods.Method`, of one round, whose
             mode is not ``"loss"``, and which neither collects data nor chooses units while it trains.
         prune: kinds of units, see :func:`etp_graph.trace`.

@@ -9,7 +9,7 @@ PRESETS = (
     Method(
         name="etp",
         source="ETP: Modi et al. 2025; by rank of importance, as a proximal step as strong as the budget asks for, on "
-        "the units of least need and least effect on the loss (Molchanov et al. 2019)",
+        "the units of least need and least effect on the loss (Molchanov et al. 2019) for what they cost",
         force=forces.Exponential(), beta="auto", order="importance", mode="prox", kappa="mean",
         acts_on="losers", chosen_by="need-taylor", criterion="etp", rank="score_per_sqrt_cost",
     ),

@@ -15,7 +15,7 @@ from ..budget import Budget, Rank, Scope
 from ..collect import Record
 from ..configured import Composed, number, require
 from ..criteria import Forced, Normalize
-from ..errors import ScoreError
+from ..errors import BudgetError, ScoreError
 from ..forces import Force
 from ..plan import Plan
 from ..regularizer import Regularizer
@@ -95,7 +95,10 @@ class Method(Composed):
         )
         self._check_criterion()
         self._check_losers()
-        Budget(params=0, scope=self.scope, rank=self.rank)
+        for name, allowed in (("scope", get_args(Scope)), ("rank", get_args(Rank))):
+            value = getattr(self, name)
+            if value not in allowed:
+                raise BudgetError(f"{name}={value!r}: give one of {', '.join(map(repr, allowed))}.")
         check_rounds(self.rounds, self.schedule)
 
     def _check_criterion(self) -> None:
