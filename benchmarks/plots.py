@@ -27,14 +27,14 @@ def _colours(methods: Sequence[str]) -> dict[str, str]:
     return {**COLOURS, **{method: _OTHERS[i % len(_OTHERS)] for i, method in enumerate(rest)}}
 
 
-def new_figure(*, columns: int = 1) -> tuple[Any, list[Any]]:
-    """A figure without a window, so that it works on machines without a display, and its axes."""
+def new_figure(*, columns: int = 1, rows: int = 1) -> tuple[Any, list[Any]]:
+    """A figure without a window, so that it works on machines without a display, and its axes, row after row."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(3.6 * columns if columns > 1 else 6.4, 3.6), dpi=160)
+    figure = Figure(figsize=(3.6 * columns if columns > 1 else 6.4, 3.6 * rows), dpi=160)
     FigureCanvasAgg(figure)
-    return figure, list(figure.subplots(1, columns, squeeze=False, sharey=True)[0])
+    return figure, list(figure.subplots(rows, columns, squeeze=False, sharey=rows == 1).flat)
 
 
 def _pruned(records: Sequence[Record]) -> dict[str, list[Cell]]:
@@ -110,17 +110,12 @@ def plot_overview(pages: Mapping[str, Sequence[Record]], folder: Path) -> str | 
     Filled: methods. Hollow: controls. Dotted: the checkpoint; dashed: the same after as many steps without pruning.
     """
     import matplotlib as mpl
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
 
     shown = [records for records in pages.values() if _pruned(records)]
     if not shown:
         return None
-    rows = -(-len(shown) // _ACROSS)
     with mpl.rc_context({**STYLE, "axes.grid.axis": "x"}):
-        figure = Figure(figsize=(3.5 * _ACROSS, 2.9 * rows), dpi=130)
-        FigureCanvasAgg(figure)
-        panels = list(figure.subplots(rows, _ACROSS, squeeze=False).flat)
+        figure, panels = new_figure(columns=_ACROSS, rows=-(-len(shown) // _ACROSS))
         for ax, records in zip(panels, shown, strict=False):
             _overview(ax, records)
         for ax in panels[len(shown) :]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from typing import Any, Literal, get_args
@@ -80,9 +80,10 @@ class Budget:
             value = getattr(self, name)
             if (type(value) is not int or value < 1) and not (name == "round_to" and value is None):
                 raise BudgetError(f"{name}={value!r}: give an integer of at least 1.")
-        for name, allowed in (("scope", get_args(Scope)), ("rank", get_args(Rank))):
-            if getattr(self, name) not in (*allowed, None):
-                raise BudgetError(f"{name}={getattr(self, name)!r}: give one of {', '.join(map(repr, allowed))}.")
+        if self.scope is not None:
+            check_choice("scope", self.scope, get_args(Scope))
+        if self.rank is not None:
+            check_choice("rank", self.rank, get_args(Rank))
 
     @property
     def quantity(self) -> Quantity:
@@ -151,6 +152,12 @@ class Budget:
             return cls(**(json.loads(text) if isinstance(text, str) else text))
         except (TypeError, ValueError) as error:
             raise BudgetError(f"this text is not a budget: {error}") from error
+
+
+def check_choice(name: str, value: Any, allowed: Sequence[str]) -> None:
+    """Raise :class:`BudgetError` unless the value is one of those allowed."""
+    if value not in allowed:
+        raise BudgetError(f"{name}={value!r}: give one of {', '.join(map(repr, allowed))}.")
 
 
 def _check_number(name: str, value: Any, least: float, most: float) -> None:

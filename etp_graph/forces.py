@@ -11,6 +11,7 @@ plan at once, with the context of each unit as tensors::
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -22,7 +23,7 @@ from .configured import Configured, build, number, require
 from .errors import ForceError
 
 
-class Force(Configured):
+class Force(Configured, ABC):
     """A map from distance to force; subclass it, as a frozen dataclass, for a force of your own.
 
     Attributes:
@@ -37,6 +38,7 @@ class Force(Configured):
     elementwise: ClassVar[bool] = False
     adaptive: ClassVar[bool] = False
 
+    @abstractmethod
     def __call__(
         self, distance: Tensor, *, size: int | Tensor | None = None, importance: Tensor | None = None
     ) -> Tensor:
@@ -50,7 +52,6 @@ class Force(Configured):
         Returns:
             The force, non-negative, shape [n].
         """
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

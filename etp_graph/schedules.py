@@ -6,6 +6,7 @@ Each is a frozen configuration and is called with the progress of the phase, t =
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -13,7 +14,7 @@ from typing import Any, ClassVar
 from .configured import Configured, build, number, require
 
 
-class Schedule(Configured):
+class Schedule(Configured, ABC):
     """A map from progress to fraction; subclass it, as a frozen dataclass, for a schedule of your own."""
 
     __slots__ = ()
@@ -26,9 +27,9 @@ class Schedule(Configured):
         )
         return self.at(progress)
 
+    @abstractmethod
     def at(self, progress: float) -> float:
         """The equation, for a ``progress`` in [0, 1]."""
-        raise NotImplementedError
 
 
 def _fraction(owner: Schedule, field: str, value: float) -> None:

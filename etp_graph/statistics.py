@@ -5,6 +5,7 @@ Each takes the activations of one :class:`etp_graph.sites.Site`, batch by batch,
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import ClassVar
 
@@ -15,7 +16,7 @@ from .errors import ScoreError
 from .sites import Site
 
 
-class Statistic:
+class Statistic(ABC):
     """A statistic of the activations at one site.
 
     Attributes:
@@ -28,13 +29,13 @@ class Statistic:
         self.site = site
         self.samples = 0
 
+    @abstractmethod
     def update(self, values: Tensor, labels: Tensor | None) -> None:
         """Take a batch: ``values`` [samples, positions, places...], ``labels`` int64 [samples]."""
-        raise NotImplementedError
 
+    @abstractmethod
     def result(self) -> Tensor:
         """The statistic of each unit of the site, float64 [units]."""
-        raise NotImplementedError
 
 
 class Magnitudes(Statistic):

@@ -34,9 +34,8 @@ class Steering:
     computes anyway say what the loss would lose: with ``chosen_by="need-taylor"`` the scores are the geometric mean of
     the need and of the first-order change of the loss when the unit goes (Molchanov et al. 2019, eq. 8), over the
     square root of its mean in the group. With ``kappa="mean"`` needs are relative to their group, and changes are by
-    half: as they are, those of different layers mislead where few training data are fitted closely; over the mean of
-    the group, nothing would say which layers matter. A running mean of the changes is kept; looking at gradients a few
-    times between two choices is enough.
+    half, between what matters in its layer and what matters in the network. A running mean of the changes is kept;
+    looking at gradients a few times between two choices is enough.
 
     Args:
         model: the model.

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .. import criteria, forces, schedules
-from ..budget import Budget, Rank, Scope
+from ..budget import Budget, Rank, Scope, check_choice
 from ..collect import Record
 from ..configured import Composed, number, require
 from ..criteria import Forced, Normalize
-from ..errors import BudgetError, ScoreError
+from ..errors import ScoreError
 from ..forces import Force
 from ..plan import Plan
 from ..regularizer import Regularizer
@@ -95,10 +95,8 @@ class Method(Composed):
         )
         self._check_criterion()
         self._check_losers()
-        for name, allowed in (("scope", get_args(Scope)), ("rank", get_args(Rank))):
-            value = getattr(self, name)
-            if value not in allowed:
-                raise BudgetError(f"{name}={value!r}: give one of {', '.join(map(repr, allowed))}.")
+        check_choice("scope", self.scope, get_args(Scope))
+        check_choice("rank", self.rank, get_args(Rank))
         check_rounds(self.rounds, self.schedule)
 
     def _check_criterion(self) -> None:
