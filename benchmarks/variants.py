@@ -40,7 +40,7 @@ QUESTIONS = (
     ),
     Question(
         title="Who goes",
-        variants=_named(need=replace(ETP, chosen_by="need")),
+        variants=_named(need=replace(ETP, chosen_by="need"), taylor=replace(ETP, chosen_by="taylor")),
     ),
     Question(
         title="The force",

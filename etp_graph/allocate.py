@@ -68,11 +68,41 @@ def allocate(model: nn.Module, plan: Plan, scores: Tensor, *, budget: Budget, ex
         if example_inputs is None:
             raise BudgetError(f"{budget.words} is measured with real inputs: give allocate(..., example_inputs=...).")
         return Fitting(model, plan, values, budget, example_inputs, _solve, WallClock()).run()
+    levels, gone, _ = _way(plan, values, budget)
+    return Selection.from_flat(plan, torch.from_numpy(levels.keep(gone)))
+
+
+def under_way(model: nn.Module, plan: Plan, scores: Tensor, *, budget: Budget, share: float) -> Selection:
+    """What stays after a share of the way from the dense model to the selection of :func:`allocate`.
+
+    The least important of the units that go in the end have gone; no other one has. A selection that fits the cost at
+    this point more closely would take units that come back later, and what training has brought to zero is lost.
+
+    Args:
+        model: as for :func:`allocate`.
+        plan: the plan.
+        scores: float [plan.n_units].
+        budget: the target at the end of the way, in MACs or parameters.
+        share: of what has to be saved, in [0, 1]; at least so much of it is.
+
+    Raises:
+        PlanError, ScoreError, BudgetError: as :func:`allocate`.
+    """
+    plan.check(model)
+    levels, gone, target = _way(plan, _checked(plan, scores), budget)
+    dense = levels.one(np.zeros_like(gone))
+    if share < 1:
+        gone = _Search(levels, dense - int(share * (dense - target))).towards(gone)
+    return Selection.from_flat(plan, torch.from_numpy(levels.keep(gone)))
+
+
+def _way(plan: Plan, values: Floats, budget: Budget) -> tuple[Levels, Ints, int]:
+    """The levels, how many of each column go in the end, and the target (the dense cost, if that is lower)."""
     costs = CostModel(plan)
-    target = budget.target(costs.dense)
-    if getattr(costs.dense, budget.quantity) <= target:
-        return Selection.from_flat(plan, torch.ones(plan.n_units, dtype=torch.bool, device="cpu"))
-    levels = Levels(costs, values, budget)
+    dense = getattr(costs.dense, budget.quantity)
+    levels, target = Levels(costs, values, budget), min(budget.target(costs.dense), dense)
+    if dense == target:
+        return levels, np.zeros_like(levels.n_levels), target
     least = levels.one(levels.n_levels)
     if least > target:
         raise BudgetError(
@@ -80,7 +110,7 @@ def allocate(model: nn.Module, plan: Plan, scores: Tensor, *, budget: Budget, ex
             "its floor. Ask for that, lower min_units, raise max_ratio, lower round_to, or unlock groups (print(plan) "
             "says why they are locked)."
         )
-    return Selection.from_flat(plan, torch.from_numpy(levels.keep(_solve(levels, target))))
+    return levels, _solve(levels, target), target
 
 
 def _solve(levels: Levels, target: int) -> Ints:
@@ -119,7 +149,7 @@ class _Search:
 
     def solve(self) -> Ints:
         """How many levels of each column go, int64 [n_columns]."""
-        k = self._fill(self._bisect(), spare_dead=True)
+        k = self._fill(self._bisect(self.levels.order), spare_dead=True)
         if not self.near(self.levels.one(k)):
             k = self._fill(k, spare_dead=False)
         if self.near(self.levels.one(k)):
@@ -128,16 +158,25 @@ class _Search:
             return self._enumerate()
         return self._exchange(k)
 
-    def _bisect(self) -> Ints:
-        """The shortest run of levels, in order, whose removal meets the target."""
-        low, high = 0, len(self.levels.order)
+    def towards(self, end: Ints) -> Ints:
+        """The point on the way to ``end`` that is the first to meet the target, int64 [n_columns]."""
+        places = [position[:count] for position, count in zip(self.position, end, strict=True)]
+        return self._bisect(self.levels.order[np.sort(np.concatenate([np.zeros(0, dtype=np.int64), *places]))])
+
+    def _bisect(self, order: Ints) -> Ints:
+        """The shortest run of the levels ``order`` (their columns) whose removal meets the target."""
+        low, high = -1, len(order)
         while high - low > 1:
             middle = (low + high) // 2
-            if self.levels.one(self.levels.prefix(middle)) <= self.target:
+            if self.levels.one(self._after(order[:middle])) <= self.target:
                 high = middle
             else:
                 low = middle
-        return self.levels.prefix(high)
+        return self._after(order[:high])
+
+    def _after(self, gone: Ints) -> Ints:
+        """The point at which these levels (their columns) are gone, int64 [n_columns]."""
+        return np.bincount(gone, minlength=len(self.n_levels))
 
     def _fill(self, k: Ints, *, spare_dead: bool) -> Ints:
         """Give levels back, the last removed first, as long as they fit; dead ones (all scores zero) only if asked.

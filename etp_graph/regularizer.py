@@ -52,8 +52,8 @@ class Regularizer:
         steps: number of optimizer steps of the phase; needed by a schedule and by ``beta="auto"``.
         budget: what ``beta="auto"`` steers to, see :mod:`etp_graph.steering`; in MACs or parameters.
         acts_on: ``"units"``, or, with ``beta="auto"``, ``"losers"``: only those that have to be at zero soon.
-        chosen_by: what makes losers: ``"need"``, their norm over the pull; or ``"need-taylor"``: and what they do to
-            the loss, from the gradients of training. See :mod:`etp_graph.steering`.
+        chosen_by: what makes losers: ``"need"``, their norm over the pull; ``"taylor"``, what they do to the loss, from
+            the gradients of training; or ``"need-taylor"``, both. See :mod:`etp_graph.steering`.
 
     Raises:
         ForceError: an argument is out of range.

@@ -167,10 +167,6 @@ class Levels:
         """What the budget counts at one point ``k`` [n_columns]."""
         return int(self.cost(k[None])[0])
 
-    def prefix(self, length: int) -> Ints:
-        """The point at which the first ``length`` levels in the order of removal are gone, int64 [n_columns]."""
-        return np.bincount(self.order[:length], minlength=len(self.columns))
-
     def keep(self, k: Ints) -> npt.NDArray[np.bool_]:
         """Which units stay at the point ``k``, bool [n_units]."""
         return (self.column < 0) | (self.level >= np.append(k, 0)[self.column])

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from .allocate import allocate
-from .costs import CostModel
+from .allocate import under_way
 from .plan import Plan
 from .pull import Pull
 from .schedules import Cubic
@@ -17,14 +16,17 @@ PATH = Cubic(end=0.8)
 """Share of the way to the budget by progress, where nothing else is asked for (Zhu & Gupta 2017, eq. 1)."""
 _LOOKS, _RAMP = 50, 5
 _MEMORY, _FLOOR, _NEVER = 0.9, 1e-4, 1e30
+_WEIGHT = {"need": 0.0, "need-taylor": 0.75, "taylor": 1.0}
+"""Of the effect on the loss, in the geometric mean with the need."""
 
 
 class Steering:
     """Takes units to zero along a schedule, so that removing those at zero meets the budget when it ends.
 
     The push η·β that takes a unit to zero is its *need*, ‖w_u‖/(κ F(d_u)): under a force on all, the units of least
-    need are the first at zero. Every few steps :func:`etp_graph.allocate` is asked, with the needs as scores, which
-    units have to be at zero a few steps later, and each step pushes as hard as the farthest of them needs::
+    need are the first at zero. Every few steps :func:`etp_graph.allocate.under_way` is asked, with the needs as
+    scores, which units have to be at zero a few steps later, and each step pushes as hard as the farthest of them
+    needs::
 
         η β = max over those units of ‖w_u‖ / (κ F(d_u)) / steps that are left
 
@@ -32,10 +34,12 @@ class Steering:
 
     Norms say little where weights were not trained from scratch with weight decay, and the gradients that training
     computes anyway say what the loss would lose: with ``chosen_by="need-taylor"`` the scores are the geometric mean of
-    the need and of the first-order change of the loss when the unit goes (Molchanov et al. 2019, eq. 8), over the
-    square root of its mean in the group. With ``kappa="mean"`` needs are relative to their group, and changes are by
-    half, between what matters in its layer and what matters in the network. A running mean of the changes is kept;
-    looking at gradients a few times between two choices is enough.
+    the need and, with three times its weight, of the first-order change of the loss when the unit goes (Molchanov et
+    al. 2019, eq. 8), over the square root of its mean in the group. With ``kappa="mean"`` needs are relative to their
+    group, and changes are by half, between what matters in its layer and what matters in the network. With ``"taylor"``
+    the changes alone count. What is remembered is the slope of the loss along each unit. It stays when the unit
+    shrinks, so that one on its way to zero scores less and less, and does not come back for the noise of a few
+    batches. Looking at gradients a few times between two choices is enough.
 
     Args:
         model: the model.
@@ -46,7 +50,7 @@ class Steering:
     Attributes:
         losers: units that are to be at zero at the end of this interval, bool [n_units].
         push: η·β of the last step, a scalar.
-        sensitivity: running mean of ⟨∇_u L, w_u⟩², up to a factor that all units share, [n_units].
+        sensitivity: running mean of (⟨∇_u L, w_u⟩ / ‖w_u‖)², up to a factor that all units share, [n_units].
 
     Raises:
         BudgetError: the budget is out of reach.
@@ -64,16 +68,14 @@ class Steering:
         self.losers = torch.zeros_like(pull.distance, dtype=torch.bool)
         self.push = pull.distance.new_zeros(())
         self.sensitivity = torch.zeros_like(pull.distance)
+        self._weight = _WEIGHT[settings.chosen_by]
         self._products: Tensor | None = None
-        costs = CostModel(plan).dense
-        self._dense = int(getattr(costs, self._budget.quantity))
-        self._target = min(self._budget.target(costs), self._dense)
         with torch.no_grad():
             self._choose(pull.norms(), progress=1.0)  # a budget out of reach is found out here
 
     def observes(self, done: int) -> bool:
         """Whether the gradients of the step after ``done`` others are looked at."""
-        return self.settings.chosen_by == "need-taylor" and done % max(1, self.interval // 4) == 0
+        return self._weight > 0 and done % max(1, self.interval // 4) == 0
 
     @torch.no_grad()
     def observe(self, optimizer: Optimizer) -> None:
@@ -105,7 +107,8 @@ class Steering:
         norms, products = self._pull.norms_beside(self._products)
         self._products = None
         sound = products.isfinite().all()  # gradients that overflowed say nothing
-        mean = _MEMORY * self.sensitivity + (1 - _MEMORY) * products.square()
+        slopes = products / torch.where(norms > 0, norms, 1.0)
+        mean = _MEMORY * self.sensitivity + (1 - _MEMORY) * slopes.square()
         self.sensitivity = torch.where(sound, mean, self.sensitivity)
         return norms
 
@@ -114,10 +117,10 @@ class Steering:
         pull = self._pull(norms)
         acts = pull > 0
         needs = (norms / torch.where(acts, pull, 1.0)).double()
-        if self.settings.chosen_by == "need-taylor":
-            needs = (needs * self._pull.half_relative(self.sensitivity.sqrt(), floor=_FLOOR)).sqrt()
+        if self._weight:
+            effects = self._pull.half_relative(norms * self.sensitivity.sqrt(), floor=_FLOOR).double()
+            needs = torch.where(norms > 0, needs ** (1 - self._weight) * effects**self._weight, 0.0)
         # Where no force acts, units can be removed, but not be taken to zero: more than any cost can outweigh.
         scores = torch.where(acts, needs, (needs.amax() + 1) * _NEVER)
-        goal = self._dense - int(self.path(progress) * (self._dense - self._target))
-        selection = allocate(self.model, self.plan, scores, budget=self._budget.at(goal))
+        selection = under_way(self.model, self.plan, scores, budget=self._budget, share=self.path(progress))
         return ~selection.flat(self.plan).to(acts.device) & acts

@@ -44,7 +44,7 @@ class Method(Composed):
         acts_on: ``"units"``: the force acts on every slice of a unit. ``"scales"``: only on its batch norm scales.
             ``"losers"``: only on units that have to go for the budget: with ``beta="auto"`` by the force itself, with a
             fixed strength by the criterion, in :func:`etp_graph.compress`.
-        chosen_by: ``"need"`` or ``"need-taylor"``: with ``beta="auto"``, what makes losers.
+        chosen_by: ``"need"``, ``"taylor"`` or ``"need-taylor"``: with ``beta="auto"``, what makes losers.
         select_at: share of the sparse phase after which the losers are chosen; until then the force acts on all.
         soft_every: set the filters of the losers to zero after every so many steps; 0: never. Needs no force.
         criterion: a name of :data:`etp_graph.criteria.CRITERIA`. ``etp`` is the torque of this method's own force.
