@@ -20,7 +20,7 @@ from benchmarks import contestants, decay, protocol, run, strength
 from benchmarks.baselines import check, torch_pruning
 from benchmarks.distill import TEMPERATURE, WEIGHT, Distillation
 from benchmarks.protocol import Config, Protocol, Trial
-from benchmarks.tasks import TASKS, Recipe, Task, TaskUnavailableError, base, make
+from benchmarks.tasks import CONDITIONS, TASKS, Recipe, Task, TaskUnavailableError, base, make
 from benchmarks.tasks.graphs import roc_auc
 from benchmarks.training import checkpoint, train
 from etp_graph import methods
@@ -72,6 +72,22 @@ def test_task_builds_trains_evaluates_and_is_pruned(name: str) -> None:
         assert record["params"][1] < record["params"][0]
         assert ("sparse" in record["test"]) == (method == "etp")
         json.dumps(record)
+
+
+@pytest.mark.parametrize("name", CONDITIONS)
+def test_a_condition_changes_the_recipe_and_nothing_else(name: str, tmp_path: Path) -> None:
+    task, usual = loaded(name), loaded(CONDITIONS[name][0])
+    assert task.recipe != usual.recipe
+    assert task.title.startswith(usual.title + ", ")
+    assert (task.name, task.metric, task.prune, task.n_train) == (usual.name, usual.metric, usual.prune, usual.n_train)
+    if not task.recipe.dense_steps and usual.recipe.dense_steps:
+        assert task.recipe.sparse_steps == usual.recipe.dense_steps + usual.recipe.sparse_steps
+        torch.manual_seed(0)
+        fresh = task.build().state_dict()
+        assert all(torch.equal(fresh[key], value) for key, value in checkpoint(task).state_dict().items())
+        assert not (tmp_path / "cache").exists()
+    record = Protocol(task, blind=True).run(config("etp", speed_up=1.25, task=name))
+    assert record["status"] == "ok", record["reason"]
 
 
 def test_all_data_of_a_task_is_moved() -> None:

@@ -8,13 +8,14 @@ from functools import partial
 from .base import Metric, Part, Recipe, Scale, Task, TaskUnavailableError
 from .cifar10 import Cifar10
 from .cifar100 import Cifar100
+from .conditions import CONDITIONS
 from .ett import Ett
 from .flickr8k import Flickr8k
 from .glue import Glue
 from .graphs import PPI, Cora, Tolokers
 from .ptb import Ptb
 
-__all__ = ["SCALES", "TASKS", "Metric", "Part", "Recipe", "Scale", "Task", "TaskUnavailableError", "make"]
+__all__ = ["CONDITIONS", "SCALES", "TASKS", "Metric", "Part", "Recipe", "Scale", "Task", "TaskUnavailableError", "make"]
 
 TASKS: dict[str, Callable[[Scale], Task]] = {
     "cifar10": partial(Cifar10, depth=20),
@@ -34,7 +35,12 @@ SCALES: tuple[Scale, ...] = ("cpu", "paper", "smoke")
 
 
 def make(name: str, scale: Scale) -> Task:
-    """The task. Raises :class:`TaskUnavailableError` if its data, weights or libraries are missing."""
-    task = TASKS[name](scale)
+    """The task, also one of :data:`CONDITIONS`.
+
+    Raises:
+        TaskUnavailableError: its data, weights or libraries are missing.
+    """
+    base, change = CONDITIONS.get(name, (name, lambda task: task))
+    task = change(TASKS[base](scale))
     task.place()
     return task
