@@ -7,17 +7,26 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .allocate import under_way
+from .costs import CostModel
 from .plan import Plan
 from .pull import Pull
 from .schedules import Cubic
 from .settings import RegularizerSettings
 
-PATH = Cubic(end=0.8)
-"""Share of the way to the budget by progress, where nothing else is asked for (Zhu & Gupta 2017, eq. 1)."""
+_SOONEST, _LATEST = 0.2, 0.8
 _LOOKS, _RAMP = 50, 5
 _MEMORY, _FLOOR, _NEVER = 0.9, 1e-4, 1e30
 _WEIGHT = {"need": 0.0, "need-taylor": 0.75, "taylor": 1.0}
 """Of the effect on the loss, in the geometric mean with the need."""
+
+
+def usual_path(share: float) -> Cubic:
+    """Zhu & Gupta 2017, eq. 1, where ``share`` of the cost has to go.
+
+    It ends when this share of the phase is over, at 80 % at the latest: the less has to go, the longer the network that
+    is left may train.
+    """
+    return Cubic(end=min(_LATEST, max(_SOONEST, share)))
 
 
 class Steering:
@@ -61,7 +70,9 @@ class Steering:
         assert settings.steps is not None
         self.model, self.plan, self.settings, self._pull = model, plan, settings, pull
         self._budget = settings.budget
-        self.path = settings.schedule or PATH
+        costs = CostModel(plan).dense
+        dense = getattr(costs, self._budget.quantity)
+        self.path = settings.schedule or usual_path(1 - min(self._budget.target(costs), dense) / dense)
         self.steps: int = settings.steps
         # A ramp of a few steps lets the other weights follow; more looks than this change little and cost time.
         self.interval = max(1, min(self.steps // 10, max(_RAMP, self.steps // _LOOKS)))

@@ -127,6 +127,19 @@ def test_the_path_is_followed(path: schedules.Schedule) -> None:
             assert at_zero(model, plan) <= dense - path(done / steps) * (dense - target) + 1
 
 
+@pytest.mark.parametrize(("speed_up", "end"), [(1.1, 0.2), (2.0, 0.5), (2.5, 0.6), (5.0, 0.8), (8.0, 0.8)])
+def test_the_less_has_to_go_the_sooner_it_has_gone(speed_up: float, end: float) -> None:
+    model, plan = toy(), toy_plan()
+    budget = etp.Budget(speed_up=speed_up)
+    regularizer = steered(model, plan, budget=budget, steps=100)
+    assert regularizer._steering is not None
+    assert regularizer._steering.path.to_dict() == {**schedules.Cubic().to_dict(), "end": pytest.approx(end, abs=1e-3)}
+    target = budget.target(CostModel(plan).dense)
+    with regularizer.attach(optimizer := momentum(model)):
+        train(model, optimizer, batches(int(100 * end) + 5))  # and the interval that it ends in
+        assert at_zero(model, plan) <= target
+
+
 @pytest.mark.parametrize("steps", [1, 2, 7, 23, 61])
 def test_any_number_of_steps_ends_at_the_budget_and_training_may_go_on(steps: int) -> None:
     model, plan = toy(), toy_plan()
