@@ -66,8 +66,8 @@ TABLES: Mapping[str, tuple[str, tuple[Row, ...]]] = {
             published="ETP: BLEU-4 -1.07", source=ETP),
     )),
     "table5": ("Torque, table 1", (
-        Row(what="DenseNet-40, CIFAR", task=None, speed_up=2.0, recipe="model: etp_graph.demo.models.densenet40"),
-        Row(what="ResNet-164, CIFAR", task=None, speed_up=2.0, recipe="model: etp_graph.demo.models.resnet164"),
+        Row(what="DenseNet-40, CIFAR-10", task="cifar10-densenet40", speed_up=2.0),
+        Row(what="ResNet-164, CIFAR-10", task="cifar10-resnet164", speed_up=2.0),
         Row(what="ResNet-50, ImageNet", task=None, speed_up=2.0, recipe="ImageNet is not at hand"),
         Row(what="ViT-B/16, ImageNet (ETP)", task=None, speed_up=2.0, recipe="ImageNet is not at hand"),
     )),

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+from etp_graph.demo.models import DenseNet, PreactResNet
+
 from .base import Metric, Part, Recipe, Scale, Task, TaskUnavailableError
-from .cifar10 import Cifar10
+from .cifar10 import Pretrained, Untrained
 from .cifar100 import Cifar100
 from .conditions import CONDITIONS
 from .ett import Ett
@@ -18,8 +20,10 @@ from .ptb import Ptb
 __all__ = ["CONDITIONS", "SCALES", "TASKS", "Metric", "Part", "Recipe", "Scale", "Task", "TaskUnavailableError", "make"]
 
 TASKS: dict[str, Callable[[Scale], Task]] = {
-    "cifar10": partial(Cifar10, depth=20),
-    "cifar10-resnet56": partial(Cifar10, depth=56),
+    "cifar10": partial(Pretrained, depth=20),
+    "cifar10-resnet56": partial(Pretrained, depth=56),
+    "cifar10-densenet40": partial(Untrained, kind=DenseNet),
+    "cifar10-resnet164": partial(Untrained, kind=PreactResNet),
     "cifar100": Cifar100,
     "sst2": partial(Glue, name="sst2"),
     "mrpc": partial(Glue, name="mrpc"),

@@ -1,7 +1,8 @@
-"""CIFAR-10: ResNet-20 and ResNet-56 with their published weights.
+"""CIFAR-10: ResNet-20 and ResNet-56 with their published weights; DenseNet-40 and ResNet-164, trained first.
 
-The weights were trained on all 50,000 training images, the validation images among them: their accuracy before and
-right after surgery is flattered on the validation part, not on the test part.
+The published weights were trained on all 50,000 training images, the validation images among them: their accuracy
+before and right after surgery is flattered on the validation part, not on the test part. On a CPU the networks without
+weights are shallower.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from dataclasses import replace
 from torch import nn
 
 from etp_graph.demo.data import DataError, cifar10, data_root, load_weights
-from etp_graph.demo.models import CifarResNet
+from etp_graph.demo.models import CifarResNet, DenseNet, PreactResNet
 
 from .base import Recipe, Scale, require
 from .images import PhotoTask, Sizes
@@ -31,6 +32,10 @@ _CPU = {
         finetune_rate=0.05, batch_size=64, tune_share=0.2,
     ),
 }  # fmt: skip
+_FIRST = Recipe(  # of networks without weights, on a CPU
+    dense_steps=1_500, sparse_steps=150, finetune_steps=250, scratch_steps=1_900, dense_rate=0.1, sparse_rate=0.02,
+    finetune_rate=0.05, batch_size=64, tune_share=0.2,
+)  # fmt: skip
 _PAPER = Recipe(  # 100 epochs of each phase, as DepGraph's authors take on CIFAR
     dense_steps=0, sparse_steps=35_100, finetune_steps=35_100, scratch_steps=105_300, dense_rate=0.1,
     sparse_rate=0.01, finetune_rate=0.01, batch_size=128, tune_share=0.1, pushes=(0.2, 0.6, 2.0, 6.0, 20.0),
@@ -42,26 +47,32 @@ _SMOKE = Recipe(
 
 
 class Cifar10(PhotoTask):
-    """A CIFAR ResNet with option-A shortcuts."""
+    """A network on CIFAR-10; subclasses say which."""
 
     speed_ups = (2.5, 5.0)
-    checkpoint_note = "published weights (akamaster/pytorch_resnet_cifar10), the same for all seeds"
 
-    def __init__(self, scale: Scale, *, depth: int) -> None:
+    def __init__(self, scale: Scale, *, sizes: Sizes) -> None:
         super().__init__(scale)
-        self.depth = depth
-        self.name = "cifar10" if depth == 20 else f"cifar10-resnet{depth}"
-        self.title = f"ResNet-{depth} on CIFAR-10"
-        self.recipe = {"smoke": _SMOKE, "cpu": _CPU[depth], "paper": _PAPER}[scale]
-        weights = data_root() / "weights" / f"resnet{depth}_cifar10.safetensors"
-        require(weights.is_file(), f"{weights} is missing")
-        sizes = SIZES[scale]
-        if scale == "cpu" and depth > 20:
-            sizes = replace(sizes, val=500, test=2_000)
         try:
             self.split = cifar10(limit=sizes.train, validation=sizes.val, test_limit=sizes.test)
         except DataError as error:
             require(False, str(error))
+
+
+class Pretrained(Cifar10):
+    """A CIFAR ResNet with option-A shortcuts."""
+
+    checkpoint_note = "published weights (akamaster/pytorch_resnet_cifar10), the same for all seeds"
+
+    def __init__(self, scale: Scale, *, depth: int) -> None:
+        weights = data_root() / "weights" / f"resnet{depth}_cifar10.safetensors"
+        require(weights.is_file(), f"{weights} is missing")
+        less = {"val": 500, "test": 2_000} if scale == "cpu" and depth > 20 else {}
+        super().__init__(scale, sizes=replace(SIZES[scale], **less))
+        self.depth = depth
+        self.name = "cifar10" if depth == 20 else f"cifar10-resnet{depth}"
+        self.title = f"ResNet-{depth} on CIFAR-10"
+        self.recipe = {"smoke": _SMOKE, "cpu": _CPU[depth], "paper": _PAPER}[scale]
 
     def build(self) -> nn.Module:
         return CifarResNet(self.depth)
@@ -70,3 +81,26 @@ class Cifar10(PhotoTask):
         model = self.build()
         load_weights(model, f"resnet{self.depth}_cifar10")
         return model
+
+
+class Untrained(Cifar10):
+    """A network of Torque's tables, for which there are no published weights."""
+
+    def __init__(self, scale: Scale, *, kind: type[DenseNet] | type[PreactResNet]) -> None:
+        super().__init__(scale, sizes=SIZES[scale])
+        self.kind, (family, depths) = kind, _DEPTHS[kind]
+        self.depth = depths[scale]
+        self.name = f"cifar10-{family.lower()}{depths['paper']}"
+        self.title = f"{family}-{self.depth} on CIFAR-10"
+        first = {"dense_steps": 2, "dense_rate": 0.05}
+        paper = replace(_PAPER, dense_steps=70_200, scratch_steps=140_400)
+        self.recipe = {"smoke": replace(_SMOKE, **first), "cpu": _FIRST, "paper": paper}[scale]
+
+    def build(self) -> nn.Module:
+        return self.kind(self.depth)
+
+
+_DEPTHS: dict[type[nn.Module], tuple[str, dict[Scale, int]]] = {
+    DenseNet: ("DenseNet", {"smoke": 10, "cpu": 22, "paper": 40}),
+    PreactResNet: ("ResNet", {"smoke": 11, "cpu": 29, "paper": 164}),
+}
