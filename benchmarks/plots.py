@@ -108,10 +108,11 @@ def plot_overview(pages: Mapping[str, Sequence[Record]], folder: Path) -> str | 
     """All methods of each task at its highest speed-up, the best above; bars are standard deviations. The file's name.
 
     Filled: methods. Hollow: controls. Dotted: the checkpoint; dashed: the same after as many steps without pruning.
+    A task with a single seed is left out: nobody could see what of its order is chance.
     """
     import matplotlib as mpl
 
-    shown = [records for records in pages.values() if _pruned(records)]
+    shown = [records for records in pages.values() if _pruned(records) and _n_seeds(records) > 1]
     if not shown:
         return None
     with mpl.rc_context({**STYLE, "axes.grid.axis": "x"}):
@@ -122,6 +123,10 @@ def plot_overview(pages: Mapping[str, Sequence[Record]], folder: Path) -> str | 
             ax.set_axis_off()
         figure.savefig(folder / "overview.png", metadata={"Software": None})
     return "overview.png"
+
+
+def _n_seeds(records: Sequence[Record]) -> int:
+    return len({record["config"]["seed"] for record in records})
 
 
 def _overview(ax: Any, records: Sequence[Record]) -> None:

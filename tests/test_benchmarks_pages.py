@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from benchmark_toy import RECIPE, fields_of
 
-from benchmarks import contestants, report, reproduce, study, summary
+from benchmarks import contestants, plots, report, reproduce, study, summary
 from benchmarks.paper import TABLES
 from benchmarks.variants import ETP, STUDY
 
@@ -71,6 +71,12 @@ def test_report_writes_pages_figures_and_an_index(tmp_path: Path) -> None:
         assert f"(images/{name})" in written[there].read_text()
     assert "## Remarks\n\nIt was tried in vain.\n" in written[0].read_text()
     assert "+11.00 ± 1.41, better" in written[1].read_text()
+
+
+def test_a_task_with_a_single_seed_is_not_in_the_overview(tmp_path: Path) -> None:
+    one = [line(method, 0, 0.8) for method in ("etp", "torque")]
+    assert plots.plot_overview({"toy": one}, tmp_path) is None
+    assert plots.plot_overview({"toy": [*one, line("etp", 1, 0.7)]}, tmp_path) == "overview.png"
 
 
 @pytest.mark.parametrize("name", reproduce.TABLES)
