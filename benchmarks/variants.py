@@ -85,6 +85,7 @@ QUESTIONS = (
         title="The way to the budget",
         variants=_named(
             end_50=replace(ETP, strength=schedules.Cubic(end=0.5)),
+            end_80=replace(ETP, strength=schedules.Cubic(end=0.8)),
             end_100=replace(ETP, strength=schedules.Cubic(end=1.0)),
             at_once=replace(ETP, strength=schedules.Cubic(end=0.1)),
         ),

@@ -58,12 +58,7 @@ def allocate(model: nn.Module, plan: Plan, scores: Tensor, *, budget: Budget, ex
         BudgetError: nothing that may be removed is enough; the message says what is reachable. For a target in time
             also: example inputs are missing, or the model cannot be copied.
     """
-    plan.check(model)
-    if not plan.prunable:
-        raise PlanError(
-            f"the plan has no prunable group (all {len(plan.groups)} are locked): print(plan) says why for each."
-        )
-    values = _checked(plan, scores)
+    values = _checked(model, plan, scores)
     if budget.quantity == "latency":
         if example_inputs is None:
             raise BudgetError(f"{budget.words} is measured with real inputs: give allocate(..., example_inputs=...).")
@@ -88,10 +83,9 @@ def under_way(model: nn.Module, plan: Plan, scores: Tensor, *, budget: Budget, s
     Raises:
         PlanError, ScoreError, BudgetError: as :func:`allocate`.
     """
-    plan.check(model)
-    levels, gone, target = _way(plan, _checked(plan, scores), budget)
+    levels, gone, target = _way(plan, _checked(model, plan, scores), budget)
     dense = levels.one(np.zeros_like(gone))
-    if share < 1:
+    if share < 1 and gone.any():
         gone = _Search(levels, dense - int(share * (dense - target))).towards(gone)
     return Selection.from_flat(plan, torch.from_numpy(levels.keep(gone)))
 
@@ -99,8 +93,9 @@ def under_way(model: nn.Module, plan: Plan, scores: Tensor, *, budget: Budget, s
 def _way(plan: Plan, values: Floats, budget: Budget) -> tuple[Levels, Ints, int]:
     """The levels, how many of each column go in the end, and the target (the dense cost, if that is lower)."""
     costs = CostModel(plan)
+    target = budget.target(costs.dense)
     dense = getattr(costs.dense, budget.quantity)
-    levels, target = Levels(costs, values, budget), min(budget.target(costs.dense), dense)
+    levels, target = Levels(costs, values, budget), min(target, dense)
     if dense == target:
         return levels, np.zeros_like(levels.n_levels), target
     least = levels.one(levels.n_levels)
@@ -118,8 +113,13 @@ def _solve(levels: Levels, target: int) -> Ints:
     return _Search(levels, target).solve()
 
 
-def _checked(plan: Plan, scores: Tensor) -> Floats:
+def _checked(model: nn.Module, plan: Plan, scores: Tensor) -> Floats:
     """The scores as float64 [n_units] on the CPU."""
+    plan.check(model)
+    if not plan.prunable:
+        raise PlanError(
+            f"the plan has no prunable group (all {len(plan.groups)} are locked): print(plan) says why for each."
+        )
     if not isinstance(scores, Tensor) or scores.is_complex() or tuple(scores.shape) != (plan.n_units,):
         found = f"{scores.dtype} {list(scores.shape)}" if isinstance(scores, Tensor) else type(scores).__name__
         raise ScoreError(f"expected real scores of shape [{plan.n_units}], one for each unit of the plan, got {found}.")

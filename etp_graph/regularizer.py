@@ -48,8 +48,8 @@ class Regularizer:
         every: apply the force of this many steps at once (``prox`` and ``gradient``).
         seed: of the random order.
         schedule: s(t) with t = step/steps, see :mod:`etp_graph.schedules`; default: constant. With ``beta="auto"``
-            the share of the way to the budget; default: cubic, done after the
-            share of the phase that has to go of the cost, at most 80 %.
+            the share of the way to the budget; default: cubic; it ends after as large a share of the phase
+            as has to go of the cost, but within 20 and 80 %.
         steps: number of optimizer steps of the phase; needed by a schedule and by ``beta="auto"``.
         budget: what ``beta="auto"`` steers to, see :mod:`etp_graph.steering`; in MACs or parameters.
         acts_on: ``"units"``, or, with ``beta="auto"``, ``"losers"``: only those that have to be at zero soon.

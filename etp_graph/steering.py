@@ -14,6 +14,7 @@ from .schedules import Cubic
 from .settings import RegularizerSettings
 
 _SOONEST, _LATEST = 0.2, 0.8
+"""Units need some steps on their way, and those that stay need some after it."""
 _LOOKS, _RAMP = 50, 5
 _MEMORY, _FLOOR, _NEVER = 0.9, 1e-4, 1e30
 _WEIGHT = {"need": 0.0, "need-taylor": 0.75, "taylor": 1.0}
@@ -23,8 +24,8 @@ _WEIGHT = {"need": 0.0, "need-taylor": 0.75, "taylor": 1.0}
 def usual_path(share: float) -> Cubic:
     """Zhu & Gupta 2017, eq. 1, where ``share`` of the cost has to go.
 
-    It ends when this share of the phase is over, at 80 % at the latest: the less has to go, the longer the network that
-    is left may train.
+    It ends when this share of the phase is over, but within 20 and 80 %: the less has to go, the longer the network
+    that is left may train.
     """
     return Cubic(end=min(_LATEST, max(_SOONEST, share)))
 
@@ -33,9 +34,9 @@ class Steering:
     """Takes units to zero along a schedule, so that removing those at zero meets the budget when it ends.
 
     The push η·β that takes a unit to zero is its *need*, ‖w_u‖/(κ F(d_u)): under a force on all, the units of least
-    need are the first at zero. Every few steps :func:`etp_graph.allocate.under_way` is asked, with the needs as
-    scores, which units have to be at zero a few steps later, and each step pushes as hard as the farthest of them
-    needs::
+    need are the first at zero. Every few steps it is chosen anew, with the needs as scores, which units have to be at
+    zero a few steps later (``under_way`` in ``etp_graph/allocate.py``), and each step pushes as hard as the farthest of
+    them needs::
 
         η β = max over those units of ‖w_u‖ / (κ F(d_u)) / steps that are left
 
@@ -47,7 +48,7 @@ class Steering:
     al. 2019, eq. 8), over the square root of its mean in the group. With ``kappa="mean"`` needs are relative to their
     group, and changes are by half, between what matters in its layer and what matters in the network. With ``"taylor"``
     the changes alone count. What is remembered is the slope of the loss along each unit. It stays when the unit
-    shrinks, so that one on its way to zero scores less and less, and does not come back for the noise of a few
+    shrinks, so that one on its way to zero scores less and less, and hardly ever comes back for the noise of a few
     batches. Looking at gradients a few times between two choices is enough.
 
     Args:
@@ -59,7 +60,8 @@ class Steering:
     Attributes:
         losers: units that are to be at zero at the end of this interval, bool [n_units].
         push: η·β of the last step, a scalar.
-        sensitivity: running mean of (⟨∇_u L, w_u⟩ / ‖w_u‖)², up to a factor that all units share, [n_units].
+        sensitivity: running mean of (⟨∇_u L, w_u⟩ / ‖w_u‖)², the norm being that after the optimizer's step, up to a
+            factor that all units share, [n_units].
 
     Raises:
         BudgetError: the budget is out of reach.
@@ -130,7 +132,7 @@ class Steering:
         needs = (norms / torch.where(acts, pull, 1.0)).double()
         if self._weight:
             effects = self._pull.half_relative(norms * self.sensitivity.sqrt(), floor=_FLOOR).double()
-            needs = torch.where(norms > 0, needs ** (1 - self._weight) * effects**self._weight, 0.0)
+            needs = torch.where(norms == 0, 0.0, needs ** (1 - self._weight) * effects**self._weight)
         # Where no force acts, units can be removed, but not be taken to zero: more than any cost can outweigh.
         scores = torch.where(acts, needs, (needs.amax() + 1) * _NEVER)
         selection = under_way(self.model, self.plan, scores, budget=self._budget, share=self.path(progress))

@@ -85,9 +85,12 @@ def test_no_step_goes_further_than_a_level_beyond_what_was_asked() -> None:
         assert not (~keep & end).any()
 
 
-def test_a_model_that_fits_keeps_everything() -> None:
+@pytest.mark.parametrize(
+    "budget",
+    [Budget(macs=10**9), Budget(params=10**9, min_units=1_000), Budget(speed_up=1.0, max_ratio=0.0)],
+)
+def test_a_model_that_fits_keeps_everything(budget: Budget) -> None:
     model, plan = Toy(), toy_plan()
-    budget = Budget(macs=10**9)
     for share in (0.0, 0.5, 1.0):
         kept = under_way(model, plan, draw_scores(plan, 0), budget=budget, share=share).flat(plan)
         assert bool(kept.all())
@@ -97,5 +100,10 @@ def test_bad_input_is_refused() -> None:
     model, plan = Toy(), toy_plan()
     with pytest.raises(ScoreError, match="finite"):
         under_way(model, plan, torch.full((plan.n_units,), float("nan")), budget=Budget(speed_up=2.0), share=0.5)
+    with pytest.raises(BudgetError, match="measured"):
+        under_way(model, plan, draw_scores(plan, 0), budget=Budget(latency_ms=1.0), share=0.5)
+    locked = plan.lock({group.name: "a test" for group in plan.groups})
+    with pytest.raises(PlanError, match="no prunable group"):
+        under_way(model, locked, draw_scores(plan, 0), budget=Budget(speed_up=2.0), share=0.5)
     with pytest.raises(PlanError):
         under_way(torch.nn.Linear(2, 2), plan, draw_scores(plan, 0), budget=Budget(speed_up=2.0), share=0.5)

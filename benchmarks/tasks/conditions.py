@@ -20,12 +20,13 @@ def from_scratch(task: Task) -> Task:
     )
     task.start = task.build  # type: ignore[method-assign]
     task.title = f"{task.title}, from random weights"
-    task.checkpoint_note = "fresh weights, drawn with the seed 0"
+    task.checkpoint_note = f"fresh weights, drawn with {'the seed of the run' if task.own_checkpoints else 'seed 0'}"
     return task
 
 
 def trained_by(task: Task, optimizer: str, **rates: Any) -> Task:
-    """The task with another optimizer."""
+    """The task with another optimizer, where the checkpoint is given: one trained so would be another."""
+    assert not task.recipe.dense_steps
     task.recipe = replace(task.recipe, optimizer=optimizer, **rates)
     task.title = f"{task.title}, with {optimizer.upper().replace('ADAMW', 'AdamW')}"
     return task
@@ -35,6 +36,5 @@ CONDITIONS: dict[str, tuple[str, Callable[[Task], Task]]] = {
     "ptb-scratch": ("ptb", from_scratch),
     "cora-scratch": ("cora", from_scratch),
     "cifar10-adamw": ("cifar10", lambda task: trained_by(task, "adamw", sparse_rate=1e-3, finetune_rate=1e-3)),
-    "cora-sgd": ("cora", lambda task: trained_by(task, "sgd", sparse_rate=0.05, finetune_rate=0.05, weight_decay=5e-3)),
 }
 """Name -> the task, and what is done to it."""
