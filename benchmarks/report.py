@@ -132,9 +132,11 @@ def _against(own: Cell, found: Sequence[Cell], name: str, metric: Mapping[str, A
     if other is None:
         return "not possible" if impossible(found, name, own.speed_up) else "no such run yet"
     apart = difference(own, other, higher=metric["higher"])
-    if apart is None:
-        return "fewer than two common seeds"
     by, digits = (100.0, 2) if metric["percent"] else (1.0, 3)
+    if apart is None:
+        left, right = own.by_seed(), other.by_seed()
+        both = left.keys() & right.keys()
+        return "; ".join(f"{by * (left[k] - right[k]):+.{digits}f}, a single seed" for k in both) or "no common seed"
     return f"{by * apart.mean:+.{digits}f} ± {by * apart.deviation:.{digits}f}, {apart.mark} ({apart.n} seeds)"
 
 

@@ -57,6 +57,9 @@ def test_differences_point_to_the_better_side() -> None:
     assert summary.difference(own, other, higher=False).mark == "worse"  # type: ignore[union-attr]
     alone = summary.cells([line("etp", 0, 0.8), line("torque", 0, 0.1)])
     assert summary.difference(*alone, higher=True) is None
+    page = report.page([line("etp", 0, 0.8), line("torque", 0, 0.1), line("depgraph", 1, 0.1)])
+    assert "etp against Torque (torque): +70.00, a single seed" in page
+    assert "etp against DepGraph (depgraph): no common seed" in page
 
 
 def test_report_writes_pages_figures_and_an_index(tmp_path: Path) -> None:
