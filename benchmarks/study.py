@@ -52,7 +52,7 @@ def page(found: Mapping[str, Sequence[dict[str, Any]]], remarks: str = "") -> st
     for question in QUESTIONS:
         shown = [name for name in ("etp", *question.variants, *CONTROLS) if name in names]
         rows = [row for name in shown if (row := _row(name, by_task, found))]
-        if len(rows) > 1:
+        if any(_row(name, by_task, found) for name in question.variants):
             head = [as_row(("variant", *titles, "worse by")), "| --- |" + " ---: |" * (len(titles) + 1)]
             lines += [f"## {question.title}", "", *head, *rows, ""]
     return "\n".join(lines)
