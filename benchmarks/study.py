@@ -51,10 +51,10 @@ def page(found: Mapping[str, Sequence[dict[str, Any]]], remarks: str = "") -> st
     titles = [_title(records) for records in found.values()]
     for question in QUESTIONS:
         shown = [name for name in ("etp", *question.variants, *CONTROLS) if name in names]
-        rows = [row for name in shown if (row := _row(name, by_task, found))]
-        if any(_row(name, by_task, found) for name in question.variants):
+        rows = {name: row for name in shown if (row := _row(name, by_task, found))}
+        if rows.keys() & question.variants.keys():
             head = [as_row(("variant", *titles, "worse by")), "| --- |" + " ---: |" * (len(titles) + 1)]
-            lines += [f"## {question.title}", "", *head, *rows, ""]
+            lines += [f"## {question.title}", "", *head, *rows.values(), ""]
     return "\n".join(lines)
 
 
