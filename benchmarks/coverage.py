@@ -1,7 +1,7 @@
 """Which models can be pruned, proven for each, beside plain Torch-Pruning on the same models in the same run.
 
 ``python -m benchmarks.coverage`` goes through the registry of :mod:`benchmarks.models`; every measurement runs in a
-process of its own under a time limit. Results go to a JSON file after each model, the page is written at the end.
+process of its own under a time limit. Results go to a JSON file after each model, the pages are written at the end.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.coverage", description=__doc__.splitlines()[0])
     add_models(parser)
     parser.add_argument("--our-limit-seconds", type=float, default=600.0, help="for each of our measurements")
-    add_arguments(parser, results=RESULTS, out=Path("docs/coverage.md"), limit=60.0)
+    add_arguments(parser, results=RESULTS, out=Path("docs/results/coverage.md"), limit=60.0)
     options = parser.parse_args()
     if options.one:
         sys.stdout.write(json.dumps(measure(Setting(**json.loads(options.one)))) + "\n")

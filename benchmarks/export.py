@@ -126,7 +126,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.export", description=__doc__.splitlines()[0])
     add_models(parser)
     parser.add_argument("--ways", nargs="*", default=list(USUAL), choices=list(WAYS), help="where the models go")
-    add_arguments(parser, results=RESULTS, out=Path("docs/export.md"), limit=600.0)
+    add_arguments(parser, results=RESULTS, out=Path("docs/results/export.md"), limit=600.0)
     options = parser.parse_args()
     if options.one:
         sys.excepthook = _briefly

@@ -1,4 +1,4 @@
-"""The page of :mod:`benchmarks.gradual`, from its lines and from nothing else."""
+"""Write the page of :mod:`benchmarks.gradual` from its lines alone."""
 
 from __future__ import annotations
 
@@ -17,18 +17,42 @@ COLUMNS = ("zeros", "contestant", "test", "validation", "nonzero parameters", "o
 
 _HEAD = """# Single weights or whole units
 
-Made by `python -m benchmarks.gradual` from the lines in `benchmarks/results/runs/gradual.jsonl`.
+This record compares three ways to a network with few nonzero parameters: masks on single weights, removal of whole
+units, and a narrow network from the beginning. It repeats the comparison of Zhu & Gupta 2017 (*To prune, or not to
+prune*) and adds the units. The network: {title}.
 
-Zhu & Gupta 2017 (*To prune, or not to prune*) raise masks on single weights along a cubic schedule during training, and
-compare the sparse network with a narrow dense one that has as many nonzero parameters. Here is their comparison with a
-third contestant: whole units, removed along the same schedule. The network: {title}.
+- Measure: `{command}`.
+- Results: `benchmarks/results/runs/gradual.jsonl`.
+- Write the page again without measuring: the same command. It repeats no run that has a line.
 
-- *{SPARSE}*: `torch.nn.utils.prune` masks the smallest weights of every matrix, the embedding and the decoder
-  included; biases stay. The zeros are written into the weights in the end.
+## Findings
+
+{seen}
+
+## Limits
+
+{limits}
+
+## Figures
+
+Test and validation: {metric} ({better}), mean ± standard deviation over the seeds. *Of dense*: share of the dense
+network's parameters. *P50 latency*: time of the dense network divided by that of this one, median over the seeds and
+range.
+
+{table}
+
+## Contestants
+
+- *{SPARSE}*: `torch.nn.utils.prune` masks the smallest weights of every matrix, including the embedding and the
+  decoder, along a cubic schedule. Biases stay. The zeros are written into the weights in the end.
 - *{UNITS}*: `etp.prune_` removes the units with the smallest weights, the same share of every group, at the
   same steps, down to the same number of parameters (`Budget(params=...)`).
 - *{SMALL}*: narrow from the beginning, with fresh weights.
 - *{CONTROL}*: the checkpoint with the same extra training, unpruned.
+
+## How it was run
+
+{conditions}
 """
 
 
@@ -84,17 +108,12 @@ def page(records: Sequence[Record]) -> str:
     """The page, a pure function of the records (of one scale)."""
     found, first = entries(records), records[0]
     metric = first["metric"]
-    better = "more is better" if metric["higher"] else "less is better"
-    lines = [
-        _HEAD.format(title=first["title"], SPARSE=SPARSE, UNITS=UNITS, SMALL=SMALL, CONTROL=CONTROL),
-        f"Test and validation: {metric['name']} ({better}), mean ± standard deviation over the seeds. *Of dense*: "
-        "share of the dense network's parameters. *P50 latency*: that of the dense network over that of this one, "
-        f"median over the seeds and range. *{CONTROL}* is as large as the checkpoint: how far its range is from 1 is "
-        "how far other work on the machine moved these figures.", "",
-        *_table(found), "", "## What is seen", "", *_seen(found, metric), "",
-        "## How it was run", "", *_conditions(records), "",
-    ]  # fmt: skip
-    return "\n".join(lines)
+    return _HEAD.format(
+        title=first["title"], SPARSE=SPARSE, UNITS=UNITS, SMALL=SMALL, CONTROL=CONTROL, command=_command(records),
+        metric=metric["name"], better="more is better" if metric["higher"] else "less is better",
+        seen="\n".join(_seen(found, metric)), limits="\n".join(_limits(found)), table="\n".join(_table(found)),
+        conditions="\n".join(_conditions(records)),
+    )  # fmt: skip
 
 
 def _table(found: Sequence[Entry]) -> list[str]:
@@ -127,13 +146,21 @@ def _seen(found: Sequence[Entry], metric: Mapping[str, Any]) -> list[str]:
             f"- At {100 * sparsity:g} % zeros **{best.method}** has the best mean"
             + (f". Against it: {against}." if rest else ", alone.")
         )
-    return [*lines, *_pair(found, metric), *_latency(found), _FILES]
+    return [*lines, *_pair(found, metric), *_latency(found)]
 
 
-_FILES = (
-    "- Only numbers are counted, not where they stand. A file of a sparse network has to say that, too; those with "
-    "fewer units are dense, and smaller by what the table says."
-)
+def _limits(found: Sequence[Entry]) -> list[str]:
+    lines = [
+        "- Only nonzero numbers are counted. A file of a sparse network also has to store their positions.",
+        f"- The zeros of {SPARSE} are ordinary numbers in a forward, so they save no time.",
+    ]
+    ratios = [ratio for entry in found if entry.method == CONTROL for ratio in entry.ratios]
+    if ratios:
+        lines.append(
+            f"- Other work on the machine disturbed the times. {CONTROL} is as large as the checkpoint and should have "
+            f"1.00x; single runs have {min(ratios):.2f}x to {max(ratios):.2f}x."
+        )
+    return lines
 
 
 def _pair(found: Sequence[Entry], metric: Mapping[str, Any]) -> list[str]:
@@ -184,8 +211,7 @@ def _conditions(records: Sequence[Record]) -> list[str]:
         "- Nothing else was chosen: the last step counts, and the test part is read once for each finished network. "
         "Seeds vary the order of the data, dropout and fresh weights, not the checkpoint.",
         "- Better and worse mean by more than one standard deviation of the difference over the common seeds.",
-        "- Latency is the median over forwards of the dense network and the other one in turns; the zeros of "
-        f"{SPARSE} are ordinary numbers there.",
+        "- Latency is the median over forwards of the dense network and the other one in turns.",
     ]  # fmt: skip
     lines += sorted({
         f"- {record['config']['method']} at {record['config']['sparsity']:g}: {record['status']}. {record['reason']}"

@@ -1,7 +1,7 @@
 """Speed-up in MACs against speed-up on the clock, and budgets in time: asked, predicted and measured.
 
 ``python -m benchmarks.latency`` measures every model in a process of its own and writes
-``benchmarks/results/latency-cpu.json`` and ``docs/latency.md``.
+``benchmarks/results/latency-cpu.json`` and ``docs/results/latency.md``.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=30)
     parser.add_argument("--models", nargs="*", default=list(MODELS), choices=MODELS, help="default: all")
     parser.add_argument("--small", action="store_true", help="small inputs, to try the command")
-    add_arguments(parser, results=RESULTS, out=Path("docs/latency.md"), limit=1200.0)
+    add_arguments(parser, results=RESULTS, out=Path("docs/results/latency.md"), limit=1200.0)
     options = parser.parse_args()
     if options.one:
         sys.stdout.write(json.dumps(measure(Setting(**json.loads(options.one)))) + "\n")

@@ -1,12 +1,15 @@
-"""Pages from the records of the runs, and from nothing else: ``python -m benchmarks.report``.
+"""Write the records of measurements from committed results, without measuring: ``python -m benchmarks.report``.
 
-``docs/results/TASK.md`` for every file of runs, with figures, and ``docs/results/index.md``. What figures cannot say,
-a file of Markdown beside the runs does (``TASK.md``): it goes onto the page as it is.
+It writes ``docs/results/TASK.md`` with figures for every file of runs, the records on coverage, speed, latency, scale
+and export from their JSON files, and ``docs/results/index.md``. Remarks that do not follow from figures are in a
+Markdown file beside the runs (``TASK.md``) and are copied onto the page.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,20 +29,36 @@ def page(records: Sequence[Record], *, figures: Sequence[str] = (), remarks: str
     first = records[0]
     metric, config = first["metric"], first["config"]
     found = cells(records)
-    lines = [f"# {first['title']}", "", *_introduction(records), ""]
-    for speed_up in sorted({cell.speed_up for cell in found if cell.method != "dense"}):
+    speed_ups = _speed_ups(found)
+    lines = [f"# {first['title']}", "", *_introduction(records, found), ""]
+    lines += ["## Findings", "", *_findings(records, found), "", "## Limits", "", *_limits(records, found), ""]
+    if remarks:
+        lines += ["## Remarks", "", remarks.strip(), ""]
+    lines += ["## Terms", "", *_terms(metric), ""]
+    for speed_up in speed_ups:
         lines += [f"## {speed_up:g}x fewer multiply-adds", "", *_table(found, speed_up, metric), ""]
         lines += [*_impossible(found, speed_up), *_marks(found, speed_up, metric), ""]
     for name in figures:
         lines += [f"![{Path(name).stem.replace('-', ' ')}]({name})", ""]
-    if remarks:
-        lines += ["## Remarks", "", remarks.strip(), ""]
     lines += ["## How it was run", "", *_conditions(records, config), ""]
     return "\n".join(lines)
 
 
-MORE = {"papers": "Beside the papers' tables", "study": "The study behind `etp`", "gradual": "Single weights or units"}
-"""Pages that other commands make, by name."""
+def _speed_ups(found: Sequence[Cell]) -> list[float]:
+    return sorted({cell.speed_up for cell in found if cell.method != "dense"})
+
+
+MORE = {
+    "coverage": ("Coverage", "checks the plan of each model of the registry, beside plain Torch-Pruning"),
+    "speed": ("Speed", "measures the cost of the force, of plans, of budgets and of surgery"),
+    "latency": ("Latency", "compares the speed-up in multiply-adds with that in time, and checks budgets in time"),
+    "scale": ("Scale", "measures what the force sends and costs on several ranks, and models it for up to 1,024 GPUs"),
+    "export": ("Export", "exports pruned models with `torch.export`, `torch.compile` and ONNX"),
+    "study": ("The study behind `etp`", "compares `etp` with variants of it that differ in one thing each"),
+    "gradual": ("Single weights or whole units", "compares masks on weights, removed units and a narrow network"),
+    "papers": ("Beside the papers", "compares the runs with the figures of the papers, row by row"),
+}
+"""Title and contents of the records that are not of one task."""
 
 
 _OVERVIEW = (
@@ -49,7 +68,7 @@ _OVERVIEW = (
 
 
 def index(pages: Mapping[str, Sequence[Record]], more: Iterable[str] = (), figure: str | None = None) -> str:
-    """The list of all pages: what was measured, and how etp compares.
+    """The list of all records with one sentence each, and the comparison of etp with others on all tasks.
 
     Args:
         pages: records by the name of their page.
@@ -58,9 +77,19 @@ def index(pages: Mapping[str, Sequence[Record]], more: Iterable[str] = (), figur
     """
     lines = [
         "# Results", "",
-        "Made by `python -m benchmarks.report` from the lines in `benchmarks/results/runs`; every page names its "
-        "commands. *etp against ...* is the mean difference on the test part over the common seeds, in the units of "
-        "the metric; better or worse means by more than one standard deviation of the difference.", "",
+        "This page lists the records of measurements. Each begins with its command, its findings and its limits; "
+        "tables follow. [The protocol](../benchmarks.md) has the rules of the comparison.", "",
+        "## Findings", "", *_verdicts(pages), "",
+        "Better and worse mean by more than one standard deviation of the difference over the common seeds.", "",
+        "## Limits", "", *_behind(pages),
+        "- Tasks of the scale `cpu` have parts of the data, narrower networks and short schedules.",
+        "- A task with a single seed gives no verdict.", "",
+        "## Records", "",
+        *(f"- [{MORE[name][0]}]({name}.md) {MORE[name][1]}." for name in more),
+        *(f"- [{records[0]['title']}]({name}.md) {_contents(records)}." for name, records in pages.items()), "",
+        "## Comparison on all tasks", "",
+        "The table has the metric of `etp` on the test part and the mean difference to others over the common seeds, "
+        "in the units of the metric. Write it again: `python -m benchmarks.report`.", "",
         *([f"![All methods on every task]({figure})", "", _OVERVIEW, ""] if figure else []),
         as_row(("task", "metric", "speed-up", "etp", *(f"etp against {name}" for name in RIVALS), "seeds")),
         as_row(["---"] * (5 + len(RIVALS))),
@@ -74,20 +103,147 @@ def index(pages: Mapping[str, Sequence[Record]], more: Iterable[str] = (), figur
                 f"[{records[0]['title']}]({name}.md)", metric["name"], f"{cell.speed_up:g}x",
                 with_spread(spread, metric), *against, str(spread.n if spread else 0),
             )))  # fmt: skip
-    return "\n".join([*lines, "", *(f"- [{MORE[name]}]({name}.md)" for name in more), ""])
+    return "\n".join([*lines, ""])
 
 
-def _introduction(records: Sequence[Record]) -> list[str]:
-    metric = records[0]["metric"]
-    better = "more is better" if metric["higher"] else "less is better"
-    unit = ", in percent" if metric["percent"] else ""
-    dense = Spread.of(list(dict.fromkeys(record["test"]["dense"] for record in records if record["status"] == "ok")))
-    start = f" The checkpoint has {with_spread(dense, metric)}." if dense else ""
+def _verdicts(pages: Mapping[str, Sequence[Record]]) -> list[str]:
+    """How often etp is better or worse than each rival, over tasks and speed-ups."""
+    lines, own = [], _all_of_etp(pages)
+    for name in RIVALS:
+        said: Counter[str] = Counter()
+        for cell, found, metric in own:
+            said[_verdict(cell, found, name, higher=metric["higher"])] += 1
+        counts = ", ".join(f"{sort} in {said[sort]}" for sort in ("better", "within one deviation", "worse"))
+        rest = "".join(f"; {sort} in {n}" for sort, n in said.items() if sort not in _SAID)
+        if own:
+            lines.append(f"- Against {name}, of {len(own)} tasks and speed-ups: `etp` is {counts}{rest}.")
+    return lines or ["- There are no runs yet."]
+
+
+def _all_of_etp(pages: Mapping[str, Sequence[Record]]) -> list[tuple[Cell, list[Cell], Mapping[str, Any]]]:
+    """The cells of etp, each with all cells of its task and the metric."""
+    grouped = [(cells(records), records[0]["metric"]) for records in pages.values()]
+    return [(cell, found, metric) for found, metric in grouped for cell in found if cell.method == "etp" and cell.ok]
+
+
+def _behind(pages: Mapping[str, Sequence[Record]]) -> list[str]:
+    """In how many tasks and speed-ups another method has a better mean than etp."""
+    own = _all_of_etp(pages)
+    n = sum(bool(_ahead(cell, found, higher=metric["higher"])) for cell, found, metric in own)
     return [
-        f"{metric['name']}{unit} on the test part ({better}): before surgery (after sparse training), right after "
-        f"surgery, and after fine-tuning; mean ± standard deviation over the seeds.{start} Params, MACs and p50 "
-        "latency are dense over pruned. A dash: the method has no such stage. A starred push is the first or last of "
-        "those tried.",
+        f"- In {n} of {len(own)} tasks and speed-ups another method has a better mean than `etp`. "
+        "The page of the task names it."
+    ]
+
+
+def _verdict(own: Cell, found: Sequence[Cell], name: str, *, higher: bool) -> str:
+    other = rival(found, name, own.speed_up)
+    if other is None:
+        return "not possible" if impossible(found, name, own.speed_up) else "no such run yet"
+    apart = difference(own, other, higher=higher)
+    return "without verdict (one common seed or none)" if apart is None else apart.mark
+
+
+def _contents(records: Sequence[Record]) -> str:
+    """The sentence of a task in the list of records."""
+    found = cells(records)
+    methods = len({cell.method for cell in found})
+    return f"compares {methods} methods by {records[0]['metric']['name']} at {_times(_speed_ups(found))}"
+
+
+def _times(speed_ups: Sequence[float]) -> str:
+    return " and ".join(f"{speed_up:g}x" for speed_up in speed_ups)
+
+
+def _introduction(records: Sequence[Record], found: Sequence[Cell]) -> list[str]:
+    methods, config = len({cell.method for cell in found}), records[0]["config"]
+    return [
+        f"This record compares {methods} methods at {_times(_speed_ups(found))} fewer multiply-adds. All see the same "
+        "batches in the same order, so that they can be compared.", "",
+        f"- Measure: `{_command(records, config)}`.",
+        f"- Results: `benchmarks/results/runs/{config['task']}.jsonl`.",
+        "- Write the page again without measuring: `python -m benchmarks.report`.",
+    ]  # fmt: skip
+
+
+def _findings(records: Sequence[Record], found: Sequence[Cell]) -> list[str]:
+    """Sentences that follow from the figures alone."""
+    metric = records[0]["metric"]
+    start = Spread.of(list(dict.fromkeys(record["test"]["dense"] for record in records if record["status"] == "ok")))
+    unit = " in percent" if metric["percent"] else ""
+    better = "more is better" if metric["higher"] else "less is better"
+    lines = [f"- The metric is {metric['name']}{unit} on the test part; {better}."]
+    dense = next((cell for cell in found if cell.method == "dense" and cell.ok), None)
+    if start is not None:
+        same = "" if dense is None else (
+            f" The unpruned network with the same further training (`dense`) has "
+            f"{with_spread(dense.stage('finetuned'), metric)}."
+        )  # fmt: skip
+        lines.append(f"- The checkpoint has {with_spread(start, metric)}.{same}")
+    for speed_up in _speed_ups(found):
+        own = _own(found, speed_up)
+        if own is None:
+            continue
+        sorts: dict[str, list[str]] = {}
+        for name, method in RIVALS.items():
+            verdict = _verdict(own, found, name, higher=metric["higher"])
+            if verdict in _SAID:
+                sorts.setdefault(verdict, []).append(f"`{method}`")
+        said = "; ".join(f"{_SAID[sort]} {', '.join(names)}" for sort in _SAID if (names := sorts.get(sort)))
+        against = f" It is {said}." if said else ""
+        lines.append(f"- At {speed_up:g}x `etp` has {with_spread(own.stage('finetuned'), metric)}.{against}")
+        if not _ahead(own, found, higher=metric["higher"]):
+            lines.append(f"- At {speed_up:g}x no other pruned or narrow network has a better mean than `etp`.")
+    return lines
+
+
+_SAID = {"better": "better than", "within one deviation": "within one deviation of", "worse": "worse than"}
+
+
+def _own(found: Sequence[Cell], speed_up: float) -> Cell | None:
+    return next((cell for cell in found if cell.method == "etp" and cell.speed_up == speed_up and cell.ok), None)
+
+
+def _ahead(own: Cell, found: Sequence[Cell], *, higher: bool) -> list[Cell]:
+    """The methods with a better mean at the same speed-up, the best first."""
+
+    def mean(cell: Cell) -> float:
+        spread = cell.stage("finetuned")
+        return float("-inf") if spread is None else spread.mean * (1 if higher else -1)
+
+    others = [cell for cell in found if cell.ok and cell.speed_up == own.speed_up and cell.method != "dense"]
+    return sorted((cell for cell in others if mean(cell) > mean(own)), key=mean, reverse=True)
+
+
+def _limits(records: Sequence[Record], found: Sequence[Cell]) -> list[str]:
+    """What does not hold: who is ahead of etp, which methods gave nothing, and how much the figures say."""
+    metric, lines = records[0]["metric"], []
+    for speed_up in _speed_ups(found):
+        own = _own(found, speed_up)
+        ahead = [] if own is None else _ahead(own, found, higher=metric["higher"])
+        if ahead:
+            said = ", ".join(f"`{cell.method}` ({with_spread(cell.stage('finetuned'), metric)})" for cell in ahead)
+            lines.append(f"- At {speed_up:g}x these have a better mean than `etp`: {said}.")
+    failed = dict.fromkeys(f"`{cell.method}` at {cell.speed_up:g}x" for cell in found if not cell.ok)
+    if failed:
+        lines.append(f"- Without a result: {', '.join(failed)}. The reason is below the table.")
+    seeds = [len(cell.ok) for cell in found if cell.method == "etp" and cell.ok]
+    if seeds:
+        few = "1 seed, which says nothing about chance" if max(seeds) == 1 else f"{min(seeds)} seeds"
+        several = f"{min(seeds)} to {max(seeds)} seeds" if min(seeds) != max(seeds) else few
+        lines.append(f"- The figures of `etp` come from {several}.")
+    if records[0]["config"]["scale"] == "cpu":
+        lines.append("- The scale is `cpu`: parts of the data, narrower networks and short schedules.")
+    return lines
+
+
+def _terms(metric: Mapping[str, Any]) -> list[str]:
+    return [
+        f"- *Before surgery* (after sparse training), *right after* surgery and *fine-tuned*: {metric['name']} on the "
+        "test part, mean ± standard deviation over the seeds. A dash: the method has no such stage.",
+        "- *Params*, *MACs* and *p50 latency*: of the dense network, divided by those of the pruned one.",
+        "- *Better* and *worse*: by more than one standard deviation of the difference over the common seeds.",
+        "- *Push*: the chosen strength. A star: it is the first or last of those tried.",
     ]
 
 
@@ -121,7 +277,7 @@ def _impossible(found: Sequence[Cell], speed_up: float) -> list[str]:
 
 
 def _marks(found: Sequence[Cell], speed_up: float, metric: Mapping[str, Any]) -> list[str]:
-    own = next((cell for cell in found if cell.method == "etp" and cell.speed_up == speed_up and cell.ok), None)
+    own = _own(found, speed_up)
     if own is None:
         return []
     return [f"- etp against {name}: {_against(own, found, name, metric)}" for name in RIVALS]
@@ -142,17 +298,9 @@ def _against(own: Cell, found: Sequence[Cell], name: str, metric: Mapping[str, A
 
 def _conditions(records: Sequence[Record], config: Mapping[str, Any]) -> list[str]:
     recipe = next((r for r in records if r["config"]["method"] == SMALL), records[0])["recipe"]
-    methods = " ".join(dict.fromkeys(record["config"]["method"] for record in records))
-    speeds = sorted({record["config"]["speed_up"] for record in records if record["config"]["method"] != "dense"})
-    seeds = sorted({record["config"]["seed"] for record in records})
-    command = (
-        f"python -m benchmarks.run {config['task']} --methods {methods} "
-        f"--speed-ups {' '.join(f'{s:g}' for s in speeds)} "
-        f"--seeds {' '.join(map(str, seeds))} --scale {config['scale']}"
-    )
     counted = sorted({record["counted_by"] for record in records if record["status"] == "ok"})
     lines = [
-        f"- `{command}`, {sum(record['seconds'] for record in records) / 60:.0f} minutes in all.",
+        f"- {sum(record['seconds'] for record in records) / 60:.0f} minutes in all.",
         f"- Checkpoint: {records[0]['checkpoint']}. Seeds vary the order of the data and all that is random in a "
         f"method{'' if 'seed of the run' in records[0]['checkpoint'] else ', not the checkpoint'}.",
         f"- Every method: {recipe['sparse_steps']} + {recipe['finetune_steps']} steps of {recipe['batch_size']} "
@@ -170,6 +318,17 @@ def _conditions(records: Sequence[Record], config: Mapping[str, Any]) -> list[st
         values = dict.fromkeys(record["conditions"].get(name, "-") for record in records)
         lines.append(f"- {name}: {', '.join(values)}")
     return [*lines, f"- commit: {', '.join(dict.fromkeys(record['commit'] for record in records))}"]
+
+
+def _command(records: Sequence[Record], config: Mapping[str, Any]) -> str:
+    methods = " ".join(dict.fromkeys(record["config"]["method"] for record in records))
+    speeds = sorted({record["config"]["speed_up"] for record in records if record["config"]["method"] != "dense"})
+    seeds = sorted({record["config"]["seed"] for record in records})
+    return (
+        f"python -m benchmarks.run {config['task']} --methods {methods} "
+        f"--speed-ups {' '.join(f'{s:g}' for s in speeds)} "
+        f"--seeds {' '.join(map(str, seeds))} --scale {config['scale']}"
+    )
 
 
 def _named(method: str) -> str:
@@ -213,11 +372,39 @@ def write(runs: Path, out: Path) -> list[Path]:
         shown = [f"images/{figure}" for figure in figures if figure]
         path.write_text(page(records, figures=shown, remarks=remarks.get(name, "")), encoding="utf8")
         written.append(path)
+    written += measured(runs.parent, out)
     more = [name for name in MORE if (out / f"{name}.md").exists()]
     overview = plot_overview({n: r for n, r in pages.items() if r[0]["config"]["scale"] == "cpu"}, out / "images")
     figure = f"images/{overview}" if overview else None
     (out / "index.md").write_text(index(pages, more, figure), encoding="utf8")
     return [*written, out / "index.md"]
+
+
+def measured(results: Path, out: Path) -> list[Path]:
+    """Write the records on coverage, speed, latency, scale and export whose results are there."""
+    from . import coverage_page, export_page, latency_page, scale, speed_page
+    from .models import registry
+
+    pages = {
+        "coverage": ("coverage", coverage_page.write_page), "speed": ("speed-cpu", speed_page.write_page),
+        "latency": ("latency-cpu", latency_page.write_page), "export": ("export", export_page.write_page),
+        "scale": ("scale", lambda body, path: path.write_text(scale.page(body), encoding="utf8")),
+    }  # fmt: skip
+    written = []
+    for name, (file, write_page) in pages.items():
+        path = results / f"{file}.json"
+        if not path.is_file():
+            continue
+        body = json.loads(path.read_text(encoding="utf8"))
+        if name in ("coverage", "export"):
+            missing = {key.partition("/")[0] for key in body["measurements"]} - registry().keys()
+            if missing:  # a page without them would look complete
+                lost = ", ".join(sorted(missing))
+                Console(stderr=True).print(f"{name}.md is left as it is: no library for {lost}", highlight=False)
+                continue
+        write_page(body, out / f"{name}.md")
+        written.append(out / f"{name}.md")
+    return written
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import copy
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from math import log
@@ -50,12 +51,24 @@ def table(name: str, records: Sequence[Record]) -> str:
 
 def write_page(records: Sequence[Record], path: Path) -> None:
     """All tables on one page."""
+    status = Counter(_cells(row, records)[-1].partition(",")[0] for _, rows in TABLES.values() for row in rows)
+    known = sum(row.published is not None for _, rows in TABLES.values() for row in rows)
     lines = [
         "# Beside the papers", "",
-        "Made by `python -m benchmarks.reproduce all` from the lines in `benchmarks/results/runs`. *Reproduced small*: "
-        "the same task, narrower, with less data and a shorter schedule, at the nearest speed-up that was run; "
-        "only the change against the checkpoint compares. *Recipe only*: the command for the full size is below the "
-        "table, and nobody has run it here.", "",
+        "This record compares the runs of this repository with the figures of the papers on ETP and Torque, row by row."
+        " Sizes, data and schedules differ, so only the change against the checkpoint can be compared.", "",
+        "- Measure: `python -m benchmarks.run`; each row has its command for the full size.",
+        "- Results: `benchmarks/results/runs`.",
+        "- Write the page again without measuring: `python -m benchmarks.reproduce all`.", "",
+        "## Findings", "",
+        *(f"- {n} of {status.total()} rows: {what}." for what, n in status.most_common()),
+        f"- {known} rows have a published figure with a known source.", "",
+        "## Limits", "",
+        "- *Reproduced small* means the same task, narrower, with less data and a shorter schedule, at the nearest "
+        "speed-up that was run.",
+        "- *Recipe only* means that nobody has run the row here. Its command is below the table.",
+        "- No row reproduces a figure of a paper at its size." if not status["reproduced"] else
+        f"- Only {status['reproduced']} rows were run at the size of the paper.", "",
     ]  # fmt: skip
     lines += [f"#{table(name, records)}" for name in TABLES]
     lines += ["## Errors in published figures, not copied", "", *(f"- {error}" for error in ERRATA), ""]

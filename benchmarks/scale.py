@@ -1,7 +1,8 @@
 """What the force costs on many ranks: measured on 2 and 4, and modelled for 8 to 1,024 GPUs.
 
 ``python -m benchmarks.scale`` measures seconds and bytes of a training step with and without the force under DDP and
-FSDP2 on gloo, each setting in processes of its own, and writes ``benchmarks/results/scale.json`` and ``docs/scale.md``.
+FSDP2 on gloo, each setting in processes of its own, and writes ``benchmarks/results/scale.json`` and
+``docs/results/scale.md``.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ def main() -> None:
     parser.add_argument("--n-units", type=int, default=389_440, help="of the model that is modelled")
     parser.add_argument("--n-params", type=int, default=6_738_415_616, help="default: a Llama of 7B")
     parser.add_argument("--results", type=Path, default=RESULTS, help="the measurements, as JSON")
-    parser.add_argument("--out", type=Path, default=Path("docs/scale.md"), help="the page")
+    parser.add_argument("--out", type=Path, default=Path("docs/results/scale.md"), help="the page")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
@@ -110,29 +111,63 @@ def measured_table(measured: dict[str, Any]) -> str:
 
 
 def page(body: dict[str, Any]) -> str:
-    """The page."""
-    network = body["network"]
+    """The page, a pure function of the results."""
+    network, measured, model = body["network"], body["measured"], body["modelled"]
     lines = [
-        "# Scale", "", "Made by `python -m benchmarks.scale`; the numbers are in `benchmarks/results/scale.json`.", "",
+        "# Scale", "",
+        "This record measures the cost of the force on 2 and 4 ranks, in seconds and in bytes sent, and models it for "
+        "8 to 1,024 GPUs. Larger numbers of ranks are modelled because "
+        "the measurements ran on one machine.", "",
+        "- Measure: `python -m benchmarks.scale`.",
+        "- Results: `benchmarks/results/scale.json`.",
+        "- Write the page again without measuring: `python -m benchmarks.report`.",
+        f"- Machine: {body['conditions']['cpu']}, {body['conditions']['cores']} cores; gloo, one thread for each rank.",
+        "", "## Findings", "", *_findings(measured, model), "",
+        "## Limits", "",
+        "- All ranks run on one machine. The seconds are those of its cores, not of a network.",
+        "- Figures for 8 and more GPUs come from a formula with data-sheet figures. They were not measured.", "",
         "## Measured", "",
-        f"Processes on one machine ({body['conditions']['cpu']}, {body['conditions']['cores']} cores), gloo, one thread"
-        f" each; medians of {body['repetitions']} steps in turns, without a force and with that of `etp`, which here "
-        "looks at the gradients of every step (in longer phases every few). Bytes are what a rank hands to collectives "
-        "in one step.", "",
-        measured_table(body["measured"]), "", "## Modelled", "",
-        f"Not measured. {body['n_params']:,} parameters, {body['n_units']:,} units, "
+        f"Medians of {body['repetitions']} steps in turns, without a force and with that of `etp`. Here the force "
+        "reads the gradients at every step; in longer phases it reads them every few steps. Bytes are those that a "
+        "rank hands to collectives in one step.", "",
+        measured_table(measured), "", "## Modelled", "",
+        f"Not measured. Assumptions: {body['n_params']:,} parameters, {body['n_units']:,} units, "
         f"{network['bandwidth'] / 1e9:.0f} GB/s and {network['latency'] * 1e6:.0f} us a message between GPUs, "
-        f"{network['memory'] / 1e12:.0f} TB/s inside. A step in which the force looks at gradients: it reads its "
-        "share of weights and gradients, adds up two numbers a unit (FSDP2 only), and reads and writes its share once "
-        "more.", "",
+        f"{network['memory'] / 1e12:.0f} TB/s inside. In the modelled step the force reads its share of weights and "
+        "gradients, adds up two numbers for each unit (FSDP2 only), and reads and writes its share once more.", "",
         "| GPUs | force, bytes | training, bytes | share | force, ms |", "|---|---|---|---|---|",
     ]  # fmt: skip
-    for key, row in body["modelled"].items():
+    for key, row in model.items():
         share = row["sent"] / row["training"]
         lines.append(
             f"| {key} | {row['sent']:,.0f} | {row['training']:,.0f} | {share:.1e} | {1e3 * row['seconds']:.2f} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def _findings(measured: dict[str, Any], model: dict[str, Any]) -> list[str]:
+    """Sentences that follow from the figures alone."""
+    lines = []
+    for key, row in measured.items():
+        kind, ranks = key.split("/")
+        if "verdict" in row:
+            lines.append(f"- {kind} on {ranks} ranks: {row['verdict']}.")
+            continue
+        longer = row["force_seconds"] / row["plain_seconds"] - 1
+        extra = row["force_bytes"] - row["plain_bytes"]
+        sent = f"{extra:,} bytes ({extra / row['plain_bytes']:.2%} of those of training)" if extra else "no bytes"
+        lines.append(
+            f"- Measured, {kind} on {ranks} ranks: the force makes a step {longer:.0%} longer and sends {sent}."
+        )
+    for kind in KINDS:
+        own = [(key, row) for key, row in model.items() if key.startswith(f"{kind}/")]
+        if own:
+            (first, start), (last, end) = own[0], own[-1]
+            lines.append(
+                f"- Modelled, {kind}: the force takes {1e3 * start['seconds']:.2f} ms of a step on "
+                f"{first.partition('/')[2]} GPUs and {1e3 * end['seconds']:.2f} ms on {last.partition('/')[2]}."
+            )
+    return lines
 
 
 if __name__ == "__main__":

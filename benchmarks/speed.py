@@ -1,7 +1,7 @@
 """What the library costs, as ratios: against the model's own step, Torch-Pruning and the physical limit.
 
 ``python -m benchmarks.speed`` measures everything, each in a process of its own, prints the table of targets and writes
-``benchmarks/results/speed-cpu.json`` and ``docs/speed.md``.
+``benchmarks/results/speed-cpu.json`` and ``docs/results/speed.md``.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="*", default=[1, 2], help="targets are for one")
     parser.add_argument("--repetitions", type=int, default=7)
     parser.add_argument("--probes", nargs="*", default=list(PROBES), choices=list(PROBES), help="default: all")
-    add_arguments(parser, results=RESULTS, out=Path("docs/speed.md"), limit=300.0)
+    add_arguments(parser, results=RESULTS, out=Path("docs/results/speed.md"), limit=300.0)
     options = parser.parse_args()
     if options.one:
         sys.stdout.write(json.dumps(measure(Setting(**json.loads(options.one)))) + "\n")

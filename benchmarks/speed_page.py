@@ -1,4 +1,4 @@
-"""The page ``docs/speed.md`` and the table of targets, from the measurements of :mod:`benchmarks.speed`."""
+"""Write ``docs/results/speed.md`` and ``speed-measurements.md`` from the measurements of :mod:`benchmarks.speed`."""
 
 from __future__ import annotations
 
@@ -15,35 +15,55 @@ GIGA = 2**30
 
 _HEAD = """# Speed
 
-Made by `python -m benchmarks.speed`; the numbers are in `benchmarks/results/speed-cpu.json`.
+This record measures the cost of the force, of plans, of budgets and of surgery. It compares each with the model's own
+training step, with Torch-Pruning, or with a lower limit from memory access.
+[The second page](speed-measurements.md) has every measurement.
 
-All figures come from one machine ({cpu}, {cores} cores; torch {torch}, torch-pruning {torch-pruning}), each
-measurement in a process of its own; medians of {repetitions} repetitions in which the things that are compared take
-turns. Ratios mean something elsewhere; seconds do not.
+- Measure: `python -m benchmarks.speed`.
+- Results: `benchmarks/results/speed-cpu.json`, {minutes:.0f} minutes.
+- Write the pages again without measuring: `python -m benchmarks.report`.
+- Machine and versions: {cpu}, {cores} cores; torch {torch}, torch-pruning {torch-pruning}.
 
-- *Force*: what `optimizer.step()` takes longer with an attached `Regularizer` (`mode="prox"`, default kinds of units).
-  Of the method `etp`: with the choice of who goes, and a look at the gradients now and then, over the 20 steps from one
-  choice to the next in a phase of 1,000.
-- *Limit*: `torch._foreach_norm` and `torch._foreach_mul_` on the same tensors, that is to read every prunable parameter
-  once and to read and write it once.
-- *Trace*: `trace(..., check=False)`: the graph and all groups. The check, which is on by default up to 400 million
-  parameters, is a proof by several forward and backward passes in float64 and takes many times as long.
-- *Torch-Pruning*: `GroupNormPruner.regularize`; `build_dependency` and `get_all_groups`; building a pruner and one step
-  of it (ratio 0.3 everywhere).
+## Findings
+
+{findings}
+
+## Limits
+
+{limits}
 
 ## Targets, one thread
 
-"""
+{targets}
 
-_TAIL = """
-## What stands between the force and the limit
+## Terms
+
+- *Force*: the additional time of `optimizer.step()` with an attached `Regularizer` (`mode="prox"`, default kinds of
+  units). For the method `etp` it includes the choice of units and, at some steps, reading the gradients, over the 20
+  steps between two choices in a phase of 1,000 steps.
+- *Limit*: `torch._foreach_norm` and `torch._foreach_mul_` on the same tensors. They read every prunable parameter once,
+  and then read and write it once.
+- *Trace*: `trace(..., check=False)`, that is the graph and all groups. The check is on by default up to 400 million
+  parameters. It runs several forward and backward passes in float64 and takes many times as long.
+- *Torch-Pruning*: `GroupNormPruner.regularize`; `build_dependency` and `get_all_groups`; building a pruner and one step
+  of it (ratio 0.3 everywhere).
+- Each measurement runs in a process of its own. Figures are medians of {repetitions} repetitions, in which the
+  variants that are compared take turns.
+
+## Why the force is above the limit
 
 A weight whose units lie along one axis (attention, feed-forward) is read once and written once: row sums are one
 `vector_norm`, column sums one `einsum`. A convolution between two prunable layers has units along both axes. Its
-squares are then written to a buffer that stays in the cache and summed twice, and the weight is multiplied twice,
-because PyTorch has no operator that sums a matrix along both axes, or scales it along both, in one pass. That is where
-the ratio for ResNet-50 comes from; as a share of a training step it is small. Models of many small layers, as
-ResNet-56, pay for calls, not for memory.
+squares are written to a buffer that stays in the cache and are summed twice, and the weight is multiplied twice.
+PyTorch has no operator that sums or scales a matrix along both axes in one pass. This explains the ratio for ResNet-50.
+As a share of a training step it is small. In models of many small layers, as ResNet-56, the cost is that of calls, not
+of memory.
+"""
+
+_ALL = """# Speed, all measurements
+
+This page lists every measurement of [the record on speed](speed.md), which explains the terms.
+
 """
 
 
@@ -175,10 +195,59 @@ def _all(found: Found) -> str:
     return "\n".join(lines)
 
 
+def _findings(found: Found) -> list[str]:
+    """Sentences that follow from the figures alone."""
+    lines = []
+    met = {row.what: (row, value) for row in targets() if (value := _read(row.value, found)) is not None}
+    missed = sum(value > row.most for row, value in met.values())
+    if met:
+        lines.append(f"- {len(met) - missed} of {len(met)} targets are met.")
+    for start, text in (
+        ("force, share", "- The force takes {own} of a forward and backward pass, Torch-Pruning's {theirs}"),
+        ("memory of", "- An attached regularizer holds {own} of the parameters' memory, Torch-Pruning's {theirs}"),
+        (
+            "scores + allocate",
+            "- Scores, `allocate` and `prune_` to half of the MACs take {own}, "
+            "Torch-Pruning's step at ratio 0.3 {theirs}",
+        ),
+    ):
+        rows = [(row, value) for what, (row, value) in met.items() if what.startswith(start)]
+        peers = [peer for row, _ in rows if (peer := _read(row.peer, found)) is not None]
+        if rows and peers:
+            form = rows[0][0].form
+            own = _range([value for _, value in rows], form)
+            names = "; ".join(row.what.partition(": ")[2] for row, _ in rows)
+            lines.append(f"{text.format(own=own, theirs=_range(peers, form))} ({names}).")
+    whole = [met[key] for key in met if key.startswith("plan and budget of a Llama")]
+    lines += [f"- {row.what[0].upper()}{row.what[1:]}: {_written(value, row.form)}." for row, value in whole]
+    return lines or ["- Nothing was measured."]
+
+
+def _range(values: Sequence[float], form: str) -> str:
+    low, high = (_written(value, form) for value in (min(values), max(values)))
+    return low if low == high else f"{low} to {high}"
+
+
+def _limits(found: Found) -> list[str]:
+    """Missed targets, and what the figures do not show."""
+    lines = []
+    for row in targets():
+        value = _read(row.value, found)
+        if value is None:
+            lines.append(f"- Not measured: {row.what}.")
+        elif value > row.most:
+            shown = f"{_written(value, row.form)}, target ≤ {_written(row.most, row.form)}"
+            lines.append(f"- Target missed: {row.what} ({shown}).")
+    return [*lines, "- All figures come from one machine. Ratios are meaningful on other machines, seconds are not."]
+
+
 def write_page(body: Found, path: Path) -> None:
-    """Write the page."""
+    """Write the summary with the targets to ``path``, and all measurements to ``NAME-measurements.md`` beside it."""
     found = body["measurements"]
-    head = _HEAD.format(repetitions=body["repetitions"], **body["conditions"])
-    note = f"\n## All measurements\n\n{_all(found)}\n\nThe run took {body['seconds'] / 60:.0f} minutes.\n"
+    text = _HEAD.format(
+        repetitions=body["repetitions"], minutes=body["seconds"] / 60, findings="\n".join(_findings(found)),
+        limits="\n".join(_limits(found)), targets=table(found), **body["conditions"],
+    )  # fmt: skip
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(head + table(found) + "\n" + _TAIL + note)
+    path.write_text(text, encoding="utf8")
+    path.with_name(f"{path.stem}-measurements.md").write_text(f"{_ALL}{_all(found)}\n", encoding="utf8")

@@ -1,4 +1,4 @@
-"""Structured pruning on dependency groups with Exponential Torque Pruning: trace, prove, train sparse, prune, save."""
+"""Structured pruning on dependency groups with Exponential Torque Pruning: trace, verify, train, prune, save."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``python -m etp_graph``: the command line, where its script is not on the path."""
+"""Run the command line as ``python -m etp_graph``, for systems where the script ``etp-graph`` is not on the path."""
 
 from .cli import app
 

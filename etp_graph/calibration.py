@@ -1,4 +1,4 @@
-"""The phase in which a model is only watched: whatever training does to its weights is undone."""
+"""Keep the weights of a model unchanged while a training loop runs to collect data for a criterion."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch.optim import Optimizer
 
 
 class Kept:
-    """Inside of this context the model keeps its weights and buffers, also if a training loop steps.
+    """Context in which training does not change the weights and buffers of a model.
 
-    The steps of an optimizer given to :meth:`hold` are undone at once, so that all batches see the same weights;
-    those of any other, and what batches do to running statistics, when the context ends.
+    Each step of an optimizer given to :meth:`hold` is undone at once, so that all batches use the same weights. Steps
+    of other optimizers and changes of buffers (running statistics) are undone when the context ends.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -23,7 +23,7 @@ class Kept:
         self._handles: list[Any] = []
 
     def hold(self, optimizer: Optimizer) -> None:
-        """Undo every step of this optimizer."""
+        """Undo every step of this optimizer right after it."""
         self._handles.append(optimizer.register_step_post_hook(lambda *args: _restore_(self._parameters)))
 
     def __enter__(self) -> Kept:

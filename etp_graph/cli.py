@@ -1,4 +1,4 @@
-"""The command line ``etp-graph``: inspect, verify, prune, report and demo. The only module that prints."""
+"""Command line ``etp-graph``: inspect, verify, prune, report and demo. The only module that prints."""
 
 from __future__ import annotations
 
@@ -43,7 +43,10 @@ app = typer.Typer(
 
 @contextmanager
 def _friendly(*, threads: int | None, debug: bool) -> Iterator[None]:
-    """Errors of the library as one red message and exit code 1, without a traceback unless asked for."""
+    """Set the number of threads; turn an :class:`EtpError` into its message and exit code 1.
+
+    With ``debug`` the error is raised, so that Python shows the traceback.
+    """
     if threads is not None:
         torch.set_num_threads(threads)
     try:
@@ -83,7 +86,7 @@ def inspect(
     threads: Threads = None,
     debug: Debug = False,
 ) -> None:
-    """Print the plan of a model: which units can be removed together, and what is locked and why."""
+    """Print the plan of a model: which units can be removed together, and which groups are locked and why."""
     with _friendly(threads=threads, debug=debug):
         found = resolve(model, input_shapes=input_shape or ())
         plan = trace(found.model, found.inputs, prune=kind, ignore=ignore or ())
@@ -104,10 +107,10 @@ def verify_command(
     threads: Threads = None,
     debug: Debug = False,
 ) -> None:
-    """Prove on copies that the pruned model computes what the masked model computes, gradients included."""
+    """Check on copies that the pruned model has the same outputs and gradients as the masked model."""
     with _friendly(threads=threads, debug=debug):
         found = resolve(model, input_shapes=input_shape or ())
-        # Without the tracer's own check, which would lock a wrong group before it could be refuted here.
+        # check=False: the check in trace would lock a wrong group, and verify could not report it.
         plan = trace(found.model, found.inputs, prune=kind, ignore=ignore or (), check=False)
         result = verify(found.model, plan, found.inputs, seed=seed)
         typer.echo(f"{found.text}: {len(plan.prunable)} of {len(plan.groups)} groups prunable, inputs {found.shapes}")
@@ -135,7 +138,7 @@ def prune(
     threads: Threads = None,
     debug: Debug = False,
 ) -> None:
-    """Prune a model once, prove the result, and save it."""
+    """Prune a model once, check it against the masked model, and save it."""
     with _friendly(threads=threads, debug=debug):
         budget = Budget(
             speed_up=speed_up, macs=macs, params=params, latency_ms=latency_ms, speed_up_latency=speed_up_latency,
@@ -170,14 +173,14 @@ def demo(
     threads: Threads = None,
     debug: Debug = False,
 ) -> None:
-    """Compress one network by DepGraph, Torque and ETP from the same checkpoint, and compare."""
-    # Images of 8x8 pixels gain nothing from a second thread, and lose much where another program wants the core.
+    """Compress one network with DepGraph, Torque and ETP from the same checkpoint, and compare the results."""
+    # A second thread does not speed up training on 8x8 images, and slows it down on a busy machine.
     if threads is None and data is DemoData.DIGITS:
         threads = 1
     with _friendly(threads=threads, debug=debug):
         from .demo.run import DemoConfig, run_demo
 
-        Budget(speed_up=speed_up)  # refuses what cannot be a speed-up before anything trains
+        Budget(speed_up=speed_up)  # raises BudgetError for a bad value before training
         config = DemoConfig.preset(data.value, quick=quick, speed_up=speed_up, seeds=seeds)
         run_demo(config, out, console=Console())
 
@@ -190,7 +193,7 @@ def report(
     out: Annotated[Path, typer.Option("--out", help="The file to write.")] = Path("report.html"),
     debug: Debug = False,
 ) -> None:
-    """Show a compression as one HTML file: metrics, costs, the units that stayed, their norms."""
+    """Write a report of a compression as one HTML file: metrics, costs, units that stayed, and norms."""
     with _friendly(threads=None, debug=debug):
         typer.echo(f"wrote {write_report(folder, out)}")
 
@@ -223,10 +226,12 @@ def _load_weights(model: nn.Module, path: Path) -> None:
 
 
 def _prune_and_compare(found: Resolved, plan: Plan, selection: Selection) -> float:
-    """Prune in place; the relative error against the masked model, with the weights as they are.
+    """Prune the model in place; return its largest error against the masked model, relative to the largest output.
+
+    Unlike :func:`verify` this uses the model's own weights and the selection.
 
     Raises:
-        EquivalenceError: the pruned model computes something else.
+        EquivalenceError: the outputs of the pruned and the masked model differ.
     """
     masked = copy.deepcopy(found.model)
     prune_(found.model, plan, selection)

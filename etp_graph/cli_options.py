@@ -34,7 +34,7 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an e
 
 
 class Method(StrEnum):
-    """Criteria that need weights only."""
+    """Criteria that need only the weights."""
 
     L1 = "l1"
     L2 = "l2"
@@ -48,7 +48,7 @@ class Method(StrEnum):
 
 
 class Scope(StrEnum):
-    """What scores are compared across."""
+    """Ways to compare scores of different groups, see :class:`etp_graph.Budget`."""
 
     GLOBAL = "global"
     LOCAL = "local"
@@ -56,7 +56,7 @@ class Scope(StrEnum):
 
 
 class DemoData(StrEnum):
-    """The images of the demo."""
+    """Data sets of the demo."""
 
     DIGITS = "digits"
     CIFAR10 = "cifar10"

@@ -1,4 +1,4 @@
-"""The whole way from a trained model to a small one, around the user's own training and evaluation."""
+"""Compress a trained model. The user's own functions train and evaluate it."""
 
 from __future__ import annotations
 
@@ -53,42 +53,46 @@ def compress(
     checkpoint: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> CompressResult:
-    """Sparse training, allocation, surgery and fine-tuning, in place: a trained model becomes one that fits the budget.
+    """Prune a trained model in place until it fits the budget: sparse training, allocation, surgery, fine-tuning.
 
     Args:
         model: the trained model. Its ``nn.Parameter`` objects stay the same; its gradients are cleared.
-        example_inputs: as for :func:`etp_graph.trace`; the MACs are those of one forward with them.
-        train: ``train(model, phase)`` trains the model with an optimizer of its own, which it hands to
-            ``phase.attach(optimizer)`` before the first step. It is called once with ``phase.name == "sparse"`` (unless
-            the method has no force) and once with ``"finetune"`` in each round; the model is in training mode. Criteria
-            that need data see it in a call with ``"calibrate"`` before surgery, which changes no weight; the model is
-            in eval mode then, unless gradients are recorded.
-        evaluate: ``evaluate(model)`` gives one finite number; the model is in eval mode.
-        speed_up, macs, params, latency_ms, speed_up_latency: the target, see :class:`etp_graph.Budget`; or
-        budget: the target with all its rules; the method says ``scope`` and ``rank`` where it does not.
+        example_inputs: as for :func:`etp_graph.trace`. MACs are counted for one forward with these inputs.
+        train: ``train(model, phase)`` trains the model with an optimizer that it creates. It must pass the optimizer to
+            ``phase.attach(optimizer)`` before the first step. In each round it is called with
+            ``phase.name == "sparse"`` (if the method has a sparse phase) and with ``"finetune"``; the model is then in
+            training mode. If the criterion needs data, it is also called with ``"calibrate"`` before surgery. This call
+            changes no weight. The model is then in eval mode, or in training mode if the criterion needs gradients.
+        evaluate: ``evaluate(model)`` returns one finite number; the model is in eval mode.
+        speed_up, macs, params, latency_ms, speed_up_latency: the target, see :class:`etp_graph.Budget`. Give exactly
+            one of them, or ``budget``.
+        budget: the target with all its rules. If its ``scope`` or ``rank`` is ``None``, the method's is used.
         method: a name of :data:`etp_graph.methods.METHODS`, or a :class:`etp_graph.methods.Method`.
-        rounds: how often all of it is repeated; default: the method's, or the steps of an iterative ``schedule``.
-        schedule: share of the way to the budget that is done after the share t of the rounds; default: the method's.
-        prune: kinds of units, see :func:`etp_graph.trace`.
+        rounds: number of rounds of sparse training, surgery and fine-tuning. Default: the steps of an ``Iterative``
+            ``schedule``, else the method's rounds.
+        schedule: maps the fraction t of finished rounds to the fraction of the cost reduction reached then. Default:
+            the method's.
+        prune: kinds of units to prune, see :func:`etp_graph.trace`.
         ignore: names or patterns of modules whose units all stay.
-        plan: the plan of this model, if it was traced before.
-        check: of :func:`etp_graph.trace`.
-        checkpoint: a folder. Every finished step is kept there; called again with the same arguments and the same
-            dense model, the run continues after the last one, equal to a run without interruption if
-            ``train`` is deterministic given the states of the global random number generators, which are kept, too.
-        progress: show a progress bar where stdout is a terminal.
+        plan: the plan of this model, if it is traced already.
+        check: as for :func:`etp_graph.trace`.
+        checkpoint: a folder that stores every finished step. Call ``compress`` again with the same arguments and the
+            same dense model to continue after the last finished step. The states of the global random number
+            generators are stored too. The result is that of an uninterrupted run if ``train`` is deterministic given
+            these states.
+        progress: show a progress bar if stdout is a terminal.
 
     Returns:
-        Metrics, costs, selections and seconds of every step. Metrics are those that ``evaluate`` gave.
+        Metrics (the numbers that ``evaluate`` returned), costs, selections and seconds of every step.
 
     Raises:
-        BudgetError: the target is malformed or out of reach (found out before anything is trained).
+        BudgetError: the target is malformed or out of reach. This is checked before training.
         ForceError: the method is unknown, or ``train`` did not attach its optimizer.
-        PlanError: nothing can be pruned, the plan is of another model, or ``train`` replaced parameters.
+        PlanError: nothing can be pruned, the plan belongs to another model, or ``train`` replaced parameters.
         ScoreError: the method's criterion cannot be computed for this model.
         CheckpointError: the folder belongs to another run or is damaged.
-        EtpError: ``evaluate`` gave something else than a finite number, or ``train`` left weights that are not finite.
-        Exception: whatever ``train`` and ``evaluate`` raise. The steps finished before stay in the folder.
+        EtpError: ``evaluate`` did not return a finite number, or ``train`` left weights that are not finite.
+        Exception: any exception of ``train`` or ``evaluate``. Steps finished before it stay in the folder.
     """
     if torch.is_inference_mode_enabled():
         raise PlanError("compress inside torch.inference_mode() can neither train nor prune; leave it first.")
@@ -99,7 +103,7 @@ def compress(
         raise PlanError("ignore and prune have no effect on a plan that is given: pass them to trace(model, ...).")
     plan = plan or trace(model, example_inputs, prune=prune, ignore=ignore, check=check)
     kinds = sorted({group.kind for group in plan.prunable})
-    # Whatever the end would stumble over is found before hours of training: weights, criterion, reach of the budget.
+    # A dry run of scoring and allocation: finds bad weights, criteria and budgets before hours of training.
     rehearsed = allocate(model, plan, _rehearsed(chosen, model, plan), budget=goal, example_inputs=example_inputs)
     journal = Journal(checkpoint, _arguments(model, plan, chosen, goal) if checkpoint is not None else {})
     with _modes_kept(model), Bar(n_steps(chosen), show=progress) as bar:
@@ -111,7 +115,7 @@ def compress(
 
 
 def _method(method: str | Method, rounds: int | None, schedule: Schedule | None) -> Method:
-    """The method, with the rounds and the schedule of this call."""
+    """Return the method with the rounds and the schedule of this call."""
     chosen = get(method)
     if rounds is None:
         rounds = schedule.steps if isinstance(schedule, Iterative) else chosen.rounds
@@ -122,7 +126,10 @@ def _method(method: str | Method, rounds: int | None, schedule: Schedule | None)
 
 
 def _rehearsed(method: Method, model: nn.Module, plan: Plan) -> Tensor:
-    """The scores of the dense model; magnitudes in place of what only data tells, once it is sure that it can."""
+    """Return scores [n_units] of the dense model for the dry run.
+
+    For a criterion that needs data, check that the data can be collected, and return magnitudes.
+    """
     if not method.collected:
         return method.scores(model, plan)
     with watch(model, plan, method.criterion):
@@ -130,7 +137,11 @@ def _rehearsed(method: Method, model: nn.Module, plan: Plan) -> Tensor:
 
 
 def budget_of(budget: Budget | None, method: Method, **targets: Any) -> Budget:
-    """The budget, of which exactly one target is given."""
+    """Return the budget given as ``budget`` or as exactly one target, with the method's scope and rank.
+
+    Raises:
+        BudgetError: not exactly one target is given, or the method cannot use this budget.
+    """
     given = [name for name, value in targets.items() if value is not None]
     if budget is None:
         goal = method.aim(Budget(**targets))
@@ -149,7 +160,7 @@ def budget_of(budget: Budget | None, method: Method, **targets: Any) -> Budget:
 
 
 def _check_time(budget: Budget, method: Method) -> None:
-    """Raise :class:`BudgetError` if the method would have to measure while it trains, or between rounds."""
+    """Raise :class:`BudgetError` if the method needs time measurements while it trains or between rounds."""
     if method.rounds > 1:
         raise BudgetError(
             f"{budget.words} with {method.rounds} rounds: shares of the way to a measured time are not known "
@@ -163,7 +174,7 @@ def _check_time(budget: Budget, method: Method) -> None:
 
 
 def _arguments(model: nn.Module, plan: Plan, method: Method, budget: Budget) -> dict[str, Any]:
-    """Everything that a run depends on and that can be compared."""
+    """Return the settings and digests that must be equal when a run continues from a checkpoint."""
     check_dense(model)
     return {
         **{f"method.{name}": value for name, value in method.to_dict().items()},
@@ -175,7 +186,7 @@ def _arguments(model: nn.Module, plan: Plan, method: Method, budget: Budget) -> 
 
 @contextmanager
 def _modes_kept(model: nn.Module) -> Iterator[None]:
-    """Every module has its own mode again afterwards."""
+    """Restore the training or eval mode of every module when the context ends."""
     before = [(module, module.training) for module in model.modules()]
     try:
         yield

@@ -1,4 +1,4 @@
-"""Named configurations: frozen dataclasses that go to JSON and back by name."""
+"""Configurations: frozen dataclasses that convert to JSON and back. A name in the JSON says which class it is."""
 
 from __future__ import annotations
 
@@ -13,39 +13,43 @@ C = TypeVar("C", bound="Configured")
 
 
 class Configured:
-    """Mixin of a frozen dataclass that is known by ``name``."""
+    """Mixin for a frozen dataclass that JSON identifies by its ``name``."""
 
     __slots__ = ()
     name: ClassVar[str]
 
     def to_dict(self) -> dict[str, Any]:
-        """The name and every field, ready for JSON."""
+        """Return the name and every field as values that JSON can store."""
         return {"name": self.name, **asdict(self)}  # type: ignore[call-overload]  # every subclass is a dataclass
 
     def to_json(self) -> str:
-        """The name and every field as JSON text."""
+        """Return the name and every field as JSON text."""
         return json.dumps(self.to_dict())
 
 
 class Composed:
-    """Mixin of a frozen dataclass some of whose fields are configurations with a name, or ``None``."""
+    """Mixin for a frozen dataclass with fields that are named configurations or ``None``."""
 
     __slots__ = ()
     readers: ClassVar[Mapping[str, Callable[[Any], Any]]] = {}
-    """Field -> the function that reads its configuration, which has a ``to_dict``."""
+    """Name of such a field -> function that builds its configuration from what ``to_dict`` returned."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Every field, ready for JSON."""
+        """Return every field as a value that JSON can store."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]  # a dataclass
         return {name: v.to_dict() if name in self.readers and v is not None else v for name, v in values.items()}
 
     def to_json(self) -> str:
-        """Every field as JSON text; :meth:`from_json` reads it back."""
+        """Return every field as JSON text; :meth:`from_json` reads it back."""
         return json.dumps(self.to_dict())
 
     @classmethod
     def from_json(cls, source: str | Mapping[str, Any]) -> Self:
-        """What ``to_json`` or ``to_dict`` wrote. Raises :class:`ForceError` if it is something else."""
+        """Return the object from what ``to_json`` or ``to_dict`` returned.
+
+        Raises:
+            ForceError: ``source`` does not hold the fields of this class.
+        """
         try:
             body = dict(json.loads(source) if isinstance(source, str) else source)
             for name, read in cls.readers.items():
@@ -58,12 +62,12 @@ class Composed:
 
 
 def build(known: Mapping[str, type[C]], source: str | Mapping[str, Any], *, what: str) -> C:
-    """The configuration that ``to_json`` or ``to_dict`` wrote.
+    """Return the configuration from what ``to_json`` or ``to_dict`` returned.
 
     Args:
-        known: the classes to choose from, by name.
-        source: JSON text or the dictionary in it.
-        what: what is being built, for the error.
+        known: name -> class.
+        source: JSON text, or the dictionary in it.
+        what: word for the kind of configuration, used in error messages.
 
     Raises:
         ForceError: the text is not JSON, the name is unknown, or a field is unknown or out of range.
@@ -88,12 +92,12 @@ def require(condition: bool, message: str) -> None:
 
 
 def number(value: object) -> bool:
-    """Whether a value is an int or a float (``bool`` is neither here)."""
+    """True if the value is an int or a float, and not a ``bool``."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def some(names: Iterable[str], limit: int = 4) -> str:
-    """The first names in quotes, and how many more there are."""
+    """Return the first ``limit`` names in quotes, and how many more there are."""
     listed = [repr(name) for name in names]
     more = f" and {len(listed) - limit} more" if len(listed) > limit else ""
     return ", ".join(listed[:limit]) + more

@@ -1,8 +1,8 @@
-"""The finished steps of a run in a folder, so that an interrupted run continues as if it had not been interrupted.
+"""Store the finished steps of a run in a folder, so that an interrupted run can continue with the same result.
 
-``journal.json`` lists the steps with their outcomes and is replaced atomically after each. A step that changed
-the model has its weights in ``<step>/model`` (:func:`etp_graph.save`), and every step has the states of the random
-number generators after it in ``<step>/state.safetensors``. Nothing in the folder is ever executed.
+``journal.json`` lists the steps with their outcomes. It is replaced atomically after each step. A step that changes
+the model saves the weights in ``<step>/model`` (:func:`etp_graph.save`). Every step saves the states of the random
+number generators after it in ``<step>/state.safetensors``. No file in the folder is ever executed.
 """
 
 from __future__ import annotations
@@ -34,15 +34,16 @@ STATE_FILE = "state.safetensors"
 _MAX_BYTES = 2**30
 
 Outcome = dict[str, Any]
-"""What a step found out, ready for JSON."""
+"""Results of one step, as values that JSON can store."""
 
 
 class Journal:
-    """The steps of one run, in their order. Without a folder nothing is written, and every step is run.
+    """The steps of one run, in their order.
 
     Args:
-        folder: where to keep the steps, or ``None``.
-        arguments: what the run depends on, ready for JSON; another run must not continue this one.
+        folder: folder for the steps. ``None``: write nothing and run every step.
+        arguments: the settings that the run depends on, as values that JSON can store. A run with other arguments is
+            refused.
 
     Raises:
         CheckpointError: the folder belongs to a run with other arguments, holds something else, or is damaged.
@@ -63,11 +64,14 @@ class Journal:
 
     @property
     def replaying(self) -> bool:
-        """Whether the next step is one that was finished before."""
+        """True if the next step was finished by an earlier run."""
         return self._next < len(self._steps)
 
     def restore_(self, model: nn.Module) -> None:
-        """Bring the dense model, in place, and the random number generators to where the last finished step left them.
+        """Restore the state after the last finished step: the model's weights and the random number generators.
+
+        Args:
+            model: the dense model, changed in place.
 
         Raises:
             CheckpointError: files are missing or damaged, or the model was pruned before.
@@ -83,15 +87,15 @@ class Journal:
     def step(
         self, name: str, action: Callable[[], tuple[Outcome, Mapping[str, Tensor]]], *, model: nn.Module | None = None
     ) -> Outcome:
-        """The outcome of a step: read if it was finished before, else by running ``action`` and writing it down.
+        """Return the outcome of a step: read it if the step was finished before, else run ``action`` and store it.
 
         Args:
-            name: of the step, a plain word that can name a folder.
-            action: does the step; returns its outcome and tensors to keep with it.
-            model: given if the step changes the model, whose weights are then saved.
+            name: name of the step, a plain word that can name a folder.
+            action: runs the step and returns its outcome and the tensors to store with it.
+            model: the model, if the step changes it; its weights are saved after the step.
 
         Raises:
-            CheckpointError: the steps in the folder are not those of this run, or it cannot be written.
+            CheckpointError: the steps in the folder are not those of this run, or the folder cannot be written.
         """
         name = f"{self._next:02d}-{name}"
         if self.replaying:
@@ -110,7 +114,7 @@ class Journal:
         return found
 
     def tensors(self, step: Outcome) -> dict[str, Tensor]:
-        """The tensors of a finished step: those of its action, and the states of the generators after it."""
+        """Return the tensors of a finished step: those of its action, and the generator states after it."""
         return {} if self._folder is None else read_tensors(self._folder, step)
 
     def _keep(self, found: Outcome, model: nn.Module | None, tensors: Mapping[str, Tensor]) -> None:
@@ -121,7 +125,7 @@ class Journal:
         try:
             home.mkdir(exist_ok=True)
             if model is not None:
-                save(model, home / "model", overwrite=True)  # left by a run that died before it wrote the journal
+                save(model, home / "model", overwrite=True)  # a run that stopped before it wrote the journal leaves one
             _replace(home / STATE_FILE, content)
             body = {"format": FORMAT, "arguments": self._arguments, "steps": [*self._steps, found]}
             _replace(self._folder / JOURNAL_FILE, json.dumps(body).encode())
@@ -130,7 +134,10 @@ class Journal:
 
 
 def check_dense(model: nn.Module) -> None:
-    """Raise :class:`CheckpointError` for a model that was pruned before: nothing could rebuild it from its class."""
+    """Raise :class:`CheckpointError` if the model was pruned before.
+
+    To continue a run, its saved weights are loaded into the original architecture, which a pruned model does not have.
+    """
     if get_record(model) != Record():
         raise CheckpointError(
             "checkpoint: this model was pruned before. Pass the original model as it was when the run began, which "
@@ -139,7 +146,7 @@ def check_dense(model: nn.Module) -> None:
 
 
 def weights_digest(model: nn.Module) -> str:
-    """SHA-256 over the names, shapes and values of all parameters and buffers."""
+    """Return the SHA-256 of the names, dtypes, shapes and values of all parameters and buffers."""
     digest = hashlib.sha256()
     tensors = all_tensors(model)
     for name, first in first_names(tensors, tensors).items():
@@ -151,11 +158,11 @@ def weights_digest(model: nn.Module) -> str:
 
 
 def _prepare(folder: Path) -> None:
-    """Make the folder, or raise if something else lives there."""
+    """Create the folder, or raise :class:`CheckpointError` if it holds other files or is not a folder."""
     if os.path.lexists(folder) and not folder.is_dir():
         raise CheckpointError(f"{folder}: is not a folder. Choose another path.")
     held = sorted(file.name for file in folder.iterdir()) if folder.is_dir() else []
-    # A first step that died before its journal was written leaves its own folder behind, and nothing else.
+    # If a run stops in its first step, before the journal is written, only the folder of that step remains.
     if others := [name for name in held if not name.startswith(("00-", f".{JOURNAL_FILE}"))]:
         raise CheckpointError(f"{folder}: holds {some(others)}, but no run. Choose an empty folder.")
     try:
@@ -165,7 +172,11 @@ def _prepare(folder: Path) -> None:
 
 
 def read_tensors(folder: Path, step: Outcome) -> dict[str, Tensor]:
-    """The tensors of a finished step of the run in a folder. Raises :class:`CheckpointError` if they are damaged."""
+    """Return the tensors of a finished step of the run in ``folder``.
+
+    Raises:
+        CheckpointError: the file is missing or damaged.
+    """
     file = folder / str(step["step"]) / STATE_FILE
     try:
         return parse_tensors(read_file(file, limit=_MAX_BYTES))
@@ -174,7 +185,11 @@ def read_tensors(folder: Path, step: Outcome) -> dict[str, Tensor]:
 
 
 def read_journal(file: Path) -> tuple[dict[str, Any], list[Outcome]]:
-    """What a run depends on, and its finished steps. Raises :class:`CheckpointError` if the file is something else."""
+    """Return the arguments of a run and its finished steps.
+
+    Raises:
+        CheckpointError: the file is not a journal, or is of another format.
+    """
     try:
         body = json.loads(read_file(file, limit=_MAX_BYTES))
         version, before, steps = body["format"], dict(body["arguments"]), [dict(step) for step in body["steps"]]
@@ -191,7 +206,7 @@ def read_journal(file: Path) -> tuple[dict[str, Any], list[Outcome]]:
 
 
 def _read(file: Path, arguments: Mapping[str, Any]) -> list[Outcome]:
-    """The finished steps, if the run had these arguments."""
+    """Return the finished steps, or raise :class:`CheckpointError` if the run had other arguments."""
     before, steps = read_journal(file)
     now = json.loads(json.dumps(arguments))
     differ = [
@@ -207,7 +222,7 @@ def _read(file: Path, arguments: Mapping[str, Any]) -> list[Outcome]:
 
 
 def _is_step(name: Any, number: int) -> bool:
-    """Whether a name in a journal is a plain word that begins with the number of its step."""
+    """True if the name consists of letters, digits and ``-`` and begins with its step number; it is used as a path."""
     return isinstance(name, str) and name.startswith(f"{number:02d}-") and name.replace("-", "").isalnum()
 
 
@@ -217,7 +232,7 @@ def _short(value: Any) -> str:
 
 
 def _replace(file: Path, content: bytes) -> None:
-    """Write a file as a whole or not at all."""
+    """Write a file atomically: completely, or not at all."""
     temporary = file.with_name(f".{file.name}.{secrets.token_hex(8)}.tmp")
     try:
         with temporary.open("wb") as stream:

@@ -1,4 +1,4 @@
-"""What a compression did: every metric, cost and selection, as a table for people and as JSON for programs."""
+"""Result of a compression: every metric, cost and selection, printed as a table or stored as JSON."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .plan import Selection
 
 FORMAT = 1
 DIVERGENCE = 0.25
-"""Share by which the realised speed-up may differ from that in MACs before it is worth a warning."""
+"""Relative difference between measured speed-up and speed-up in MACs above which there is a warning."""
 
 
 class SpeedUpDiverges(UserWarning):
@@ -29,14 +29,15 @@ class Round:
     """One round of sparse training, surgery and fine-tuning.
 
     Attributes:
-        metric_sparse: after sparse training; ``None`` if the method has none.
-        metric_pruned: right after surgery.
-        metric_finetuned: after fine-tuning.
-        cost: of the pruned model.
-        selection: the units that stayed, of those that the round began with.
-        fingerprint: of the round's plan.
-        seconds: by step: ``sparse``, ``prune``, ``finetune``, ``evaluate``.
-        latency: target, prediction and measurement, if the budget is one in time.
+        metric_sparse: metric after sparse training; ``None`` if the method has no sparse phase.
+        metric_pruned: metric right after surgery.
+        metric_finetuned: metric after fine-tuning.
+        cost: cost of the pruned model.
+        selection: which units of the model at the start of the round stayed.
+        fingerprint: fingerprint of the round's plan.
+        seconds: seconds of each step: ``sparse``, ``calibrate``, ``prune``, ``finetune``, ``evaluate``. The first two
+            are missing if the method does not have them.
+        latency: target, prediction and measurement, if the target is a time.
     """
 
     metric_sparse: float | None
@@ -49,7 +50,7 @@ class Round:
     latency: LatencyFit | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Every field, ready for JSON."""
+        """Return every field as a value that JSON can store."""
         return {
             "metric_sparse": self.metric_sparse,
             "metric_pruned": self.metric_pruned,
@@ -63,7 +64,7 @@ class Round:
 
     @classmethod
     def from_dict(cls, body: Mapping[str, Any]) -> Round:
-        """The round that :meth:`to_dict` wrote."""
+        """Return the round that :meth:`to_dict` wrote."""
         values = dict(body)
         values["cost"] = Cost.from_json(json.dumps(values["cost"]))
         values["selection"] = Selection.from_json(json.dumps(values["selection"]))
@@ -74,15 +75,15 @@ class Round:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class CompressResult:
-    """What :func:`etp_graph.compress` did; ``print(result)`` is a table.
+    """Result of :func:`etp_graph.compress`; ``print(result)`` shows a table.
 
     Attributes:
         method: the method.
-        budget: what was asked for.
-        dense: cost of the model as it was.
-        metric_dense: of the model as it was.
-        rounds: what happened in each round, at least one.
-        seconds_dense: of the evaluation of the dense model.
+        budget: the budget.
+        dense: cost of the dense model.
+        metric_dense: metric of the dense model.
+        rounds: results of each round, at least one.
+        seconds_dense: seconds of the evaluation of the dense model.
     """
 
     method: Method
@@ -98,17 +99,17 @@ class CompressResult:
 
     @property
     def metric_sparse(self) -> float | None:
-        """After the last sparse training; ``None`` if the method has none."""
+        """Metric after the last sparse phase; ``None`` if the method has no sparse phase."""
         return self.rounds[-1].metric_sparse
 
     @property
     def metric_pruned(self) -> float:
-        """Right after the last surgery."""
+        """Metric right after the last surgery."""
         return self.rounds[-1].metric_pruned
 
     @property
     def metric_finetuned(self) -> float:
-        """At the end."""
+        """Metric after the last fine-tuning."""
         return self.rounds[-1].metric_finetuned
 
     @property
@@ -128,11 +129,11 @@ class CompressResult:
 
     @property
     def latency(self) -> LatencyFit | None:
-        """Target, prediction and measurement of the last surgery, if the budget is one in time."""
+        """Target, prediction and measurement of the last surgery, if the target is a time."""
         return self.rounds[-1].latency
 
     def warn_if_diverging(self) -> None:
-        """Warn, if time was measured, where the realised speed-up is another than the one in MACs."""
+        """Warn if time was measured and the measured speed-up differs too much from the one in MACs."""
         fit = self.latency
         if fit is None or abs(fit.speed_up / self.speed_up - 1) <= DIVERGENCE:
             return
@@ -146,12 +147,12 @@ class CompressResult:
 
     @property
     def asked(self) -> str:
-        """The target of the budget, as it was given."""
+        """Target of the budget in words, such as ``speed_up=2.0``."""
         return self.budget.words
 
     @property
     def seconds(self) -> dict[str, float]:
-        """Seconds of ``sparse``, ``prune``, ``finetune`` and ``evaluate``, summed over the rounds."""
+        """Seconds of each step (see :class:`Round`), summed over the rounds; ``evaluate`` includes the dense model."""
         total = {"sparse": 0.0, "prune": 0.0, "finetune": 0.0, "evaluate": self.seconds_dense}
         for one in self.rounds:
             for step, seconds in one.seconds.items():
@@ -159,7 +160,7 @@ class CompressResult:
         return total
 
     def to_json(self) -> str:
-        """As JSON text; :meth:`from_json` reads it back."""
+        """Return the result as JSON text; :meth:`from_json` reads it back."""
         return json.dumps({
             "format": FORMAT,
             "method": self.method.to_dict(),
@@ -172,7 +173,11 @@ class CompressResult:
 
     @classmethod
     def from_json(cls, text: str) -> CompressResult:
-        """The result that :meth:`to_json` wrote. Raises :class:`EtpError` if the text is something else."""
+        """Return the result that :meth:`to_json` wrote.
+
+        Raises:
+            EtpError: the text is not such a result.
+        """
         try:
             body = json.loads(text)
             if body["format"] != FORMAT:
@@ -213,7 +218,7 @@ class CompressResult:
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Columns of equal width, the first aligned to the left, all others to the right."""
+    """Return each row as a line of aligned columns: the first column to the left, all others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join(cell.rjust(width) if i else cell.ljust(width) for i, (cell, width) in enumerate(zip(row, widths)))

@@ -1,4 +1,4 @@
-"""A phase of training in the user's hands, and the progress bar over all of them."""
+"""One call of the user's ``train`` function, and the progress bar of a run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PhaseName = Literal["sparse", "calibrate", "finetune"]
 
 
 class Bar:
-    """A progress bar over the steps of a run; silent unless asked for and unless stdout is a terminal."""
+    """Progress bar over the steps of a run. It is shown only if ``show`` is true and stdout is a terminal."""
 
     def __init__(self, total: int, *, show: bool) -> None:
         console = Console()
@@ -44,29 +44,30 @@ class Bar:
         self._progress.stop()
 
     def begin(self, description: str) -> None:
-        """A step begins."""
+        """Show the description of the step that begins."""
         self._progress.update(self._task, description=description, refresh=True)
 
     def within(self, share: float) -> None:
-        """The share of the present step that is done."""
+        """Show that this share, in [0, 1], of the current step is done."""
         self._progress.update(self._task, completed=self._done + min(max(share, 0.0), 1.0))
 
     def end(self) -> None:
-        """The step is done."""
+        """Show that the current step is done."""
         self._done += 1
         self._progress.update(self._task, completed=self._done, refresh=True)
 
 
 class Phase:
-    """What ``train(model, phase)`` is told, and where it hands in its optimizer.
+    """Argument of ``train(model, phase)``: names the phase and takes the optimizer.
 
     Attributes:
-        name: ``"sparse"``: the force acts, once attached. ``"calibrate"``: the criterion watches the batches, and the
-            weights stay as they are; a few batches are enough. ``"finetune"``: after surgery; no force acts.
-        round: the present round, from 0.
+        name: ``"sparse"``: the force acts after :meth:`attach`. ``"calibrate"``: the criterion records data from the
+            batches, and the weights do not change; a few batches are enough. ``"finetune"``: training after surgery,
+            without a force.
+        round: number of the current round, from 0.
         rounds: number of rounds.
         method: the method.
-        regularizer: what :meth:`attach` attached; ``None`` before, and where no force acts.
+        regularizer: the regularizer that :meth:`attach` attached; ``None`` before, and in phases without a force.
     """
 
     def __init__(
@@ -102,24 +103,26 @@ class Phase:
 
     @property
     def forced(self) -> bool:
-        """Whether the method acts in this phase, so that an optimizer has to be attached."""
+        """True if the method acts in this phase, so that an optimizer must be attached."""
         return self.name == "sparse" and self.method.sparse
 
     def attach(self, optimizer: Optimizer, *, steps: int | None = None) -> Regularizer | None:
-        """Let the method's force act in every ``optimizer.step()`` of this phase; call it before the first one.
+        """Apply the method's force in every ``optimizer.step()`` of this phase. Call it before the first step.
+
+        In the phase ``calibrate`` it makes the optimizer's steps leave the weights unchanged.
 
         Args:
-            optimizer: the one that trains the model; make it anew in every phase.
-            steps: how many steps the phase will take. Methods need it whose strength follows the share of the phase
-                that is done, such as ``etp``; others ignore it.
+            optimizer: the optimizer that trains the model; create a new one in every phase.
+            steps: number of optimizer steps of the phase. Methods whose strength changes during the phase, such as
+                ``etp``, need it; others ignore it.
 
         Returns:
-            The regularizer, for ``regularizer.penalty()`` where the method's mode is ``"loss"``; ``None`` where no
-            force acts (fine-tuning). While calibrating, steps of the optimizer leave the weights as they are.
+            The regularizer; if the method's mode is ``"loss"``, add its ``penalty()`` to the loss. ``None`` if no
+            force acts in this phase.
 
         Raises:
-            ForceError: the phase is over, an optimizer is attached already, it is not the model's, or ``steps``
-                is missing.
+            ForceError: the phase is over, an optimizer is attached already, the optimizer does not hold the model's
+                parameters, or ``steps`` is missing.
         """
         if not self._open:
             raise ForceError(f"the {self.name} phase is over; every call of train gets a phase of its own.")
@@ -142,17 +145,18 @@ class Phase:
         return found
 
     def penalty(self) -> Tensor | float:
-        """What to add to the loss: the penalty of a method whose mode is ``"loss"``, and zero at all other times."""
+        """Return the penalty to add to the loss. It is zero unless a force with mode ``"loss"`` acts in this phase."""
         found = self.regularizer
         return found.penalty() if self._open and found is not None and found.settings.mode == "loss" else 0.0
 
     def labels(self, y: Tensor) -> None:
-        """The class number of each sample of the next forward, int64 [samples].
+        """Set the class number of each sample of the next forward, int64 [samples].
 
-        Criteria of classes (``f_statistic``) need it in the phase ``calibrate``; it does nothing elsewhere.
+        Criteria that compare classes (``f_statistic``) need it in the phase ``calibrate``. In other phases it does
+        nothing.
 
         Raises:
-            ScoreError: these are not class numbers.
+            ScoreError: ``y`` does not hold class numbers.
         """
         if self._record is not None:
             self._record.labels(y)
@@ -160,12 +164,12 @@ class Phase:
     def report(self, done: int, total: int, *details: object) -> None:
         """Move the progress bar: ``done`` of ``total`` epochs (or steps) of this phase are over. Optional.
 
-        Whatever else a training loop tells its callback (a loss) is not shown.
+        ``details``, such as a loss, are accepted and not shown.
         """
         self._bar.within(done / total if total else 1.0)
 
     def check_used(self) -> None:
-        """Raise :class:`ForceError` if the force of this phase never acted."""
+        """Raise :class:`ForceError` if the method should have acted in this phase and never did."""
         if not self.forced:
             return
         acting = self.regularizer or self._action
@@ -182,7 +186,7 @@ class Phase:
             )
 
     def close(self) -> None:
-        """The end of the phase: no force acts any more."""
+        """End the phase: detach the force from the optimizer."""
         self._open = False
         if self._action is not None:
             self._action.detach()

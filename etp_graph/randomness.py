@@ -1,4 +1,4 @@
-"""The states of all random number generators that a training loop may draw from, as tensors and back."""
+"""Save and restore the states of the global random number generators as tensors."""
 
 from __future__ import annotations
 
@@ -12,20 +12,23 @@ from torch import Tensor
 from .errors import CheckpointError
 
 RNG = "rng."
-"""Prefix of the names of generator states among other tensors."""
+"""Prefix that marks generator states among other tensors."""
 
-_WORDS = 624  # of the Mersenne Twister, which both Python and NumPy run
+_WORDS = 624  # size of the state of the Mersenne Twister, which Python and NumPy both use
 
 
 def capture() -> dict[str, Tensor]:
-    """States of PyTorch's generators (CPU and, once in use, every CUDA device), Python's and NumPy's global one."""
+    """Return the states of the global generators of PyTorch, Python and NumPy.
+
+    PyTorch's are those of the CPU and, if CUDA is in use, of every CUDA device.
+    """
     found = {"torch": torch.get_rng_state()}
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         found |= {f"cuda.{i}": state.cpu() for i, state in enumerate(torch.cuda.get_rng_state_all())}
     _, words, gauss = random.getstate()
     found["python"] = torch.tensor(words, dtype=torch.int64, device="cpu")
     found["python.gauss"] = torch.tensor([] if gauss is None else [gauss], dtype=torch.float64, device="cpu")
-    numpy = np.random.get_state(legacy=False)  # noqa: NPY002  # the global generator is what users' loops draw from
+    numpy = np.random.get_state(legacy=False)  # noqa: NPY002  # users' training loops use the global generator
     if isinstance(numpy, dict) and numpy["bit_generator"] == "MT19937":
         words = [*numpy["state"]["key"].tolist(), int(numpy["state"]["pos"]), int(numpy["has_gauss"])]
         found["numpy"] = torch.tensor(words, dtype=torch.int64, device="cpu")
@@ -34,10 +37,10 @@ def capture() -> dict[str, Tensor]:
 
 
 def reinstate(tensors: Mapping[str, Tensor]) -> None:
-    """Set every generator whose state is among ``tensors``, under the names of :func:`capture` after :data:`RNG`.
+    """Set every generator whose state is in ``tensors``, named as in :func:`capture` with the prefix :data:`RNG`.
 
     Raises:
-        CheckpointError: a state is damaged, or of a CUDA device that is not there.
+        CheckpointError: a state is missing or damaged, or belongs to a CUDA device that this machine lacks.
     """
     states = {name.removeprefix(RNG): state for name, state in tensors.items() if name.startswith(RNG)}
     try:

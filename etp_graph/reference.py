@@ -1,4 +1,4 @@
-"""The force as the equations say it, slice by slice: slow, and what the fast path is tested against.
+"""Slow reference implementation of the force, slice by slice. Tests compare the fast implementation with it.
 
 Penalty β Σ_g κ_g Σ_u F(d_u)·‖w_u‖ with ‖w_u‖² = Σ_s ‖w_s,u‖² over the slices of a unit (ETP: Modi et al. 2025, eq. 10).
 """
@@ -15,7 +15,7 @@ from .plan import Plan, Slice, as_tensor
 
 
 def square_norms(model: nn.Module, plan: Plan) -> Tensor:
-    """‖w_u‖² of every unit that may be pruned, zero for all others, [n_units]."""
+    """Return ‖w_u‖² of every unit that may be pruned, and zero for all others, [n_units]."""
     parameters = dict(model.named_parameters())
     total = torch.zeros(plan.n_units, dtype=next(iter(parameters.values())).dtype)
     for span, piece in _slices(plan):
@@ -28,7 +28,7 @@ def square_norms(model: nn.Module, plan: Plan) -> Tensor:
 
 @torch.no_grad()
 def prox_(model: nn.Module, plan: Plan, pull: Tensor, step_sizes: Mapping[str, float]) -> None:
-    """w_u <- w_u·max(0, 1 − η κ β F(d_u)/‖w_u‖), in place.
+    """Apply the proximal step w_u <- w_u·max(0, 1 − η κ β F(d_u)/‖w_u‖) to the model, in place.
 
     Args:
         model: the model.
@@ -48,7 +48,7 @@ def prox_(model: nn.Module, plan: Plan, pull: Tensor, step_sizes: Mapping[str, f
 
 
 def _slices(plan: Plan) -> Iterator[tuple[slice, Slice]]:
-    """Every slice that a force acts on, with the flat numbers of its group's units."""
+    """Yield every slice that a force acts on, with the range of its group in the vectors [n_units]."""
     for group, span in plan.spans():
         for piece in group.slices:
             if group.locked is None and not piece.passive and piece.tensor in plan.parameters:
@@ -56,7 +56,10 @@ def _slices(plan: Plan) -> Iterator[tuple[slice, Slice]]:
 
 
 def _by_axis(plan: Plan) -> Iterator[tuple[slice, Slice]]:
-    """The slices, those of one axis of one tensor together: rounding depends on the order of two factors."""
+    """Yield the same slices, ordered so that those of one axis of one tensor follow each other.
+
+    A weight cut along two axes is multiplied by two factors, and rounding depends on their order.
+    """
     order: dict[tuple[str, int], int] = {}
     for _, piece in _slices(plan):
         order.setdefault((piece.tensor, piece.axis), len(order))

@@ -1,4 +1,4 @@
-"""The report of a compression: one HTML file that needs nothing else, neither network nor script."""
+"""Report of a compression as one HTML file, without scripts or references to other files."""
 
 from __future__ import annotations
 
@@ -17,10 +17,17 @@ _KEY = "d: dense, s: after sparse training, p: right after surgery, f: after fin
 
 
 def write_report(folder: str | os.PathLike[str], out: str | os.PathLike[str]) -> Path:
-    """Write the report of a folder that ``compress(checkpoint=...)`` or :func:`etp_graph.save` made; returns the file.
+    """Write the report of a folder that ``compress(checkpoint=...)`` or :func:`etp_graph.save` wrote.
+
+    Args:
+        folder: the folder.
+        out: the HTML file to write.
+
+    Returns:
+        The path of the HTML file.
 
     Raises:
-        CheckpointError: the folder holds neither, or is damaged.
+        CheckpointError: the folder holds neither a run nor a saved model, or is damaged.
         EtpError: the file cannot be written.
     """
     text, file = page(read_story(folder)), Path(out)
@@ -32,7 +39,7 @@ def write_report(folder: str | os.PathLike[str], out: str | os.PathLike[str]) ->
 
 
 def page(story: Story) -> str:
-    """The whole file."""
+    """Return the text of the HTML file."""
     sections = [
         *_summary(story),
         *_stages(story),

@@ -1,4 +1,4 @@
-"""What a folder of :func:`etp_graph.compress`, or of :func:`etp_graph.save`, says about a model, ready to be shown."""
+"""Data of a report, read from a folder that :func:`etp_graph.compress` or :func:`etp_graph.save` wrote."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from .methods import Method
 from .plan import Group, Plan, Selection, as_tensor
 
 SHOWN = 9
-"""At most so many groups have their norms shown: evenly spaced through the network."""
+"""Largest number of groups whose norms are shown. They are evenly spaced in the order of execution."""
 POINTS = 400
-"""At most so many units of a group are shown: evenly spaced by distance."""
+"""Largest number of units shown for a group. They are evenly spaced in the order of distance."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stage:
-    """The model at one moment; ``None`` for what the folder does not say."""
+    """The model after one stage of the run. Values that the folder does not hold are ``None``."""
 
     name: str
     metric: float | None = None
@@ -42,7 +42,10 @@ class Stage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Width:
-    """Units of a group before and after all rounds; ``kind`` and ``locked`` are empty where they are not known."""
+    """Number of units of a group before and after all rounds.
+
+    ``locked`` is the reason why the group is locked. ``kind`` and ``locked`` are empty if they are unknown.
+    """
 
     name: str
     before: int
@@ -53,7 +56,7 @@ class Width:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Norms:
-    """Norm against distance of (some of the) units of a group after sparse training, and which of them stayed."""
+    """Distance and norm of units of a group after sparse training, and which of them stayed; ``units`` counts all."""
 
     name: str
     distance: Sequence[float]
@@ -64,16 +67,16 @@ class Norms:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Story:
-    """All that a report shows.
+    """Content of a report.
 
     Attributes:
         title: one line.
-        facts: name -> text, for the small print.
-        stages: the model from dense to the end, in time.
-        widths: the groups in the order of execution.
-        norms: by round (from 1) the groups shown.
-        latency: how a target in time was met; ``None`` where there was none.
-        unfinished: the run goes on after the last stage, or was interrupted.
+        facts: settings and versions, name -> text.
+        stages: the stages of the run, beginning with the dense model.
+        widths: the groups, in the order of execution if the folder holds the plan.
+        norms: number of the round (from 1) -> norms of the groups that are shown.
+        latency: target, prediction and measurement of a target in time; ``None`` for other targets.
+        unfinished: True if the run did not finish its last stage.
     """
 
     title: str
@@ -86,10 +89,10 @@ class Story:
 
 
 def read_story(path: str | os.PathLike[str]) -> Story:
-    """The story of a folder that ``compress(checkpoint=...)`` or :func:`etp_graph.save` wrote.
+    """Read the content of a report from a folder that ``compress(checkpoint=...)`` or :func:`etp_graph.save` wrote.
 
     Raises:
-        CheckpointError: the folder holds neither, or is damaged.
+        CheckpointError: the folder holds neither a run nor a saved model, or is damaged.
     """
     folder = Path(path).absolute()
     if os.path.lexists(folder / JOURNAL_FILE):
@@ -134,7 +137,7 @@ def _of_run(folder: Path) -> Story:
 
 
 def _latency(by_name: Mapping[str, Outcome]) -> LatencyFit | None:
-    found = by_name.get("prune-0", {}).get("latency")  # a target in time has one round
+    found = by_name.get("prune-0", {}).get("latency")  # runs with a target in time have one round
     return None if found is None else LatencyFit.from_dict(found)
 
 
@@ -160,10 +163,10 @@ def _manifest_facts(manifest: Manifest) -> dict[str, str]:
 
 
 def _stages(by_name: Mapping[str, Outcome], rounds: int) -> Iterator[Stage]:
-    """Dense, then sparse, pruned and fine-tuned of each round, as far as the run came."""
+    """Yield the finished stages: dense, then sparse, pruned and fine-tuned of each round."""
     if (dense := by_name.get("evaluate-dense-0")) is None:
         return
-    cost = Cost.from_json(dense["cost"]) if "cost" in dense else None  # older folders do not say
+    cost = Cost.from_json(dense["cost"]) if "cost" in dense else None  # folders of older versions lack it
     yield _stage("dense", dense, cost, dense)
     for number in range(rounds):
         of = f" {number + 1}" if rounds > 1 else ""
@@ -191,14 +194,14 @@ def _selections(by_name: Mapping[str, Outcome], rounds: int) -> list[Selection]:
 
 
 def _plan(folder: Path, by_name: Mapping[str, Outcome], number: int) -> Plan | None:
-    """The plan of a round; ``None`` in folders that do not hold that of the first."""
+    """Return the plan of a round, or ``None`` if the folder does not hold it (folders of older versions)."""
     step = by_name.get(f"trace-{number}" if number else "evaluate-dense-0")
     packed = read_tensors(folder, step).get("plan") if step is not None else None
     return None if packed is None else Plan.from_json(packed.numpy().tobytes().decode())
 
 
 def _widths(selections: Sequence[Selection], plan: Plan | None) -> list[Width]:
-    """Every group, in the order of execution where the plan is at hand."""
+    """Return the widths of all groups, in the order of execution if the plan is known."""
     found: dict[str, Width] = {}
     if plan is not None:
         for group in sorted(plan.groups, key=lambda group: _position(plan, group)):
@@ -212,7 +215,7 @@ def _widths(selections: Sequence[Selection], plan: Plan | None) -> list[Width]:
 
 
 def _position(plan: Plan, group: Group) -> int:
-    """When the first layer of the group runs: the number of its first term in the count of the MACs."""
+    """Return the position of the group in the order of execution: the number of its first term in ``plan.ops``."""
     tensors = {piece.tensor for piece in group.slices}
     made = [i for i, op in enumerate(plan.ops) if op.name == group.name]
     used = [i for i, op in enumerate(plan.ops) if any(name in tensors for name, _ in op.axes)]
@@ -220,7 +223,7 @@ def _position(plan: Plan, group: Group) -> int:
 
 
 def _norms(folder: Path, by_name: Mapping[str, Outcome], number: int) -> Iterator[Norms]:
-    """Norms at the end of the sparse phase of a round, if a force acted there and its plan is at hand."""
+    """Yield norms at the end of the sparse phase of a round, if a force acted in it and the folder holds its plan."""
     sparse, plan = by_name.get(f"sparse-{number}"), _plan(folder, by_name, number)
     distance = read_tensors(folder, sparse).get("distance") if sparse is not None else None
     if sparse is None or plan is None or distance is None or len(distance) != plan.n_units:
@@ -237,7 +240,7 @@ def _norms(folder: Path, by_name: Mapping[str, Outcome], number: int) -> Iterato
     for group, span in spans[:: max(every, 1)]:
         order = distance[span].argsort()[:: -(-group.n_units // POINTS)]
         parts = [values[span][order] for values in (distance, norms, keep)]
-        if bool(parts[1].isfinite().all()):  # weights that training blew up have no place on an axis
+        if bool(parts[1].isfinite().all()):  # infinite and NaN norms cannot be drawn
             yield Norms(
                 name=group.name, distance=parts[0].tolist(), norm=parts[1].tolist(), kept=parts[2].tolist(),
                 units=group.n_units,
@@ -245,7 +248,10 @@ def _norms(folder: Path, by_name: Mapping[str, Outcome], number: int) -> Iterato
 
 
 def _group_norms(plan: Plan, weights: Mapping[str, Tensor]) -> Tensor:
-    """‖w_u‖ over all slices of each unit, [n_units], of weights that are stored under their first names."""
+    """Return the norm ‖w_u‖ over all slices of each unit, [n_units].
+
+    ``weights`` holds tied parameters only under their first names.
+    """
     total = torch.zeros(plan.n_units, device="cpu")
     own = set(plan.parameters)
     for group, span in plan.spans():

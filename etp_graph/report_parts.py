@@ -1,4 +1,4 @@
-"""The parts of a report: elements whose text is escaped, charts as inline SVG, and the style sheet."""
+"""Parts of the HTML report: elements with escaped text, charts as inline SVG, and the style sheet."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ DARK = {
     "paper": "#14181d", "ink": "#e6eaef", "soft": "#a9b5c1", "rule": "#7b8894", "track": "#333d48",
     "mark": "#6cb0f5", "gone": "#f0a35e",
 }  # fmt: skip
-"""Colours by role. Texts have a contrast of 4.5 to the paper, marks and rules of 3 (WCAG 2.2, AA)."""
+"""Colours by role. Against the paper, texts have a contrast of 4.5, marks and rules of 3 (WCAG 2.2, AA)."""
 
 _RULES = """
 *{box-sizing:border-box}
@@ -44,31 +44,34 @@ dl.facts{display:grid;grid-template-columns:minmax(8rem,auto) 1fr;gap:.2rem 1rem
 
 
 class Html(str):
-    """Text that is HTML already. Every other text is escaped when it is put into an element."""
+    """Text that is HTML already. :func:`element` escapes every other text."""
 
     __slots__ = ()
 
 
 def style() -> Html:
-    """The style sheet: light, and dark where the reader's system is."""
+    """Return the style sheet, with light and dark colours that follow the setting of the reader's system."""
     light, dark = (";".join(f"--{name}:{value}" for name, value in each.items()) for each in (LIGHT, DARK))
     roots = f":root{{color-scheme:light dark;{light}}}@media(prefers-color-scheme:dark){{:root{{{dark}}}}}"
     return element("style", Html(roots + _RULES))
 
 
 def element(tag: str, *children: str, **attributes: object) -> Html:
-    """``<tag attributes>children</tag>``; ``_`` in attribute names stands for ``-``, and one at the end for nothing."""
+    """Return ``<tag attributes>children</tag>``.
+
+    In attribute names ``_`` becomes ``-``, and a final ``_`` is dropped (``class_``).
+    """
     given = "".join(f' {k.rstrip("_").replace("_", "-")}="{html.escape(str(v))}"' for k, v in attributes.items())
     return Html(f"<{tag}{given}>{joined(children)}</{tag}>")
 
 
 def joined(children: Iterable[str]) -> Html:
-    """The children one after the other, escaped unless they are HTML."""
+    """Join the children; escape those that are not :class:`Html`."""
     return Html("".join(child if isinstance(child, Html) else html.escape(child) for child in children))
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Html:
-    """A table that scrolls by itself where the page is narrow; a row begins with its heading."""
+    """Return a table that scrolls sideways on narrow pages. The first cell of a row is its heading."""
     top = element("tr", *(element("th", cell, scope="col") for cell in head))
     body = [element("tr", element("th", row[0], scope="row"), *(element("td", c) for c in row[1:])) for row in rows]
     whole = element("table", element("thead", top), element("tbody", *body))
@@ -76,7 +79,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Html:
 
 
 def bar(before: float, after: float, widest: float, *, label: str) -> Html:
-    """One line of a list: the track is as wide as what was there, and filled as far as it stayed."""
+    """Return a bar of width ``before``, filled up to ``after``. ``widest`` is the value of a bar of full width."""
     whole, kept = (100 * n / widest if widest else 0.0 for n in (before, after))
     shapes = [element("rect", y="0.5", height=9, width=f"{width:.2f}%", class_=cls)
               for width, cls in ((whole, "track"), (kept, "mark"))]  # fmt: skip
@@ -99,7 +102,7 @@ def _shares(values: Sequence[float], low: float, high: float) -> list[float]:
 
 
 def _range(values: Sequence[float], *, zero: bool) -> tuple[float, float]:
-    """The ends of an axis: all values, and zero if asked; never empty."""
+    """Return the ends of an axis that holds all values, and zero if ``zero``; the ends always differ."""
     low, high = min(values), max(values)
     low = min(0.0, low) if zero else low
     if high <= low:
@@ -108,7 +111,7 @@ def _range(values: Sequence[float], *, zero: bool) -> tuple[float, float]:
 
 
 def _frame(low: float, high: float, below: Iterable[Html], text: str) -> list[Html]:
-    """Title, lines at both ends and in the middle with their values, and what stands below the axis."""
+    """Return the title, three horizontal lines with their values, and the elements ``below`` the axis."""
     parts = [element("title", text)]
     for share in (0.0, 0.5, 1.0):
         cls = "axis" if share == 0 else "grid"
@@ -119,7 +122,7 @@ def _frame(low: float, high: float, below: Iterable[Html], text: str) -> list[Ht
 
 
 def short(value: float) -> str:
-    """A number with three digits: ``0.913``, ``41.6k``."""
+    """Format a number with three digits: ``0.913``, ``41.6k``."""
     for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
             return f"{value / size:.3g}{unit}"
@@ -132,7 +135,7 @@ def _figure(parts: Iterable[Html], caption: str) -> Html:
 
 
 def line_chart(letters: Sequence[str], values: Sequence[float], *, caption: str, zero: bool = False) -> Html:
-    """A value at each stage, joined by a line; ``letters`` stand below the stages."""
+    """Draw a value for each stage, connected by a line; ``letters`` label the stages below the axis."""
     low, high = _range(values, zero=zero)
     places = [(i + 0.5) / len(values) for i in range(len(values))]
     below = [element("text", t, x=_x(p), y=_H - 6, text_anchor="middle") for t, p in zip(letters, places, strict=True)]
@@ -144,7 +147,7 @@ def line_chart(letters: Sequence[str], values: Sequence[float], *, caption: str,
 
 
 def scatter(x: Sequence[float], y: Sequence[float], filled: Sequence[bool], *, caption: str) -> Html:
-    """Points over [0, 1]: filled ones, and rings for the others."""
+    """Draw points with ``x`` in [0, 1]: dots where ``filled`` is true, else rings."""
     low, high = _range(y, zero=True)
     ends = [(0.0, "0", "start"), (0.5, "distance", "middle"), (1.0, "1", "end")]
     below = [element("text", text, x=_x(at), y=_H - 6, text_anchor=anchor) for at, text, anchor in ends]

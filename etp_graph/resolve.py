@@ -1,4 +1,4 @@
-"""From a string on the command line to a model and example inputs. Builds architectures; never downloads weights."""
+"""Build a model and example inputs from a string on the command line. Never download weights."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from .forward import evaluating, run
 
 FORMS = "torchvision:resnet50, timm:NAME, hf:PATH (a config.json or its folder), or package.module:callable"
 _BROKEN = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError)
-"""What a model or a builder raises over its arguments."""
+"""Exceptions that a model or its builder raises for wrong arguments."""
 
 
 class ResolveError(EtpError):
-    """A model string names nothing that can be built, or the model rejects its example inputs."""
+    """The model string names no model that can be built, or the model rejects its example inputs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Resolved:
-    """A model in eval mode with inputs that it accepts.
+    """A model in eval mode, and inputs that it accepts.
 
     Attributes:
-        text: the string that it was made from.
-        model: the model, with random weights unless a callable loaded some.
+        text: the string that names the model.
+        model: the model, with random weights unless the callable that builds it loads others.
         inputs: a tensor, a tuple of tensors, or a dict of keyword arguments.
     """
 
@@ -43,7 +43,7 @@ class Resolved:
 
     @property
     def shapes(self) -> str:
-        """The shapes of the inputs, for reading."""
+        """Shapes of the inputs as text, for messages."""
         if isinstance(self.inputs, dict):
             return ", ".join(f"{name} {_shape(value)}" for name, value in self.inputs.items())
         values = self.inputs if isinstance(self.inputs, (tuple, list)) else [self.inputs]
@@ -51,16 +51,17 @@ class Resolved:
 
 
 def resolve(text: str, *, input_shapes: Sequence[str] = ()) -> Resolved:
-    """The model that a string names, and example inputs for it.
+    """Build the model that a string names, and example inputs for it.
 
     Args:
         text: ``torchvision:NAME``, ``timm:NAME``, ``hf:PATH`` or ``package.module:callable``. The callable takes no
-            arguments and returns a module, or a module and its example inputs; it may also be a module itself.
-        input_shapes: one shape (``"1,3,224,224"``) for each positional input, instead of the model's own; integer
-            inputs end in ``:long`` (``"1,128:long"``).
+            arguments and returns a module, or a module and its example inputs. The name may also be that of a module.
+        input_shapes: one shape (``"1,3,224,224"``) for each positional input, in place of the model's own inputs. A
+            shape of integers ends in ``:long`` (``"1,128:long"``).
 
     Raises:
-        ResolveError: no such library, model, file or callable, no example inputs, or inputs that the model rejects.
+        ResolveError: the library, model, file or callable does not exist, the inputs are not known, or the model
+            rejects them.
     """
     source, colon, name = text.partition(":")
     if not colon or not source or not name:
@@ -68,7 +69,7 @@ def resolve(text: str, *, input_shapes: Sequence[str] = ()) -> Resolved:
     build = _SOURCES.get(source)
     chosen = tuple(parse_shape(shape) for shape in input_shapes)
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=FutureWarning)  # torchvision announces changes of initialisation
+        warnings.filterwarnings("ignore", category=FutureWarning)  # torchvision announces new initialisations
         torch.manual_seed(0)
         model, inputs = build(name) if build is not None else _from_callable(source, name)
     if chosen:
@@ -81,7 +82,7 @@ def resolve(text: str, *, input_shapes: Sequence[str] = ()) -> Resolved:
 
 
 def parse_shape(text: str) -> torch.Tensor:
-    """Example input of the shape ``"1,3,224,224"``: normal numbers, or with ``:long`` zeros and ones.
+    """Return an example input of a shape such as ``"1,3,224,224"``: normal numbers, or with ``:long`` zeros and ones.
 
     Raises:
         ResolveError: the text is not a shape.
@@ -102,7 +103,7 @@ def parse_shape(text: str) -> torch.Tensor:
 
 
 def _require_accepted(resolved: Resolved) -> None:
-    """Run the model once; an error of its own becomes one that says which inputs it was given."""
+    """Run the model once. If it fails, raise :class:`ResolveError` with the shapes of the inputs."""
     try:
         with torch.no_grad(), evaluating(resolved.model):
             run(resolved.model, resolved.inputs)
@@ -132,7 +133,7 @@ def _from_torchvision(name: str) -> tuple[nn.Module, Any]:
     if name.lower() not in known:
         raise _unknown("torchvision", name, known)
     model = models.get_model(name, weights=None, **({"weights_backbone": None} if name not in _plain(models) else {}))
-    # The preprocessing of the published weights knows the size that the model was made for; nothing is downloaded.
+    # The input size is read from the preprocessing of the published weights; this downloads nothing.
     weights = list(models.get_model_weights(name))
     transforms = weights[-1].transforms() if weights else None
     size = getattr(transforms, "crop_size", None) or [224]
@@ -142,7 +143,7 @@ def _from_torchvision(name: str) -> tuple[nn.Module, Any]:
 
 
 def _plain(models: ModuleType) -> set[str]:
-    """Names of the image classifiers, which know no backbone weights."""
+    """Return the names of the image and video classifiers, whose builders have no argument ``weights_backbone``."""
     return set(models.list_models(module=models)) | set(models.list_models(module=models.video))
 
 
@@ -209,7 +210,7 @@ def _from_callable(module_name: str, name: str) -> tuple[nn.Module, Any]:
 
 def _import(module_name: str, where: str) -> ModuleType:
     here = str(Path.cwd())
-    sys.path.insert(0, here)  # `python -m` does the same; an installed script does not
+    sys.path.insert(0, here)  # as `python -m` does; an installed script does not
     try:
         return importlib.import_module(module_name)
     except ImportError as error:

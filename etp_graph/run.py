@@ -1,4 +1,4 @@
-"""The steps of one compression, each written down when it is done."""
+"""Steps of one compression. Each finished step is recorded in the journal."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ Evaluate = Callable[[nn.Module], float]
 
 
 def n_steps(method: Method) -> int:
-    """Number of steps of a run with this method."""
+    """Return the number of steps of a run with this method."""
     return method.rounds * (5 + 2 * method.sparse + method.collected)
 
 
 class Run:
-    """One call of :func:`etp_graph.compress`: its steps, each through the journal.
+    """One call of :func:`etp_graph.compress`, whose steps run through the journal.
 
-    ``expected`` is what the pruned model would cost if it were cut now: it stands for a target in time, which no method
-    can go by while it trains.
+    ``expected`` is the cost of the model that surgery would give if it took place before training. During training its
+    MACs replace a target in time, because time cannot be measured there.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Run:
         self.round = 0
 
     def compress(self, retrace: Callable[[], Plan]) -> CompressResult:
-        """All steps; ``retrace`` makes the plan of the model as a round finds it."""
+        """Run all steps and return the result. ``retrace`` traces the model anew at the start of later rounds."""
         metric, seconds = self._measure("dense", {"cost": self.dense.to_json()}, {"plan": _packed(self.plan)})
         rounds = []
         for number in range(self.method.rounds):
@@ -106,7 +106,7 @@ class Run:
     def _step(
         self, name: str, action: Callable[[], tuple[Outcome, Mapping[str, Tensor]]], *, changes: bool = False
     ) -> Outcome:
-        """One step through the journal; ``changes``: it changes the model."""
+        """Run one step, or read its outcome from the journal. ``changes``: the step changes the model."""
 
         def timed() -> tuple[Outcome, Mapping[str, Tensor]]:
             start = perf_counter()
@@ -121,7 +121,10 @@ class Run:
     def _measure(
         self, stage: str, outcome: Mapping[str, Any] | None = None, tensors: Mapping[str, Tensor] | None = None
     ) -> tuple[float, float]:
-        """The metric, and the seconds that it took; more may be kept with the step, for those who read the folder."""
+        """Evaluate the model; return the metric and the seconds of the evaluation.
+
+        ``outcome`` and ``tensors`` are stored with the step; the report reads them.
+        """
 
         def action() -> tuple[Outcome, Mapping[str, Tensor]]:
             self.model.eval()
@@ -131,7 +134,12 @@ class Run:
         return float(found["metric"]), float(found["seconds"])
 
     def _phase(self, name: PhaseName, **extra: Any) -> Phase:
-        """One call of ``train``; the phase is over when it returns."""
+        """Call ``train`` with a new phase, and check the parameters and the force afterwards.
+
+        Raises:
+            PlanError: ``train`` replaced a parameter.
+            ForceError: the method's force never acted.
+        """
         before = dict(self.model.named_parameters())
         shapes = {key: tensor.shape for key, tensor in before.items()}
         phase = Phase(
@@ -165,11 +173,11 @@ class Run:
         return outcome, {name: value for name, value in state.items() if isinstance(value, Tensor)}
 
     def _calibrate(self) -> float:
-        """Record what the criterion needs of the data; the seconds that it took."""
+        """Record the data that the criterion needs; return the seconds that this took."""
 
         def action() -> tuple[Outcome, Mapping[str, Tensor]]:
             name = self.method.criterion
-            self.model.train(name == "taylor")  # cuDNN differentiates recurrent layers in training mode only
+            self.model.train(name == "taylor")  # cuDNN computes gradients of recurrent layers in training mode only
             with Kept(self.model) as kept, watch(self.model, self.plan, name) as record:
                 self._phase("calibrate", record=record, kept=kept)
             self.model.zero_grad(set_to_none=True)
@@ -191,14 +199,14 @@ class Run:
             self.regularizer = self._regularizer_after(sparse)
         scores = self.method.scores(self.model, self.plan, regularizer=self.regularizer, record=self.record)
         selection = allocate(self.model, self.plan, scores, budget=self._share(), example_inputs=self.inputs)
-        self.regularizer, self.record = None, None  # they belong to the model as it was
+        self.regularizer, self.record = None, None  # they do not fit the pruned model
         prune_(self.model, self.plan, selection)
         cost = CostModel(self.plan).evaluate(selection.flat(self.plan))
         fit = None if selection.latency is None else selection.latency.to_dict()
         return {"selection": selection.to_json(), "cost": cost.to_json(), "latency": fit}, {}
 
     def _regularizer_after(self, sparse: Outcome) -> Regularizer | None:
-        """The regularizer as it was at the end of a sparse phase that was finished before."""
+        """Rebuild the regularizer at the end of a sparse phase that an earlier run finished."""
         found = self.method.regularizer(self.model, self.plan, steps=sparse.get("steps"), budget=self._aim())
         if found is not None:
             state, kept = found.state_dict(), self.journal.tensors(sparse)
@@ -207,7 +215,7 @@ class Run:
         return found
 
     def _share(self) -> Budget:
-        """The budget of this round: its share of the way from the dense cost to the target."""
+        """Return the budget of this round. The schedule says which share of the cost reduction it asks for."""
         if self.method.rounds == 1:
             return self.budget
         dense, target = getattr(self.dense, self.budget.quantity), self.budget.target(self.dense)
@@ -216,11 +224,11 @@ class Run:
         return self.budget.at(goal)
 
     def _aim(self) -> Budget:
-        """What the sparse phase of this round works towards."""
+        """Return the budget of the sparse phase of this round, in MACs or parameters."""
         return self._share() if self.budget.quantity != "latency" else self.budget.at(self.expected.macs)
 
     def _retrace(self, retrace: Callable[[], Plan]) -> None:
-        """The plan of the model as it is now. What was locked stays locked."""
+        """Trace the pruned model and use this plan from now on. Groups that were locked stay locked."""
 
         def action() -> tuple[Outcome, Mapping[str, Tensor]]:
             plan = retrace()
@@ -237,12 +245,12 @@ class Run:
 
 
 def _packed(plan: Plan) -> Tensor:
-    """The plan's JSON as bytes, uint8 [length]: it is kept beside the states of the generators."""
+    """Return the plan's JSON as bytes, uint8 [length], so that it can be stored in the safetensors file of a step."""
     return torch.frombuffer(bytearray(plan.to_json().encode()), dtype=torch.uint8)
 
 
 def _check_finite(model: nn.Module, name: str) -> None:
-    """Raise before a diverged training is written down, from which no run could go on."""
+    """Raise :class:`EtpError` if a parameter has NaN or infinite values, so that no checkpoint stores them."""
     spoiled = [key for key, value in model.named_parameters() if not bool(value.isfinite().all())]
     if spoiled:
         raise EtpError(
@@ -253,7 +261,7 @@ def _check_finite(model: nn.Module, name: str) -> None:
 
 def _number(value: object, stage: str) -> float:
     try:
-        metric = float(value)  # type: ignore[arg-type]  # numbers of NumPy and tensors of one element are fine, too
+        metric = float(value)  # type: ignore[arg-type]  # accepts numbers of NumPy and tensors of one element
     except (TypeError, ValueError, RuntimeError) as error:
         raise EtpError(
             f"evaluate gave {value!r} for the {stage} model: return one number, such as float(...)."

@@ -1,4 +1,8 @@
-"""What methods do while training to the units that are about to go: push only those, or silence them now and then."""
+"""Methods that choose the units to be removed during the sparse phase: GReg and soft filter pruning.
+
+"Losers" are the units that would be removed if surgery took place now. GReg applies its force to them only. Soft filter
+pruning sets their filters to zero at intervals.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +22,11 @@ from .regularizer import Regularizer
 from .sites import silence_
 
 Losers = Callable[[], Tensor]
-"""The units that would go now, bool [n_units] on the CPU."""
+"""Function that returns the losers, bool [n_units] on the CPU."""
 
 
 def losers(model: nn.Module, plan: Plan, method: Method, budget: Budget) -> Losers:
-    """By the method's criterion and the budget, asked anew in every call."""
+    """Return a function that finds the losers by the method's criterion and the budget, anew in every call."""
 
     def found() -> Tensor:
         scores = method.scores(model, plan)
@@ -32,15 +36,16 @@ def losers(model: nn.Module, plan: Plan, method: Method, budget: Budget) -> Lose
 
 
 class Chosen:
-    """The force acts on the losers only, from the step on at which they are chosen; before it acts on all units.
+    """Apply the force to the losers only, from the step at which they are chosen; before it, to all units.
 
-    GReg: Wang et al. 2021. With ``at`` = 0 (GReg-1) the losers are those of the pretrained network. Later (GReg-2) a
-    force that grows for all has made the units that the loss holds on to stand out from the others.
+    Source: GReg, Wang et al. 2021. With ``at`` = 0 (GReg-1) the losers are chosen in the pretrained network. With
+    ``at`` > 0 (GReg-2) the force first grows on all units. Units that the loss needs then shrink less than the others,
+    which makes the choice clearer.
 
     Args:
-        regularizer: with a force that is zero at distance 0 and not at distance 1.
-        losers: who goes.
-        at: after how many steps they are chosen.
+        regularizer: a regularizer whose force is zero at distance 0 and positive at distance 1.
+        losers: function that returns the losers.
+        at: number of optimizer steps after which the losers are chosen.
     """
 
     def __init__(self, regularizer: Regularizer, losers: Losers, *, at: int) -> None:
@@ -55,7 +60,7 @@ class Chosen:
         return self.regularizer.steps_done
 
     def attach(self, optimizer: Optimizer) -> None:
-        """Choose before the first step, or in a later one."""
+        """Choose the losers now if ``at`` is 0; else apply the force to all units and choose after step ``at``."""
         if self.at == 0:
             self._push(self._losers())
             return
@@ -63,7 +68,7 @@ class Chosen:
         self._handles = [optimizer.register_step_post_hook(self._after)]
 
     def detach(self) -> None:
-        """Leave the optimizer as it was."""
+        """Remove the hook from the optimizer."""
         for handle in self._handles:
             handle.remove()
         self._handles = []
@@ -73,22 +78,23 @@ class Chosen:
             self._push(self._losers())
 
     def _push(self, which: Tensor) -> None:
-        """The units to push lie at distance 1, all others at 0."""
+        """Set the distance of the units in ``which`` to 1 and of all others to 0: the force acts on ``which`` only."""
         state = self.regularizer.state_dict()
         self.regularizer.load_state_dict({**state, "distance": which.to(state["distance"])})
 
 
 class Soft:
-    """Soft filter pruning (He et al. 2018, algorithm 1): every so many steps the losers' filters are set to zero.
+    """Soft filter pruning (He et al. 2018, algorithm 1): set the losers' filters to zero every ``every`` steps.
 
-    Only the weights that produce a unit become zero, not its bias, so that gradients can bring it back, and another
-    may lose the next time. When the phase ends, the losers of that moment are silenced: surgery removes those.
+    Only the weights that produce a unit become zero. Its bias stays, so that the unit still gets gradients and can grow
+    again; other units may then be chosen the next time. The filters of the losers at the end of the phase are set to
+    zero too, so that surgery removes these units.
 
     Args:
         model: the model.
         plan: its plan.
-        losers: who goes.
-        every: number of steps, of an epoch in the paper.
+        losers: function that returns the losers.
+        every: number of steps between two choices; the paper takes one epoch.
     """
 
     def __init__(self, model: nn.Module, plan: Plan, losers: Losers, *, every: int) -> None:
@@ -98,11 +104,11 @@ class Soft:
         self._handles: list[Any] = []
 
     def attach(self, optimizer: Optimizer) -> None:
-        """Act after steps of this optimizer from now on."""
+        """Count the steps of this optimizer, and set filters to zero after every ``every`` of them."""
         self._handles = [optimizer.register_step_post_hook(self._after)]
 
     def detach(self) -> None:
-        """Silence the losers of this moment, and leave the optimizer as it was."""
+        """Set the filters of the losers to zero, unless the last step did so, and remove the hook."""
         for handle in self._handles:
             handle.remove()
         if self._handles and self.steps_done % self.every:
@@ -118,10 +124,10 @@ class Soft:
 def action(
     method: Method, regularizer: Regularizer | None, who: Losers, *, model: nn.Module, plan: Plan, steps: int | None
 ) -> Chosen | Soft | None:
-    """What the method does besides its force; ``None``: nothing.
+    """Return the object that chooses losers during the phase; ``None`` if the method chooses none.
 
     Raises:
-        ForceError: the method chooses in the middle of a phase whose ``steps`` nobody told.
+        ForceError: the method chooses after a share of the phase, and ``steps`` is ``None``.
     """
     if method.soft_every:
         return Soft(model, plan, who, every=method.soft_every)

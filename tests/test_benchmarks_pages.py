@@ -11,9 +11,13 @@ from typing import Any
 import pytest
 from benchmark_toy import RECIPE, fields_of
 
-from benchmarks import contestants, plots, report, reproduce, study, summary
+from benchmarks import contestants, gradual_page, plots, report, reproduce, study, summary
 from benchmarks.paper import TABLES
+from benchmarks.run import files, read
 from benchmarks.variants import ETP, STUDY
+
+ROOT = Path(__file__).parents[1]
+RUNS, PAGES = ROOT / "benchmarks" / "results" / "runs", ROOT / "docs" / "results"
 
 
 def line(method: str, seed: int, value: float, *, speed_up: float = 2.0, status: str = "ok") -> dict[str, Any]:
@@ -49,6 +53,58 @@ def test_page_is_a_function_of_the_lines() -> None:
     assert "etp against DepGraph (tp-groupnorm): +0.00 ± 1.41, within one deviation (2 seeds)" in text
     assert "- tp-growing: not possible. it cannot" in text
     assert "--methods etp torque tp-groupnorm tp-growing --speed-ups 2 --seeds 0 1 --scale cpu" in text
+
+
+def test_a_page_begins_with_its_findings_and_limits() -> None:
+    text = report.page(lines())
+    head, _, tables = text.partition("## Terms")
+    assert "|" not in head
+    assert "- At 2x `etp` has 82.00 ± 2.83. It is better than `torque`; within one deviation of `tp-groupnorm`." in head
+    assert "- At 2x no other pruned or narrow network has a better mean than `etp`." in head
+    assert "- At 2x these have a better mean than `etp`: `whc` (90.00)." in report.page([*lines(), line("whc", 0, 0.9)])
+    assert "- Without a result: `tp-growing` at 2x." in head
+    assert "- The figures of `etp` come from 2 seeds." in head
+    assert "| **etp** |" in tables
+
+
+def test_index_counts_verdicts() -> None:
+    text = report.index({"toy": lines()}, ["study"])
+    torque, depgraph = (
+        next(row for row in text.splitlines() if row.startswith(f"- Against {name}"))
+        for name in ("Torque", "DepGraph (depgraph)")
+    )
+    assert torque.endswith("`etp` is better in 1, within one deviation in 0, worse in 0.")
+    assert depgraph.endswith("worse in 0; no such run yet in 1.")
+    assert "- [The study behind `etp`](study.md) compares" in text
+    assert "- [a toy](toy.md) compares 4 methods by accuracy at 2x." in text
+
+
+@pytest.mark.parametrize("file", files(RUNS), ids=lambda file: file.stem)
+def test_committed_runs_give_the_committed_page(file: Path) -> None:
+    remarks = file.with_suffix(".md")
+    for scale, records in report.by_scale(read(file)).items():
+        name = file.stem if scale == "cpu" else f"{file.stem}-{scale}"
+        found = [f"images/{name}-{kind}.png" for kind in ("curve", "latency")]
+        shown = [figure for figure in found if (PAGES / figure).exists()]
+        text = report.page(records, figures=shown, remarks=remarks.read_text() if remarks.exists() else "")
+        assert text == (PAGES / f"{name}.md").read_text(encoding="utf8")
+
+
+def test_committed_results_give_the_committed_records(tmp_path: Path) -> None:
+    every = [record for file in files(RUNS) for record in read(file)]
+    reproduce.write_page(every, tmp_path / "papers.md")
+    found = {path.stem: read(path) for path in sorted((RUNS.parent / "study").glob("*.jsonl"))}
+    remarks = (RUNS.parent / "study" / "remarks.md").read_text(encoding="utf8")
+    (tmp_path / "study.md").write_text(study.page(found, remarks), encoding="utf8")
+    (tmp_path / "study-tables.md").write_text(study.tables(found), encoding="utf8")
+    (tmp_path / "gradual.md").write_text(gradual_page.page(read(RUNS / "gradual.jsonl")), encoding="utf8")
+    report.measured(RUNS.parent, tmp_path)
+    written = sorted(tmp_path.glob("*.md"))
+    assert {"gradual", "papers", "scale", "speed", "speed-measurements", "latency", "study"} <= {
+        p.stem for p in written
+    }
+    for path in written:
+        assert path.read_text(encoding="utf8") == (PAGES / path.name).read_text(encoding="utf8"), path.name
 
 
 def test_differences_point_to_the_better_side() -> None:
@@ -108,9 +164,13 @@ def test_the_study_compares_variants_on_the_validation_part() -> None:
     records = [blind("etp", 0.8), blind("etp[uniform]", 0.6), blind("l1-uniform", 0.72)]
     steeper = [copy.deepcopy(blind("etp", 0.5))]
     steeper[0]["config"]["speed_up"] = 6.0
-    text = study.page({"toy": records}, "The force is exponential.")
-    assert "## What follows\n\nThe force is exponential.\n" in text
-    assert "| `etp` | 40.00 / 80.00 | 25.00 / 50.00 | - |" in study.page({"toy": [*steeper, *records]})
+    summary = study.page({"toy": records}, "The force is exponential.")
+    assert "## What follows\n\nThe force is exponential.\n" in summary
+    assert "| The force | `etp[uniform]` | 1 | +25.0 % |" in summary
+    assert "- The force: `etp[uniform]` has the largest loss, +25.0 %." in summary
+    assert "- The controls: `l1-uniform` +10.0 %." in summary
+    text = study.tables({"toy": records})
+    assert "| `etp` | 40.00 / 80.00 | 25.00 / 50.00 | - |" in study.tables({"toy": [*steeper, *records]})
     assert "| `etp` | 40.00 / 80.00 | - |" in text
     assert "| `etp[uniform]` | 30.00 / 60.00 | +25.0 % |" in text  # (80 - 60) / 80
     assert "| `l1-uniform` | 36.00 / 72.00 | +10.0 % |" in text

@@ -36,7 +36,8 @@ def test_the_page_says_what_was_measured_and_what_was_not() -> None:
             "modelled": {"fsdp2/8": modelled("fsdp2", 8, **SIZES, network=Network())}}  # fmt: skip
     text = page(body)
     assert "Not measured." in text
-    assert "no answer in 3 s" in text
+    assert "- ddp on 4 ranks: no answer in 3 s." in text
+    assert "fsdp2 on 2 ranks: the force makes a step 20% longer and sends 4,000 bytes (80.00% of those of" in text
 
 
 @pytest.mark.slow

@@ -36,12 +36,15 @@ def test_the_page(tmp_path: Path) -> None:
         "conditions": {"cpu": "a chip", "cores": "2", "torch": "2"}, "repetitions": 9, "small": True,
         "measurements": FOUND,
     }  # fmt: skip
-    write_page(body, tmp_path / "docs" / "latency.md")
-    text = (tmp_path / "docs" / "latency.md").read_text()
+    write_page(body, tmp_path / "results" / "latency.md")
+    text = (tmp_path / "results" / "latency.md").read_text()
     assert "a chip" in text
     assert "`python -m benchmarks.latency --threads 1`" in text
     assert "- ResNet-50: it was late" in text
     assert "these figures say nothing" in text
+    assert "differ by more than 25 % in 1 of 3 rows. They belong to ResNet-50." in text
+    assert "that of ResNet-50: 4.00x in multiply-adds, 2.00x in time." in text
+    assert "- Without a result: ViT-B/16 with 1 threads (no answer in 9 s)." in text
 
 
 def test_a_setting_has_a_key_of_its_own() -> None:
