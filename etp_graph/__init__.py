@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, version
-
-from . import collect, criteria, forces, methods, schedules
-from .adapters import register_standin
-from .advice import UnprunableAttention
-from .allocate import allocate
-from .budget import Budget
-from .checkpoint import load, save
-from .compress import CompressResult, compress
-from .costs import Cost, cost
-from .errors import (
+from etp_graph import collect, criteria, forces, methods, schedules
+from etp_graph._version import __version__ as __version__
+from etp_graph.budget import Budget, LatencyMissed, allocate
+from etp_graph.checkpoint import load, save
+from etp_graph.compression import CompressResult, Phase, SpeedUpDiverges, compress
+from etp_graph.errors import (
     BudgetError,
     CheckpointError,
     EquivalenceError,
@@ -22,21 +17,14 @@ from .errors import (
     ScoreError,
     SelectionError,
 )
-from .latency import Latency, benchmark
-from .latency_fit import LatencyFit, LatencyMissed
-from .layers import register_padding
-from .outcome import SpeedUpDiverges
-from .phases import Phase
-from .plan import Attribute, Group, Op, Plan, Selection, Slice
-from .regularizer import Regularizer
-from .surgery import prune_
-from .tracing import trace
-from .verify import Verification, verify
-
-try:
-    __version__ = version("etp-graph")
-except PackageNotFoundError:  # a checkout that was never installed
-    __version__ = "0+unknown"
+from etp_graph.graph import UnprunableAttention, trace
+from etp_graph.latency import Latency, benchmark
+from etp_graph.model import register_padding
+from etp_graph.plan import Attribute, Cost, Group, LatencyFit, Op, Plan, Selection, Slice, cost
+from etp_graph.regularizer import Regularizer
+from etp_graph.standins import register_standin
+from etp_graph.surgery import prune_
+from etp_graph.verification import Verification, verify
 
 __all__ = [
     "Attribute",
@@ -81,3 +69,7 @@ __all__ = [
     "trace",
     "verify",
 ]
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -19,8 +19,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from .configured import Configured, build, number, require
-from .errors import ForceError
+from etp_graph._config import Configured, build_named, is_number, require
+from etp_graph.errors import ForceError
 
 
 class Force(Configured, ABC):
@@ -90,11 +90,11 @@ class Heaviside(Force):
 
     def __post_init__(self) -> None:
         require(
-            number(self.epsilon) and 0 < self.epsilon < math.inf,
+            is_number(self.epsilon) and 0 < self.epsilon < math.inf,
             f"heaviside: epsilon={self.epsilon!r}; it must be positive and finite.",
         )
         require(
-            number(self.threshold) and 0 <= self.threshold <= 1,
+            is_number(self.threshold) and 0 <= self.threshold <= 1,
             f"heaviside: threshold={self.threshold!r}; distances lie in [0, 1], so must the threshold.",
         )
 
@@ -120,7 +120,7 @@ class Exponential(Force):
 
     def __post_init__(self) -> None:
         require(
-            number(self.rate) and 0 <= self.rate <= 80,
+            is_number(self.rate) and 0 <= self.rate <= 80,
             f"exponential: rate={self.rate!r}; it must lie in [0, 80], beyond which exp overflows float32.",
         )
 
@@ -166,7 +166,7 @@ class Ridge(Force):
 
     def __post_init__(self) -> None:
         require(
-            number(self.threshold) and 0 <= self.threshold <= 1,
+            is_number(self.threshold) and 0 <= self.threshold <= 1,
             f"ridge: threshold={self.threshold!r}; distances lie in [0, 1], so must the threshold.",
         )
 
@@ -192,7 +192,7 @@ class Growing(Force):
 
     def __post_init__(self) -> None:
         require(
-            number(self.alpha) and 0 <= self.alpha <= 100,
+            is_number(self.alpha) and 0 <= self.alpha <= 100,
             f"growing: alpha={self.alpha!r}; it must lie in [0, 100], beyond which 2^alpha nears float32's limit.",
         )
 
@@ -208,12 +208,19 @@ class Growing(Force):
 
 
 linear = Linear
+
 linear_l1 = LinearL1
+
 heaviside = Heaviside
+
 exponential = Exponential
+
 uniform = Uniform
+
 lasso = Lasso
+
 ridge = Ridge
+
 growing = Growing
 
 FORCES: Mapping[str, type[Force]] = {
@@ -224,4 +231,4 @@ FORCES: Mapping[str, type[Force]] = {
 
 def from_json(source: str | Mapping[str, Any]) -> Force:
     """The force that ``to_json`` or ``to_dict`` wrote. Raises :class:`etp_graph.ForceError` if it is not one."""
-    return build(FORCES, source, what="force")
+    return build_named(FORCES, source, what="force")

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from .configured import Configured, build, number, require
+from etp_graph._config import Configured, build_named, is_number, require
 
 
 class Schedule(Configured, ABC):
@@ -22,7 +22,7 @@ class Schedule(Configured, ABC):
     def __call__(self, progress: float) -> float:
         """The fraction at ``progress`` in [0, 1]. Raises :class:`ForceError` for a progress outside."""
         require(
-            number(progress) and 0 <= progress <= 1,
+            is_number(progress) and 0 <= progress <= 1,
             f"{self.name}: progress={progress!r}; it must lie in [0, 1] (step / steps).",
         )
         return self.at(progress)
@@ -33,7 +33,7 @@ class Schedule(Configured, ABC):
 
 
 def _fraction(owner: Schedule, field: str, value: float) -> None:
-    require(number(value) and 0 <= value <= 1, f"{owner.name}: {field}={value!r}; it must lie in [0, 1].")
+    require(is_number(value) and 0 <= value <= 1, f"{owner.name}: {field}={value!r}; it must lie in [0, 1].")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,7 +125,7 @@ class WarmUp(Schedule):
     end: float = 0.1
 
     def __post_init__(self) -> None:
-        require(number(self.end) and 0 < self.end <= 1, f"warm_up: end={self.end!r}; it must lie in (0, 1].")
+        require(is_number(self.end) and 0 < self.end <= 1, f"warm_up: end={self.end!r}; it must lie in (0, 1].")
 
     def at(self, progress: float) -> float:
         """See :class:`Schedule`."""
@@ -133,7 +133,9 @@ class WarmUp(Schedule):
 
 
 constant = Constant
+
 one_shot = OneShot
+
 cubic = Cubic
 
 
@@ -155,4 +157,4 @@ SCHEDULES: Mapping[str, type[Schedule]] = {
 
 def from_json(source: str | Mapping[str, Any]) -> Schedule:
     """The schedule that ``to_json`` or ``to_dict`` wrote. Raises :class:`etp_graph.ForceError` if it is not one."""
-    return build(SCHEDULES, source, what="schedule")
+    return build_named(SCHEDULES, source, what="schedule")

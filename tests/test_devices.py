@@ -8,13 +8,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from recorded import recorded
-from test_surgery import same, state_of
 from torch import nn
-from toy import Toy
 
 import etp_graph as etp
-from etp_graph.selecting import action, losers
+from etp_graph.compression._losers import acts_besides_force, find_losers
+from tests.support.recorded_batches import recorded
+from tests.support.toy import Toy
+from tests.surgery.test_surgery import same, state_of
 
 
 @pytest.fixture
@@ -71,8 +71,8 @@ def test_a_default_device_changes_no_choice(name: str) -> None:
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         plan = etp.trace(model, x)
         regularizer = method.regularizer(model, plan, steps=4)
-        who = losers(model, plan, method, etp.Budget(speed_up=2, scope="local"))
-        acts = action(method, regularizer, who, model=model, plan=plan, steps=4)
+        who = find_losers(model, plan, method, etp.Budget(speed_up=2, scope="local"))
+        acts = acts_besides_force(method, regularizer, who, model=model, plan=plan, steps=4)
         assert acts is not None
         for one in (regularizer, acts):
             if one is not None:

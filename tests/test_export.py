@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-from benchmarks.export import TOLERANCE, USUAL, difference, network
-from benchmarks.export_page import MARK, write_page
+from benchmarks.export.page import MARK, write_page
+from benchmarks.export.run import TOLERANCE, USUAL, difference, network
 from benchmarks.models import Entry, registry
-from etp_graph.record import get_record
+from etp_graph.surgery import get_record
 
 NAMES = (
     "cifar_resnet20", "mobilenet_v3_small", "hf:bert", "hf:gpt2", "hf:llama_gqa", "hf:mixtral", "hf:t5", "hf:vit",

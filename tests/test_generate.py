@@ -9,7 +9,7 @@ import torch
 
 import etp_graph as etp
 from benchmarks.models import registry
-from etp_graph.sampling import random_selection
+from etp_graph.verification._sampling import random_selection
 
 NAMES = ("hf:gpt2", "hf:llama_gqa", "hf:mixtral", "hf:falcon_multi_query", "hf:phi3", "hf:t5", "hf:bart", "hf:gemma")
 

@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves
 
 import etp_graph as etp
 from benchmarks.models import registry
-from etp_graph.forward import outputs, run
+from etp_graph.model import run_model, tensors_of
 
 
 @pytest.mark.parametrize("name", ["cifar_resnet56", "hf:bert", "pyg:gat3", "informer"])
@@ -22,7 +22,7 @@ def test_identical_lines(name: str, tmp_path: Path) -> None:
     regularizer = etp.Regularizer(model, plan, force=etp.forces.exponential(), beta=1e-3)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-7)  # the initial outputs are in the thousands
     with regularizer.attach(optimizer):
-        sum(t.square().mean() for t in outputs(run(model, inputs))).backward()
+        sum(t.square().mean() for t in tensors_of(run_model(model, inputs))).backward()
         optimizer.step()
     scores = etp.criteria.etp(model, plan, regularizer=regularizer)
     selection = etp.allocate(model, plan, scores, budget=etp.Budget(speed_up=1.5))
@@ -36,6 +36,6 @@ def test_identical_lines(name: str, tmp_path: Path) -> None:
     assert sum(p.numel() for p in model.parameters()) == expected.params < dense.params
     model.eval(), loaded.eval()
     with torch.no_grad():
-        got, want = tree_leaves(run(loaded, inputs)), tree_leaves(run(model, inputs))
+        got, want = tree_leaves(run_model(loaded, inputs)), tree_leaves(run_model(model, inputs))
     assert all(t.isfinite().all() for t in want if isinstance(t, torch.Tensor))
     assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True) if isinstance(a, torch.Tensor))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from itertools import chain
 
-from . import forecasting, graphs, huggingface, recurrent, timm_models, vision
-from .entry import Entry, by_name
+from benchmarks.models import forecasting, graphs, huggingface, recurrent, vision
+from benchmarks.models import timm as timm_models
+from benchmarks.models.entry import Entry, by_name
 
 __all__ = ["FAMILIES", "Entry", "registry"]
 

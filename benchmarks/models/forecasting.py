@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .entry import Entry, Inputs, entry, noise
-from .huggingface import Row, from_config
-from .informer import Informer, InformerConfig
+from benchmarks.models.entry import Entry, Inputs, entry, noise
+from benchmarks.models.huggingface import Row, from_config
+from benchmarks.models.informer import Informer, InformerConfig
 
 SMALL = InformerConfig(
     enc_in=5, dec_in=6, c_out=3, seq_len=24, label_len=10, pred_len=8, d_model=48, n_heads=4, d_ff=80, factor=2

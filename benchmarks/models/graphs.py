@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .entry import Entry, entry, noise
+from benchmarks.models.entry import Entry, entry, noise
 
 NODES, EDGES = 13, 40
 FEATURES, CLASSES = 11, 7

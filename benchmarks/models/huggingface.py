@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .entry import Entry, Inputs, entry, noise, tokens
+from benchmarks.models.entry import Entry, Inputs, entry, noise, tokens
 
 Row = tuple[str, Mapping[str, Any], Inputs]
 """Name of the class, what its configuration sets, example inputs."""

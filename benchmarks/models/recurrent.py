@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .entry import Entry, entry, tokens
+from benchmarks.models.entry import Entry, entry, tokens
 
 VOCABULARY = 101
 Cell = Callable[..., nn.RNNBase]

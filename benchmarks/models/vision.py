@@ -6,9 +6,8 @@ from collections.abc import Callable, Iterator
 
 from torch import nn
 
-from etp_graph.demo import models as cifar
-
-from .entry import Entry, entry, images
+from benchmarks.models.entry import Entry, entry, images
+from etp_graph.demo.zoo import models as cifar
 
 CIFAR: dict[str, Callable[[], nn.Module]] = {
     "cifar_resnet20": cifar.resnet20,

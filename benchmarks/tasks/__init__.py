@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from etp_graph.demo.models import DenseNet, PreactResNet
-
-from .base import Metric, Part, Recipe, Scale, Task, TaskUnavailableError
-from .cifar10 import Pretrained, Untrained
-from .cifar100 import Cifar100
-from .conditions import CONDITIONS
-from .ett import Ett
-from .flickr8k import Flickr8k
-from .glue import Glue
-from .graphs import PPI, Cora, Tolokers
-from .ptb import Ptb
+from benchmarks.tasks.base import Metric, Part, Recipe, Scale, Task, TaskUnavailableError
+from benchmarks.tasks.cifar10 import Pretrained, Untrained
+from benchmarks.tasks.cifar100 import Cifar100
+from benchmarks.tasks.ett import Ett
+from benchmarks.tasks.flickr8k import Flickr8k
+from benchmarks.tasks.glue import Glue
+from benchmarks.tasks.graphs import PPI, Cora, Tolokers
+from benchmarks.tasks.other_conditions import CONDITIONS
+from benchmarks.tasks.ptb import Ptb
+from etp_graph.demo.zoo.models import DenseNet, PreactResNet
 
 __all__ = ["CONDITIONS", "SCALES", "TASKS", "Metric", "Part", "Recipe", "Scale", "Task", "TaskUnavailableError", "make"]
 

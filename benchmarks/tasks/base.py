@@ -44,7 +44,7 @@ class Recipe:
         weight_decay: of the optimizer.
         clip: largest norm of the gradient; 0: not clipped.
         tune_share: share of both phases that a tuning trial takes.
-        pushes: the strengths that are tried, as dimensionless pushes (:mod:`benchmarks.strength`).
+        pushes: the strengths that are tried, as dimensionless pushes (:mod:`benchmarks.contest.strength`).
     """
 
     dense_steps: int

@@ -11,11 +11,10 @@ from dataclasses import replace
 
 from torch import nn
 
-from etp_graph.demo.data import DataError, cifar10, data_root, load_weights
-from etp_graph.demo.models import CifarResNet, DenseNet, PreactResNet
-
-from .base import Recipe, Scale, require
-from .images import PhotoTask, Sizes
+from benchmarks.tasks.base import Recipe, Scale, require
+from benchmarks.tasks.images import PhotoTask, Sizes
+from etp_graph.demo.zoo.data import DataError, cifar10, data_root, load_weights
+from etp_graph.demo.zoo.models import CifarResNet, DenseNet, PreactResNet
 
 SIZES = {
     "smoke": Sizes(train=60, val=20, test=20),

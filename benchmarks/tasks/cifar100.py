@@ -9,11 +9,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from etp_graph.demo.data import Split, data_root
-from etp_graph.demo.models import VGG
-
-from .base import Recipe, Scale, require
-from .images import PhotoTask, Sizes
+from benchmarks.tasks.base import Recipe, Scale, require
+from benchmarks.tasks.images import PhotoTask, Sizes
+from etp_graph.demo.zoo.data import Split, data_root
+from etp_graph.demo.zoo.models import VGG
 
 MEAN, STD = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
 SIZES = {

@@ -10,10 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from etp_graph.demo.data import data_root
-
-from ..models.informer import Informer, InformerConfig
-from .base import Metric, Part, Recipe, Scale, Task, require
+from benchmarks.models.informer import Informer, InformerConfig
+from benchmarks.tasks.base import Metric, Part, Recipe, Scale, Task, require
+from etp_graph.demo.zoo.data import data_root
 
 PAST, KNOWN, AHEAD = 96, 48, 48
 STARTS = {"train": (0, 8640), "val": (8640, 11520), "test": (11520, 14400)}

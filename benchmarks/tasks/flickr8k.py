@@ -17,9 +17,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from etp_graph.demo.data import data_root
-
-from .base import Metric, Part, Recipe, Scale, Task, require
+from benchmarks.tasks.base import Metric, Part, Recipe, Scale, Task, require
+from etp_graph.demo.zoo.data import data_root
 
 PAD, BEGIN, END, UNKNOWN = range(4)
 LENGTH, PIXELS = 16, 64

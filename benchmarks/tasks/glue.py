@@ -15,9 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from etp_graph.demo.data import data_root
-
-from .base import Metric, Part, Recipe, Scale, Task, require
+from benchmarks.tasks.base import Metric, Part, Recipe, Scale, Task, require
+from etp_graph.demo.zoo.data import data_root
 
 Rows = tuple[list[str] | list[tuple[str, str]], Tensor]
 

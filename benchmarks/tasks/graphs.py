@@ -12,10 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from etp_graph.demo.data import data_root
-
-from ..models.graphs import PPIGAT
-from .base import Metric, Part, Recipe, Scale, Task, require
+from benchmarks.models.graphs import PPIGAT
+from benchmarks.tasks.base import Metric, Part, Recipe, Scale, Task, require
+from etp_graph.demo.zoo.data import data_root
 
 _COMMON: dict[str, Any] = {"optimizer": "adamw", "weight_decay": 5e-4, "batch_size": 1}
 _SMOKE = Recipe(
@@ -45,7 +44,7 @@ class GraphTask(Task):
         super().__init__(scale)
         require(find_spec("torch_geometric") is not None, "torch-geometric is missing: pip install torch-geometric")
         recipe = {"smoke": _SMOKE, "cpu": _CPU, "paper": _PAPER}[scale]
-        # Chosen by the unpruned network alone, `python -m benchmarks.decay cora tolokers`: 5e-4, which AdamW
+        # Chosen by the unpruned network alone, `python -m benchmarks weight-decay cora tolokers`: 5e-4, which AdamW
         # multiplies by the learning rate, is next to none.
         self.recipe = replace(recipe, weight_decay=3.0)
 

@@ -8,10 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from etp_graph.demo.data import Split
-from etp_graph.demo.training import accuracy, crop_flip
-
-from .base import Metric, Part, Task
+from benchmarks.tasks.base import Metric, Part, Task
+from etp_graph.demo.zoo.data import Split
+from etp_graph.demo.zoo.training import accuracy, crop_flip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

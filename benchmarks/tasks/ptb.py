@@ -10,10 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from etp_graph.demo.data import data_root
-
-from ..models.recurrent import LanguageModel
-from .base import Metric, Part, Recipe, Scale, Task, require
+from benchmarks.models.recurrent import LanguageModel
+from benchmarks.tasks.base import Metric, Part, Recipe, Scale, Task, require
+from etp_graph.demo.zoo.data import data_root
 
 WINDOW = 32
 """Tokens of an example; the state begins at zero in each, in training and in evaluation."""

@@ -8,44 +8,35 @@ in index order, where the position of a unit is what the score is about). Scores
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-
-from torch import Tensor
-
-from .activation import activation
-from .bn_scale import bn_scale
-from .common import Normalize
-from .etp import Forced, etp
-from .f_statistic import f_statistic
-from .fpgm import fpgm
-from .hrank import hrank
-from .lamp import lamp
-from .magnitude import magnitude
-from .random import random
-from .taylor import taylor
-from .torque import torque
-from .whc import whc
+from ._activation import activation
+from ._bn_scale import bn_scale
+from ._common import Normalize
+from ._f_statistic import f_statistic
+from ._fpgm import fpgm
+from ._hrank import hrank
+from ._lamp import lamp
+from ._magnitude import magnitude
+from ._random import random
+from ._registry import COLLECTED, CRITERIA
+from ._taylor import taylor
+from ._torque import Forced, etp, torque
+from ._whc import whc
 
 __all__ = [
-    "COLLECTED", "CRITERIA", "Forced", "Normalize", "activation", "bn_scale", "etp", "f_statistic", "fpgm", "hrank",
-    "lamp", "magnitude", "random", "taylor", "torque", "whc",
-]  # fmt: skip
-
-CRITERIA: Mapping[str, Callable[..., Tensor]] = {
-    "etp": etp,
-    "torque": torque,
-    "magnitude": magnitude,
-    "bn_scale": bn_scale,
-    "fpgm": fpgm,
-    "whc": whc,
-    "lamp": lamp,
-    "taylor": taylor,
-    "activation": activation,
-    "hrank": hrank,
-    "f_statistic": f_statistic,
-    "random": random,
-}
-"""Every criterion of the library, by name."""
-
-COLLECTED = ("taylor", "activation", "hrank", "f_statistic")
-"""The criteria that need batches of data, recorded by :func:`etp_graph.collect.watch`."""
+    "COLLECTED",
+    "CRITERIA",
+    "Forced",
+    "Normalize",
+    "activation",
+    "bn_scale",
+    "etp",
+    "f_statistic",
+    "fpgm",
+    "hrank",
+    "lamp",
+    "magnitude",
+    "random",
+    "taylor",
+    "torque",
+    "whc",
+]

@@ -12,21 +12,19 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
 
-from .. import distributed
-from ..allocate import allocate
-from ..budget import Budget
-from ..compress import budget_of
-from ..costs import CostModel
-from ..errors import BudgetError, CheckpointError, ForceError, PlanError
-from ..methods import Method, get
-from ..plan import Plan, Selection
-from ..record import get_record
-from ..regularizer import Regularizer
-from ..surgery import prune_
-from ..tracing import trace
-from ..wrappers import require_bare
+from etp_graph import distributed
+from etp_graph.budget import Budget, allocate
+from etp_graph.compression import budget_of
+from etp_graph.errors import BudgetError, CheckpointError, ForceError, PlanError
+from etp_graph.graph import trace
+from etp_graph.methods import Method, get
+from etp_graph.model import require_bare
+from etp_graph.plan import CostModel, Plan, Selection
+from etp_graph.regularizer import Regularizer
+from etp_graph.surgery import get_record, prune_
 
 FORMAT = 1
+
 Stage = Literal["idle", "sparse", "finetune"]
 
 
@@ -123,13 +121,13 @@ class Pruning:
         require_bare(model)
         if together and self.budget.quantity == "latency":
             raise BudgetError(
-                f"{self.budget.words} with several processes: each would measure another time. Use a target in MACs or "
-                "parameters."
+                f"{self.budget.as_given} with several processes: each would measure another time. Use a target in MACs "
+                "or parameters."
             )
         self._release()
         self._model, self._optimizer, self._together = model, optimizer, together
         saved, self._saved = self._saved, None
-        self.prune_step = step = resolve(self.prune_at, total=total, per_epoch=per_epoch)
+        self.prune_step = step = prune_step_of(self.prune_at, total=total, per_epoch=per_epoch)
         self._begun, self._cut = (int(saved["begun"]), str(saved["cut"])) if saved else (done, "")
         if self._cut or done >= step:
             self._check_cut(model, done)
@@ -153,7 +151,7 @@ class Pruning:
         if saved and saved["regularizer"] is not None and (known := saved["regularizer"]["settings"]["budget"]):
             return Budget.from_json(known)  # measured anew it would be another one
         assert self.plan is not None
-        return self.budget.at(CostModel(self.plan).evaluate(rehearsed.flat(self.plan)).macs)
+        return self.budget.with_count(CostModel(self.plan).evaluate(rehearsed.flat(self.plan)).macs)
 
     def advance(self, done: int) -> bool:
         """So many optimizer steps are done: operate if it is time; returns whether that happened.
@@ -241,7 +239,7 @@ class Pruning:
         self.regularizer = None
 
 
-def resolve(prune_at: int | float | Epochs, *, total: int | None, per_epoch: int | None) -> int:
+def prune_step_of(prune_at: int | float | Epochs, *, total: int | None, per_epoch: int | None) -> int:
     """The optimizer step after which surgery takes place, of ``total`` steps with ``per_epoch`` in an epoch.
 
     Raises:

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..checkpoint import describe
-from ..distributed import rewrap
-from ..errors import CheckpointError, ForceError, PlanError
-from ..manifest import parse_manifest
-from ..record import Record, get_record
-from ..restore import all_tensors, restore_
+from etp_graph.checkpoint import describe_model, parse_manifest, restore_
+from etp_graph.distributed import rewrap
+from etp_graph.errors import CheckpointError, ForceError, PlanError
+from etp_graph.model import all_tensors
+from etp_graph.surgery import SurgeryRecord, get_record
+
 from .core import Epochs, Pruning
 
 try:
@@ -25,6 +25,7 @@ except ModuleNotFoundError as error:
     raise ImportError(
         "etp_graph.integrations.lightning needs lightning: pip install 'etp-graph[lightning]'."
     ) from error
+
 
 __all__ = ["Epochs", "PruningCallback", "cut_"]
 
@@ -110,8 +111,8 @@ class PruningCallback(Pruning, Callback):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Put the record of surgery into the checkpoint, with those tensors that its weights lack."""
         part, weights = self._part(pl_module), _weights(checkpoint, self.module)
-        if get_record(part) != Record():
-            manifest, tensors = describe(part), all_tensors(part)
+        if get_record(part) != SurgeryRecord():
+            manifest, tensors = describe_model(part), all_tensors(part)
             extra = {name: tensors[name].detach().cpu() for name in manifest.tensors if name not in weights}
             checkpoint[_KEY] = {"manifest": manifest.to_json(), "extra": extra}
 
@@ -148,7 +149,7 @@ def cut_(pl_module: nn.Module, checkpoint: Mapping[str, Any], *, module: str = "
     manifest = parse_manifest(str(entry["manifest"]).encode(), where="the checkpoint")
     if get_record(part) == manifest.record:
         return
-    if get_record(part) != Record():
+    if get_record(part) != SurgeryRecord():
         raise CheckpointError("the module was cut in another way than this checkpoint's: build the dense one anew.")
     tensors = {name: weights.get(name, entry["extra"].get(name)) for name in manifest.tensors}
     for name, info in manifest.tensors.items():

@@ -9,11 +9,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ..costs import CostModel
-from ..errors import EtpError, ForceError
-from ..plan import Plan
-from ..regularizer import Regularizer
-from ..units import Units
+from etp_graph.errors import EtpError, ForceError
+from etp_graph.plan import CostModel, Plan
+from etp_graph.regularizer import Regularizer
+from etp_graph.units import Units
 
 
 class Writer(Protocol):

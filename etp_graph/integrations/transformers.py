@@ -12,13 +12,13 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.nn.parallel import DistributedDataParallel
 
-from ..checkpoint import load, read_manifest, save_into
-from ..distributed import rewrap_
-from ..errors import CheckpointError, PlanError
-from ..manifest import MANIFEST_FILE
-from ..record import Record, get_record
+from etp_graph.checkpoint import MANIFEST_FILE, load, read_manifest, save_into
+from etp_graph.distributed import rewrap_
+from etp_graph.errors import CheckpointError, PlanError
+from etp_graph.surgery import SurgeryRecord, get_record
+
+from ._state import STATE_FILE, read_state, write_state
 from .core import Epochs, Pruning
-from .state import STATE_FILE, read_state, write_state
 
 try:
     from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -26,6 +26,7 @@ except ModuleNotFoundError as error:
     raise ImportError(
         "etp_graph.integrations.transformers needs transformers and accelerate: pip install 'etp-graph[transformers]'."
     ) from error
+
 
 __all__ = ["Epochs", "PruningCallback", "last_checkpoint"]
 
@@ -61,8 +62,8 @@ class PruningCallback(Pruning, TrainerCallback):
         """
         folder = Path(checkpoint)
         state = read_state(folder)
-        record = read_manifest(folder).record if (folder / MANIFEST_FILE).exists() else Record()
-        if get_record(model) not in (Record(), record):
+        record = read_manifest(folder).record if (folder / MANIFEST_FILE).exists() else SurgeryRecord()
+        if get_record(model) not in (SurgeryRecord(), record):
             raise CheckpointError(
                 f"{folder}: the model was cut in another way than this checkpoint's: build the dense model anew."
             )
@@ -113,7 +114,7 @@ class PruningCallback(Pruning, TrainerCallback):
         if not state.is_world_process_zero:
             return
         folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
-        if get_record(kwargs["model"]) != Record():
+        if get_record(kwargs["model"]) != SurgeryRecord():
             save_into(kwargs["model"], folder)
         write_state(self.state(), folder)
 

@@ -1,1 +1,0 @@
-"""The peers' own code, with the recipes that their authors published."""

@@ -1,0 +1,78 @@
+"""What the library costs, as ratios: against the model's own step, Torch-Pruning and the physical limit.
+
+``python -m benchmarks speed`` measures everything, each in a process of its own, prints the table of targets and writes
+``benchmarks/results/speed-cpu.json`` and ``docs/results/speed.md``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common.processes import add_arguments, begin, measure_all
+
+RESULTS = Path("benchmarks/results/speed-cpu.json")
+STEPS = ("ResNet-56, batch 128 at 32", "ResNet-50, batch 8 at 224", "ViT-B/16, batch 4", "BERT-base, 8 x 64 tokens")
+PLANS = ("Llama-like, 8 layers", "Llama-like, 32 layers", "Llama-like, 128 layers", "DenseNet-201", "ViT-L/16")
+CUTS = ("Llama-like, 32 layers", "DenseNet-201", "ViT-L/16")
+PROBES = {
+    "force": STEPS, "force_peer": STEPS, "steered": STEPS, "trace": PLANS, "trace_peer": PLANS, "surgery": CUTS,
+    "surgery_peer": CUTS[1:], "meta": ("Llama, 6.7 billion parameters",),
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """One measurement: what, of which model, on how many threads, how often."""
+
+    probe: str
+    model: str
+    threads: int
+    repetitions: int
+
+    @property
+    def key(self) -> str:
+        return f"{self.probe}/{self.model}/{self.threads}"
+
+
+def measure(setting: Setting) -> dict[str, Any]:
+    """Run one measurement in this process."""
+    import torch
+
+    from benchmarks.speed import probes as speed_probes
+
+    torch.set_num_threads(setting.threads)
+    torch.manual_seed(0)
+    found: dict[str, Any] = getattr(speed_probes, setting.probe)(setting.model, setting.repetitions)
+    return {k: speed_probes.spread(v) if isinstance(v, list) else v for k, v in found.items()}
+
+
+def main() -> None:
+    from benchmarks.speed.page import table, write_page
+
+    parser = argparse.ArgumentParser(prog="python -m benchmarks speed", description=__doc__.splitlines()[0])
+    parser.add_argument("--threads", type=int, nargs="*", default=[1, 2], help="targets are for one")
+    parser.add_argument("--repetitions", type=int, default=7)
+    parser.add_argument("--probes", nargs="*", default=list(PROBES), choices=list(PROBES), help="default: all")
+    add_arguments(parser, results=RESULTS, out=Path("docs/results/speed.md"), limit=300.0)
+    options = parser.parse_args()
+    if options.one:
+        sys.stdout.write(json.dumps(measure(Setting(**json.loads(options.one)))) + "\n")
+        return
+    todo = [
+        Setting(probe=probe, model=model, threads=threads, repetitions=options.repetitions)
+        for threads in options.threads for probe in options.probes for model in PROBES[probe]
+    ]  # fmt: skip
+    body = begin(options, repetitions=options.repetitions)
+    measure_all("benchmarks.speed.run", todo, body, options.results, limit=lambda _: float(options.limit_seconds))
+    write_page(body, options.out)
+    sys.stdout.write(table(body["measurements"]) + "\n")
+    sys.stderr.write(f"wrote {options.out} and {options.results}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,212 @@
+"""What makes ``etp`` what it is: variants of it, one thing different in each, on validation parts alone.
+
+``python -m benchmarks study cora ptb --seeds 1000 1001`` runs them (:mod:`benchmarks.study.variants`) as
+:mod:`benchmarks.contest.run` runs methods, but never reads a test part. One JSON line a run in
+``benchmarks/results/study/TASK.jsonl``; ``--page`` writes ``docs/results/study.md`` and ``study-tables.md`` from all of
+them and from what its authors conclude (``benchmarks/results/study/remarks.md``).
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from benchmarks.common.statistics import Cell, Spread, cells
+from benchmarks.contest.page import as_row, with_spread
+from benchmarks.contest.run import configs, read, run_all
+from benchmarks.study.variants import QUESTIONS, STUDY
+from benchmarks.tasks import TaskUnavailableError
+
+LINES, PAGE = Path("benchmarks/results/study"), Path("docs/results/study.md")
+FIGURES = PAGE.with_name("study-tables.md")
+REMARKS = LINES / "remarks.md"
+SPEED_UPS: Mapping[str, float] = {
+    "cifar10": 5.0, "cora": 9.0, "tolokers": 9.0, "ptb": 5.0, "ett": 5.0, "sst2": 6.0,
+    "cifar10-adamw": 5.0, "cora-scratch": 9.0, "ptb-scratch": 5.0,
+}  # fmt: skip
+CONTROLS = ("l1-uniform", "depgraph")
+
+
+def page(found: Mapping[str, Sequence[dict[str, Any]]], remarks: str = "") -> str:
+    """The summary, a pure function of the records of each task and of what follows from them."""
+    found = _by_speed_up(found)
+    by_task = _by_task(found)
+    seeds = [len({record["config"]["seed"] for record in records}) for records in found.values()]
+    lines = [
+        "# The study behind `etp`", "",
+        "This record compares `etp` with variants of it that differ in one thing each, to find which parts of the "
+        f"method matter. There are {len(found)} settings, each a task at a speed-up. All figures are on *validation* "
+        f"parts; no test part was read. [The second page]({FIGURES.name}) has every figure and the commands.", "",
+        "- Measure: `python -m benchmarks study TASK --speed-ups X --seeds N`.",
+        "- Results: `benchmarks/results/study`.",
+        "- Write the pages again without measuring: `python -m benchmarks study --page`.",
+        "", "## Findings", "",
+        "The figure of a variant is its relative loss against `etp` after fine-tuning, the mean over its settings. "
+        "Positive means worse than `etp`.", "",
+        *_findings(by_task, found), "",
+        "## Limits", "",
+        f"- There are {min(seeds)} to {max(seeds)} seeds for each setting. Small differences may be chance.",
+        "- Not every variant was run in every setting. Means over different settings cannot be compared exactly.",
+        "- Settings in which a variant has exactly the figure of `etp` are left out of its mean.", "",
+        "## Variants", "",
+        as_row(("question", "variant", "settings in the mean", "worse by")), "| --- | --- | ---: | ---: |",
+        *(as_row((title, f"`{name}`", str(len(losses)), _percent(losses)))
+          for title, name, losses in _worse(by_task, found)), "",
+    ]  # fmt: skip
+    return "\n".join([*lines, *(["## What follows", "", remarks.strip(), ""] if remarks else [])])
+
+
+def tables(found: Mapping[str, Sequence[dict[str, Any]]]) -> str:
+    """All figures, a table for each question, and the commands."""
+    found = _by_speed_up(found)
+    by_task = _by_task(found)
+    names = ["etp", *STUDY, *CONTROLS]
+    lines = [
+        "# The study behind `etp`, all figures", "",
+        f"This page lists every figure of [the study]({PAGE.name}). In each field: right after surgery / after "
+        "fine-tuning, on the validation part, mean ± standard deviation over the seeds. *Worse by*: the mean over the "
+        "settings of the relative loss against `etp`.", "",
+    ]  # fmt: skip
+    titles = [_title(records) for records in found.values()]
+    for question in QUESTIONS:
+        shown = [name for name in ("etp", *question.variants, *CONTROLS) if name in names]
+        rows = {name: row for name in shown if (row := _row(name, by_task, found))}
+        if rows.keys() & question.variants.keys():
+            head = [as_row(("variant", *titles, "worse by")), "| --- |" + " ---: |" * (len(titles) + 1)]
+            lines += [f"## {question.title}", "", *head, *rows.values(), ""]
+    return "\n".join([*lines, "## Commands", "", *(f"- `{command}`" for command in _commands(found)), ""])
+
+
+def _by_task(found: Mapping[str, Sequence[dict[str, Any]]]) -> dict[str, dict[str, Cell]]:
+    return {task: {cell.method: cell for cell in cells(records)} for task, records in found.items()}
+
+
+def _worse(
+    by_task: Mapping[str, Mapping[str, Cell]], found: Mapping[str, Sequence[dict[str, Any]]]
+) -> list[tuple[str, str, list[float]]]:
+    """Question, variant and its losses, of all that were run; the controls at the end."""
+    asked = [(question.title, name) for question in QUESTIONS for name in question.variants]
+    asked += [("control", name) for name in CONTROLS]
+    return [(title, name, losses) for title, name in asked if (losses := _losses(name, by_task, found))]
+
+
+def _findings(by_task: Mapping[str, Mapping[str, Cell]], found: Mapping[str, Sequence[dict[str, Any]]]) -> list[str]:
+    """The worst variant of each question, and how many are worse at all."""
+    rows = _worse(by_task, found)
+    variants = [losses for title, _, losses in rows if title != "control"]
+    if not variants:
+        return ["- No variant was run."]
+    worse = sum(statistics.fmean(losses) > 0 for losses in variants)
+    lines = [f"- {worse} of {len(variants)} variants are worse than `etp` on the mean of their settings."]
+    for question in QUESTIONS:
+        own = [(statistics.fmean(losses), name, losses) for title, name, losses in rows if title == question.title]
+        if own:
+            _, name, losses = max(own)
+            lines.append(f"- {question.title}: `{name}` has the largest loss, {_percent(losses)}.")
+    said = ", ".join(f"`{name}` {_percent(losses)}" for title, name, losses in rows if title == "control")
+    return [*lines, *([f"- The controls: {said}."] if said else [])]
+
+
+def _percent(losses: Sequence[float]) -> str:
+    return f"{100 * statistics.fmean(losses):+.1f} %"
+
+
+def _commands(found: Mapping[str, Sequence[dict[str, Any]]]) -> list[str]:
+    settings = []
+    for records in found.values():
+        seeds = " ".join(str(seed) for seed in sorted({record["config"]["seed"] for record in records}))
+        first = records[0]["config"]
+        settings.append(f"python -m benchmarks study {first['task']} --speed-ups {first['speed_up']:g} --seeds {seeds}")
+    return settings
+
+
+def _by_speed_up(found: Mapping[str, Sequence[dict[str, Any]]]) -> dict[str, list[dict[str, Any]]]:
+    """The records of each task and speed-up: a column of the page."""
+    columns: dict[str, list[dict[str, Any]]] = {}
+    for task, records in found.items():
+        for speed_up in sorted({record["config"]["speed_up"] for record in records}):
+            own = [record for record in records if record["config"]["speed_up"] == speed_up]
+            columns[f"{task} {speed_up:g}"] = own
+    return columns
+
+
+def _title(records: Sequence[dict[str, Any]]) -> str:
+    first = records[0]
+    return f"{first['title']}, {first['config']['speed_up']:g}x, {first['metric']['name']}"
+
+
+def _row(
+    name: str, by_task: Mapping[str, Mapping[str, Cell]], found: Mapping[str, Sequence[dict[str, Any]]]
+) -> str | None:
+    fields = []
+    for task, own in by_task.items():
+        metric, cell = found[task][0]["metric"], own.get(name)
+        if cell is None or not cell.ok:
+            fields.append("failed" if cell is not None else "-")
+            continue
+        before, after = cell.stage("pruned", "val"), cell.stage("finetuned", "val")
+        fields.append(f"{with_spread(before, metric)} / {with_spread(after, metric)}")
+    if all(field == "-" for field in fields):
+        return None
+    losses = _losses(name, by_task, found)
+    return as_row((f"`{name}`", *fields, _percent(losses) if losses and name != "etp" else "-"))
+
+
+def _losses(
+    name: str, by_task: Mapping[str, Mapping[str, Cell]], found: Mapping[str, Sequence[dict[str, Any]]]
+) -> list[float]:
+    """The relative losses against `etp` in the settings that both have and where they differ."""
+    losses = []
+    for task, own in by_task.items():
+        higher, cell = found[task][0]["metric"]["higher"], own.get(name)
+        if cell is None or not cell.ok or "etp" not in own:
+            continue
+        base = own["etp"].stage("finetuned", "val")
+        if loss := _loss(cell.stage("finetuned", "val"), base, higher=higher):  # no difference at all is left out
+            losses.append(loss)
+    return losses
+
+
+def _loss(own: Spread | None, base: Spread | None, *, higher: bool) -> float | None:
+    if own is None or base is None:
+        return None
+    return (base.mean - own.mean) / base.mean * (1 if higher else -1)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks study", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("tasks", nargs="*", choices=[*SPEED_UPS, []], help="default: none, with --page")
+    parser.add_argument("--variants", nargs="+", default=["etp", *STUDY, *CONTROLS], metavar="NAME")
+    parser.add_argument("--speed-ups", nargs="+", type=float, metavar="X", help=f"default {dict(SPEED_UPS)}")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1000], metavar="N", help="default 1000")
+    parser.add_argument("--page", action="store_true", help=f"write {PAGE} and {FIGURES.name}")
+    options = parser.parse_args(arguments)
+    unknown = sorted(set(options.variants) - {"etp", *STUDY, *CONTROLS})
+    if unknown:
+        parser.error(f"unknown variants {unknown}; known are etp, {', '.join(STUDY)}, {', '.join(CONTROLS)}")
+    torch.set_num_threads(1)
+    console = Console(stderr=True)
+    for task in options.tasks:
+        todo = configs(task, "cpu", options.variants, options.speed_ups or [SPEED_UPS[task]], options.seeds)
+        try:
+            run_all(todo, LINES / f"{task}.jsonl", console=console, blind=True)
+        except TaskUnavailableError as error:
+            parser.exit(2, f"{task}: {error}\n")
+    if options.page:
+        found = {path.stem: read(path) for path in sorted(LINES.glob("*.jsonl")) if path.stem in SPEED_UPS}
+        PAGE.parent.mkdir(parents=True, exist_ok=True)
+        remarks = REMARKS.read_text(encoding="utf8") if REMARKS.is_file() else ""
+        PAGE.write_text(page(found, remarks), encoding="utf8")
+        FIGURES.write_text(tables(found), encoding="utf8")
+        console.print(f"wrote {PAGE} and {FIGURES}", highlight=False)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,219 @@
+"""Save a model, pruned or not, and load it into its original architecture: safetensors and a JSON manifest.
+
+A checkpoint is a folder with ``model.safetensors`` and ``manifest.json``. Nothing in it is ever executed, and no
+text in it is ever used as a path.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import shutil
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from safetensors import SafetensorError
+from safetensors.torch import load as parse_weights
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from etp_graph.errors import CheckpointError
+from etp_graph.model import all_tensors, first_names, persistent_names
+from etp_graph.surgery import SurgeryRecord, get_record, read_attribute
+
+from ._files import fsync, locate_folder, move_into_place, read_file, restore_backup, storage_errors
+from ._manifest import DTYPES, MANIFEST_FILE, WEIGHTS_FILE, Manifest, TensorInfo, parse_manifest, read_manifest
+from ._restore import check_supported, restore_
+
+
+def save(model: nn.Module, path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
+    """Write the model to the folder ``path``, as a whole or not at all, and return that folder.
+
+    Stores every parameter, every persistent buffer, and those other buffers that surgery cut; tied tensors once.
+    While an existing checkpoint is overwritten there is always a complete one on disk, the former or the new:
+    :func:`load` finds it even if the process or the machine dies half way.
+
+    Raises:
+        CheckpointError: the folder exists and ``overwrite`` is false, or it holds other files; it cannot be written;
+            the model holds what safetensors cannot store (meta, sharded, sparse or quantized tensors, extra state).
+    """
+    folder = Path(path).absolute()
+    tensors, aliases = _contents(model)
+    stored = {name: _storable(tensor) for name, tensor in tensors.items()}
+    with storage_errors(folder):
+        restore_backup(folder)
+        _check_target(folder, overwrite)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(8)}.tmp")
+        try:
+            temporary.mkdir()
+            _write(temporary, stored, get_record(model), aliases)
+            move_into_place(temporary, folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    return folder
+
+
+def save_into(model: nn.Module, folder: str | os.PathLike[str]) -> None:
+    """Write both files into a folder that exists and may hold other files, each as a whole or not at all.
+
+    For the checkpoints of other libraries, whose ``model.safetensors`` is replaced: :func:`load` reads them then.
+
+    Raises:
+        CheckpointError: it cannot be written, or the model holds what safetensors cannot store.
+    """
+    target = Path(folder).absolute()
+    tensors, aliases = _contents(model)
+    stored = {name: _storable(tensor) for name, tensor in tensors.items()}
+    with storage_errors(target), TemporaryDirectory(dir=target, prefix=".etp-") as temporary:
+        _write(Path(temporary), stored, get_record(model), aliases)
+        for name in (WEIGHTS_FILE, MANIFEST_FILE):
+            (Path(temporary) / name).replace(target / name)
+
+
+def describe_model(model: nn.Module, *, sharded: bool = False) -> Manifest:
+    """The manifest of the model as it is, for weights that something else stores: size and SHA-256 say nothing.
+
+    With ``sharded`` parameters may be shared among processes (FSDP2); their shapes are those of the whole.
+    """
+    stored, aliases = _contents(model, sharded=sharded)
+    n_bytes = sum(tensor.numel() * tensor.element_size() for tensor in stored.values())
+    return _manifest(get_record(model), stored, aliases, n_bytes=n_bytes, sha256="0" * 64)
+
+
+def _contents(model: nn.Module, *, sharded: bool = False) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors that are stored, as they are in the model, and further names of tied ones."""
+    check_supported(model, sharded=sharded)
+    record, tensors, persistent = get_record(model), all_tensors(model), persistent_names(model)
+    names = [name for name in tensors if name in persistent or name in record.tensors]
+    _check_record(model, record, names)
+    first = first_names(tensors, names)
+    stored = {name: tensors[name] for name in names if first[name] == name}
+    for name, tensor in stored.items():
+        if tensor.is_meta or str(tensor.dtype).removeprefix("torch.") not in DTYPES:
+            raise CheckpointError(
+                f"{name} ({tensor.dtype} on {tensor.device}) cannot be stored; convert or materialise it."
+            )
+    return stored, {name: first[name] for name in names if first[name] != name}
+
+
+def load(path: str | os.PathLike[str], *, build: nn.Module | Callable[[], nn.Module]) -> nn.Module:
+    """The model that :func:`save` wrote to the folder ``path``, bit for bit.
+
+    ``build`` is the original architecture before any pruning, or a callable without arguments that makes it. It is
+    changed only after everything was checked: its parameters stay the same objects, on their device, with their
+    ``requires_grad`` and memory format; tensors on the meta device are replaced by new ones on the CPU.
+
+    Raises:
+        CheckpointError: files are missing, damaged, hostile or of an unknown format, or do not fit the architecture.
+    """
+    folder = locate_folder(path)
+    manifest = read_manifest(folder)
+    loaded = read_weights(folder / WEIGHTS_FILE, manifest)
+    model = build if isinstance(build, nn.Module) else build()
+    restore_(model, manifest, loaded)
+    return model
+
+
+def _check_record(model: nn.Module, record: SurgeryRecord, names: list[str]) -> None:
+    """Raise unless the record accounts for all that makes the model differ from its architecture."""
+    for name, module in model.named_modules():
+        if module is not model and get_record(module) != SurgeryRecord():
+            raise CheckpointError(f"{name} was pruned on its own: save that module, and load it into the whole model.")
+        if type(module).get_extra_state is not nn.Module.get_extra_state:
+            raise CheckpointError(
+                f"{name or 'the model'} has extra state, which needs pickle; register it as a buffer."
+            )
+    for name in record.tensors:
+        if name not in names:
+            raise CheckpointError(f"{name} was cut by surgery and is gone; put the tensor back.")
+    for edit in record.edits:
+        where = f"{edit.module}.{edit.name}"
+        try:
+            now = read_attribute(model, edit)
+        except (AttributeError, TypeError, IndexError) as error:
+            raise CheckpointError(
+                f"{where} was lowered by surgery and is gone ({error}); put the module back."
+            ) from error
+        if now != edit.value:
+            raise CheckpointError(f"{where} is {now}, surgery left {edit.value}: undo what changed it before saving.")
+
+
+def _storable(tensor: Tensor) -> Tensor:
+    """The values in their own contiguous memory on the CPU, without a copy where that is so already."""
+    plain = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
+    alone = plain.untyped_storage().nbytes() == plain.numel() * plain.element_size()
+    return plain if alone else plain.clone()  # the file format refuses tensors that share memory
+
+
+def _check_target(folder: Path, overwrite: bool) -> None:
+    """Raise unless the folder is free, empty, or a checkpoint that may be replaced."""
+    if not os.path.lexists(folder):
+        return
+    if folder.is_symlink() or not folder.is_dir():
+        raise CheckpointError(f"{folder}: is a file or a link, not a folder. Choose another path.")
+    held = {file.name for file in folder.iterdir()}
+    if others := held - {WEIGHTS_FILE, MANIFEST_FILE}:
+        raise CheckpointError(f"{folder}: holds other files ({min(others)!r}). Choose a folder of its own.")
+    if held and not overwrite:
+        raise CheckpointError(f"{folder}: holds a saved model. Choose another folder, or pass overwrite=True.")
+
+
+def _write(folder: Path, stored: dict[str, Tensor], record: SurgeryRecord, aliases: dict[str, str]) -> None:
+    """Write both files and wait until they are on the disk."""
+    weights, text = folder / WEIGHTS_FILE, folder / MANIFEST_FILE
+    save_file(stored, weights)
+    with weights.open("rb") as stream:
+        sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+    manifest = _manifest(record, stored, aliases, n_bytes=weights.stat().st_size, sha256=sha256)
+    data = manifest.to_json().encode()
+    parse_manifest(data, where=str(text))  # what is written must be readable
+    text.write_bytes(data)
+    shutil.copymode(text, weights)  # safetensors makes its file private, whatever the umask says
+    for file in (weights, text, folder):
+        fsync(file)
+
+
+def _manifest(
+    record: SurgeryRecord, stored: dict[str, Tensor], aliases: dict[str, str], *, n_bytes: int, sha256: str
+) -> Manifest:
+    return Manifest(
+        libraries={name: _version(name) for name in ("etp_graph", "torch", "safetensors")},
+        record=record,
+        tensors={
+            name: TensorInfo(shape=tuple(t.shape), dtype=str(t.dtype).removeprefix("torch."))
+            for name, t in stored.items()
+        },
+        aliases=aliases,
+        n_bytes=n_bytes,
+        sha256=sha256,
+    )
+
+
+def _version(library: str) -> str:
+    try:
+        return version(library)
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def read_weights(file: Path, manifest: Manifest) -> dict[str, Tensor]:
+    """The stored tensors, which are exactly those that the manifest lists. One read serves checksum and parser."""
+    data = read_file(file, limit=manifest.n_bytes)
+    if hashlib.sha256(data).hexdigest() != manifest.sha256:
+        raise CheckpointError(f"{file}: its SHA-256 is not the manifest's, it was damaged or swapped. Restore it.")
+    try:
+        loaded = parse_weights(data)
+    except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{file}: not a safetensors file ({error}). Restore it from a copy.") from error
+    found = {
+        name: TensorInfo(shape=tuple(t.shape), dtype=str(t.dtype).removeprefix("torch.")) for name, t in loaded.items()
+    }
+    for name in found.keys() | manifest.tensors.keys():
+        if found.get(name) != manifest.tensors.get(name):
+            has, says = found.get(name), manifest.tensors.get(name)
+            raise CheckpointError(f"{file}: holds {name!r} as {has}, the manifest says {says}. Restore both files.")
+    return loaded

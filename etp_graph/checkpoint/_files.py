@@ -1,0 +1,107 @@
+"""Write files whole or not at all, keep backups while they are replaced, and read files of bounded size."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import stat
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from etp_graph.errors import CheckpointError
+
+
+@contextmanager
+def storage_errors(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        remedy = "Check space and permissions there; what was there before is still there."
+        raise CheckpointError(f"{folder}: cannot be written ({error}). {remedy}") from error
+
+
+def restore_backup(folder: Path) -> None:
+    """Put back the checkpoint that a save which died between its two renames left behind."""
+    if not os.path.lexists(folder) and os.path.lexists(backup_of(folder)):
+        backup_of(folder).rename(folder)
+
+
+def move_into_place(new: Path, folder: Path) -> None:
+    """Move the new checkpoint to its place. A folder cannot replace a folder, so the former one steps aside first."""
+    backup = backup_of(folder)
+    with ExitStack() as undo:
+        if os.path.lexists(folder):
+            shutil.rmtree(backup, ignore_errors=True)  # left by a save that died after its second rename
+            folder.rename(backup)
+            undo.callback(backup.rename, folder)
+        new.rename(folder)
+        undo.callback(folder.rename, new)
+        fsync(folder.parent)
+        undo.pop_all()
+    shutil.rmtree(backup, ignore_errors=True)
+
+
+def fsync(path: Path) -> None:
+    """Wait until a file, or the entries of a folder, are on the disk."""
+    if os.name == "nt" and path.is_dir():
+        return  # Windows cannot open folders
+    descriptor = os.open(path, os.O_RDWR if path.is_file() else os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def replace_file(file: Path, content: bytes) -> None:
+    """Write a file atomically: completely, or not at all."""
+    temporary = file.with_name(f".{file.name}.{secrets.token_hex(8)}.tmp")
+    try:
+        with temporary.open("wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(file)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+RESTORE = "Restore the folder from a copy, or save the model again."
+
+
+def backup_of(folder: Path) -> Path:
+    """Where an existing checkpoint waits while a new one takes its place."""
+    return folder.with_name(f".{folder.name}.previous")
+
+
+def locate_folder(path: str | os.PathLike[str]) -> Path:
+    """The folder to read. A save that died between its two renames left the former checkpoint at its backup name."""
+    folder = Path(path).absolute()
+    if os.path.lexists(folder) or not os.path.lexists(backup_of(folder)):
+        return folder
+    warnings.warn(f"{folder} was being overwritten when the process ended: reading the former one.", stacklevel=3)
+    return backup_of(folder)
+
+
+def read_file(file: Path, *, limit: int) -> bytes:
+    """All bytes of a regular file of at most ``limit`` bytes. Raises :class:`CheckpointError`; follows no link."""
+    flags = os.O_RDONLY
+    for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY"):  # those that this system knows
+        flags |= getattr(os, name, 0)
+    try:
+        if not stat.S_ISREG(os.lstat(file).st_mode):
+            raise CheckpointError(f"{file}: not a regular file (a link, folder or device). Put the file itself there.")
+        with os.fdopen(os.open(file, flags), "rb") as stream:
+            size = os.fstat(stream.fileno()).st_size
+            if size > limit:
+                raise CheckpointError(f"{file}: {size} bytes where at most {limit} are expected. {RESTORE}")
+            data = stream.read(size + 1)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file}: cannot be read ({error}). Name a folder that etp_graph.save wrote.") from error
+    if len(data) != size:
+        raise CheckpointError(f"{file}: changed while it was read. Load it again once the writer has finished.")
+    return data

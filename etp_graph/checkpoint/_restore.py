@@ -1,0 +1,191 @@
+"""From a manifest and its tensors to a module of the original architecture: check everything, then change it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from etp_graph.errors import CheckpointError
+from etp_graph.model import all_tensors, first_names, is_editable, is_sharded, persistent_names
+from etp_graph.standins import replace_, standin
+from etp_graph.surgery import Edit, SurgeryRecord, get_record, replace_data, set_record, write_attribute
+
+from ._manifest import DTYPES, Manifest
+
+
+def check_supported(model: object, *, sharded: bool = False) -> None:
+    """Raise :class:`CheckpointError` unless this is a plain module in which every tensor is an ordinary one.
+
+    With ``sharded`` parameters that processes share (FSDP2) are ordinary, too.
+    """
+    if not isinstance(model, nn.Module):
+        raise CheckpointError(f"build: expected an nn.Module, got {type(model).__name__}; return the architecture.")
+    if type(model).__name__ == "OptimizedModule" or isinstance(model, torch.jit.ScriptModule):
+        raise CheckpointError(f"{type(model).__name__} is compiled; use the original module and compile it afterwards.")
+    for name, tensor in all_tensors(model).items():
+        if is_sharded(tensor):
+            if sharded:
+                continue
+            raise CheckpointError(f"{name} is shared among processes (FSDP2): use etp_graph.fsdp.save and load.")
+        if is_lazy(tensor) or type(tensor.data) is not Tensor or tensor.layout != torch.strided or tensor.is_quantized:
+            kind = f"{type(tensor).__name__}, {tensor.layout}"
+            raise CheckpointError(
+                f"{name} is no ordinary dense tensor ({kind}); gather or materialise the model first."
+            )
+        if tensor.is_inference():
+            raise CheckpointError(f"{name} was made in inference mode; build the model outside torch.inference_mode().")
+
+
+def restore_(model: nn.Module, manifest: Manifest, loaded: Mapping[str, Tensor]) -> None:
+    """Turn the original architecture into the saved model, or raise :class:`CheckpointError` and change nothing.
+
+    Values on the meta device give an architecture on it their shapes; buffers that are not stored keep their own.
+    """
+    check_supported(model)
+    if get_record(model) != SurgeryRecord():
+        raise CheckpointError("build: this module was pruned before; give the original, unpruned architecture.")
+    tensors = all_tensors(model)
+    stored_as = {name: name for name in manifest.tensors} | dict(manifest.aliases)
+    skeleton = any(value.is_meta for value in loaded.values())
+    _check_names(model, manifest, tensors, stored_as, skeleton=skeleton)
+    _check_ties(tensors, stored_as)
+    _check_shapes(manifest, tensors, stored_as)
+    _check_edits(model, manifest.record.edits)
+    _check_standins(model, manifest.record.standins)
+    with torch.inference_mode(False), torch.no_grad():
+        staged = {name: _staged_value(tensors[name], value) for name, value in loaded.items()}
+        _put_tensors(model, manifest.record, tensors, {name: staged[first] for name, first in stored_as.items()})
+
+
+def _check_names(
+    model: nn.Module,
+    manifest: Manifest,
+    tensors: Mapping[str, Tensor],
+    stored_as: Mapping[str, str],
+    *,
+    skeleton: bool,
+) -> None:
+    """The checkpoint holds every tensor of the state, and besides only buffers that surgery cut."""
+    needed = persistent_names(model)
+    for name in stored_as:
+        if name not in tensors or (name not in needed and name not in manifest.record.tensors):
+            raise CheckpointError(
+                f"{name!r} is saved, but no state of this architecture: build the one that was saved."
+            )
+    for name in tensors:
+        if name in needed and name not in stored_as:
+            raise CheckpointError(
+                f"{name} of this architecture is not in the checkpoint: build the one that was saved."
+            )
+        if tensors[name].is_meta and name not in stored_as and not skeleton:
+            raise CheckpointError(f"{name} is on the meta device and not stored: build the model on a real device.")
+
+
+def _check_ties(tensors: Mapping[str, Tensor], stored_as: Mapping[str, str]) -> None:
+    """What was tied is tied in the architecture, and one object is not asked to hold two values."""
+    first = first_names(tensors, stored_as)
+    objects: dict[int, str] = {}
+    for name, stored in stored_as.items():
+        if first[name] != first[stored]:
+            raise CheckpointError(f"{name} and {stored} were tied when saved: tie them in the architecture.")
+        if objects.setdefault(id(tensors[name]), stored) != stored:
+            raise CheckpointError(f"{name} is tied here, and was not when saved: build it with separate tensors.")
+
+
+def _check_shapes(manifest: Manifest, tensors: Mapping[str, Tensor], stored_as: Mapping[str, str]) -> None:
+    """Element types are equal; shapes too, except that surgery may have made dimensions of what it cut smaller."""
+    cut = {stored_as[name] for name in manifest.record.tensors}
+    for name, stored in stored_as.items():
+        info, tensor = manifest.tensors[stored], tensors[name]
+        if tensor.dtype != DTYPES[info.dtype]:
+            remedy = f"load into an architecture of {info.dtype} (build().to(torch.{info.dtype})) and convert it then"
+            raise CheckpointError(f"{name} is saved as {info.dtype}, the architecture has {tensor.dtype}: {remedy}.")
+        have, saved = tuple(tensor.shape), info.shape
+        fits = len(have) == len(saved) and all(s <= h for s, h in zip(saved, have, strict=True))
+        if not fits or (stored not in cut and have != saved):
+            remedy = "build the architecture that was traced, unpruned"
+            raise CheckpointError(f"{name} is saved as {list(saved)}, the architecture has {list(have)}: {remedy}.")
+
+
+def _check_standins(model: nn.Module, names: Iterable[str]) -> None:
+    """Every module that surgery gave a stand-in has one here."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    for name in names:
+        found = standin(modules[name]) if name in modules else None
+        if found is None or found[1]:
+            raise CheckpointError(
+                f"{name!r} was saved with a stand-in, and has none here: import the code that registers it "
+                "(etp_graph.register_standin), and build the architecture that was saved."
+            )
+
+
+def _check_edits(model: nn.Module, edits: Iterable[Edit]) -> None:
+    """Edits lower integers that surgery may write, on modules that exist."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    for edit in edits:
+        where = f"attribute {edit.name!r} of {edit.module!r}"
+        if edit.module not in modules:
+            raise CheckpointError(f"{where}: the architecture has no such module: build the one that was saved.")
+        module = modules[edit.module]
+        if edit.name not in module.__dict__ or not is_editable(module, edit.name):
+            raise CheckpointError(f"{where}: surgery writes no such attribute there. Save the model again.")
+        value = module.__dict__[edit.name]
+        if edit.item is not None:
+            if type(value) not in (tuple, list, torch.Size) or not -len(value) <= edit.item < len(value):
+                raise CheckpointError(f"{where} has no entry {edit.item}: build the architecture that was saved.")
+            value = value[edit.item]
+        if type(value) is not int or not 0 <= edit.value <= value:  # a bool is an int to isinstance
+            raise CheckpointError(f"{where} is {value!r}, and cannot become {edit.value}: build the unpruned original.")
+
+
+def _staged_value(old: Tensor, value: Tensor) -> Tensor:
+    """The value on the device and in the memory format of the old tensor."""
+    device = value.device if value.is_meta else torch.device("cpu") if old.is_meta else old.device
+    if old.shape == value.shape:
+        new = torch.empty_like(old, device=device, requires_grad=False)
+    else:
+        order = sorted(range(old.ndim), key=lambda axis: -old.stride()[axis])
+        new = torch.empty_permuted(value.shape, order, dtype=old.dtype, device=device)
+    return new.copy_(value)
+
+
+def _put_tensors(
+    model: nn.Module, record: SurgeryRecord, tensors: Mapping[str, Tensor], values: Mapping[str, Tensor]
+) -> None:
+    """Write attributes and tensors. Nothing here should fail; whatever does is undone."""
+    fresh: dict[int, Tensor] = {}
+    with ExitStack() as undo:
+        for name in record.standins:
+            undo.callback(setattr, module := model.get_submodule(name), "__class__", type(module))
+        replace_(model, record.standins)
+        for edit in record.edits:
+            undo.callback(setattr, module := model.get_submodule(edit.module), edit.name, getattr(module, edit.name))
+            write_attribute(model, edit)
+        for name, value in values.items():
+            old = tensors[name]
+            if old.is_meta:
+                path, _, leaf = name.rpartition(".")
+                undo.callback(setattr, owner := model.get_submodule(path), leaf, old)
+                setattr(owner, leaf, fresh.setdefault(id(old), _materialised(old, value)))
+                continue
+            if isinstance(old, nn.Parameter):
+                undo.callback(setattr, old, "grad", old.grad)
+                old.grad = None  # it belongs to the values that go
+            undo.callback(setattr, old, "data", old.data)
+            replace_data(old, value)
+        if record != SurgeryRecord():
+            set_record(model, record)
+        undo.pop_all()
+
+
+def _materialised(old: Tensor, value: Tensor) -> Tensor:
+    """The value as the kind of tensor that stood on the meta device, with its user's attributes."""
+    if not isinstance(old, nn.Parameter):
+        return value
+    new = nn.Parameter(value, requires_grad=old.requires_grad)
+    new.__dict__.update(old.__dict__)
+    return new

@@ -1,0 +1,256 @@
+"""Command line ``etp-graph``: inspect, verify, prune, report and demo. The only module that prints."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from torch import Tensor, nn
+
+from etp_graph._text import si
+from etp_graph._version import __version__
+from etp_graph.budget import Budget, allocate
+from etp_graph.checkpoint import save
+from etp_graph.criteria import CRITERIA, magnitude
+from etp_graph.errors import CheckpointError, EquivalenceError, EtpError
+from etp_graph.graph import trace
+from etp_graph.model import convert_inputs, eval_mode, run_model, tensors_of
+from etp_graph.plan import Plan, Selection, cost, cost_table
+from etp_graph.plan.drawing import layers_text, svg
+from etp_graph.report import write_report
+from etp_graph.surgery import prune_
+from etp_graph.verification import TOLERANCE, Masked, verify
+
+from ._models import BuiltModel, build_model
+from ._options import Criterion, Debug, DemoData, Ignore, Kinds, Model, Scope, Shapes, Threads
+
+app = typer.Typer(
+    name="etp-graph",
+    help="Structured pruning of PyTorch models by Exponential Torque: smaller, faster, and proven equivalent.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+@contextmanager
+def _friendly(*, threads: int | None, debug: bool) -> Iterator[None]:
+    """Set the number of threads; turn an :class:`EtpError` into its message and exit code 1.
+
+    With ``debug`` the error is raised, so that Python shows the traceback.
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
+    try:
+        yield
+    except EtpError as error:
+        if debug:
+            raise
+        Console(stderr=True, highlight=False).print("[bold red]error:[/]", end=" ")
+        typer.echo(str(error), err=True)
+        raise typer.Exit(1) from error
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"etp-graph {__version__} (torch {torch.__version__})")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Structured pruning of PyTorch models by Exponential Torque: smaller, faster, and proven equivalent."""
+
+
+@app.command()
+def inspect(
+    model: Model,
+    input_shape: Shapes = None,
+    ignore: Ignore = None,
+    kind: Kinds = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the plan to this file, as JSON.")] = None,
+    layers: Annotated[bool, typer.Option("--layers", help="List every layer of every group instead.")] = False,
+    svg_file: Annotated[Path | None, typer.Option("--svg", help="Draw all layers; needs graphviz.")] = None,
+    threads: Threads = None,
+    debug: Debug = False,
+) -> None:
+    """Print the plan of a model: which units can be removed together, and which groups are locked and why."""
+    with _friendly(threads=threads, debug=debug):
+        found = build_model(model, input_shapes=input_shape or ())
+        plan = trace(found.model, found.inputs, prune=kind, ignore=ignore or ())
+        typer.echo(layers_text(plan) if layers else str(plan))
+        if svg_file is not None:
+            _write(svg_file, svg(plan))
+        if json_file is not None:
+            _write(json_file, plan.to_json())
+
+
+@app.command("verify")
+def verify_command(
+    model: Model,
+    input_shape: Shapes = None,
+    ignore: Ignore = None,
+    kind: Kinds = None,
+    seed: Annotated[int, typer.Option(help="Of the units removed and of the random weights.")] = 0,
+    threads: Threads = None,
+    debug: Debug = False,
+) -> None:
+    """Check on copies that the pruned model has the same outputs and gradients as the masked model."""
+    with _friendly(threads=threads, debug=debug):
+        found = build_model(model, input_shapes=input_shape or ())
+        # check=False: the check in trace would lock a wrong group, and verify could not report it.
+        plan = trace(found.model, found.inputs, prune=kind, ignore=ignore or (), check=False)
+        result = verify(found.model, plan, found.inputs, seed=seed)
+        typer.echo(f"{found.text}: {len(plan.prunable)} of {len(plan.groups)} groups prunable, inputs {found.shapes}")
+        typer.echo(str(result))
+
+
+@app.command()
+def prune(
+    model: Model,
+    out: Annotated[Path, typer.Option("--out", help="Folder for the pruned model.", show_default=False)],
+    speed_up: Annotated[float | None, typer.Option("--speed-up", help="Dense MACs over pruned MACs.")] = None,
+    macs: Annotated[int | None, typer.Option("--macs", help="At most this many multiply-adds.")] = None,
+    params: Annotated[int | None, typer.Option("--params", help="At most this many parameters.")] = None,
+    latency_ms: Annotated[float | None, typer.Option("--latency-ms", help="Measured milliseconds.")] = None,
+    speed_up_latency: Annotated[
+        float | None, typer.Option("--speed-up-latency", help="Dense time over pruned time, measured.")
+    ] = None,
+    method: Annotated[Criterion, typer.Option(help="Criterion that ranks the units; none needs data.")] = Criterion.L2,
+    scope: Annotated[Scope, typer.Option(help="Across what scores are compared.")] = Scope.GLOBAL,
+    weights: Annotated[Path | None, typer.Option(help="Weights of the model, a safetensors file.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model saved in --out.")] = False,
+    input_shape: Shapes = None,
+    ignore: Ignore = None,
+    kind: Kinds = None,
+    threads: Threads = None,
+    debug: Debug = False,
+) -> None:
+    """Prune a model once, check it against the masked model, and save it."""
+    with _friendly(threads=threads, debug=debug):
+        budget = Budget(
+            speed_up=speed_up, macs=macs, params=params, latency_ms=latency_ms, speed_up_latency=speed_up_latency,
+            scope=scope.value,
+        )  # fmt: skip
+        found = build_model(model, input_shapes=input_shape or ())
+        if weights is not None:
+            _load_weights(found.model, weights)
+        else:
+            typer.echo("no --weights: the weights are those that the model was built with.", err=True)
+        plan = trace(found.model, found.inputs, prune=kind, ignore=ignore or ())
+        proof = verify(found.model, plan, found.inputs)
+        scores = _scores(method, found.model, plan)
+        selection = allocate(found.model, plan, scores, budget=budget, example_inputs=found.inputs)
+        table = cost_table({"dense": cost(found.model, plan), "pruned": cost(found.model, plan, selection)})
+        error = _prune_and_compare(found, plan, selection)
+        save(found.model, out, overwrite=overwrite)
+        typer.echo(table if selection.latency is None else f"{table}\n\nlatency: {selection.latency}")
+        typer.echo(f"\n{proof}; with these weights and this selection {error:.1e} ({si(selection.n_removed)} units)")
+        typer.echo(f"saved to {out}; in Python: etp_graph.load({str(out)!r}, build=make_model)")
+
+
+@app.command()
+def demo(
+    speed_up: Annotated[float, typer.Option("--speed-up", help="Dense MACs over pruned MACs.")] = 8.0,
+    seeds: Annotated[
+        int | None, typer.Option("--seeds", min=1, help="Number of repetitions; default: 3, or 1 with --quick.")
+    ] = None,
+    data: Annotated[DemoData, typer.Option(help="digits need no download.")] = DemoData.DIGITS,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer images and epochs.")] = False,
+    out: Annotated[Path, typer.Option("--out", help="Folder for models, report and plots.")] = Path("etp-demo"),
+    threads: Threads = None,
+    debug: Debug = False,
+) -> None:
+    """Compress one network with DepGraph, Torque and ETP from the same checkpoint, and compare the results."""
+    # A second thread does not speed up training on 8x8 images, and slows it down on a busy machine.
+    if threads is None and data is DemoData.DIGITS:
+        threads = 1
+    with _friendly(threads=threads, debug=debug):
+        from etp_graph.demo import DemoConfig, run_demo
+
+        Budget(speed_up=speed_up)  # raises BudgetError for a bad value before training
+        config = DemoConfig.preset(data.value, quick=quick, speed_up=speed_up, seeds=seeds)
+        run_demo(config, out, console=Console())
+
+
+@app.command()
+def report(
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="What compress(checkpoint=DIR) or save wrote.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option("--out", help="The file to write.")] = Path("report.html"),
+    debug: Debug = False,
+) -> None:
+    """Write a report of a compression as one HTML file: metrics, costs, units that stayed, and norms."""
+    with _friendly(threads=None, debug=debug):
+        typer.echo(f"wrote {write_report(folder, out)}")
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf8")
+    except OSError as error:
+        raise EtpError(f"{path}: cannot be written ({error}). Check the folder and its permissions.") from error
+
+
+def _scores(method: Criterion, model: nn.Module, plan: Plan) -> Tensor:
+    if method in (Criterion.L1, Criterion.L2):
+        return magnitude(model, plan, p=1 if method is Criterion.L1 else 2)
+    return CRITERIA[method.value](model, plan)
+
+
+def _load_weights(model: nn.Module, path: Path) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        loaded = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: not a readable safetensors file ({error}).") from error
+    try:
+        model.load_state_dict(loaded)
+    except RuntimeError as error:
+        raise CheckpointError(f"{path}: these weights do not fit {type(model).__name__}: {error}") from error
+
+
+def _prune_and_compare(found: BuiltModel, plan: Plan, selection: Selection) -> float:
+    """Prune the model in place; return its largest error against the masked model, relative to the largest output.
+
+    Unlike :func:`verify` this uses the model's own weights and the selection.
+
+    Raises:
+        EquivalenceError: the outputs of the pruned and the masked model differ.
+    """
+    masked = copy.deepcopy(found.model)
+    prune_(found.model, plan, selection)
+    dtype = next(masked.parameters()).dtype
+    inputs = convert_inputs(found.inputs, like=next(masked.parameters()))
+    got = _outputs(found.model, inputs)
+    with Masked(masked, plan, selection.flat(plan)):
+        want = _outputs(masked, inputs)
+    scale = max((float(w.abs().max()) for w in want), default=0.0)
+    error = max((float((g - w).abs().max()) for g, w in zip(got, want, strict=True)), default=0.0)
+    error = error / scale if scale else error
+    if not error <= max(TOLERANCE.get(dtype, 0.0), TOLERANCE[torch.float32]):
+        raise EquivalenceError(f"the pruned model differs from the masked one by {error:.1e}; nothing was saved.")
+    return error
+
+
+@torch.no_grad()
+def _outputs(model: nn.Module, inputs: Any) -> list[Tensor]:
+    with eval_mode(model):
+        return [tensor for tensor in tensors_of(run_model(model, inputs)) if tensor.is_floating_point()]
+
+
+if __name__ == "__main__":
+    app()

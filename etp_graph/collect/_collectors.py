@@ -1,0 +1,203 @@
+"""Collectors: what batches of data tell about units, as running sums over whatever the user runs.
+
+::
+
+    with collect.activations(model, plan, "hrank") as record:
+        for x, y in batches:
+            model(x)
+    scores = criteria.hrank(model, plan, record=record)
+
+Nothing is stored but statistics of ``[n_units]``; the hooks are gone when the block ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from etp_graph._config import quoted
+from etp_graph.errors import ScoreError
+from etp_graph.plan import Plan
+from etp_graph.units import Units
+
+from ._statistics import STATISTICS, Statistic
+from ._watch_points import WatchPoint, watch_points
+
+
+class Observations:
+    """What a collector saw; complete when its ``with`` block has ended.
+
+    Attributes:
+        values: name of the criterion -> float [n_units], NaN for units that were never seen.
+    """
+
+    def __init__(self, values: Mapping[str, Tensor] | None = None) -> None:
+        self.values: dict[str, Tensor] = dict(values or {})
+        self._labels: Tensor | None = None
+
+    def labels(self, y: Tensor) -> None:
+        """The class number of each sample of the next forward, int64 [samples]; only ``f_statistic`` reads it.
+
+        Raises:
+            ScoreError: these are not class numbers.
+        """
+        if not isinstance(y, Tensor) or y.is_floating_point() or y.ndim != 1 or (len(y) and int(y.min()) < 0):
+            raise ScoreError("labels: expected one class number for each sample, an integer tensor of shape [samples].")
+        self._labels = y.detach().long()
+
+    def take_labels(self) -> Tensor | None:
+        """The labels of the forward that begins; none are left for the one after it."""
+        found, self._labels = self._labels, None
+        return found
+
+    def read(self, name: str, plan: Plan) -> Tensor:
+        """The statistic of a criterion, float [plan.n_units]; zero for locked groups.
+
+        Raises:
+            ScoreError: the record is empty, lacks groups, or belongs to another plan.
+        """
+        found = self.values.get(name)
+        if found is None:
+            kept = f"has {quoted(self.values)}" if self.values else "is empty"
+            raise ScoreError(
+                f"{name}: the record {kept}: run at least one batch inside of the collector's with block (with "
+                f"{name!r} among its names), or in the phase 'calibrate' of compress, and read it afterwards."
+            )
+        if tuple(found.shape) != (plan.n_units,):
+            raise ScoreError(f"{name}: the record knows {len(found)} units, the plan {plan.n_units}: record it anew.")
+        blind = [g.name for g, span in plan.spans() if g.locked is None and not bool(found[span].isfinite().all())]
+        if blind:
+            raise ScoreError(
+                f"{name}: no finite values were seen for units of {quoted(blind)}: check the model for NaN, and that "
+                "the batches run the modules which hold them; else plan.lock({name: reason}) for these groups."
+            )
+        return found.nan_to_num(nan=0.0)
+
+
+@contextmanager
+def activations(model: nn.Module, plan: Plan, *names: str) -> Iterator[Observations]:
+    """Watch the activations of every unit that is not locked in all forwards inside of the block.
+
+    Args:
+        model: the model that the plan was traced from; whether it is in eval mode is up to the caller.
+        plan: the plan.
+        names: which statistics, of ``"activation"``, ``"hrank"`` (a singular value decomposition of every map) and
+            ``"f_statistic"`` (call ``record.labels(y)`` before every forward); default: all three.
+
+    Raises:
+        PlanError: the plan is not of this model.
+        ScoreError: a name is unknown, units cannot be watched, or labels are missing.
+    """
+    plan.check(model)
+    chosen = names or tuple(STATISTICS)
+    if unknown := [name for name in chosen if name not in STATISTICS]:
+        raise ScoreError(f"there is no statistic {quoted(unknown)}; known are {', '.join(STATISTICS)}.")
+    record = Observations()
+    running = [(name, STATISTICS[name](site)) for site in watch_points(model, plan) for name in chosen]
+    current: list[Tensor | None] = [None]
+
+    def begin(module: nn.Module, args: Any) -> None:
+        current[0] = record.take_labels()
+
+    handles = [model.register_forward_pre_hook(begin)]
+    for _, statistic in running:
+        module = model.get_submodule(statistic.site.module)
+        handles.append(module.register_forward_hook(_see(statistic, current), with_kwargs=True))
+    try:
+        yield record
+    finally:
+        for handle in handles:
+            handle.remove()
+    for name in chosen:
+        seen = [statistic for key, statistic in running if key == name and statistic.samples]
+        if seen:
+            record.values[name] = _merge(seen, plan)
+
+
+def _see(statistic: Statistic, labels: list[Tensor | None]) -> Callable[..., None]:
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        with torch.no_grad():
+            statistic.update(statistic.site.values(args, kwargs, output), labels[0] if statistic.labelled else None)
+
+    return hook
+
+
+def _merge(seen: list[Statistic], plan: Plan) -> Tensor:
+    """Mean over the sites of each unit, float64 [n_units], NaN where there is none."""
+    total = torch.zeros(plan.n_units, dtype=torch.float64, device="cpu")
+    count = torch.zeros_like(total)
+    for statistic in seen:
+        site: WatchPoint = statistic.site
+        total.index_add_(0, site.units, statistic.result().cpu())
+        count.index_add_(0, site.units, torch.ones(len(site.units), dtype=torch.float64, device="cpu"))
+    return total / count
+
+
+@contextmanager
+def gradients(model: nn.Module, plan: Plan) -> Iterator[Observations]:
+    """Take Σ_s ⟨∇_s L, w_s,u⟩ of every unit in all backwards inside of the block, for the criterion ``taylor``.
+
+    A batch ends where the next forward of ``model`` begins. A loss that is scaled (``GradScaler``) scales the scores.
+
+    Raises:
+        PlanError: the plan is not of this model.
+        ScoreError: a sliced parameter of a group that is not locked is frozen.
+    """
+    plan.check(model)
+    units = Units(model, plan)
+    parameters = units.tensors(model)
+    needed = {s.tensor for group in plan.prunable for s in group.slices}
+    if frozen := [name for name, w in parameters.items() if name in needed and not w.requires_grad]:
+        raise ScoreError(f"taylor: {quoted(frozen)} get no gradient: set requires_grad, or lock their groups.")
+    record = Observations()
+    sums = _Sums(units)
+    handles = [model.register_forward_pre_hook(lambda module, args: sums.end())]
+    handles += [w.register_hook(sums.adder(name, w)) for name, w in parameters.items() if w.requires_grad]
+    try:
+        yield record
+    finally:
+        for handle in handles:
+            handle.remove()
+    sums.end()
+    if missing := sorted(needed & parameters.keys() - sums.seen) if sums.batches else []:
+        raise ScoreError(f"taylor: no backward reached {quoted(missing)}: train them, or lock their groups.")
+    if sums.batches:
+        record.values["taylor"] = (sums.squares / sums.batches).sqrt().cpu()
+
+
+class _Sums:
+    """Σ_b (Σ_s ⟨∇_s L_b, w_s,u⟩)² of each unit."""
+
+    def __init__(self, units: Units) -> None:
+        self.squares = torch.zeros(units.n_units, dtype=torch.float64, device=units.device)
+        self.batches = 0
+        self.seen: set[str] = set()
+        self._units = units
+        self._batch: Tensor | None = None
+
+    def adder(self, name: str, weight: Tensor) -> Callable[[Tensor], None]:
+        """The hook of one parameter."""
+
+        @torch.no_grad()
+        def add(gradient: Tensor) -> None:
+            found = self._units.reduce({name: weight.detach().double() * gradient.double()})
+            self._batch = found if self._batch is None else self._batch + found
+            self.seen.add(name)
+
+        return add
+
+    def end(self) -> None:
+        """The batch is complete."""
+        if self._batch is not None:
+            self.squares += self._batch.square()
+            self.batches += 1
+            self._batch = None
+
+
+def watch(model: nn.Module, plan: Plan, criterion: str) -> AbstractContextManager[Observations]:
+    """The collector of one criterion: :func:`gradients` for ``taylor``, else :func:`activations`."""
+    return gradients(model, plan) if criterion == "taylor" else activations(model, plan, criterion)

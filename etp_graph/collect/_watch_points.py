@@ -1,0 +1,148 @@
+"""Where the units of a plan can be watched, and which weights produce them.
+
+A unit is watched where it is read: at the input of the layer that takes it, after norm and nonlinearity. Where that
+layer no longer sees the feature maps (a linear layer after pooling), it is watched where it is written: at the output
+of its batch norms, or else of the layer that produces it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import LongTensor, Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+from etp_graph._config import quoted
+from etp_graph.errors import ScoreError
+from etp_graph.model import counting_attributes
+from etp_graph.plan import ACTIVATION, Attribute, Group, Plan, as_tensor
+
+Side = Literal["input", "output"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class WatchPoint:
+    """One side of one module, whose channels are units.
+
+    Attributes:
+        module: name of the module.
+        side: of the module.
+        dim: dimension of the channels: 1 of batch norms, counted from the end of all others.
+        index: positions along it, int64 [p].
+        units: flat numbers of the units that are seen here, int64 [u].
+        local: which of them a position belongs to, int64 [p].
+    """
+
+    module: str
+    side: Side
+    dim: int
+    index: LongTensor
+    units: Tensor
+    local: Tensor
+
+    def values(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Tensor:
+        """The activations of one call, [samples, p, places]; [samples, p, H, W] of feature maps."""
+        candidates = (*args, *kwargs.values()) if self.side == "input" else (output,)
+        tensors = [t for value in candidates for t in (value if isinstance(value, tuple) else (value,))]
+        x: Tensor = next(t for t in tensors if isinstance(t, Tensor) and t.is_floating_point())
+        x = x.detach()
+        x = x.unsqueeze(0) if x.ndim == -self.dim else x  # a single sample without a batch dimension
+        x = x.movedim(self.dim, 1).index_select(1, self.index.to(x.device))
+        x = x.unsqueeze(-1) if x.ndim == 2 else x
+        return x.flatten(2, -2) if self.dim != -1 and x.ndim > 3 else x.flatten(2)
+
+    def average(self, values: Tensor) -> Tensor:
+        """Mean over the positions of each unit: [p] -> [u]."""
+        local = self.local.to(values.device)
+        total = values.new_zeros(len(self.units)).index_add(0, local, values)
+        return total / torch.bincount(local, minlength=len(self.units)).to(total)
+
+    def matrices(self, values: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Units [k] (numbers within the site) of equal width, and their values [samples, k, width, places]."""
+        order = self.local.argsort(stable=True)
+        widths = torch.bincount(self.local, minlength=len(self.units))
+        starts = widths.cumsum(0) - widths
+        for width in widths.unique().tolist():
+            chosen = (widths == width).nonzero().flatten()
+            places = order[starts[chosen].unsqueeze(1) + torch.arange(width, device="cpu")]
+            yield chosen, values[:, places.to(values.device)]
+
+
+def watch_points(model: nn.Module, plan: Plan) -> tuple[WatchPoint, ...]:
+    """Where each unit that is not locked can be watched.
+
+    Raises:
+        ScoreError: no module reads or writes the units of a group; the message names all such groups.
+    """
+    found: list[WatchPoint] = []
+    blind: list[str] = []
+    for group, span in plan.spans():
+        if group.locked is None:
+            own = _sites_of(model, group, span.start)
+            found += own
+            blind += [] if own else [group.name]
+    if blind:
+        raise ScoreError(
+            f"units of {quoted(blind)} are at no input or output of a module that could be watched. Use a criterion "
+            "that reads weights, or plan.lock({name: reason}) for these groups."
+        )
+    return tuple(found)
+
+
+def _sites_of(model: nn.Module, group: Group, start: int) -> list[WatchPoint]:
+    rows = [(a, model.get_submodule(a.module)) for a in group.attributes if a.module != ACTIVATION]
+    written = [(a, m) for a, m in rows if a.name == counting_attributes(m).out]
+    read = [(a, m) for a, m in rows if a.name == counting_attributes(m).into and counting_attributes(m).out is not None]
+    if any(isinstance(m, _ConvNd) for _, m in written):
+        read = [(a, m) for a, m in read if isinstance(m, _ConvNd)]
+    if read:
+        return [_site(a, m, "input", start) for a, m in read]
+    normed = [(a, m) for a, m in rows if isinstance(m, _BatchNorm)]
+    return [_site(a, m, "output", start) for a, m in normed or written]
+
+
+def _site(attribute: Attribute, module: nn.Module, side: Side, start: int) -> WatchPoint:
+    units, local = (as_tensor(attribute.unit) + start).unique(return_inverse=True)
+    spatial = len(module.kernel_size) if isinstance(module, _ConvNd) else 0
+    dim = 1 if isinstance(module, _BatchNorm) else -1 - spatial
+    return WatchPoint(attribute.module, side, dim, as_tensor(attribute.index), units, local)
+
+
+@torch.no_grad()
+def silence_(model: nn.Module, plan: Plan, gone: Tensor) -> None:
+    """Set the filters that produce the units ``gone`` (bool [n_units]) to zero, and nothing else.
+
+    Biases, norms and the weights that read a unit stay, so that it gets gradients and can come back: at exactly zero
+    a ReLU would pass none.
+    """
+    parameters = dict(model.named_parameters())
+    for group, span in plan.spans():
+        lost = gone[span].cpu()
+        if group.locked is not None or not bool(lost.any()):
+            continue
+        for name, axis, index, unit in _producing(model, group):
+            if name in parameters and parameters[name].ndim > 1:
+                positions = index[lost[unit]].to(parameters[name].device)
+                parameters[name].index_fill_(axis, positions, 0)
+
+
+def _producing(model: nn.Module, group: Group) -> list[tuple[str, int, Tensor, Tensor]]:
+    """Tensor, axis, positions and units of the slices that write a group's units."""
+    rows = [(a, model.get_submodule(a.module)) for a in group.attributes if a.module != ACTIVATION]
+    axes = {a.module: _out_axis(m) for a, m in rows if a.name == counting_attributes(m).out}
+    found: list[tuple[str, int, Tensor, Tensor]] = []
+    for piece in group.slices:
+        home = piece.tensor.rpartition(".")[0].removesuffix(".parametrizations.weight")
+        # No axes at all: the packed projections of a composite layer, whose rows are the output.
+        if piece.axis == axes.get(home, 0) and (home in axes or not axes):
+            found.append((piece.tensor, piece.axis, as_tensor(piece.index), as_tensor(piece.unit)))
+    return found
+
+
+def _out_axis(module: nn.Module) -> int:
+    """The axis of a layer's weight that belongs to its output."""
+    return int(isinstance(module, _ConvTransposeNd | nn.Embedding) or counting_attributes(module).out == "nf")

@@ -1,0 +1,24 @@
+"""Sparse training, surgery and fine-tuning in one call."""
+
+from __future__ import annotations
+
+from ._compress import budget_of, compress
+from ._journal import JOURNAL_FILE, StepResult, read_journal, read_tensors
+from ._phase import Phase
+from ._result import CompressResult, Round, SpeedUpDiverges
+from ._steps import Evaluate, Train
+
+__all__ = [
+    "JOURNAL_FILE",
+    "CompressResult",
+    "Evaluate",
+    "Phase",
+    "Round",
+    "SpeedUpDiverges",
+    "StepResult",
+    "Train",
+    "budget_of",
+    "compress",
+    "read_journal",
+    "read_tensors",
+]

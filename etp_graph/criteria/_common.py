@@ -1,0 +1,75 @@
+"""What every criterion needs: the units of the plan, and errors that name what spoils the scores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from etp_graph._config import quoted
+from etp_graph.collect import Observations
+from etp_graph.errors import ScoreError
+from etp_graph.plan import Plan
+from etp_graph.units import Units
+
+Normalize = Literal["mean", "max", "sum", "none"]
+
+_MEASURES: dict[str, Callable[[Tensor], Tensor]] = {"mean": Tensor.mean, "max": Tensor.max, "sum": Tensor.sum}
+
+
+def units_of(model: nn.Module, plan: Plan) -> Units:
+    """The units of the model. Raises :class:`PlanError` if the plan is of another one."""
+    plan.check(model)
+    return Units(model, plan)
+
+
+def finite(what: str, scores: Tensor, inputs: Iterable[tuple[str, Tensor]]) -> Tensor:
+    """The scores, detached, or :class:`ScoreError` naming the inputs that spoil them."""
+    scores = scores.detach()
+    if bool(scores.isfinite().all()):
+        return scores
+    bad = [name for name, value in inputs if not bool(value.isfinite().all())]
+    if bad:
+        raise ScoreError(
+            f"{what}: {quoted(bad)} contain{'s' if len(bad) == 1 else ''} NaN or infinite values: repair them."
+        )
+    raise ScoreError(
+        f"{what}: the scores overflow {scores.dtype}, though every weight is finite: scale the weights down."
+    )
+
+
+def normalized(what: str, scores: Tensor, plan: Plan, how: Normalize) -> Tensor:
+    """The scores [n_units] of each group over their mean, maximum or sum; a group of zeros stays zero.
+
+    Raises:
+        ScoreError: ``how`` is none of the known measures.
+    """
+    if how == "none":
+        return scores
+    if how not in _MEASURES:
+        raise ScoreError(f"{what}: normalize={how!r}; choose 'mean', 'max', 'sum' or 'none'.")
+    parts = [scores[span] for _, span in plan.spans()]
+    parts = [part for part in parts if part.numel()]
+    totals = [_MEASURES[how](part) for part in parts]
+    divisors = torch.stack(totals) if totals else scores.new_zeros(0)
+    per_unit = divisors.repeat_interleave(torch.tensor([len(part) for part in parts], device=scores.device))
+    return scores / per_unit.clamp_min(torch.finfo(scores.dtype).tiny)
+
+
+def recorded(what: str, model: nn.Module, plan: Plan, record: Observations | None) -> Tensor:
+    """The statistic of this name, float [plan.n_units], on the device of the model.
+
+    Raises:
+        PlanError: the plan is not of this model.
+        ScoreError: there is no record, or it lacks groups.
+    """
+    units = units_of(model, plan)
+    if record is None:
+        raise ScoreError(
+            f"{what} reads activations, which weights do not tell: run batches inside of "
+            f'"with collect.activations(model, plan, {what!r}) as record:", then pass record=record. '
+            "In compress, train does so in the phase 'calibrate'."
+        )
+    return record.read(what, plan).to(units.device, units.dtype)

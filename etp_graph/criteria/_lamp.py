@@ -1,0 +1,34 @@
+"""The share of a unit among those of its group that are at least as large."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from etp_graph.plan import Plan
+
+from ._common import finite, units_of
+
+
+@torch.no_grad()
+def lamp(model: nn.Module, plan: Plan) -> Tensor:
+    """‖w_u‖² / Σ_{v: ‖w_v‖ ≥ ‖w_u‖} ‖w_v‖², the sum over the group (LAMP: Lee et al. 2021, for units).
+
+    The score is 1 for the largest unit of every group, so that groups of any scale and width can be compared.
+
+    Returns:
+        Scores, float [plan.n_units], in [0, 1].
+
+    Raises:
+        PlanError: the plan is not of this model.
+        ScoreError: a parameter is not finite.
+    """
+    units = units_of(model, plan)
+    squares = finite("lamp", units.squares(units.tensors(model)), units.tensors(model).items())
+    scores = torch.zeros_like(squares)
+    for _, span in plan.spans():
+        ascending = squares[span].sort().values
+        rest = ascending.flip(0).cumsum(0).flip(0)
+        at = torch.searchsorted(ascending, squares[span])  # the first of equals, so that all of them are in the sum
+        scores[span] = squares[span] / rest[at].clamp_min(torch.finfo(squares.dtype).tiny)
+    return scores

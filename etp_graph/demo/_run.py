@@ -1,0 +1,168 @@
+"""The demo: several methods, several seeds, one table; the models, a report and plots in a folder."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from torch import Tensor, nn
+
+from etp_graph.checkpoint import save
+from etp_graph.demo.zoo.data import CLASSES, Split, cifar10, digits, load_weights
+from etp_graph.demo.zoo.models import SmallResNet, resnet20
+from etp_graph.demo.zoo.training import Augment, crop_flip
+from etp_graph.errors import EtpError
+
+from ._contest import Contest
+from ._machine import environment
+from ._results import DemoConfig, DemoResult, MethodOutcome
+
+
+def run_demo(config: DemoConfig, out: Path, *, console: Console | None = None) -> DemoResult:
+    """Run the comparison, print its table, and write models, ``report.md``, ``results.json`` and plots to ``out``.
+
+    Args:
+        config: what to run; :meth:`DemoConfig.preset` has the documented defaults.
+        out: a folder; models in it that an earlier run wrote are replaced.
+        console: where table and progress bars go; default: nowhere.
+
+    Raises:
+        EtpError: data or an optional library is missing (the message says what to install), the folder cannot be
+            written, or the speed-up is out of reach.
+    """
+    from ._plots import require_matplotlib
+    from ._report import table, write_report
+
+    start = perf_counter()
+    require_matplotlib()  # before the work, not after it
+    _make_folder(out)
+    split, build, augment = _task(config)
+    outcomes: list[MethodOutcome] = []
+    macs = params = 0
+    with _progress(console, _epochs(config)) as tick:
+        for seed in range(config.seeds):
+            contest = Contest(
+                build, split, config.recipe, speed_up=config.speed_up, seed=seed, augment=augment,
+                tick=partial(_labelled, tick, f"seed {seed + 1}/{config.seeds}"),
+            )  # fmt: skip
+            macs, params = contest.macs, sum(p.numel() for p in contest.checkpoint.parameters())
+            outcomes += _one_seed(config, contest, out)
+    result = DemoResult(
+        config=config, outcomes=tuple(outcomes), macs=macs, params=params, seconds=perf_counter() - start,
+        environment=environment(),
+    )  # fmt: skip
+    write_report(result, out)
+    if console is not None:
+        console.print(table(result))
+        console.print(
+            f"{result.seconds:.0f} s; models, report.md, results.json and plots are in {out}/", soft_wrap=True
+        )
+    return result
+
+
+def _one_seed(config: DemoConfig, contest: Contest, out: Path) -> list[MethodOutcome]:
+    """Every method on the checkpoint of one seed; then all latencies in one run."""
+    found: list[MethodOutcome] = []
+    models = [contest.checkpoint]
+    for method in config.methods:
+        outcome, model = contest.run(method)
+        save(model, out / f"{method}-seed{contest.seed}", overwrite=True)
+        found.append(outcome)
+        models.append(model)
+    batch = contest.split.test_x[: config.latency_batch].to(contest.device)
+    dense, *others = p50_latencies(models, batch, rounds=config.latency_rounds)
+    return [replace(outcome, latency_ratio=dense / own) for outcome, own in zip(found, others, strict=True)]
+
+
+@torch.no_grad()
+def p50_latencies(models: Sequence[nn.Module], batch: Tensor, *, rounds: int) -> list[float]:
+    """Median seconds of a forward of each model; the models take turns, so that a busy machine slows all alike."""
+    seconds: list[list[float]] = [[] for _ in models]
+    for number in range(rounds + 3):
+        for model, own in zip(models, seconds, strict=True):
+            model.eval()
+            start = perf_counter()
+            out = model(batch)
+            if out.is_cuda:
+                torch.cuda.synchronize()
+            if number >= 3:  # the first rounds fill caches
+                own.append(perf_counter() - start)
+    return [statistics.median(own) for own in seconds]
+
+
+def _task(config: DemoConfig) -> tuple[Split, Callable[[], nn.Module], Augment | None]:
+    """Images, the network of a seed, and how images are varied."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if config.data == "digits":
+        split = digits()
+        limit, test = config.train_limit, config.test_limit
+        # Classes lie one after the other in each part, so a share is taken by steps.
+        small = replace(
+            split,
+            train_x=_spread(split.train_x, limit), train_y=_spread(split.train_y, limit),
+            test_x=_spread(split.test_x, test), test_y=_spread(split.test_y, test),
+        )  # fmt: skip
+        return small, lambda: SmallResNet().to(device), None
+    build = partial(_pretrained, device)
+    build()  # missing weights are found before the images are decoded
+    return cifar10(limit=config.train_limit, test_limit=config.test_limit), build, crop_flip
+
+
+def _spread(tensor: Tensor, limit: int | None) -> Tensor:
+    """``limit`` evenly spaced entries of the first axis."""
+    if limit is None or limit >= len(tensor):
+        return tensor
+    return tensor[torch.linspace(0, len(tensor) - 1, limit).long()]
+
+
+def _pretrained(device: torch.device) -> nn.Module:
+    model = resnet20(num_classes=CLASSES)
+    load_weights(model, "resnet20_cifar10")
+    return model.to(device)
+
+
+def _epochs(config: DemoConfig) -> int:
+    """Epochs of the whole run, for the progress bar."""
+    recipe = config.recipe
+    curves = sum(method in ("depgraph", "torque", "etp") for method in config.methods) * recipe.curve_epochs
+    curves += ("etp" in config.methods) * recipe.sparse_epochs
+    each = recipe.epochs * len(config.methods) + curves * len(recipe.curve)
+    return config.seeds * (recipe.dense_epochs + each)
+
+
+def _labelled(tick: Callable[[str, int], None], label: str, what: str, epochs: int) -> None:
+    tick(f"{label}: {what}", epochs)
+
+
+@contextmanager
+def _progress(console: Console | None, total: int) -> Iterator[Callable[[str, int], None]]:
+    """A bar over all epochs, or off a terminal a line on stderr for each stage; yields what moves it."""
+    columns = (TextColumn("{task.description:<42}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    lines = None if console is None or console.is_terminal else Console(stderr=True)
+    with Progress(*columns, console=console, disable=console is None or lines is not None, transient=True) as bar:
+        task = bar.add_task("reading the images", total=total)
+        done, stage = 0, ""
+
+        def tick(what: str, epochs: int) -> None:
+            nonlocal done, stage
+            bar.update(task, description=what, advance=epochs)
+            if lines is not None and what != stage:
+                lines.print(f"{100 * done // total:3} % {what}", highlight=False, markup=False)
+            done, stage = done + epochs, what
+
+        yield tick
+
+
+def _make_folder(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EtpError(f"{out}: cannot be made a folder ({error}). Choose another --out.") from error

@@ -1,0 +1,1 @@
+"""Networks, images and a training loop that the demo and the benchmarks share."""

@@ -1,0 +1,187 @@
+"""Sharded models on disk: ``torch.distributed.checkpoint`` and our manifest, for any number of ranks.
+
+The manifest rebuilds the pruned architecture; each rank then reads its own shards. PyTorch keeps the index of such a
+checkpoint as a pickle (``.metadata``), so load only folders that you trust.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict, set_optimizer_state_dict
+from torch.distributed.checkpoint.state_dict_loader import load as read_shards
+from torch.distributed.checkpoint.state_dict_saver import save as write_shards
+from torch.optim import Optimizer
+
+from etp_graph.checkpoint import (
+    MANIFEST_FILE,
+    describe_model,
+    fsync,
+    locate_folder,
+    move_into_place,
+    read_manifest,
+    restore_backup,
+)
+from etp_graph.distributed import Group, raise_everywhere, require_group
+from etp_graph.errors import CheckpointError, PlanError
+from etp_graph.model import all_tensors, first_names
+
+from . import _reshard as reshard
+
+_INDEX = ".metadata"
+
+_FAILURES = (OSError, RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError, CheckpointException)
+
+_FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
+
+
+def save(
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    *,
+    optimizer: Optimizer | None = None,
+    overwrite: bool = False,
+    group: Group | None = None,
+) -> Path:
+    """Write a sharded model, pruned or not, to a folder that all ranks see. Every rank of the group calls this.
+
+    Each rank writes its own shards. The folder appears as a whole or not at all, and a former one stays until then.
+
+    Args:
+        model: the sharded model.
+        path: the folder.
+        optimizer: to be stored with the model.
+        overwrite: whether a former checkpoint may be replaced.
+        group: the processes; default: all.
+
+    Returns:
+        The folder.
+
+    Raises:
+        PlanError: there is no process group, or a process does not answer.
+        CheckpointError: the folder exists or cannot be written; or the model holds what cannot be stored. On all ranks.
+    """
+    require_group()
+    folder = Path(path).absolute()
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    first = dist.get_rank(group) == 0
+    text: list[str] = []
+
+    def begin() -> None:
+        text.append(describe_model(model, sharded=True).to_json())
+        if first:
+            with _errors(folder):
+                _prepare(folder, temporary, overwrite=overwrite)
+
+    def end() -> None:
+        if first:
+            with _errors(folder):
+                (temporary / MANIFEST_FILE).write_text(text[0], encoding="utf8")
+                for file in (*temporary.iterdir(), temporary):
+                    fsync(file)
+                move_into_place(temporary, folder)
+
+    raise_everywhere(begin, "Nothing was written.", group, CheckpointError)
+    state: dict[str, Any] = {"model": _stored(model)}
+    if optimizer is not None:
+        state["optimizer"] = get_optimizer_state_dict(model, optimizer, options=_FLAT)
+    with _errors(folder):
+        write_shards(state, checkpoint_id=temporary, process_group=group)
+    raise_everywhere(end, "", group, CheckpointError)
+    return folder
+
+
+def load(path: str | os.PathLike[str], *, build: reshard.Build, shard: Callable[[nn.Module], object]) -> nn.Module:
+    """The model that :func:`save` wrote, sharded among any number of ranks. Every rank calls this.
+
+    Args:
+        path: the folder; trust whoever wrote it, see above.
+        build: makes the dense architecture, as before any surgery; called on the meta device.
+        shard: applies ``fully_shard``.
+
+    Raises:
+        CheckpointError: files are missing or damaged, or do not fit the architecture.
+        PlanError: there is no process group, or ``build`` does not build on the meta device.
+    """
+    require_group()
+    folder = locate_folder(path)
+    made: list[nn.Module] = []
+    raise_everywhere(lambda: made.append(_skeleton(folder, build)), "Nothing was loaded.", None, CheckpointError)
+    model = made[0]
+    shard(model)
+    device = reshard.device_of(model)
+    reshard.fill_(model, lambda name, like: torch.empty_like(like, device=device))
+    with _errors(folder, reading=True):
+        read_shards({"model": _stored(model)}, checkpoint_id=folder)
+    return model
+
+
+def load_optimizer_(model: nn.Module, optimizer: Optimizer, path: str | os.PathLike[str]) -> None:
+    """Give a fresh optimizer the state that :func:`save` stored, learning rates included. Every rank calls this.
+
+    PyTorch makes room for the state by a step with a learning rate of zero: attach a regularizer afterwards.
+
+    Args:
+        model: the model that :func:`load` made.
+        optimizer: of the class that was saved, for this model.
+        path: the folder.
+
+    Raises:
+        CheckpointError: files are missing or damaged, or hold no state of such an optimizer.
+    """
+    folder = locate_folder(path)
+    with _errors(folder, reading=True):
+        state = get_optimizer_state_dict(model, optimizer, options=_FLAT)
+        read_shards({"optimizer": state}, checkpoint_id=folder)
+        set_optimizer_state_dict(model, optimizer, state, options=_FLAT)
+
+
+def _stored(model: nn.Module) -> dict[str, Tensor]:
+    """Every parameter and buffer once, also those that no state has: on the meta device nothing computes them."""
+    tensors = all_tensors(model)
+    return {name: tensors[name] for name, first in first_names(tensors, tensors).items() if name == first}
+
+
+def _skeleton(folder: Path, build: reshard.Build) -> nn.Module:
+    if not (folder / _INDEX).is_file():
+        raise CheckpointError(f"{folder}: holds no {_INDEX}, so it is not what fsdp.save writes. Use etp_graph.load.")
+    try:
+        return reshard.skeleton(build, read_manifest(folder))
+    except PlanError as error:
+        raise CheckpointError(str(error)) from error
+
+
+def _prepare(folder: Path, temporary: Path, *, overwrite: bool) -> None:
+    restore_backup(folder)
+    if os.path.lexists(folder):
+        held = {file.name for file in folder.iterdir()} if folder.is_dir() else {""}
+        if held and not {_INDEX, MANIFEST_FILE} <= held:
+            raise CheckpointError(f"{folder}: holds something else than a sharded checkpoint. Choose another folder.")
+        if held and not overwrite:
+            raise CheckpointError(f"{folder}: holds a saved model. Choose another folder, or pass overwrite=True.")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+
+
+@contextmanager
+def _errors(folder: Path, *, reading: bool = False) -> Iterator[None]:
+    """What goes wrong on disk, as an error of ours; PyTorch's own is no ``Exception``."""
+    try:
+        yield
+    except _FAILURES as error:
+        if reading:
+            raise CheckpointError(f"{folder}: cannot be read ({error}). Restore it from a copy.") from error
+        raise CheckpointError(
+            f"{folder}: cannot be written ({error}). Check space and permissions there, and whether all processes "
+            "live; what was there before is still there."
+        ) from error

@@ -1,0 +1,13 @@
+"""From a model and example inputs to its plan: labels of the units travel through one forward pass."""
+
+from __future__ import annotations
+
+from ._torch_pruning import plan_from_depgraph
+from ._trace import trace
+from ._warnings import UnprunableAttention
+
+__all__ = [
+    "UnprunableAttention",
+    "plan_from_depgraph",
+    "trace",
+]

@@ -1,0 +1,181 @@
+"""Integers that remember which module attribute they come from.
+
+While a model is traced, the integer attributes of its modules are replaced by equal integers that carry their origin.
+A forward that writes ``x.view(b, t, self.num_heads, self.head_dim)`` then says itself which attribute counts which
+axis, and no table of attribute names per architecture is needed: surgery lowers just these attributes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Origin = tuple[str, str, int | None]
+"""Module name, attribute name, entry of a tuple attribute."""
+
+
+class CountedInt(int):
+    """An integer with the attribute that it was read from; ``None`` if it was computed from such integers."""
+
+    origin: Origin | None
+    whole: CountedInt | None
+
+    def __new__(cls, value: int, origin: Origin | None = None, whole: CountedInt | None = None) -> CountedInt:
+        """The integer ``value``, read from ``origin``, or an equal part of the integer ``whole``."""
+        made = super().__new__(cls, value)
+        made.origin, made.whole = origin, whole
+        return made
+
+
+def _derived(name: str) -> Callable[[CountedInt, Any], Any]:
+    plain = getattr(int, name)
+
+    def operation(self: CountedInt, other: Any) -> Any:
+        value = plain(self, other)
+        if type(value) is not int:
+            return value
+        part = name == "__floordiv__" and self.origin is not None and other and self % other == 0
+        return CountedInt(value, whole=self if part else None)
+
+    return operation
+
+
+for _name in ("mul", "rmul", "floordiv", "rfloordiv", "add", "radd", "sub", "rsub"):
+    setattr(CountedInt, f"__{_name}__", _derived(f"__{_name}__"))
+
+
+@contextmanager
+def counting_attributes(model: nn.Module) -> Iterator[None]:
+    """Inside, integer attributes of all modules above 1, and such entries of tuples and lists, know their origin."""
+    before: list[tuple[nn.Module, str, Any]] = []
+    try:
+        for module_name, module in model.named_modules():
+            if isinstance(module, torch.jit.ScriptModule):
+                continue
+            for name, value in list(module.__dict__.items()):
+                marked = None if name.startswith("_") else _marked(value, (module_name, name))
+                if marked is not None:
+                    before.append((module, name, int(value) if isinstance(value, CountedInt) else value))
+                    module.__dict__[name] = marked
+        yield
+    finally:
+        for module, name, value in before:
+            if _same(module.__dict__.get(name), value):  # a forward may have written the attribute
+                module.__dict__[name] = value
+
+
+def _marked(value: Any, key: tuple[str, str]) -> Any:
+    if type(value) in (int, CountedInt) and value > 1:  # a forward may have stored a size that it read
+        return CountedInt(value, (*key, None))
+    if type(value) in (tuple, list) and value and all(type(item) is int for item in value):
+        return type(value)(CountedInt(item, (*key, i)) if item > 1 else item for i, item in enumerate(value))
+    return None
+
+
+def _same(now: Any, value: Any) -> bool:
+    return type(now) in (CountedInt, tuple, list) and now == value
+
+
+@dataclass(slots=True)
+class Sizes:
+    """The sizes that a call names for the dimensions of its result, or the pieces that it takes from its operand.
+
+    Attributes:
+        named: for each dimension of the result the integer as written; -1 and unknown sizes follow by themselves.
+        pieces: dimension of the operand -> its (start, stop) as written, or the sizes of the pieces it is split into.
+        sliced: the dimensions at which the slices of ``pieces`` are taken, one after the other.
+        parts: the operand is split into equal parts of what the attribute counts.
+    """
+
+    named: Sequence[int] = ()
+    pieces: dict[int, tuple[Any, ...]] | None = None
+    sliced: set[int] = field(default_factory=set)
+    parts: bool = False
+
+    def follows(self, dim: int) -> bool | None:
+        """Whether a dimension is written as -1 or by an attribute; ``None`` where no size is known to be written."""
+        if dim >= len(self.named):
+            return None
+        return self.named[dim] == -1 or isinstance(self.named[dim], CountedInt)
+
+
+def written_sizes(func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Sizes | None:
+    """The sizes that a call of a movement function writes down, or ``None`` for any other function."""
+    name = getattr(func, "__name__", "")
+    if name in _MAKERS:
+        return _view(None, args[:1] if name == "full" else args, kwargs)
+    reader = _READERS.get(name)
+    if reader is None or not args or not isinstance(args[0], Tensor):
+        return None
+    return reader(args[0], args[1:], kwargs)
+
+
+def _view(x: Tensor | None, args: Sequence[Any], kwargs: dict[str, Any]) -> Sizes | None:
+    sizes: Any = args or kwargs.get("size", kwargs.get("shape", ()))
+    if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)):
+        sizes = sizes[0]
+    if not isinstance(sizes, (tuple, list)):
+        return None
+    return Sizes(tuple(size if isinstance(size, int) else 0 for size in sizes))
+
+
+def _unflatten(x: Tensor, args: Sequence[Any], kwargs: dict[str, Any]) -> Sizes | None:
+    dim, sizes = (*args, *kwargs.values())[:2]
+    if not isinstance(dim, int):
+        return None
+    dim %= x.ndim
+    return Sizes((*x.shape[:dim], *sizes, *x.shape[dim + 1 :]))
+
+
+def _split(x: Tensor, args: Sequence[Any], kwargs: dict[str, Any]) -> Sizes | None:
+    names = ("split_size_or_sections", "split_size", "split_sizes")
+    sizes: Any = args[0] if args else next((kwargs[name] for name in names if name in kwargs), ())
+    dim = kwargs.get("dim", args[1] if len(args) > 1 else 0) % x.ndim
+    if isinstance(sizes, int):
+        if isinstance(sizes, CountedInt) and sizes.whole == x.shape[dim]:
+            return Sizes(pieces={dim: (0, sizes.whole)}, parts=True)
+        if isinstance(sizes, CountedInt) and sizes.origin is None:
+            return None
+        rest = x.shape[dim] % sizes
+        sizes = [sizes] * (x.shape[dim] // sizes) + ([CountedInt(rest)] if rest else [])
+    return Sizes(pieces={dim: tuple(sizes)}) if _counted(sizes) and sum(sizes) == x.shape[dim] else None
+
+
+def _getitem(x: Tensor, args: Sequence[Any], kwargs: dict[str, Any]) -> Sizes | None:
+    entries = args[0] if isinstance(args[0], tuple) else (args[0],)
+    if any(not (e is None or e is Ellipsis or isinstance(e, (int, slice))) for e in entries):
+        return None
+    used = sum(e is not None and e is not Ellipsis for e in entries)
+    found = Sizes(pieces={})
+    dim = shift = 0  # an integer takes its dimension away before the next entry is looked at, None adds one
+    for entry in entries:
+        if entry is Ellipsis:
+            dim += x.ndim - used
+        elif entry is None:
+            shift += 1
+        elif isinstance(entry, slice):
+            ends = (entry.start or 0, entry.stop)
+            if entry.step in (None, 1) and _counted(ends) and all(e in (0, None) or _counted((e,)) for e in ends):
+                found.pieces[dim] = ends  # type: ignore[index]
+                found.sliced.add(dim + shift)
+            dim += 1
+        else:
+            dim, shift = dim + 1, shift - 1
+    return found if found.pieces else None
+
+
+def _counted(values: Sequence[Any] | None) -> bool:
+    return any(isinstance(value, CountedInt) for value in values or ())
+
+
+_READERS: dict[str, Callable[[Any, Sequence[Any], dict[str, Any]], Sizes | None]] = {
+    "view": _view, "reshape": _view, "expand": _view, "unflatten": _unflatten, "split": _split,
+    "split_with_sizes": _split, "__getitem__": _getitem, "new_zeros": _view, "new_ones": _view, "new_empty": _view,
+}  # fmt: skip
+
+_MAKERS = frozenset("zeros ones empty randn rand full".split())

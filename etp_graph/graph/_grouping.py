@@ -1,0 +1,273 @@
+"""From resolved labels to groups: units with the same signature form one group."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from etp_graph.graph.rules._operators import Reading, compact_label, labelled_dims
+from etp_graph.plan import Attribute, Group, Index, Slice
+
+from ._labels import Labels, Locks
+from ._ties import ResolvedRuns, resolve_ties
+
+Ints = npt.NDArray[np.int64]
+
+_SPREAD = 0x1E3779B97F4A7C15
+"""Odd and large: places and reasons are told apart by one number."""
+
+
+@dataclass(slots=True)
+class _Place:
+    """One axis of a tensor, or one module attribute, with the unit (representative label, 0: none) of each position."""
+
+    key: tuple[str, int] | tuple[str, str, int | None]
+    units: Tensor
+    passive: bool = False
+
+
+def build_groups(labels: Labels, bare: dict[str, Tensor], facet: Reading = "inner") -> tuple[Group, ...]:
+    """The groups of a trace, in the order of their first producers.
+
+    Units belong to one group if they live in the same places, equally often, and share their fate (locked or not):
+    ranking them against each other is then fair, and every group is a block of equal columns.
+    """
+    root, locks = labels.resolve()
+    units = _produced(labels, root)
+    places = list(_places(labels, bare, root, units, locks))
+    tied = resolve_ties(labels.ties.values(), root, locks)
+    group_of, position, reasons = _partition(root, units, places, locks, tied)
+    n_groups = len(reasons)
+    slices, attributes = _pieces(places, group_of, position, n_groups)
+    sizes = torch.bincount(group_of[units], minlength=n_groups).tolist() if len(units) else []
+    names, kinds = _names(labels, root, group_of, n_groups)
+    floors = [2 if n else 1 for n in _with(labels, root, group_of, n_groups, labels.normalised)]
+    folded = _with(labels, root, group_of, n_groups, labels.folded)
+    if facet == "outer":
+        headed = _with(labels, root, group_of, n_groups, labels.headed)
+        kinds = ["heads" if f and h else kind for f, h, kind in zip(folded, headed, kinds, strict=True)]
+    groups = [
+        Group(name=names[g], kind=kinds[g], n_units=sizes[g], slices=tuple(slices[g]),
+              attributes=tuple(attributes[g]), min_units=min(floors[g], sizes[g]), locked=reasons[g], folded=folded[g])
+        for g in range(n_groups)
+    ]  # fmt: skip
+    for together in tied:
+        g = int(group_of[together.units[0, 0]])
+        groups[g] = replace(groups[g], blocks=len(together.units), min_units=together.min_units)
+    _bound(groups, labels, root, group_of)
+    for ids, blocks, where in labels.blocks:
+        _constrain(groups, root[ids], group_of, position, blocks, where)
+    return tuple(groups)
+
+
+def _produced(labels: Labels, root: Tensor) -> Tensor:
+    """The units, in the order in which their first producers run; the order of labels is also that of mere tables."""
+    made = [root[labels.axes[producer.axis]] for producer in labels.producers.values()]
+    flat = torch.cat(made) if made else root[:0]
+    units, first = np.unique(flat[flat > 0].numpy(), return_index=True)
+    return torch.from_numpy(units[first.argsort()])
+
+
+def _pieces(
+    places: Sequence[_Place], group_of: Tensor, position: Tensor, n_groups: int
+) -> tuple[list[list[Slice]], list[list[Attribute]]]:
+    """The slices and the attributes of each group."""
+    slices: list[list[Slice]] = [[] for _ in range(n_groups)]
+    attributes: list[list[Attribute]] = [[] for _ in range(n_groups)]
+    flat = torch.cat([place.units for place in places]) if places else torch.zeros(0, dtype=torch.int64, device="cpu")
+    owners, units = group_of[flat].numpy(), position[flat].numpy()
+    ends = np.cumsum([len(place.units) for place in places]).tolist()
+    for place, start, end in zip(places, [0, *ends], ends, strict=False):
+        for group, index, unit in _split(owners[start:end], units[start:end]):
+            if len(place.key) == 2:
+                tensor, axis = place.key
+                piece = Slice(tensor=tensor, axis=axis, index=index, unit=unit, passive=place.passive)
+                slices[group].append(piece)
+            else:
+                module, name, item = place.key
+                attributes[group].append(Attribute(module=module, name=name, item=item, index=index, unit=unit))
+    return slices, attributes
+
+
+def _bound(groups: list[Group], labels: Labels, root: Tensor, group_of: Tensor) -> None:
+    """The least number of units that stay, and what their number must be a multiple of."""
+    for found, name in ((labels.floors, "min_units"), (labels.multiples, "multiple")):
+        for ids, number in found:
+            for owner in {g for g in group_of[root[ids]].tolist() if g >= 0}:
+                value = max(getattr(groups[owner], name), number)
+                groups[owner] = replace(groups[owner], **{name: min(value, groups[owner].n_units)})
+
+
+def _with(labels: Labels, root: Tensor, group_of: Tensor, n_groups: int, found: list[Tensor]) -> list[bool]:
+    """Which groups have a unit among the labels found."""
+    flags = torch.zeros(n_groups + 1, dtype=torch.bool, device="cpu")
+    flags[group_of[labels.members(root, found)]] = True  # no group is -1, the last entry
+    return flags[:n_groups].tolist()
+
+
+def _places(labels: Labels, bare: dict[str, Tensor], root: Tensor, units: Tensor, locks: Locks) -> Iterator[_Place]:
+    unit = torch.zeros_like(root)
+    unit[units] = units
+    unit = unit[root]
+    for axis, ids in labels.axes.items():
+        yield _Place(axis, unit[ids], axis in labels.passive)
+    for key, ids in labels.attributes.items():
+        yield _Place(key, unit[ids])
+    for key, ids, dim in labels.guesses:
+        small = compact_label(unit[ids])
+        if small is not None and labelled_dims(small) == [dim] and key not in labels.attributes:
+            yield _Place(key, small.flatten())
+    for name, ids in sorted(bare.items()):  # the order in which a forward reads tables may be that of a set
+        small = compact_label(_filled(unit[ids], locks.code[root[ids]] > 0))
+        if small is not None:
+            yield from _table_places(labels, name, small, ids.numel(), locks)
+
+
+def _table_places(labels: Labels, name: str, small: Tensor, numel: int, locks: Locks) -> Iterator[_Place]:
+    """The axis of a bare parameter that holds units; locks them where it is none, or is read at fixed positions."""
+    dims = labelled_dims(small)
+    reason = f"meets several axes of the parameter {name}" if len(dims) > 1 or numel > 1 else None
+    if len(dims) == 1:
+        at = labels.pinned.get((name, dims[0]))
+        reason = None if at is None else f"{name} {at}"
+        yield _Place((name, dims[0]), small.flatten())
+    if reason is not None:
+        locks.add(small.unique(), reason)
+
+
+def _filled(units: Tensor, locked: Tensor) -> Tensor:
+    """Entries of a stored table that no forward read belong to the unit of the entries beside them."""
+    if bool((units > 0).all()) or not bool((units > 0).any()):
+        return units
+    free = (units == 0) & ~locked
+    for d in range(units.ndim):
+        over = [other for other in range(units.ndim) if other != d]
+        high = units.amax(over, keepdim=True) if over else units
+        if bool((free | (units == high)).all()) and bool((high > 0).all()):
+            return high.expand_as(units)
+    return units
+
+
+def _partition(
+    root: Tensor, units: Tensor, places: Sequence[_Place], locks: Locks, tied: Sequence[ResolvedRuns]
+) -> tuple[Tensor, Tensor, list[str | None]]:
+    """Group of each label, position inside the group of each label, reason of each group."""
+    signature = torch.zeros(len(root), dtype=torch.int64, device="cpu")
+    for place in places:
+        if len(place.key) > 2:
+            continue  # attributes count units, they do not tell them apart
+        signature.index_add_(0, place.units, torch.full_like(place.units, _code(place.key)))
+    for number, together in enumerate(tied):
+        signature[together.units] = _code(number)  # one group, wherever its runs live
+    keys = (signature[units] + locks.code[units] * _SPREAD).numpy()
+    _, first, number_of, sizes = np.unique(keys, return_index=True, return_inverse=True, return_counts=True)
+    order = np.argsort(first)  # groups in the order of their first units
+    group = np.argsort(order)[number_of]
+    starts = sizes[order].cumsum() - sizes[order]
+    by_group = np.argsort(group, kind="stable")
+    at = np.empty_like(by_group)
+    at[by_group] = np.arange(len(units)) - starts[group[by_group]]
+    group_of = torch.full((len(root),), -1, device="cpu")
+    position = torch.zeros(len(root), dtype=torch.int64, device="cpu")
+    group_of[units], position[units] = torch.from_numpy(group), torch.from_numpy(at)
+    for together in tied:
+        position[together.units] = torch.arange(together.units.numel(), device="cpu").view_as(together.units)
+    return (
+        group_of,
+        position,
+        [locks.reasons[code] for code in locks.code[units[torch.from_numpy(first[order])]].tolist()],
+    )
+
+
+def _code(key: object) -> int:
+    """A number for a place, so that the sum over a unit's places tells which places they are."""
+    return int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=8).digest(), "little", signed=True)
+
+
+def _split(groups: Ints, units: Ints) -> Iterator[tuple[int, Index, Index]]:
+    """For every group on an axis: the positions of its units, ascending, and which units they are."""
+    if not len(groups) or (groups == groups[0]).all():
+        if len(groups) and groups[0] >= 0:
+            yield int(groups[0]), range(len(groups)), _index(units)
+        return
+    order = np.argsort(groups, kind="stable")
+    order = order[np.searchsorted(groups[order], 0) :]
+    starts = np.flatnonzero(np.diff(groups[order], prepend=-1))
+    for start, stop in pairwise([*starts.tolist(), len(order)]):
+        yield int(groups[order[start]]), _index(order[start:stop]), _index(units[order[start:stop]])
+
+
+def _index(values: Ints) -> Index:
+    first, last = int(values[0]), int(values[-1])
+    if last - first == len(values) - 1 and bool((values[1:] > values[:-1]).all()):
+        return range(first, last + 1)
+    return torch.from_numpy(values.copy())  # type: ignore[return-value]
+
+
+def _names(labels: Labels, root: Tensor, group_of: Tensor, n_groups: int) -> tuple[list[str], list[str]]:
+    names: list[str] = [""] * n_groups
+    kinds: list[str] = [""] * n_groups
+    makers = [0] * n_groups
+    taken: dict[str, int] = {}
+    for producer in labels.producers.values():
+        for group in torch.unique(group_of[root[labels.axes[producer.axis]]]).tolist():
+            if group < 0:
+                continue
+            makers[group] += 1
+            if not names[group]:
+                base = producer.module or producer.axis[0]
+                taken[base] = taken.get(base, 0) + 1
+                names[group] = base if taken[base] == 1 else f"{base}#{taken[base]}"
+                kinds[group] = producer.kind
+            elif producer.kind == "conv-groups":
+                kinds[group] = producer.kind
+    normalised = _with(labels, root, group_of, n_groups, labels.normalised)
+    for group in range(n_groups):
+        if normalised[group] and makers[group] > 1:
+            kinds[group] = "stream"  # a residual stream: sums of several layers, averaged over by a norm
+    return names, kinds
+
+
+def _constrain(groups: list[Group], units: Tensor, group_of: Tensor, position: Tensor, blocks: int, where: str) -> None:
+    """Every normalisation group of ``where`` must keep equally many channels; lock what cannot promise it."""
+    owners = torch.unique(group_of[units]).tolist()
+    if owners == [-1]:
+        return
+    if len(owners) == 1 and _apply_blocks(groups, owners[0], position[units], blocks):
+        return
+    for owner in owners:
+        if owner >= 0 and groups[owner].locked is None:
+            reason = f"its channels do not fill the {blocks} normalisation groups of {where} evenly"
+            groups[owner] = replace(groups[owner], locked=reason)
+
+
+def _apply_blocks(groups: list[Group], owner: int, positions: Tensor, blocks: int) -> bool:
+    group = groups[owner]
+    table = torch.zeros(blocks, group.n_units, dtype=torch.int64, device="cpu")
+    block = torch.arange(len(positions), device="cpu") // (len(positions) // blocks)
+    table.index_put_((block, positions), torch.ones_like(positions), accumulate=True)
+    if bool((table == table[0]).all()):
+        return True  # every unit has an equal share in every block
+    if group.n_units % blocks:
+        return False
+    expected = torch.arange(group.n_units, device="cpu") // (group.n_units // blocks)
+    alone = (table > 0).sum(0) == 1
+    if (
+        not bool(alone.all())
+        or not torch.equal(table.argmax(0), expected)
+        or int(table.max()) != int(table.sum(0).min())
+    ):
+        return False
+    fine, coarse = max(blocks, group.blocks), min(blocks, group.blocks)
+    if fine % coarse:
+        return False
+    full = f"each of its units fills one of {fine} normalisation groups" if fine == group.n_units else None
+    groups[owner] = replace(group, blocks=fine, min_units=max(group.min_units, fine), locked=group.locked or full)
+    return True

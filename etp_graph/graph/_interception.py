@@ -1,0 +1,253 @@
+"""Where the tracker listens: functions that own weights or write sizes, and every operator below them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from etp_graph.graph.rules._dispatch import FOLLOWED, Call, label_of_result
+from etp_graph.graph.rules._layer_rules import rule_of_layer, stored_matrix
+from etp_graph.graph.rules._operators import ELEMENTWISE, MOVEMENT, Operand, UnknownOperator, compact_label
+from etp_graph.graph.rules._products import MATRIX, matrix, placeholder
+from etp_graph.graph.rules._recurrent import makes_state
+from etp_graph.graph.rules._terms import ProductTerm
+from etp_graph.plan import Op
+
+from ._counted_sizes import counting_attributes, written_sizes
+from ._tracker import Tracker, Trackers
+
+SUMMED = {
+    **dict.fromkeys(("sum", "mean", "nansum"), 0),
+    **dict.fromkeys(("scatter_add", "scatter_add_", "index_add", "index_add_"), 3),
+}
+"""Operators that sum, and which of their arguments."""
+
+VIEWS = frozenset(
+    "view unsqueeze squeeze permute transpose t expand select slice split split_with_sizes unbind alias detach".split()
+)
+"""Operators that make views: those of a bare parameter are labelled when they are used."""
+
+LEAVING = frozenset("numpy __array__ tolist data_ptr __dlpack__".split())
+"""Methods by which values get where no operator is seen."""
+
+
+class Functions(TorchFunctionMode):
+    """Calls of the layer table's functions, and of those that write sizes down."""
+
+    def __init__(self, trackers: Trackers) -> None:
+        super().__init__()
+        self.trackers = trackers
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if self.trackers.paused:
+            return func(*args, **kwargs)
+        if getattr(func, "__name__", "") in LEAVING:
+            self.trackers.shape_only.require_value(func.__name__, args[0])
+            for tracker in self.trackers.all:
+                tracker.lock_all(args[:1], f"leaves PyTorch by {func.__name__}() in {tracker.where}")
+        follow = rule_of_layer(func)
+        if follow is None or (func is torch.zeros and not makes_state(self.trackers.all[0])):
+            return self._sized(func, args, kwargs)
+        self.trackers.paused = True
+        try:
+            out = self.trackers.shape_only.call(func, args, kwargs)
+            with torch._C._DisableTorchDispatch():  # labels are plain tensors: no mode need see them
+                self.trackers.each(lambda tracker: follow(tracker, func, args, kwargs, out))
+        finally:
+            self.trackers.paused = False
+        return out
+
+    def _sized(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """A call of the operators below, which do not see which attributes its sizes are read from."""
+        sizes = written_sizes(func, args, kwargs)
+        if sizes is None:
+            return func(*args, **kwargs)
+        for tracker in self.trackers.all:
+            tracker.sizes = sizes
+        try:
+            out = func(*args, **kwargs)
+        finally:
+            for tracker in self.trackers.all:
+                tracker.sizes = None
+        with torch._C._DisableTorchDispatch():
+            self.trackers.each(lambda tracker: tracker.count_sizes(args[0] if args else None, sizes, out))
+        return out
+
+
+class Operators(TorchDispatchMode):
+    """Every operator outside the layer table's functions."""
+
+    def __init__(self, trackers: Trackers) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.trackers = trackers
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        tensors = tensors_in((args, kwargs))
+        out = self.trackers.shape_only.run(func, args, kwargs, tensors)
+        if not self.trackers.paused:
+            self.trackers.paused = True
+            try:
+                seen = Operation.of(func, args, kwargs, out, tensors)
+                self.trackers.shape_only.follow(seen.name, seen.tensors, seen.outs)
+                self.trackers.each(lambda tracker: OperationFollower(tracker, seen).follow())
+            finally:
+                self.trackers.paused = False
+        return out
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One call of an operator, as all trackers see it."""
+
+    func: Any
+    name: str
+    args: Any
+    kwargs: Any
+    out: Any
+    tensors: list[Tensor]
+    outs: list[Tensor]
+    pointwise: bool
+    followed: bool
+
+    @classmethod
+    def of(cls, func: Any, args: Any, kwargs: Any, out: Any, tensors: list[Tensor]) -> Operation:
+        """From the call and its result."""
+        name = func._overloadpacket.__name__
+        pointwise = torch.Tag.pointwise in func.tags or name.rstrip("_") in ELEMENTWISE or name in ELEMENTWISE
+        followed = pointwise or name in FOLLOWED
+        return cls(func, name, args, kwargs, out, tensors, tensors_in(out), pointwise, followed)
+
+
+@dataclass(frozen=True, slots=True)
+class OperationFollower:
+    """One tracker at one operator."""
+
+    tracker: Tracker
+    seen: Operation
+
+    def follow(self) -> None:
+        """Note what the operator costs and label what it puts out."""
+        tracker, seen = self.tracker, self.seen
+        if seen.name == "_local_scalar_dense":
+            tracker.readers.setdefault(tracker.where)
+        if seen.name in MATRIX and stored_matrix(tracker, seen.name, seen.args, seen.out):
+            return
+        if seen.name in VIEWS and tracker.bare_base(seen.tensors[0]) is not None:
+            return
+        self._note_stored()
+        self._price()
+        self._note_products()
+        if seen.name == "select":
+            self._select()
+            return
+        for tensor in seen.tensors:
+            if tensor in tracker.locks_if_used:
+                tracker.labels.lock(*tracker.locks_if_used.pop(tensor))
+        # Bare parameters get labels only from operators that can carry them.
+        look = tracker.get if seen.followed else tracker.label_of.get
+        operands = [_operand(t, look(t)) for t in seen.tensors]
+        call = Call(tracker, seen.func, seen.name, seen.args, seen.kwargs, operands, seen.outs, seen.pointwise)
+        for tensor, label in zip(seen.outs, self._labels(call), strict=False):
+            known = label is None or any(label is operand.label for operand in operands)  # those are compact
+            tracker.set(tensor, label if known else compact_label(label))  # type: ignore[arg-type]
+
+    def _labels(self, call: Call) -> list[Tensor | None]:
+        """The label of every tensor that the call puts out."""
+        if all(operand.label is None for operand in call.operands):
+            if call.name in MATRIX:
+                matrix(self.tracker, call.name, call.operands, call.outs[0].shape)
+            return [None] * len(call.outs)
+        try:
+            found = label_of_result(call)
+        except UnknownOperator:
+            self.tracker.lock_all((call.args, call.kwargs), f"is mixed by {call.func} in {self.tracker.where}")
+            found = None
+        return list(found) if isinstance(found, (list, tuple)) else [found] * len(call.outs)
+
+    def _note_stored(self) -> None:
+        """Stored tensors whose labels do not go on into the result."""
+        weights = self.tracker.weights
+        if self.seen.name in MOVEMENT:
+            return
+        for t in self.seen.tensors:
+            if self.seen.followed and (
+                t in self.tracker.label_of or weights.embedding_name(t) or weights.vector_name(t)
+            ):
+                continue
+            stored = weights.stored_name(t)
+            if stored is not None:
+                self.tracker.used_outside_layers.add(stored)
+
+    def _select(self) -> None:
+        """One position. Along the units it is a fixed one, if anything but its shape is ever used."""
+        tracker, out = self.tracker, self.seen.out
+        x, dim, at = self.seen.args
+        label = tracker.get(x)
+        tracker.set(out, None)
+        if label is None:
+            return
+        dim %= x.ndim
+        if label.shape[dim] > 1 and not tracker.labels.holds_whole_runs(label, dim):
+            tracker.locks_if_used[out] = (label, f"is taken by fixed positions (select) in {tracker.where}")
+        else:
+            tracker.set(out, compact_label(label.select(dim, at if label.shape[dim] > 1 else 0)))
+
+    def _note_products(self) -> None:
+        """A product of tensors that is summed is as many multiply-adds (messages on edges, scores of a graph)."""
+        tracker, name, args = self.tracker, self.seen.name, self.seen.args
+        if name in ("mul", "mul_") and all(isinstance(a, Tensor) and a.numel() > 1 for a in args[:2]):
+            tracker.multiplied[self.seen.out] = True
+            return
+        at = SUMMED.get(name)
+        source = args[at] if at is not None and len(args) > at else None
+        if isinstance(source, Tensor) and source in tracker.multiplied:
+            term, label = placeholder(tracker, tuple(source.shape)), tracker.label_of.get(source)
+            if label is not None:
+                tracker.ops[term] = ProductTerm(tracker.where.strip("'"), tuple(source.shape), (label,))
+
+    def _price(self) -> None:
+        seen = self.seen
+        formula = flop_registry.get(seen.func._overloadpacket)
+        if seen.name in MATRIX:
+            return  # its factors may shrink: the rule for products notes them
+        if formula is not None:
+            macs = int(formula(*seen.args, **seen.kwargs, out_val=seen.out)) // 2
+            self.tracker.ops.append(Op(name=self.tracker.where.strip("'"), coefficient=macs))
+        elif seen.tensors and (seen.pointwise or not seen.followed):  # the others only make or move values
+            self.tracker.uncounted.add(seen.name.rstrip("_"))
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    """The tensors in the arguments or results of an operator, which are nested in tuples, lists and dicts at most."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, dict):
+        value = value.values()
+    elif not isinstance(value, (tuple, list)):
+        return []
+    return [tensor for item in value for tensor in tensors_in(item)]
+
+
+def _operand(tensor: Tensor, label: Tensor | None) -> Operand:
+    """An expanded dimension is as long as the tensor that it was expanded for: it meets units as one of size 1."""
+    if label is not None or tensor.layout != torch.strided or 0 not in tensor.stride():
+        return Operand(tensor.shape, label)
+    return Operand(torch.Size(1 if st == 0 else s for s, st in zip(tensor.shape, tensor.stride(), strict=True)), None)
+
+
+@contextmanager
+def watching(trackers: Trackers) -> Iterator[None]:
+    """Let the trackers follow everything that runs inside."""
+    model = trackers.all[0].model
+    with trackers.running, counting_attributes(model), torch.no_grad(), Functions(trackers), Operators(trackers):
+        yield

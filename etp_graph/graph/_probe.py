@@ -1,0 +1,108 @@
+"""What a pruning function of Torch-Pruning does to a layer, read off copies of the layer that it is run on."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from etp_graph.errors import PlanError
+from etp_graph.model import named_tensors
+
+Prune = Callable[..., Any]
+"""``prune_out_channels(layer, indices)`` or ``prune_in_channels`` of a ``torch_pruning.BasePruningFunc``."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProbedCut:
+    """Where the units of a layer live.
+
+    Attributes:
+        axes: (tensor, axis) -> the unit of each position, int64 [size]; -1 for positions that are never cut.
+        attributes: (path of the submodule, name, item of a tuple or ``None``) of the integers that count the units.
+    """
+
+    axes: dict[tuple[str, int], Tensor]
+    attributes: tuple[tuple[str, str, int | None], ...]
+
+
+def probe_pruner(layer: nn.Module, prune: Prune, pruning_dim: int, n_units: int, where: str) -> ProbedCut:
+    """Find the position of every unit in every tensor of a layer, in 2 log2(n_units) runs of its pruning function.
+
+    For each bit b the units whose number has bit b set are removed from a copy, then those whose number has not. A
+    position that goes exactly once for each b belongs to one unit, and the runs spell its number.
+
+    Raises:
+        PlanError: the function replaces a tensor, cuts a position with several units, or changes an
+            attribute by other than the number of units. ``where`` names the layer in the message.
+    """
+    bits = (n_units - 1).bit_length()
+    found: dict[tuple[str, int], Tensor] = {}
+    steps: dict[tuple[str, str, int | None], int] = {}
+    for bit in range(bits):
+        for value in (0, 1):
+            removed = [i for i in range(n_units) if (i >> bit & 1) == value]
+            cut = _cut(layer, prune, pruning_dim, removed)
+            for axis, gone in _missing(layer, cut, where).items():
+                row = torch.tensor([value << bit, 1], device="cpu") * gone[:, None]
+                found[axis] = found.get(axis, torch.zeros_like(row)) + row
+            for key, less in _lowered(layer, cut).items():
+                steps[key] = steps.get(key, 0) + (less == len(removed))
+    odd = [name for (_, name, _), times in steps.items() if times != 2 * bits]
+    if odd:
+        raise PlanError(f"the pruner of {where!r} changes {', '.join(odd)} by other than the number of units.")
+    for (name, _), (_, times) in ((axis, rows.unbind(1)) for axis, rows in found.items()):
+        mixed = ((times != 0) & (times != bits)).nonzero().flatten()
+        if len(mixed):
+            raise PlanError(f"the pruner of {where!r} cuts {mixed[:8].tolist()} of {name} with several units.")
+    axes = {axis: torch.where(rows[:, 1] > 0, rows[:, 0], -1) for axis, rows in found.items()}
+    return ProbedCut(axes=axes, attributes=tuple(steps))
+
+
+def _stored(layer: nn.Module) -> list[tuple[str, Tensor]]:
+    return [(name, tensor) for name, tensor in named_tensors(layer) if tensor.ndim]
+
+
+def _cut(layer: nn.Module, prune: Prune, pruning_dim: int, removed: list[int]) -> nn.Module:
+    """A copy of the layer, every number in its tensors replaced by its position, after its pruner ran."""
+    module = copy.deepcopy(layer)
+    for _, tensor in _stored(module):
+        tensor.requires_grad_(False)
+        tensor.data = torch.arange(tensor.numel(), dtype=torch.float64, device="cpu").view(tensor.shape)
+    prune.__self__.pruning_dim = pruning_dim  # type: ignore[attr-defined]
+    prune(module, removed)
+    return module
+
+
+def _missing(layer: nn.Module, cut: nn.Module, where: str) -> dict[tuple[str, int], Tensor]:
+    """(tensor, axis) -> which positions are gone, int64 [size], for every axis that became shorter."""
+    after = dict(_stored(cut))
+    found: dict[tuple[str, int], Tensor] = {}
+    for name, tensor in _stored(layer):
+        if name not in after or after[name].ndim != tensor.ndim:
+            raise PlanError(f"the pruner of {where!r} replaces {name} by something else.")
+        left = torch.unravel_index(after[name].detach().flatten().long(), tensor.shape)
+        for axis, size in enumerate(tensor.shape):
+            if after[name].shape[axis] < size:
+                found[name, axis] = torch.ones(size, dtype=torch.int64, device="cpu")
+                found[name, axis][left[axis]] = 0
+    return found
+
+
+def _lowered(layer: nn.Module, cut: nn.Module) -> dict[tuple[str, str, int | None], int]:
+    """(path below the layer, name, item) -> by how much an integer attribute, or an entry of a tuple, changed."""
+    after = dict(cut.named_modules())
+    found: dict[tuple[str, str, int | None], int] = {}
+    for path, module in layer.named_modules():
+        for name, value in vars(module).items():
+            now = vars(after[path]).get(name)
+            if type(value) is int and type(now) is int:
+                found[path, name, None] = value - now
+            elif isinstance(value, tuple) and isinstance(now, tuple) and len(value) == len(now):
+                pairs = enumerate(zip(value, now))
+                found |= {(path, name, i): a - b for i, (a, b) in pairs if type(a) is int and type(b) is int}
+    return {key: less for key, less in found.items() if less}

@@ -1,0 +1,63 @@
+"""The two facets of a trace put together: units as the inner and as the outer axis of every view that folds them.
+
+A projection of width heads x dimensions has two kinds of units. One forward is followed twice, each time with
+another answer to "which of the folded axes holds the units"; heads are taken from the second, everything else from the
+first. A position of a tensor stays if both of its units stay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from etp_graph.graph.rules._terms import cost_terms
+from etp_graph.plan import ACTIVATION, Group, Op
+
+from ._grouping import build_groups
+from ._tracker import Tracker
+
+
+@dataclass(frozen=True, slots=True)
+class MergedReadings:
+    """What one or two trackers found, merged."""
+
+    groups: tuple[Group, ...]
+    ops: tuple[Op, ...]
+    activations: dict[str, int]
+
+
+def merge_readings(trackers: Sequence[Tracker], n_ops: int) -> MergedReadings:
+    """Groups and cost terms (the first ``n_ops``) of the one or two facets of a forward."""
+    ops, sizes, maps = cost_terms(*(tracker.ops[:n_ops] for tracker in trackers))
+    for tracker, held in zip(trackers, maps, strict=True):
+        for name, layers in held.items():
+            for layer, ids in enumerate(layers):
+                tracker.labels.count((ACTIVATION, name, layer or None), ids)
+    groups = build_groups(trackers[0].labels, trackers[0].bare)
+    for outer in trackers[1:]:
+        heads = [group for group in build_groups(outer.labels, outer.bare, facet="outer") if group.kind == "heads"]
+        groups = _without_duplicates(groups, heads)
+    return MergedReadings(groups, ops, sizes)
+
+
+def _without_duplicates(groups: Sequence[Group], heads: Sequence[Group]) -> tuple[Group, ...]:
+    """The heads, each before the dimensions of its heads."""
+    places = {(piece.tensor, piece.axis) for head in heads for piece in head.slices}
+    taken = {head.name for head in heads}
+    found: list[Group] = []
+    for group in groups:
+        held = any((piece.tensor, piece.axis) in places for piece in group.slices)
+        if not group.folded and group.slices and all((s.tensor, s.axis) in places for s in group.slices):
+            continue  # one value for each head (a table of position biases), which the other facet knows better
+        dims = held and group.folded
+        found.append(replace(group, kind="head_dims", name=_free_name(f"{group.name}.dims", taken)) if dims else group)
+        taken.add(found[-1].name)
+    return (*heads, *found)
+
+
+def _free_name(name: str, taken: set[str]) -> str:
+    number, free = 1, name
+    while free in taken:
+        number += 1
+        free = f"{name}#{number}"
+    return free

@@ -1,0 +1,259 @@
+"""Find the named parameters and buffers behind the tensors that a forward pass uses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from copy import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.parametrizations import _WeightNorm
+
+from etp_graph.model import CountingAttributes, counting_attributes, named_tensors
+
+from ._labels import Labels, Producer
+
+
+@dataclass(frozen=True, slots=True)
+class TensorView:
+    """A stored tensor that a layer's weight is, is a view of, or is computed from.
+
+    Attributes:
+        name: of the stored tensor.
+        shape: of the weight as the layer sees it.
+        axes: for every dimension of the weight the axis of the stored tensor; empty: the same.
+        starts: and the position on that axis where the view begins.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    axes: tuple[int, ...] = ()
+    starts: tuple[int, ...] = ()
+
+    def axis(self, dim: int) -> tuple[str, int]:
+        """The stored axis behind a dimension of the weight."""
+        return self.name, self.axes[dim] if self.axes else dim
+
+    def start(self, dim: int) -> int:
+        """The position on that axis where the view begins."""
+        return self.starts[dim] if self.starts else 0
+
+
+@dataclass(frozen=True, slots=True)
+class NamedModule:
+    """A module and its qualified name."""
+
+    name: str
+    module: nn.Module | None
+
+
+class StoredTensors:
+    """Names of the tensors and modules of one model."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._modules = dict(model.named_modules(remove_duplicate=False))
+        self._module_names: dict[int, str] = {}
+        for name, module in self._modules.items():
+            self._module_names.setdefault(id(module), name)
+        self._tensors = dict(named_tensors(model))
+        self._names = {id(tensor): name for name, tensor in self._tensors.items()}
+        self._bare = {
+            name for name, tensor in self._tensors.items()
+            if tensor.is_floating_point() and counting_attributes(self.holder(name).module) == CountingAttributes()
+        }  # fmt: skip
+        self._stored: dict[int, Tensor | None] = {}
+        for tensor in self._tensors.values():  # a buffer may itself be a view: what is viewed of it has another base
+            if tensor.device.type != "meta" and tensor.layout == torch.strided:
+                at = tensor.untyped_storage().data_ptr()
+                self._stored[at] = None if at in self._stored else tensor
+        self.fixed: dict[str, str] = {}
+        self.seen: set[str] = set()
+
+    def copy(self) -> StoredTensors:
+        """The same names, with what was seen so far."""
+        other = copy(self)
+        other.fixed, other.seen = dict(self.fixed), set(self.seen)
+        return other
+
+    def holder(self, name: str) -> NamedModule:
+        """The layer that a tensor belongs to, looking through its parametrizations."""
+        layer, parametrized, _ = name.partition(".parametrizations.")
+        owner = layer if parametrized else name.rpartition(".")[0]
+        return NamedModule(owner, self._modules.get(owner))
+
+    def module_name(self, module: nn.Module | None) -> str | None:
+        """Qualified name of a module of the model, or ``None`` for one that is not part of it."""
+        return self._module_names.get(id(module))
+
+    def name(self, tensor: Tensor) -> str | None:
+        """Name of a parameter or buffer, or ``None`` for any other tensor."""
+        name = self._names.get(id(tensor))
+        if name is not None:
+            self.seen.add(name)
+        return name
+
+    def view(self, tensor: Tensor) -> TensorView | None:
+        """The stored tensor that this one is, or a view of that leaves every dimension on an axis of its own."""
+        if (name := self.name(tensor)) is not None:
+            return TensorView(name, tuple(tensor.shape))
+        base = self.base(tensor)
+        if base is None or (name := self.name(base)) is None or not base.is_contiguous():
+            return None
+        offset, starts = tensor.storage_offset() - base.storage_offset(), []
+        for stride, size in zip(base.stride(), base.shape, strict=True):
+            starts.append(offset // stride % size)
+        axes = []
+        for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
+            fits = [d for d, s in enumerate(base.stride()) if s == stride and base.shape[d] >= size and d not in axes]
+            if len(fits) != 1:
+                return None
+            axes.append(fits[0])
+        return TensorView(name, tuple(tensor.shape), tuple(axes), tuple(int(starts[d]) for d in axes))
+
+    def stored_name(self, tensor: Tensor) -> str | None:
+        """Name of the parameter or buffer that a tensor is or is a view of."""
+        base = None if self.name(tensor) else self.base(tensor)
+        return self.name(tensor if base is None else base)
+
+    def base(self, tensor: Tensor) -> Tensor | None:
+        """The parameter or buffer that a tensor is a view of."""
+        if tensor._base is None:
+            return None
+        if self.name(tensor._base) is not None:
+            return tensor._base
+        return self._stored.get(tensor.untyped_storage().data_ptr())
+
+    def use(self, tensors: Iterable[Tensor | None]) -> None:
+        """Note that a forward pass reads these tensors."""
+        for tensor in tensors:
+            if tensor is not None:
+                self.name(tensor)
+
+    def bare_name(self, tensor: Tensor) -> str | None:
+        """Name of a parameter or buffer that belongs to no layer of the table (layer scale, position table)."""
+        name = self.name(tensor)
+        return name if name in self._bare else None
+
+    def embedding_name(self, tensor: Tensor) -> str | None:
+        """Name of the table of an embedding, whose rows are also read otherwise than by looking them up."""
+        name = self.name(tensor)
+        owner = self.holder(name).module if name is not None else None
+        return name if isinstance(owner, nn.Embedding) and owner.weight is tensor else None
+
+    def vector_name(self, tensor: Tensor) -> str | None:
+        """Name of a parameter of one axis that belongs to a layer of the table."""
+        name = self.name(tensor) if tensor.ndim == 1 and isinstance(tensor, nn.Parameter) else None
+        return name if name is not None and name not in self._bare and ".parametrizations." not in name else None
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a named tensor."""
+        return tuple(self._tensors[name].shape)
+
+    def find(self, weight: Tensor, running: Sequence[nn.Module]) -> tuple[list[TensorView], str | None]:
+        """The stored tensors behind a layer's weight, main one first, and a reason if the layer must stay whole."""
+        ref = self.view(weight)
+        if ref is not None:
+            return [ref], self.fixed.get(ref.name)
+        owner = self.running(running)
+        stored, reason = self._sources(owner.module)
+        refs = []
+        for tensor in stored:
+            known = self.name(tensor)
+            if known is not None:
+                refs.append(TensorView(known, tuple(tensor.shape)))
+        if not refs or len(refs[0].shape) != weight.ndim or refs[0].shape != tuple(weight.shape):
+            return [], "a weight that is computed while running"
+        return refs, reason
+
+    def _sources(self, module: nn.Module | None) -> tuple[list[Tensor], str | None]:
+        if module is None:
+            return [], None
+        if parametrize.is_parametrized(module, "weight"):
+            chain: Any = module.parametrizations["weight"]  # type: ignore[index]
+            if len(chain) == 1 and isinstance(chain[0], _WeightNorm) and chain.original0.ndim:
+                return [chain.original1, chain.original0], None
+            kinds = ", ".join(type(step).__name__ for step in chain)
+            stored = list(chain.parameters(recurse=False))
+            return stored, f"weight is parametrized by {kinds}: remove the parametrization before tracing"
+        if isinstance(old := module._parameters.get("weight_v"), Tensor):
+            return [old], "weight_norm is the deprecated one: use torch.nn.utils.parametrizations"
+        return [], None
+
+    def owner(self, ref: TensorView, running: Sequence[nn.Module]) -> NamedModule:
+        """The layer that uses a weight now: the running module, or for a functional call the weight's own module."""
+        for owner in (self.running(running), self.holder(ref.name)):
+            own = owner.module._parameters.get("weight") if owner.module is not None else None
+            if own is self._tensors[ref.name] or ref.name.startswith(f"{owner.name}.parametrizations.weight."):
+                return owner
+        return NamedModule(self.holder(ref.name).name, None)  # a bare parameter: no attribute counts its units
+
+    def running(self, modules: Sequence[nn.Module]) -> NamedModule:
+        """The innermost running module, with its name."""
+        module = modules[-1] if modules else None
+        return NamedModule(self.module_name(module) or "", module)
+
+    def produce(self, labels: Labels, owner: NamedModule, refs: Sequence[TensorView], axis: int, kind: str) -> Tensor:
+        """The labels of the producing axis; a magnitude of weight_norm carries them too."""
+        size, main = refs[0].shape[axis], refs[0].axis(axis)
+        made = labels.produce(Producer(main, owner.name, kind), self.shape(main[0])[main[1]])
+        made = made.narrow(0, refs[0].start(axis), size)
+        for ref in refs[1:]:
+            if ref.shape[axis] == size:
+                # A direction of length zero has no norm to divide by: only the magnitude is ever driven to zero.
+                labels.passive.add(main)
+                labels.add_axis((ref.name, axis), made)
+        return made
+
+    def along(
+        self, labels: Labels, tensor: Tensor | None, ids: Tensor, *, axis: int = 0, known: Tensor | None = None
+    ) -> None:
+        """A bias, norm scale or running statistic holds these units along ``axis``.
+
+        A bias that is computed from stored ones has their labels: ``known``.
+        """
+        if tensor is None or (tensor.numel() == 1 and len(ids) > 1):
+            return
+        ref = self.view(tensor)
+        if ref is None and known is not None and known.numel() == len(ids):
+            labels.unite(ids, known.flatten(), "meets a tensor that is partly of fixed width")
+        elif ref is None:
+            labels.lock(ids, "meets a tensor that is computed while running")
+        else:
+            self.add_axis(labels, ref, axis, ids)
+
+    def add_axis(self, labels: Labels, ref: TensorView, dim: int, ids: Tensor) -> None:
+        """A dimension of a stored tensor, or of a view of it, holds these units."""
+        axis, start = ref.axis(dim), ref.start(dim)
+        size = self.shape(axis[0])[axis[1]]
+        if len(ids) < size:
+            if axis not in labels.axes:
+                labels.axes[axis] = labels.new_labels(size)
+            whole = labels.axes[axis].clone()
+            whole[start : start + len(ids)] = ids
+            ids = whole
+        labels.add_axis(axis, ids)
+
+    def count(
+        self,
+        labels: Labels,
+        owner: NamedModule,
+        *,
+        made_out: Tensor | None = None,
+        into: Tensor | None = None,
+        groups: Tensor | None = None,
+        item: int | None = None,
+    ) -> None:
+        """Note which attributes of the layer count these units."""
+        row = counting_attributes(owner.module)
+        for attribute, ids in ((row.out, made_out), (row.into, into), (row.groups, groups)):
+            if attribute is None or ids is None:
+                continue
+            value = getattr(owner.module, attribute)
+            if isinstance(value, tuple):
+                if item is not None and value[item] == len(ids):
+                    labels.count((owner.name, attribute, item), ids)
+            elif value == len(ids):
+                labels.count((owner.name, attribute, None), ids)

@@ -1,0 +1,158 @@
+"""Which rule takes an operator: one row for each set of names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from etp_graph.graph._tracker import Tracker
+from etp_graph.model import PADDINGS
+
+from ._indexing import GATHERS, SCATTERS, gather, met_by_gather, scatter
+from ._operators import (
+    JOINS,
+    MOVEMENT,
+    REDUCTIONS,
+    SOFTMAX_LIKE,
+    SPATIAL,
+    Operand,
+    UnknownOperator,
+    elementwise,
+    join,
+    labelled_dims,
+    reduction,
+    run_on_labels,
+    softmax_like,
+    spatial,
+)
+from ._products import MATRIX, matrix
+
+FOLLOWED = MOVEMENT | JOINS | REDUCTIONS | GATHERS | SCATTERS | {"constant_pad_nd"}
+"""Operators through which the labels of bare parameters are followed."""
+
+MAKERS = frozenset(("new_zeros", "new_ones", "new_empty", "new_full"))
+"""Operators that make a tensor beside another one: of its values nothing is left, of its sizes perhaps some."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call of an operator, with its tensors and their labels."""
+
+    tracker: Tracker
+    func: Any
+    name: str
+    args: Any
+    kwargs: Any
+    operands: Sequence[Operand]
+    outs: Sequence[Tensor]
+    pointwise: bool
+
+    @property
+    def label(self) -> Tensor:
+        """The label of the first operand, which is the only one."""
+        if sum(operand.label is not None for operand in self.operands) > 1 or self.operands[0].label is None:
+            raise UnknownOperator
+        return self.operands[0].label
+
+
+def label_of_result(call: Call) -> Any:
+    """Label of the result, or of each; raises :class:`UnknownOperator` where no rule can follow the units."""
+    if call.pointwise:
+        return elementwise(call.tracker.labels, call.operands, call.outs[0].shape, call.tracker.where)
+    if call.name not in _RULES:
+        raise UnknownOperator
+    return _RULES[call.name](call)
+
+
+def _join(call: Call) -> Tensor | None:
+    dim = call.kwargs.get("dim", call.args[1] if len(call.args) > 1 else 0)
+    return join(call.tracker.labels, call.name, call.operands, dim, call.tracker.where)
+
+
+def _made_like(call: Call) -> Tensor | None:
+    """The label of the operand where the new tensor is as long along the units; a wrong guess fails when pruned."""
+    operand, out = call.operands[0], call.outs[0].shape
+    label = operand.label
+    if label is None or len(out) != label.ndim or any(out[d] != operand.shape[d] for d in labelled_dims(label)):
+        return None
+    return label
+
+
+def _matrix(call: Call) -> Tensor | None:
+    return matrix(call.tracker, call.name, call.operands, call.outs[0].shape)
+
+
+def _scatter(call: Call) -> Tensor | None:
+    return scatter(call.tracker.labels, call.name, call.args, call.operands, call.tracker.where)
+
+
+def _gather(call: Call) -> Tensor | None:
+    tracker, first = call.tracker, call.operands[0]
+    bare = tracker.weights.bare_name(call.args[0])
+    found = gather(tracker.labels, call.name, first, call.args, call.kwargs, tracker.where, bare)
+    return met_by_gather(tracker.labels, call.name, found, call.operands[1:], call.args, call.outs[0], tracker.where)
+
+
+def _spatial(call: Call) -> Tensor:
+    return spatial(call.tracker.labels, call.label, SPATIAL[call.name])
+
+
+def _reduction(call: Call) -> Tensor | None:
+    return reduction(
+        call.tracker.labels, call.label, call.name, call.args, call.kwargs, call.outs[0].ndim, call.tracker.where
+    )
+
+
+def _along(call: Call) -> Tensor:
+    return softmax_like(call.label, call.args, call.kwargs)
+
+
+def _movement(call: Call) -> Any:
+    tracker, operand = call.tracker, Operand(call.operands[0].shape, call.label)
+    return run_on_labels(
+        tracker.labels, call.func, call.name, operand, call.args, call.kwargs, tracker.where, tracker.reading,
+        tracker.sizes,
+    )  # fmt: skip
+
+
+def _pad(call: Call) -> Tensor:
+    """Zeros beside the units: new units where the running module declares the widths, else fixed positions."""
+    label, pads = call.label, list(call.args[1])
+    if min(pads) < 0:
+        raise UnknownOperator
+    widths = [(pads[2 * i], pads[2 * i + 1]) for i in range(len(pads) // 2)][::-1]
+    for dim, (before, after) in enumerate(widths, label.ndim - len(widths)):
+        if label.shape[dim] == 1:
+            continue
+        ends = [_padding(call.tracker, side, width) for side, width in enumerate((before, after))]
+        shape = [-1 if d == dim else 1 for d in range(label.ndim)]
+        label = torch.cat([ends[0].view(shape), label, ends[1].view(shape)], dim)
+    return label
+
+
+def _padding(tracker: Tracker, side: int, width: int) -> Tensor:
+    module = tracker.modules[-1] if tracker.modules else None
+    names = PADDINGS.get(type(module))  # type: ignore[arg-type]
+    if names is None or width <= 0:
+        return torch.zeros(max(width, 0), dtype=torch.int64, device="cpu")
+    ids = tracker.labels.new_labels(width)
+    tracker.labels.count((str(tracker.weights.module_name(module)), names[side], None), ids)
+    return ids
+
+
+_RULES: Mapping[str, Callable[[Call], Any]] = {
+    **dict.fromkeys(MOVEMENT, _movement),
+    **dict.fromkeys(JOINS, _join),
+    **dict.fromkeys(MAKERS, _made_like),
+    **dict.fromkeys(MATRIX, _matrix),
+    **dict.fromkeys(SCATTERS, _scatter),
+    **dict.fromkeys(GATHERS, _gather),
+    **dict.fromkeys(SPATIAL, _spatial),
+    **dict.fromkeys(REDUCTIONS, _reduction),
+    **dict.fromkeys(SOFTMAX_LIKE, _along),
+    "constant_pad_nd": _pad,
+}

@@ -1,0 +1,90 @@
+"""Mixtures of experts: one unit is an expert, with its rows of the router.
+
+A router that has lost an expert chooses among the others; the same router with that row set to zero would still give it
+a logit of 0. The masked reference therefore closes removed experts with a logit of minus infinity.
+Which tokens go where depends on the data, so routers and expert layers are taken as wholes: :func:`routed` and
+:func:`mixture` mark them for the tracer and run the module's own code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from etp_graph.graph._labels import Producer
+from etp_graph.graph._tracker import Tracker
+from etp_graph.plan import Op
+
+from ._operators import compact_label
+
+
+def follow_routed(tracker: Tracker, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+    """Experts are the rows of the router; at least ``top_k`` of them stay."""
+    x, weight, vectors, top_k, _ = args
+    refs, reason = tracker.weights.find(weight, tracker.modules)
+    into = tracker.channels(x, -1)
+    if not refs:
+        tracker.labels.lock(into, f"enters a router in {tracker.where} with {reason}")
+        return
+    ref, layer = refs[0], tracker.weights.running(tracker.modules)
+    made = tracker.labels.produce(Producer(ref.axis(0), layer.name, "experts"), ref.shape[0])
+    tracker.weights.add_axis(tracker.labels, ref, 1, into)
+    tracker.labels.inputs.add(ref.axis(1))
+    for vector in vectors:
+        tracker.weights.along(tracker.labels, vector, made)
+    tracker.labels.floors.append((made, top_k))
+    _count(tracker, made, _EXPERTS)
+    _count(tracker, into, _WIDTHS)
+    tracker.ops.append(Op(name=layer.name, coefficient=x.numel() // x.shape[-1], axes=(ref.axis(0), ref.axis(1))))
+    for tensor in tree_leaves(out):
+        if isinstance(tensor, Tensor):
+            tracker.routes[tensor] = made
+
+
+def follow_mixture(tracker: Tracker, func: Any, args: Any, kwargs: Any, out: Tensor) -> None:
+    """Neurons of the same number in all experts are one unit; the router's experts are these experts."""
+    x, gate_up, down, index, _ = args
+    labels, weights = tracker.labels, tracker.weights
+    (first, *_), (second, *_) = weights.find(gate_up, tracker.modules)[0], weights.find(down, tracker.modules)[0]
+    layer = weights.running(tracker.modules)
+    neurons = labels.produce(Producer(first.axis(1), layer.name, "neurons"), first.shape[1])
+    gate, up = neurons.chunk(2)
+    labels.unite(gate, up, "gate and input of an expert")
+    into = tracker.channels(x, -1)
+    _count(tracker, into, _WIDTHS)
+    weights.add_axis(labels, first, 2, into)
+    if getattr(getattr(layer.module, "config", None), "_experts_implementation", "eager") != "eager":
+        labels.multiples += [(gate, _ALIGNMENT), (into, _ALIGNMENT)]
+    labels.inputs.add(first.axis(2))
+    weights.add_axis(labels, second, 2, gate)
+    labels.inputs.add(second.axis(2))
+    made = labels.produce(Producer(second.axis(1), f"{layer.name}.down_proj", "neurons"), second.shape[1])
+    chosen = tracker.routes.get(index)
+    experts = labels.new_labels(first.shape[0]) if chosen is None else chosen
+    for ref in (first, second):
+        weights.add_axis(labels, ref, 0, experts)
+    if chosen is not None:
+        _count(tracker, experts, _EXPERTS)
+    _count(tracker, gate, ("intermediate_dim", "intermediate_size"))
+    for ref in (first, second):
+        tracker.ops.append(Op(name=layer.name, coefficient=index.numel(), axes=(ref.axis(1), ref.axis(2))))
+    tracker.set(out, compact_label(made.view([1] * (out.ndim - 1) + [-1])))
+
+
+_ALIGNMENT = 8
+"""PyTorch's grouped product takes rows of a multiple of 16 bytes, which are 8 numbers in half precision."""
+
+_EXPERTS = ("num_experts", "n_routed_experts", "num_local_experts")
+
+_WIDTHS = ("hidden_dim", "hidden_size")
+
+
+def _count(tracker: Tracker, ids: Tensor, names: Sequence[str]) -> None:
+    """The attributes of the running module, whose code is not followed, that count these units."""
+    layer = tracker.weights.running(tracker.modules)
+    for name in names:
+        if layer.module is not None and layer.module.__dict__.get(name) == len(ids):
+            tracker.labels.count((layer.name, name, None), ids)

@@ -1,0 +1,158 @@
+"""How labels pass through gathers and scatters along dimensions without units: messages on edges, top-k, tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from etp_graph.graph._labels import Labels
+
+from ._operators import Operand, UnknownOperator, elementwise, labelled_dims
+
+GATHERS = frozenset("index gather take_along_dim topk kthvalue _unsafe_index index_select".split())
+
+SCATTERS = frozenset(
+    "scatter scatter_ scatter_add scatter_add_ scatter_reduce scatter_reduce_ index_add index_add_ index_put "
+    "index_put_ index_copy index_copy_ index_fill index_fill_ index_reduce index_reduce_ masked_scatter".split()
+)
+
+
+def gather(
+    labels: Labels, name: str, x: Operand, args: Sequence[Any], kwargs: dict[str, Any], where: str, bare: str | None
+) -> Any:
+    """Label (compact) of entries of ``x`` picked along other dimensions than that of the units.
+
+    A stored table (``bare``: its name) whose units are not known yet may be picked from along any axis; that axis
+    is pinned: if it turns out to hold the units, they are locked.
+    """
+    label = x.label
+    if label is None:
+        raise UnknownOperator
+    if name in ("index", "_unsafe_index"):
+        return _indexed(labels, x, args[1], where, bare)
+    dim = kwargs.get("dim", args[2] if name in ("topk", "kthvalue") and len(args) > 2 else _second(name, args))
+    dim %= label.ndim
+    if label.shape[dim] > 1:
+        if bare is None or name != "index_select":
+            raise UnknownOperator
+        labels.pinned[bare, dim] = f"is taken by fixed positions in {where}"
+        return label.index_select(dim, args[2].cpu())
+    if name in ("gather", "take_along_dim"):
+        index: Tensor = args[2] if len(args) > 2 else kwargs["index"]
+        if any(d != dim and index.shape[d] != x.shape[d] for d in labelled_dims(label)):
+            raise UnknownOperator
+    return label
+
+
+def met_by_gather(
+    labels: Labels, name: str, found: Tensor, indices: Sequence[Operand], args: Sequence[Any], out: Tensor, where: str
+) -> Tensor | None:
+    """The picked entries' label where the positions, too, belong to units: each head picks its own positions."""
+    parts = [Operand(out.shape, found)]
+    first = 0
+    if name in ("index", "_unsafe_index"):
+        taken = [d for d, index in enumerate(args[1]) if index is not None]
+        first = taken[0] if taken == list(range(taken[0], taken[-1] + 1)) else -1
+    wide = max((len(o.shape) for o in indices), default=0)
+    for operand in indices:
+        if operand.label is None:
+            continue
+        if first < 0:
+            raise UnknownOperator
+        rest = out.ndim - first - wide
+        label = operand.label.reshape([1] * (first + wide - operand.label.ndim) + [*operand.label.shape] + [1] * rest)
+        shape = torch.Size(out.shape[d] if label.shape[d] > 1 else 1 for d in range(out.ndim))
+        parts.append(Operand(shape, label))
+    if len(parts) == 1:
+        return found
+    united = found
+    for part in parts[1:]:
+        assert part.label is not None
+        a, b = torch.broadcast_tensors(united, part.label)
+        united = labels.unite(a, b, f"meets channels of fixed width in {where}")
+    return united
+
+
+def _second(name: str, args: Sequence[Any]) -> Any:
+    return -1 if name in ("topk", "kthvalue") else args[1]
+
+
+def _indexed(labels: Labels, x: Operand, indices: Sequence[Tensor | None], where: str, bare: str | None) -> Tensor:
+    """``x[i, :, j]``: run on the labels, expanded along the indexed dimensions only."""
+    label = x.label
+    assert label is not None
+    for dim, index in enumerate(indices):
+        if index is None:
+            continue
+        if label.shape[dim] > 1:
+            if bare is not None:
+                labels.pinned[bare, dim] = f"is taken by fixed positions in {where}"
+            elif index.numel() and not index.is_floating_point() and bool((index < 0).all()):
+                tail = label.narrow(dim, label.shape[dim] + int(index.min()), -int(index.min()))
+                labels.lock(tail, f"is taken from the end in {where}")
+            elif not _every(index, label.shape[dim]):
+                raise UnknownOperator
+        else:
+            label = label.expand([x.shape[d] if d == dim else s for d, s in enumerate(label.shape)])
+    picked: Tensor = torch.ops.aten.index(label, [None if i is None else i.cpu() for i in indices])
+    return picked
+
+
+def _every(index: Tensor, size: int) -> bool:
+    """Whether the index names all positions in order along one of its dimensions, as ``arange(x.shape[0])`` does."""
+    long = [d for d, s in enumerate(index.shape) if s == size]
+    if index.dtype == torch.bool or len(long) != 1 or index.numel() != size:
+        return False
+    return bool((index.flatten().cpu() == torch.arange(size, device="cpu")).all())
+
+
+def scatter(labels: Labels, name: str, args: Sequence[Any], operands: Sequence[Operand], where: str) -> Tensor | None:
+    """Label of ``x`` after entries of ``source`` went into it along other dimensions than that of the units."""
+    into = operands[0]
+    if name.startswith("index_put"):
+        return _put(labels, into, args[1], operands[-1], where)
+    dim = args[1] % len(into.shape)
+    parts = [o for o in (into, operands[-1]) if len(o.shape) == len(into.shape)]
+    flat = []
+    for part in parts:
+        if part.label is not None and part.label.shape[dim] > 1:
+            raise UnknownOperator
+        flat.append(Operand(torch.Size(1 if d == dim else s for d, s in enumerate(part.shape)), part.label))
+    if any(o.shape != flat[0].shape for o in flat):
+        raise UnknownOperator
+    if into.label is None:  # zeros of any width: an empty accumulator
+        flat[0] = Operand(torch.Size([1] * len(into.shape)), None)
+        return _accumulated(labels, flat, into, where)
+    return elementwise(labels, flat, flat[0].shape, where)
+
+
+def _accumulated(labels: Labels, flat: Sequence[Operand], into: Operand, where: str) -> Tensor | None:
+    source = flat[-1]
+    return elementwise(labels, [source], source.shape, where) if source.label is not None else None
+
+
+def _put(labels: Labels, into: Operand, indices: Sequence[Tensor | None], values: Operand, where: str) -> Tensor | None:
+    """Write the labels of the values where the values go; every entry then holds one kind of unit."""
+    for operand in (into, values):
+        for d in labelled_dims(operand.label) if operand is into and operand.label is not None else ():
+            index = indices[d] if d < len(indices) else None
+            if index is not None and not _every(index, into.shape[d]):
+                raise UnknownOperator
+    old = torch.zeros([1] * len(into.shape), dtype=torch.int64) if into.label is None else into.label
+    new = old.expand(into.shape).clone()
+    source = torch.zeros((), dtype=torch.int64) if values.label is None else values.label.expand(values.shape)
+    if values.label is not None and not bool((source > 0).all()):
+        raise UnknownOperator
+    new.index_put_([None if i is None else i.cpu() for i in indices], source)
+    if into.label is None and values.label is not None:
+        # What is not written stays zero, or another constant; its units are those beside it.
+        for d in range(new.ndim):
+            over = [o for o in range(new.ndim) if o != d]
+            high = new.amax(over, keepdim=True)
+            if bool(((new == 0) | (new == high)).all()) and bool((high > 0).all()):
+                return high
+        raise UnknownOperator
+    return elementwise(labels, [into, Operand(into.shape, new)], into.shape, where)

@@ -1,0 +1,226 @@
+"""How labels pass through the functions of the layer table: what a layer makes, what it takes in, what it costs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import prod
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from etp_graph.graph._tracker import Tracker
+from etp_graph.graph._weights import NamedModule, TensorView
+from etp_graph.model import (
+    CHANNELWISE_LAYERS,
+    EMBEDDING_ARGUMENTS,
+    MIXING_LAYERS,
+    POOLS,
+    MixingLayer,
+    bind_arguments,
+    long_axis,
+    mixture,
+    routed,
+    unit_mean,
+)
+from etp_graph.plan import Op
+
+from . import _recurrent as recurrent
+from ._experts import follow_mixture, follow_routed
+from ._operators import compact_label, labelled_dims
+from ._products import attention
+from ._terms import ProductTerm
+
+
+def rule_of_layer(func: Any) -> Callable[[Tracker, Any, Any, Any, Tensor], None] | None:
+    """The rule for a function of the layer table, or ``None``: rule(tracker, func, args, kwargs, out)."""
+    if func in MIXING_LAYERS:
+        return _dense
+    if func in CHANNELWISE_LAYERS:
+        return _pass
+    if func in POOLS:
+        return _pool
+    if func is F.scaled_dot_product_attention:
+        return attention
+    if func in _OWN:
+        return _OWN[func]
+    return _embedding if func is F.embedding else recurrent.rule_of_recurrence(func)
+
+
+def _dense(tracker: Tracker, func: Any, args: Any, kwargs: Any, out: Tensor) -> None:
+    row = MIXING_LAYERS[func]
+    call = bind_arguments(row.arguments, args, kwargs)
+    x, weight, bias = call["input"], call["weight"], call.get("bias")
+    dim = -(row.spatial + 1)
+    refs, reason = tracker.weights.find(weight, tracker.modules)
+    tracker.weights.use([bias])
+    into = tracker.channels(x, dim)
+    positions = (x if row.transposed else out).numel() // (x if row.transposed else out).shape[dim]
+    kernel = prod(weight.shape[2:])
+    if not refs:
+        tracker.labels.lock(into, f"enters {func.__name__} in {tracker.where} with {reason}")
+        tracker.ops.append(Op(name=tracker.where.strip("'"), coefficient=positions * weight.numel()))
+        return
+    layer = tracker.weights.owner(refs[0], tracker.modules)
+    term = _cost(tracker, layer.name, refs[0], positions * kernel)
+    groups = call.get("groups", 1)
+    made = _grouped(tracker, layer, row, refs, into, out.shape[dim], groups) if groups > 1 else None
+    into, made_out, kind = made if made else _full(tracker, layer, row, refs, into)
+    _moving(tracker, term, (made_out, into) if row.out_axis == 0 else (into, made_out))
+    tracker.weights.along(tracker.labels, bias, made_out, known=None if bias is None else tracker.get(bias))
+    if reason:
+        tracker.labels.lock(made_out, reason)
+        tracker.labels.lock(into, reason)
+    tracker.weights.count(tracker.labels, layer, made_out=made_out, into=into, groups=kind)
+    shape = [1] * out.ndim
+    shape[dim] = -1
+    tracker.set(out, compact_label(made_out.view(shape)))
+
+
+def _cost(tracker: Tracker, name: str, ref: TensorView, coefficient: int) -> int:
+    """A new term of the cost for a weight, or a part of one; its number."""
+    axes = (ref.axis(0), ref.axis(1))
+    if all(tracker.weights.shape(tensor)[axis] == ref.shape[dim] for dim, (tensor, axis) in enumerate(axes)):
+        tracker.ops.append(Op(name=name, coefficient=coefficient, axes=axes))
+    else:
+        tracker.ops.append(ProductTerm(name, (coefficient, *ref.shape[:2]), ()))
+    return len(tracker.ops) - 1
+
+
+def _moving(tracker: Tracker, term: int, units: Sequence[Tensor]) -> None:
+    """The units along the first two axes of a weight that is a part of a stored one (a query of a fused projection)."""
+    product = tracker.ops[term]
+    if not isinstance(product, ProductTerm):
+        return
+    labels = []
+    for at, ids in enumerate(units, 1):
+        if len(ids) == product.shape[at] and bool((ids > 0).any()):
+            labels.append(ids.view([-1 if d == at else 1 for d in range(3)]))
+    tracker.ops[term] = ProductTerm(product.name, product.shape, tuple(labels))
+
+
+def _full(
+    tracker: Tracker, layer: NamedModule, row: MixingLayer, refs: Sequence[TensorView], into: Tensor
+) -> tuple[Tensor, Tensor, None]:
+    """An ordinary layer: fresh units out, any units in."""
+    made = tracker.weights.produce(tracker.labels, layer, refs, row.out_axis, row.kind)
+    for ref in refs:
+        if ref.shape[row.in_axis] > 1 or len(into) == 1:
+            tracker.weights.add_axis(tracker.labels, ref, row.in_axis, into)
+            tracker.labels.inputs.add(ref.axis(row.in_axis))
+    return into, made, None
+
+
+def _grouped(
+    tracker: Tracker,
+    layer: NamedModule,
+    row: MixingLayer,
+    refs: Sequence[TensorView],
+    into: Tensor,
+    n_out: int,
+    groups: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A grouped convolution: one unit is a whole group, its input and its output channels together.
+
+    A depthwise convolution is the case of one channel a group. Groups may then go in any number, and the
+    attribute ``groups`` follows; single positions could only go from every group at once.
+    """
+    wide = n_out // groups > 1 or len(into) // groups > 1
+    kind = "conv-groups" if wide else row.kind
+    labels = tracker.weights.produce(tracker.labels, layer, refs, 0, kind).view(groups, -1)
+    unit = labels[:, :1]
+    why = f"convolution in groups over channels of fixed width in {tracker.where}"
+    tracker.labels.unite(labels, unit.expand_as(labels), why)
+    tracker.labels.unite(unit.expand(groups, len(into) // groups), into.view(groups, -1), why)
+    units = unit.flatten()
+    return units.repeat_interleave(len(into) // groups), units.repeat_interleave(n_out // groups), units
+
+
+def _pass(tracker: Tracker, func: Any, args: Any, kwargs: Any, out: Tensor) -> None:
+    row = CHANNELWISE_LAYERS[func]
+    call = bind_arguments(row.arguments, args, kwargs)
+    x = call["input"]
+    tracker.uncounted.add(func.__name__)
+    label = tracker.get(x)
+    tracker.weights.use(call.get(name) for name in row.tensors)
+    if label is None:
+        return
+    first = x.ndim - len(call["normalized_shape"]) if row.trailing else 1
+    inside = [d for d in labelled_dims(label) if d >= first] if row.trailing else [1]
+    if x.ndim < 2 or len(inside) > 1 or (not row.trailing and set(labelled_dims(label)) - {1}):
+        tracker.labels.lock(label, f"lies across the channels that {tracker.where} normalises")
+    elif inside and (x.shape[inside[0]] > 1 or not row.trailing):
+        ids = tracker.channels(x, inside[0])
+        for name in row.tensors:
+            tracker.weights.along(tracker.labels, call.get(name), ids, axis=inside[0] - first if row.trailing else 0)
+        tracker.weights.count(
+            tracker.labels, tracker.weights.running(tracker.modules), into=ids,
+            item=inside[0] - x.ndim if row.trailing else None,
+        )  # fmt: skip
+        if row.trailing or (func is F.group_norm and call["num_groups"] == 1):
+            tracker.labels.normalised.append(ids)
+        if func is F.group_norm and call["num_groups"] > 1:
+            tracker.labels.blocks.append((ids, call["num_groups"], tracker.where))
+    tracker.set(out, label)
+
+
+def _pool(tracker: Tracker, func: Any, args: Any, kwargs: Any, out: Tensor) -> None:
+    label = tracker.get(args[0])
+    tracker.uncounted.add(func.__name__)
+    if label is not None and any(d >= label.ndim - POOLS[func] for d in labelled_dims(label)):
+        tracker.labels.lock(label, f"is mixed by {func.__name__} in {tracker.where}")
+        label = None
+    tracker.set(out, label)
+
+
+def _embedding(tracker: Tracker, func: Any, args: Any, kwargs: Any, out: Tensor) -> None:
+    call = bind_arguments(EMBEDDING_ARGUMENTS, args, kwargs)
+    refs, _ = tracker.weights.find(call["weight"], tracker.modules)
+    tracker.uncounted.add(func.__name__)
+    if refs:
+        layer = tracker.weights.owner(refs[0], tracker.modules)
+        made = tracker.weights.produce(tracker.labels, layer, refs, 1, "features")
+        tracker.weights.count(tracker.labels, layer, made_out=made)
+        tracker.set(out, made.view([1] * (out.ndim - 1) + [-1]))
+
+
+def stored_matrix(tracker: Tracker, name: str, args: Any, out: Tensor) -> bool:
+    """Treat ``x @ w`` with a stored matrix, or a view of one, as a dense layer; whether it was one."""
+    *added, x, weight = args[:3] if name.startswith("add") else args[:2]
+    ref = tracker.weights.view(weight) if name in ("mm", "addmm") else None
+    if ref is None or tracker.weights.stored_name(x) is not None:
+        return False
+    layer = tracker.weights.owner(ref, tracker.modules)
+    term = _cost(tracker, layer.name, ref, x.shape[0])
+    into = tracker.channels(x, -1)
+    made = tracker.weights.produce(tracker.labels, layer, [ref], 1, "neurons")
+    _moving(tracker, term, (into, made))
+    tracker.weights.add_axis(tracker.labels, ref, 0, into)
+    tracker.labels.inputs.add(ref.axis(0))
+    reason = tracker.weights.fixed.get(ref.name)
+    if reason:
+        tracker.labels.lock(made, reason)
+        tracker.labels.lock(into, reason)
+    for bias in added:
+        tracker.weights.along(tracker.labels, bias, made, axis=bias.ndim - 1)
+    tracker.set(out, compact_label(made.view(1, -1)))
+    return True
+
+
+def _unit_mean(tracker: Tracker, func: Any, args: Any, kwargs: Any, out: Tensor) -> None:
+    """The mean over the units that stay, whichever they are."""
+    x, dim, weight = args
+    ids = tracker.channels(x, dim)
+    held = tracker.get(weight)
+    if held is None:
+        tracker.weights.along(tracker.labels, weight, ids, axis=long_axis(weight))
+    else:
+        tracker.labels.unite(ids, held.flatten(), f"meets channels of fixed width in {tracker.where}")
+    tracker.labels.normalised.append(ids)
+    tracker.set(out, None)
+
+
+_OWN: dict[Any, Callable[[Tracker, Any, Any, Any, Any], None]] = {
+    unit_mean: _unit_mean, routed: follow_routed, mixture: follow_mixture,
+}  # fmt: skip
+"""Functions of this library by which stand-ins say what no operator shows."""

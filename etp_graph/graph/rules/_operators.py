@@ -1,0 +1,300 @@
+"""How labels pass through operators that own no weights: element-wise, movement, pooling and reduction.
+
+Every rule gets the labels of the tensors in *compact* form: as many dimensions as the tensor, of size 1 where the
+label does not change along the dimension. Movement operators are simply run on the labels. An operator that
+no rule knows mixes units in a way we cannot follow: its inputs are locked, so that its outputs keep their size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from etp_graph.graph._counted_sizes import Sizes
+from etp_graph.graph._labels import Labels
+
+# Element-wise operators without torch.Tag.pointwise, and copies: the labels of the operands are united.
+ELEMENTWISE = frozenset(
+    "clone contiguous detach alias lift_fresh lift_fresh_copy _to_copy to copy copy_ positive native_dropout dropout "
+    "zeros_like ones_like empty_like full_like rand_like randn_like bernoulli where masked_fill hardtanh leaky_relu "
+    "hardswish hardsigmoid silu gelu mish elu celu selu softplus glu_jvp threshold nan_to_num clamp rrelu_with_noise "
+    "fill fill_ zero_ log_sigmoid_forward dropout_ relu6 lerp addcmul addcdiv".split()
+)
+
+# name -> number of trailing spatial dimensions that the operator resizes
+SPATIAL = {
+    **{f"{p}{d}d": d for d in (1, 2, 3) for p in ("avg_pool", "adaptive_avg_pool", "_adaptive_avg_pool")},
+    **{f"{p}{d}d": d for d in (1, 2, 3) for p in ("adaptive_max_pool", "reflection_pad", "replication_pad")},
+    **{f"max_pool{d}d_with_indices": d for d in (1, 2, 3)},
+    **{name: 2 for name in ("upsample_nearest2d", "upsample_bilinear2d", "upsample_bicubic2d", "max_pool2d",
+                            "_upsample_nearest_exact2d", "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa")},
+    **{name: 1 for name in ("upsample_nearest1d", "upsample_linear1d", "max_pool1d")},
+    **{name: 3 for name in ("upsample_nearest3d", "upsample_trilinear3d", "max_pool3d")},
+}  # fmt: skip
+
+REDUCTIONS = frozenset(
+    "mean sum amax amin max min var std var_mean std_mean linalg_vector_norm norm logsumexp argmax argmin any all "
+    "prod median nanmean nansum".split()
+)
+
+# Reductions over the units that removing zeros does not change, if removed units are zero there.
+ZERO_SAFE_SUMS = frozenset("sum nansum linalg_vector_norm norm".split())
+
+# Same shape, but mixing along one dimension.
+SOFTMAX_LIKE = frozenset(
+    "_softmax _log_softmax softmax log_softmax cumsum cumprod logcumsumexp sort cummax cummin".split()
+)
+
+MOVEMENT = frozenset(
+    "view _unsafe_view reshape _reshape_alias unsqueeze unsqueeze_ squeeze squeeze_ permute transpose transpose_ t "
+    "expand flip repeat select slice index_select split split_with_sizes unbind roll pixel_shuffle pixel_unshuffle "
+    "channel_shuffle native_channel_shuffle split_copy unbind_copy view_copy expand_copy permute_copy".split()
+)
+
+JOINS = frozenset(("cat", "stack"))
+
+Reading = Literal["inner", "outer"]
+"""Which of the axes that a view folds out of the unit axis holds the units."""
+
+
+class UnknownOperator(Exception):
+    """No rule can follow the labels through this call."""
+
+
+class ReadingsDiffer(Exception):
+    """A call that the two facets follow differently, met by a tracker that has seen no such call before."""
+
+
+@dataclass(slots=True)
+class Operand:
+    """A tensor argument: its shape and its labels (compact), or ``None`` if all its positions are fixed."""
+
+    shape: torch.Size
+    label: Tensor | None
+
+
+def compact_label(label: Tensor) -> Tensor | None:
+    """Shrink every dimension along which the labels are constant to size 1; ``None`` if there are no units."""
+    for d in range(label.ndim):
+        if label.shape[d] > 1:
+            first = label.narrow(d, 0, 1)
+            if label.stride(d) == 0 or bool((label == first).all()):
+                label = first
+    return label if bool((label != 0).any()) else None
+
+
+def labelled_dims(label: Tensor) -> list[int]:
+    """The dimensions along which a compact label changes."""
+    return [d for d in range(label.ndim) if label.shape[d] > 1]
+
+
+def _align_dims(operand: Operand, ndim: int) -> tuple[tuple[int, ...], Tensor | None]:
+    """Shape and label with leading dimensions of size 1, as broadcasting would add them."""
+    missing = ndim - len(operand.shape)
+    shape = (1,) * missing + tuple(operand.shape)
+    return shape, None if operand.label is None else operand.label.reshape((1,) * missing + operand.label.shape)
+
+
+def elementwise(labels: Labels, operands: Sequence[Operand], out: torch.Size, where: str) -> Tensor | None:
+    """Unite the operands position by position; what broadcasts over other units, or has a fixed size, locks."""
+    aligned = [_align_dims(op, len(out)) for op in operands]
+    dims = {d for _, label in aligned if label is not None for d in labelled_dims(label)}
+    result: Tensor | None = None
+    for shape, label in sorted(aligned, key=lambda pair: 0 if pair[1] is None else pair[1].numel()):
+        if label is None:
+            continue
+        if any(shape[d] == 1 and out[d] > 1 for d in dims):
+            labels.lock(label, f"is broadcast over other units in {where}")
+        elif result is None:
+            result = label
+        else:
+            a, b = torch.broadcast_tensors(result, label)
+            united = labels.unite(a, b, f"meets channels of fixed width in {where}")
+            result = result if bool((result > 0).all()) else compact_label(united)
+    fixed = {d for shape, lab in aligned if lab is None for d in dims if shape[d] > 1}
+    if result is not None and fixed and labels.is_unbound(result):
+        for d in fixed:
+            labels.pin(result, d, f"is combined with a tensor of fixed width in {where}")
+    elif fixed:
+        labels.lock(result, f"is combined with a tensor of fixed width in {where}")
+    return result
+
+
+def spatial(labels: Labels, label: Tensor, n_spatial: int) -> Tensor:
+    """Pooling and resizing of the last dimensions: the labels must not change along them."""
+    if any(d >= label.ndim - n_spatial for d in labelled_dims(label)):
+        raise UnknownOperator
+    return label
+
+
+def _reduced_dims(args: Sequence[Any], kwargs: dict[str, Any], ndim: int) -> list[int]:
+    dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
+    if isinstance(dim, (float, bool)) or (dim is not None and not isinstance(dim, (int, list, tuple))):
+        dim = args[2] if len(args) > 2 else None
+    dims = range(ndim) if dim is None or dim == [] else ([dim] if isinstance(dim, int) else dim)
+    return [d % ndim for d in dims] if ndim else []
+
+
+def reduction(
+    labels: Labels, label: Tensor, name: str, args: Sequence[Any], kwargs: dict[str, Any], out_ndim: int, where: str
+) -> Tensor | None:
+    """Mean, sum, max, norm ...: along the units only what zeros add nothing to; the result has no units then."""
+    if "norm" in name:
+        args = (args[0], *args[2:])
+    dims, now = _reduced_dims(args, kwargs, label.ndim), labelled_dims(label)
+    if name in ZERO_SAFE_SUMS and set(now) <= set(dims):
+        return None
+    for d in set(dims) & set(now):
+        if not labels.holds_whole_runs(label, d):
+            raise UnknownOperator
+        label = labels.merge(label, d, where)
+    if len(now) == 1 and dims == [now[0] + 1] and name in ZERO_SAFE_SUMS:
+        labels.headed.append(label.flatten())  # a product with a vector in each head, as GAT's attention
+    keep = out_ndim == label.ndim
+    return label if keep else label.reshape([s for d, s in enumerate(label.shape) if d not in dims])
+
+
+def softmax_like(label: Tensor, args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
+    """Softmax, cumulative sums, sorting: not along the units."""
+    if set(_reduced_dims(args, kwargs, label.ndim)) & set(labelled_dims(label)):
+        raise UnknownOperator
+    return label
+
+
+def join(labels: Labels, name: str, operands: Sequence[Operand], dim: int, where: str) -> Tensor | None:
+    """``cat`` and ``stack``: along the units the labels are concatenated, across them they are united."""
+    if name == "stack":
+        ndim = len(operands[0].shape) + 1
+        dim %= ndim
+        operands = [
+            Operand(
+                torch.Size((*o.shape[:dim], 1, *o.shape[dim:])), None if o.label is None else o.label.unsqueeze(dim)
+            )
+            for o in operands
+        ]
+    operands = [o for o in operands if len(o.shape) == max(len(p.shape) for p in operands)]
+    dim %= len(operands[0].shape)
+    operands = [o for o in operands if o.shape[dim]] or operands  # nothing comes from an empty piece
+    dims = {d for o in operands if o.label is not None for d in labelled_dims(o.label)}
+    if dims - {dim} and not (dim in dims and all(o.label is None or labels.is_unbound(o.label) for o in operands)):
+        if dim in dims:
+            raise UnknownOperator
+        flat = [Operand(torch.Size(1 if d == dim else s for d, s in enumerate(o.shape)), o.label) for o in operands]
+        return elementwise(labels, flat, flat[0].shape, where)
+    pieces = []
+    for o in operands:
+        shape = [s if d in {dim, *dims} else 1 for d, s in enumerate(o.shape)]
+        pieces.append(torch.zeros(shape, dtype=torch.int64, device="cpu") if o.label is None else o.label.expand(shape))
+    return torch.cat(pieces, dim)
+
+
+def run_on_labels(
+    labels: Labels, func: Callable[..., Any], name: str, operand: Operand, args: Sequence[Any], kwargs: dict[str, Any],
+    where: str, facet: Reading | None, sizes: Sizes | None,
+) -> Any:  # fmt: skip
+    """Run the operator on the labels; lock or tie what a smaller tensor would not reproduce."""
+    label = operand.label
+    assert label is not None
+    dims = labelled_dims(label)
+    full = label.expand(operand.shape)
+    if any(isinstance(arg, torch.dtype) for arg in args):
+        raise UnknownOperator  # view(dtype) regroups the bytes
+    if name in ("channel_shuffle", "native_channel_shuffle") and label.shape[1] > 1:
+        pieces = full.unflatten(1, (args[1], -1))
+        labels.unite(pieces, pieces[:, :1].expand_as(pieces), f"meets channels of fixed width in {where}")
+    if name in ("slice", "select", "index_select", "roll", "unbind"):
+        counted = sizes.sliced if sizes else set()
+        _fixed_positions(labels, name, label, operand.shape, args, kwargs, where, counted)
+    rest = [arg.cpu() if isinstance(arg, Tensor) else arg for arg in args[1:]]  # labels live on the CPU
+    moved: Any = torch.reshape(full, args[1]) if name in ("view", "_unsafe_view") else func(full, *rest, **kwargs)
+    if name in ("split", "split_with_sizes"):
+        return (
+            moved
+            if sizes and sizes.pieces and not sizes.parts
+            else _tie_pieces(labels, name, label, moved, args, kwargs, where)
+        )
+    if name in ("view", "_unsafe_view", "reshape", "_reshape_alias", "pixel_shuffle"):
+        survives = moved.ndim - 3 if name == "pixel_shuffle" else None
+        return _tie_folded(labels, moved, dims, where, survives, facet, sizes)
+    return moved
+
+
+def _fixed_positions(
+    labels: Labels, name: str, label: Tensor, shape: torch.Size, args: Sequence[Any], kwargs: dict[str, Any],
+    where: str, counted: set[int],
+) -> None:  # fmt: skip
+    dims = kwargs.get("dim", args[1] if len(args) > 1 else 0)
+    if name == "roll":
+        dims = kwargs.get("dims", args[2] if len(args) > 2 else ()) or range(len(shape))
+    for dim in (d % len(shape) for d in ([dims] if isinstance(dims, int) else dims)):
+        if label.shape[dim] == 1 or (name == "slice" and dim in counted) or labels.holds_whole_runs(label, dim):
+            continue
+        if name == "slice":
+            start, end, step = (*args[2:], *(None, None, None)[len(args) - 2 :])[:3]
+            if not start and (end is None or end >= shape[dim]) and step in (None, 1):
+                continue
+            if step in (None, 1) and (tail := _tail_length(start, end, shape[dim])):
+                labels.lock(label.narrow(dim, shape[dim] - tail, tail), f"is taken from the end in {where}")
+                continue
+        labels.lock(label, f"is taken by fixed positions ({name}) in {where}")
+
+
+def _tail_length(start: int | None, end: int | None, size: int) -> int:
+    """How many positions a slice names by their distance from the end, alone (``[-2:]``, ``[:-2]``); or 0."""
+    if not start and end is not None and end < 0:
+        return -end
+    return -start if start is not None and start < 0 and (end is None or end >= size) else 0
+
+
+def _tie_pieces(
+    labels: Labels, name: str, label: Tensor, pieces: Sequence[Tensor], args: Sequence[Any], kwargs: dict[str, Any],
+    where: str,
+) -> Sequence[Tensor]:  # fmt: skip
+    """``chunk`` follows the width of the tensor: equal pieces stay equal if their units go together."""
+    dim = kwargs.get("dim", args[2] if len(args) > 2 else 0) % label.ndim
+    if label.shape[dim] > 1 and not labels.holds_whole_runs(label, dim):
+        if name == "split" and len({piece.shape[dim] for piece in pieces}) == 1:
+            for piece in pieces[1:]:
+                labels.unite(pieces[0], piece, f"meets channels of fixed width in {where}")
+        else:
+            labels.lock(label, f"is split into pieces of fixed widths in {where}")
+    return pieces
+
+
+def _tie_folded(
+    labels: Labels, moved: Tensor, dims: list[int], where: str, survives: int | None, facet: Reading | None,
+    sizes: Sizes | None,
+) -> Tensor:  # fmt: skip
+    """An operator that folds the unit axis into several: one of them follows the width, the others are fixed.
+
+    Units that differ only along the fixed axes go together. Which axis follows is a question with two answers: the
+    inner one (channels of a shuffle, dimensions of a head) and the outer one (heads). The trace asks both.
+    Where the answer is a wrong guess, the check of the trace refutes it.
+    """
+    small = compact_label(moved)
+    if small is None:
+        return moved
+    now = labelled_dims(small)
+    if len(now) <= max(len(dims), 1) or labels.is_unbound(small):
+        return small
+    if survives is None:
+        if facet is None:
+            raise ReadingsDiffer
+        survives = _surviving_dim(now, small, facet, sizes)
+    first = small
+    for d in now:
+        first = first if d == survives or labels.holds_whole_runs(small, d) else first.narrow(d, 0, 1)
+    labels.fold(small, first, f"meets channels of fixed width in {where}")
+    return first
+
+
+def _surviving_dim(now: list[int], small: Tensor, facet: Reading, sizes: Sizes | None) -> int:
+    """The folded axis that follows: among those written as -1 or by an attribute, if there are two; else of all."""
+    # The 2 or 3 of a fused query, key, value is a number in the code.
+    known = [d for d in now if small.shape[d] > 4 or (sizes is not None and sizes.follows(d))]
+    pool = known if len(known) > 1 else now
+    return pool[0] if facet == "outer" else pool[-1]

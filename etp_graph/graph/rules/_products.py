@@ -1,0 +1,175 @@
+"""Products of activations: how labels pass through a matrix product and through attention, and what they cost.
+
+In ``a [..., m, k] @ b [..., k, n]`` the units along the batch dimensions (heads) of both operands are the same units,
+so are those along ``k`` (dimensions of queries and keys), and units along ``m`` or ``n`` go on into the result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from etp_graph.graph._labels import Labels
+from etp_graph.graph._tracker import Tracker
+from etp_graph.model import bind_arguments
+
+from ._operators import Operand, UnknownOperator, compact_label, elementwise, labelled_dims
+from ._terms import ProductTerm, index_space
+
+MATRIX = frozenset(("mm", "bmm", "addmm", "baddbmm", "mv", "dot"))
+"""Operators that are matrix products; the first operand of those that begin with "add" or "badd" is added."""
+
+_ATTENTION = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
+
+
+@dataclass(slots=True)
+class _Roles:
+    """The labels of one operand by the role of the dimension: batch, the inner one, the outer one."""
+
+    batch: Operand
+    inner: Tensor | None
+    outer: Tensor | None
+
+
+def _roles(labels: Labels, operand: Operand, inner: int, where: str) -> _Roles:
+    """Split the labels of a matrix operand; ``inner`` is its contracted dimension, -1 or -2."""
+    shape, label = operand.shape, operand.label
+    batch = torch.Size((*shape[:-2], 1, 1))
+    if label is None:
+        return _Roles(Operand(batch, None), None, None)
+    now = labelled_dims(label)
+    if not now:  # the only head of its kind, as the keys of multi-query attention: one unit that meets all others
+        labels.lock(label, f"is shared by all other units in {where}")
+    if not now or labels.is_unbound(label):
+        return _Roles(Operand(batch, None), None, None)
+    if len(now) > 1:
+        raise UnknownOperator
+    at = now[0] - len(shape)
+    held = label.reshape(-1)
+    return _Roles(
+        Operand(batch, label if at < -2 else None),
+        held if at == inner else None,
+        held if at >= -2 and at != inner else None,
+    )
+
+
+def contract(tracker: Tracker, a: Operand, b: Operand, term: int) -> Tensor | None:
+    """Label (compact) of ``a [..., m, k] @ b [..., k, n]``; the cost becomes term number ``term``."""
+    labels, where = tracker.labels, tracker.where
+    left, right = _roles(labels, a, -1, where), _roles(labels, b, -2, where)
+    size = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    batch = elementwise(labels, [left.batch, right.batch], torch.Size((*size, 1, 1)), where)
+    inner = _meet(labels, left.inner, right.inner, where)
+    ndim = len(size) + 2
+    outer = [view for view in (_along(left.outer, ndim, -2), _along(right.outer, ndim, -1)) if view is not None]
+    if batch is not None:
+        labels.headed.append(batch.flatten())
+    found = [*outer, *([] if batch is None else [batch])]
+    at = [label.unsqueeze(-1) for label in found] + [
+        view for view in [_along(inner, len(size) + 3, -1)] if view is not None
+    ]
+    tracker.ops[term] = ProductTerm(where.strip("'"), index_space(a.shape, b.shape), tuple(at))
+    if batch is not None and outer:
+        # Each facet follows its own kind of unit; what the other one would follow stays whole in this one.
+        lost = outer if tracker.reading == "outer" else [batch]
+        for label in lost:
+            labels.lock(label, f"is mixed with other units in {where}")
+        found = [batch] if tracker.reading == "outer" else outer
+    if len(found) > 1:
+        raise UnknownOperator
+    return found[0] if found else None
+
+
+def placeholder(tracker: Tracker, shape: tuple[int, ...]) -> int:
+    """A new term of the cost without units; its number. Every facet of a trace has the same terms."""
+    tracker.ops.append(ProductTerm(tracker.where.strip("'"), shape, ()))
+    return len(tracker.ops) - 1
+
+
+def _along(label: Tensor | None, ndim: int, dim: int) -> Tensor | None:
+    if label is None:
+        return None
+    shape = [1] * ndim
+    shape[dim] = -1
+    return label.view(shape)
+
+
+def _meet(labels: Labels, a: Tensor | None, b: Tensor | None, where: str) -> Tensor | None:
+    """Unite the contracted dimensions; a fixed one on the other side locks."""
+    if a is not None and b is not None:
+        return labels.unite(a, b, f"meets channels of fixed width in {where}")
+    labels.lock(a if b is None else b, f"is multiplied with a tensor of fixed width in {where}")
+    return None
+
+
+def matrix(tracker: Tracker, name: str, operands: Sequence[Operand], out: torch.Size) -> Tensor | None:
+    """``mm``, ``bmm``, ``addmm``, ``baddbmm``, ``mv``, ``dot`` of activations."""
+    added, (a, b) = operands[:-2], operands[-2:]
+    if any(operand.label is not None for operand in operands):
+        tracker.split_readings()
+    if name == "dot":
+        a, b = _reshaped(a, (1, -1)), _reshaped(b, (-1, 1))
+    elif name == "mv":
+        b = _reshaped(b, (-1, 1))
+    term = placeholder(tracker, index_space(a.shape, b.shape))
+    label = contract(tracker, a, b, term)
+    if label is not None and len(out) < label.ndim:
+        label = label.reshape(label.shape[: len(out)])
+    made = Operand(out, label)
+    return elementwise(tracker.labels, [*added, made], out, tracker.where) if added else label
+
+
+def _reshaped(operand: Operand, shape: tuple[int, int]) -> Operand:
+    label = operand.label
+    return Operand(
+        torch.empty(operand.shape, device="meta").view(shape).shape, None if label is None else label.view(shape)
+    )
+
+
+def attention(tracker: Tracker, func: Any, args: Any, kwargs: Any, out: Tensor) -> None:
+    """``scaled_dot_product_attention``: heads stay apart, queries meet keys, values go through."""
+    tracker.split_readings()
+    call = bind_arguments(_ATTENTION, args, kwargs)
+    q, k, v = (Operand(call[name].shape, tracker.get(call[name])) for name in ("query", "key", "value"))
+    mask = call.get("attn_mask")
+    batch, (t, d), (s, d_v) = out.shape[:-2], q.shape[-2:], v.shape[-2:]
+    first, second = placeholder(tracker, (*batch, t, s, d)), placeholder(tracker, (*batch, t, d_v, s))
+    try:
+        if call.get("enable_gqa"):
+            k, v = (_repeated(operand, q.shape[-3]) for operand in (k, v))
+        turned = Operand(torch.Size((*k.shape[:-2], k.shape[-1], k.shape[-2])), None if k.label is None else k.label.mT)
+        _only(tracker, (q, k, v), call)
+        scores = Operand(torch.Size((*out.shape[:-1], k.shape[-2])), contract(tracker, q, turned, first))
+        if mask is not None:
+            both = [scores, Operand(mask.shape, tracker.get(mask))]
+            scores = Operand(scores.shape, elementwise(tracker.labels, both, scores.shape, tracker.where))
+        label = contract(tracker, scores, v, second)
+    except UnknownOperator:
+        tracker.lock_all((args, kwargs), f"is mixed by attention in {tracker.where}")
+        label = None
+    tracker.set(out, None if label is None else compact_label(label))
+
+
+def _only(tracker: Tracker, operands: Sequence[Operand], call: dict[str, Any]) -> None:
+    """Units that attention cannot lose: positions, and dimensions of a head if their number sets the scale."""
+    for operand, last in zip(operands, (True, True, False), strict=True):
+        for d in labelled_dims(operand.label) if operand.label is not None else ():
+            at = d - len(operand.shape)
+            if at == -2:
+                raise UnknownOperator
+            if at == -1 and last and call.get("scale") is None:
+                tracker.labels.lock(operand.label, f"their number sets the attention scale in {tracker.where}")
+
+
+def _repeated(operand: Operand, heads: int) -> Operand:
+    """Keys or values [..., kv heads, s, d] as every query head sees them."""
+    times = heads // operand.shape[-3]
+    shape = torch.Size((*operand.shape[:-3], heads, *operand.shape[-2:]))
+    label = operand.label
+    if label is not None and label.shape[-3] > 1:
+        label = label.repeat_interleave(times, -3)
+    return Operand(shape, label)

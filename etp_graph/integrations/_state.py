@@ -1,0 +1,48 @@
+"""The state of a pruning as one file in a checkpoint of another library: tensors, and JSON in the header."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from etp_graph.errors import CheckpointError
+
+STATE_FILE = "etp_graph.safetensors"
+
+_KEY = "etp_graph"
+
+
+def write_state(state: Mapping[str, Any], folder: Path) -> None:
+    """Write what :meth:`Pruning.state` gave into a folder that exists. Raises :class:`CheckpointError`."""
+    force = state["regularizer"]
+    tensors = {name: value for name, value in (force or {}).items() if isinstance(value, Tensor)}
+    plain = {key: value for key, value in force.items() if key not in tensors} if force is not None else None
+    temporary = folder / f".{STATE_FILE}.tmp"
+    try:
+        save_file(tensors, temporary, metadata={_KEY: json.dumps({**state, "regularizer": plain})})
+        temporary.replace(folder / STATE_FILE)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{folder}: cannot be written ({error}). Check space and permissions there.") from error
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """What :func:`write_state` wrote. Raises :class:`CheckpointError` if there is nothing, or it is damaged."""
+    file = folder / STATE_FILE
+    if not file.is_file():
+        raise CheckpointError(
+            f"{folder}: holds no {STATE_FILE}. Name a checkpoint that was written while the callback was in use."
+        )
+    try:
+        with safe_open(file, framework="pt") as stream:
+            state = json.loads((stream.metadata() or {})[_KEY])
+            if state["regularizer"] is not None:
+                state["regularizer"] |= {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{file}: is damaged ({error!r}). Restore it, or use another checkpoint.") from error
+    return dict(state)

@@ -1,0 +1,19 @@
+"""Measure how long a model takes, and predict it for pruned ones."""
+
+from __future__ import annotations
+
+from ._benchmark import Latency, WallClock, benchmark
+from ._clock import Timer, steady_conditions
+from ._layers import record_calls
+from ._tables import TimedCosts, preferred_multiple
+
+__all__ = [
+    "Latency",
+    "TimedCosts",
+    "Timer",
+    "WallClock",
+    "benchmark",
+    "preferred_multiple",
+    "record_calls",
+    "steady_conditions",
+]

@@ -1,0 +1,193 @@
+"""What a forward takes on this machine: seconds, items a second and memory, of one model or of several in turns."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from typing import Any, overload
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from etp_graph.errors import EtpError
+from etp_graph.model import named_tensors
+
+from ._clock import Work, device_of, forwards, peak_memory, seconds_in_turns, seconds_of, steady_conditions
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Latency:
+    """What one forward of a model took; made by :func:`benchmark`.
+
+    Attributes:
+        p50_ms: median milliseconds of a forward.
+        p90_ms: nine of ten forwards took at most so many milliseconds.
+        throughput: items a second at the median; the items of a forward are the first axis of the first input tensor.
+        peak_memory: bytes. On CUDA the most that PyTorch had allocated during a forward, weights included. On the CPU
+            by how much the process grew beyond all it ever had during the model's first forward; ``None`` where
+            it did not grow, or where the system does not say.
+        threads: of PyTorch while it was measured.
+        repetitions: forwards that count.
+        device: where, such as ``cpu`` or ``cuda:0``.
+    """
+
+    p50_ms: float
+    p90_ms: float
+    throughput: float
+    peak_memory: int | None
+    threads: int
+    repetitions: int
+    device: str
+
+    def to_json(self) -> str:
+        """As JSON text; :meth:`from_json` reads it back."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Latency:
+        """The latency that :meth:`to_json` wrote. Raises :class:`EtpError` if the text is something else."""
+        try:
+            return cls(**json.loads(text))
+        except (TypeError, ValueError) as error:
+            raise EtpError(f"this text is not a latency: {error}") from error
+
+    def __str__(self) -> str:
+        memory = "" if self.peak_memory is None else f", {self.peak_memory / 2**20:.1f} MiB"
+        return (
+            f"p50 {self.p50_ms:.3f} ms, p90 {self.p90_ms:.3f} ms, {self.throughput:.1f} items/s{memory} "
+            f"({self.device}, {self.threads} threads, {self.repetitions} repetitions)"
+        )
+
+
+@overload
+def benchmark(
+    model: nn.Module, example_inputs: Any, *, repetitions: int = 30, warm_up: int = 3, threads: int | None = None
+) -> Latency: ...
+
+
+@overload
+def benchmark(
+    model: Sequence[nn.Module],
+    example_inputs: Any,
+    *,
+    repetitions: int = 30,
+    warm_up: int = 3,
+    threads: int | None = None,
+) -> tuple[Latency, ...]: ...
+
+
+def benchmark(
+    model: nn.Module | Sequence[nn.Module],
+    example_inputs: Any,
+    *,
+    repetitions: int = 30,
+    warm_up: int = 3,
+    threads: int | None = None,
+) -> Latency | tuple[Latency, ...]:
+    """Measure a forward in eval mode, without gradients and without garbage collection.
+
+    Several models take turns, so that whatever else the machine does slows all of them alike and their ratios mean
+    something. Modes, threads, random states and the garbage collector are afterwards what they were.
+
+    Args:
+        model: a model, or a list or tuple of models on one device.
+        example_inputs: as for :func:`etp_graph.trace`; tensors are moved to each model's device and dtype.
+        repetitions: forwards of each model that count, at least 1.
+        warm_up: forwards of each model before them, which fill caches; at least 0.
+        threads: of PyTorch while it is measured; default: as many as it has now.
+
+    Returns:
+        One :class:`Latency`, or a tuple with one for each model.
+
+    Raises:
+        EtpError: a number is out of its range, there is no model, or a model has no values (meta device).
+    """
+    several = not isinstance(model, nn.Module)
+    models = tuple(model) if isinstance(model, Sequence) else (model,)
+    _check(models, repetitions=repetitions, warm_up=warm_up, threads=threads)
+    with ExitStack() as stack:
+        stack.enter_context(steady_conditions(threads))
+        calls = [stack.enter_context(forwards(each, example_inputs)) for each in models]
+        devices = [device_of(each) for each in models]
+        peaks = [peak_memory(call, device) for call, device in zip(calls, devices)]
+        seconds = seconds_in_turns(calls, devices[0], repetitions=repetitions, warm_up=warm_up)
+        used = torch.get_num_threads()
+    items = _items(example_inputs)
+    found = []
+    for own, peak, device in zip(seconds, peaks, devices):
+        p50, p90 = (float(np.quantile(own, q)) for q in (0.5, 0.9))
+        found.append(
+            Latency(
+                p50_ms=1e3 * p50, p90_ms=1e3 * p90, throughput=items / p50, peak_memory=peak, threads=used,
+                repetitions=repetitions, device=str(device),
+            )
+        )  # fmt: skip
+    return tuple(found) if several else found[0]
+
+
+def _check(models: Sequence[nn.Module], **numbers: int | None) -> None:
+    least = {"repetitions": 1, "warm_up": 0, "threads": 1}
+    for name, value in numbers.items():
+        if value is not None and (type(value) is not int or value < least[name]):
+            raise EtpError(f"{name}={value!r}: give an integer of at least {least[name]}.")
+    if not models or not all(isinstance(model, nn.Module) for model in models):
+        raise EtpError(
+            f"found {[type(model).__name__ for model in models]} to measure: give a model, or a list of them."
+        )
+    for model in models:
+        if any(tensor.is_meta for _, tensor in named_tensors(model)):
+            raise EtpError(
+                f"{type(model).__name__} has tensors on the meta device, which have no values and take no time: "
+                "measure the model with its weights."
+            )
+
+
+def _items(example_inputs: Any) -> int:
+    """The length of the first axis of the first input tensor."""
+    tensors = [leaf for leaf in tree_leaves(example_inputs) if isinstance(leaf, Tensor)]
+    return tensors[0].shape[0] if tensors and tensors[0].ndim else 1
+
+
+class WallClock:
+    """Seconds as they pass on this machine.
+
+    Args:
+        repetitions: forwards of each whole model, at least; fast models are repeated for about ``whole`` seconds.
+        warm_up: forwards before them.
+        single: seconds for each size of each layer, about.
+        whole: seconds for the models.
+    """
+
+    def __init__(self, *, repetitions: int = 15, warm_up: int = 3, single: float = 0.01, whole: float = 1.0) -> None:
+        self.repetitions, self.warm_up, self.single, self.whole = repetitions, warm_up, single, whole
+
+    def models(self, models: Sequence[nn.Module], example_inputs: Any) -> list[float]:
+        """Median seconds of a forward of each model; the models take turns."""
+        first = benchmark(models, example_inputs, repetitions=1, warm_up=self.warm_up)
+        fit = math.ceil(self.whole / max(sum(one.p50_ms for one in first) / 1e3, 1e-4))
+        repetitions = max(self.repetitions, min(fit, 10 * self.repetitions))
+        found = benchmark(models, example_inputs, repetitions=repetitions, warm_up=0)
+        return [one.p50_ms / 1e3 for one in found]
+
+    def layer(self, work: Work, sizes: tuple[int, ...]) -> float:
+        """Least seconds of a layer at these sizes: what else the machine does only ever adds to so short a time.
+
+        A device that works while Python runs on gets ten calls at a time.
+        """
+        device, call = work.device, work.call(sizes)
+        several = 1 if device.type == "cpu" else 10
+
+        def batch() -> None:
+            for _ in range(several):
+                call()
+
+        with torch.no_grad():
+            batch()
+            once = seconds_of(batch, device)
+            repetitions = min(max(3, math.ceil(self.single / max(once, 1e-7))), 100)
+            return min(seconds_of(batch, device) for _ in range(repetitions)) / several

@@ -1,0 +1,240 @@
+"""What a pruning method is: which force acts while training, and which score decides what goes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields, replace
+from inspect import signature
+from typing import Any, ClassVar, Literal, get_args
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from etp_graph import criteria, forces, schedules
+from etp_graph._config import Composed, is_number, require
+from etp_graph.budget import Budget, Rank, Scope, check_choice
+from etp_graph.collect import Observations
+from etp_graph.criteria import Forced, Normalize
+from etp_graph.errors import ScoreError
+from etp_graph.forces import Force
+from etp_graph.plan import Plan
+from etp_graph.regularizer import Beta, ChosenBy, Kappa, Mode, Order, Regularizer, RegularizerSettings
+from etp_graph.schedules import Schedule
+
+Part = Literal["units", "scales", "losers"]
+
+_CUBIC = schedules.Cubic()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Method(Composed):
+    """A pruning method: sparse training with a force, then the criterion, then the way to the budget.
+
+    ``dataclasses.replace(methods.get("etp"), beta=1e-3)`` is a variant of a preset.
+
+    Attributes:
+        name: of the method, for reports.
+        source: where it is described.
+        force: F of the sparse phase, see :mod:`etp_graph.forces`; ``None``: there is no sparse phase.
+        beta, order, refresh_every, mode, kappa, every, seed: of the :class:`etp_graph.Regularizer`. The seed is also
+            that of the criterion ``random``. ``beta="auto"`` steers to the budget of the run; it needs
+            ``phase.attach(optimizer, steps=...)``.
+        strength: s(t), how β rises during the sparse phase, or with ``beta="auto"`` the share of the way to the budget;
+            it needs ``phase.attach(optimizer, steps=...)``.
+        acts_on: ``"units"``: the force acts on every slice of a unit. ``"scales"``: only on its batch norm scales.
+            ``"losers"``: only on units that have to go for the budget: with ``beta="auto"`` by the force itself, with a
+            fixed strength by the criterion, in :func:`etp_graph.compress`.
+        chosen_by: ``"need"``, ``"taylor"`` or ``"need-taylor"``: with ``beta="auto"``, what makes losers.
+        select_at: share of the sparse phase after which the losers are chosen; until then the force acts on all.
+        soft_every: set the filters of the losers to zero after every so many steps; 0: never. Needs no force.
+        criterion: a name of :data:`etp_graph.criteria.CRITERIA`. ``etp`` is the torque of this method's own force.
+            Those that need data see it in the phase ``calibrate``.
+        p: order of the norm; of the criterion ``magnitude``.
+        normalize: within a group; of the criteria that know it.
+        scope, rank: how units of different groups are compared, see :class:`etp_graph.Budget`.
+        rounds: how often sparse training, surgery and fine-tuning are repeated.
+        schedule: share of the way to the budget that is done after the share t of the rounds; it ends at 1.
+
+    Raises:
+        ForceError: a value is out of its range.
+        ScoreError: the criterion is unknown, or cannot be used without gradients.
+        BudgetError: scope or rank is unknown.
+    """
+
+    readers: ClassVar = {"force": forces.from_json, "strength": schedules.from_json, "schedule": schedules.from_json}
+
+    name: str
+    source: str = ""
+    force: Force | None = None
+    beta: Beta = 1e-4
+    order: Order = "index"
+    refresh_every: int = 0
+    mode: Mode = "prox"
+    kappa: Kappa = "sqrt"
+    every: int = 1
+    seed: int = 0
+    strength: Schedule | None = None
+    acts_on: Part = "units"
+    chosen_by: ChosenBy = "need"
+    select_at: float = 0.0
+    soft_every: int = 0
+    criterion: str = "magnitude"
+    p: float = 2
+    normalize: Normalize = "mean"
+    scope: Scope = "global"
+    rank: Rank = "score"
+    rounds: int = 1
+    schedule: Schedule = _CUBIC
+
+    def __post_init__(self) -> None:
+        require(isinstance(self.name, str) and bool(self.name), f"name={self.name!r}; a method has a name.")
+        self.settings(steps=1, budget=Budget(params=0))  # checks every field of the regularizer
+        require(
+            self.acts_on in get_args(Part),
+            f"acts_on={self.acts_on!r}; choose one of {', '.join(map(repr, get_args(Part)))}.",
+        )
+        self._check_criterion()
+        self._check_losers()
+        check_choice("scope", self.scope, get_args(Scope))
+        check_choice("rank", self.rank, get_args(Rank))
+        check_rounds(self.rounds, self.schedule)
+
+    def _check_criterion(self) -> None:
+        if self.criterion not in criteria.CRITERIA:
+            raise ScoreError(
+                f"method {self.name!r}: there is no criterion {self.criterion!r}; known are "
+                f"{', '.join(criteria.CRITERIA)}."
+            )
+        if not is_number(self.p) or not 0 < self.p < math.inf:
+            raise ScoreError(f"method {self.name!r}: p={self.p!r}; the order of a norm is positive and finite.")
+        if self.normalize not in get_args(Normalize):
+            allowed = ", ".join(map(repr, get_args(Normalize)))
+            raise ScoreError(f"method {self.name!r}: normalize={self.normalize!r}; choose one of {allowed}.")
+
+    def _check_losers(self) -> None:
+        require(
+            isinstance(self.soft_every, int) and not isinstance(self.soft_every, bool) and self.soft_every >= 0,
+            f"soft_every={self.soft_every!r}; it must be an integer of at least 0.",
+        )
+        require(
+            is_number(self.select_at) and 0 <= self.select_at < 1,
+            f"select_at={self.select_at!r}; it is a share of the sparse phase, in [0, 1).",
+        )
+        require(
+            self.select_at == 0 or self.acts_on == "losers",
+            f"select_at={self.select_at} with acts_on={self.acts_on!r}: only losers are ever chosen.",
+        )
+        require(
+            not self.collected or (self.acts_on != "losers" and not self.soft_every),
+            f"method {self.name!r}: losers are chosen while training, and criterion {self.criterion!r} needs data "
+            "that is only collected after it.",
+        )
+        require(
+            self.acts_on != "losers" or self.steered or (self.order == "index" and self.force is not None),
+            f"method {self.name!r}: acts_on='losers' with a fixed strength replaces the order: leave order='index' and "
+            "give a force; or choose acts_on='units'.",
+        )
+
+    @property
+    def sparse(self) -> bool:
+        """Whether there is a sparse phase."""
+        return self.force is not None or self.soft_every > 0
+
+    @property
+    def steered(self) -> bool:
+        """Whether the strength follows from the budget."""
+        return self.force is not None and self.beta == "auto"
+
+    @property
+    def collected(self) -> bool:
+        """Whether the criterion needs batches of data, and the method therefore a phase to collect them."""
+        return self.criterion in criteria.COLLECTED
+
+    def with_scope_and_rank(self, budget: Budget) -> Budget:
+        """The budget with this method's ``scope`` and ``rank``, where it has none of its own."""
+        return replace(budget, scope=budget.scope or self.scope, rank=budget.rank or self.rank)
+
+    def settings(self, *, steps: int | None = None, budget: Budget | None = None) -> RegularizerSettings:
+        """The settings of the regularizer for a sparse phase of so many optimizer steps, on the way to the budget."""
+        timed = self.strength is not None or self.steered
+        return RegularizerSettings(
+            force=self.force if self.force is not None else forces.Uniform(), beta=self.beta, order=self.order,
+            refresh_every=self.refresh_every, mode=self.mode, kappa=self.kappa, every=self.every, seed=self.seed,
+            schedule=self.strength, steps=steps if timed else None,
+            budget=self.with_scope_and_rank(budget) if self.steered and budget is not None else None,
+            acts_on="losers" if self.steered and self.acts_on == "losers" else "units",
+            chosen_by=self.chosen_by if self.steered else "need",
+        )  # fmt: skip
+
+    def regularizer(
+        self, model: nn.Module, plan: Plan, *, steps: int | None = None, budget: Budget | None = None
+    ) -> Regularizer | None:
+        """The regularizer of the sparse phase; ``None`` if the method has no force.
+
+        Raises:
+            ForceError: the method's strength follows a schedule or a budget and ``steps`` or ``budget`` is missing.
+            PlanError: the plan is not of this model, or nothing of it may be pruned.
+        """
+        if self.force is None:
+            return None
+        require(
+            (self.strength is None and not self.steered) or steps is not None,
+            f"method {self.name!r} sets its strength by the share of the phase that is done: call "
+            "phase.attach(optimizer, steps=n), n being the number of optimizer steps of the phase.",
+        )
+        found = self.settings(steps=steps, budget=budget)
+        values = {field.name: getattr(found, field.name) for field in fields(found)}
+        return Regularizer(model, scales_only(model, plan) if self.acts_on == "scales" else plan, **values)
+
+    def scores(
+        self, model: nn.Module, plan: Plan, *, regularizer: Forced | None = None, record: Observations | None = None
+    ) -> Tensor:
+        """The scores of the method's criterion, float [plan.n_units]; the lowest go first.
+
+        Without ``regularizer`` the torque takes the distances that a new one would begin with. ``record`` is that of
+        :func:`etp_graph.collect.watch`, for criteria that need data.
+
+        Raises:
+            PlanError: the plan is not of this model.
+            ScoreError: the criterion cannot be computed.
+        """
+        score = criteria.CRITERIA[self.criterion]
+        known = signature(score).parameters
+        options: dict[str, Any] = {"p": self.p, "normalize": self.normalize, "seed": self.seed, "record": record}
+        if "regularizer" in known:
+            options["regularizer"] = regularizer or self._without_strength().regularizer(model, plan, steps=1)
+        return score(model, plan, **{name: value for name, value in options.items() if name in known})
+
+    def _without_strength(self) -> Method:
+        """The method with the same force, and no strength that would have to be known."""
+        return replace(self, beta=0.0, acts_on="units") if self.steered else self
+
+
+def check_rounds(rounds: int, schedule: Schedule) -> None:
+    """Raise :class:`ForceError` unless the schedule climbs to the whole budget in so many rounds."""
+    require(
+        isinstance(rounds, int) and not isinstance(rounds, bool) and rounds >= 1,
+        f"rounds={rounds!r}; it must be an integer of at least 1.",
+    )
+    require(
+        isinstance(schedule, Schedule),
+        f"schedule={schedule!r}; pass one such as schedules.cubic() (with parentheses).",
+    )
+    way = [schedule((done + 1) / rounds) for done in range(rounds)]
+    require(
+        way == sorted(way) and way[-1] == 1,
+        f"schedule={schedule!r} ends at {way[-1]:g} after {rounds} rounds: it must climb to 1, the whole budget.",
+    )
+
+
+def scales_only(model: nn.Module, plan: Plan) -> Plan:
+    """The plan in which a force finds only the scales of batch norms; all other slices are passive."""
+
+    def is_scale(tensor: str) -> bool:
+        module, _, leaf = tensor.rpartition(".")
+        return leaf == "weight" and isinstance(model.get_submodule(module), _BatchNorm)
+
+    return replace(plan, groups=tuple(
+        replace(g, slices=tuple(replace(s, passive=s.passive or not is_scale(s.tensor)) for s in g.slices))
+        for g in plan.groups
+    ))  # fmt: skip

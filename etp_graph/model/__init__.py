@@ -1,0 +1,79 @@
+"""An ``nn.Module`` as it is: its tensors, modes, random state and layer table. Nothing here knows a plan."""
+
+from __future__ import annotations
+
+from ._layer_table import (
+    ATTRIBUTES_BY_NAME,
+    CHANNELWISE_LAYERS,
+    EMBEDDING_ARGUMENTS,
+    MIXING_LAYERS,
+    PADDINGS,
+    POOLS,
+    CountingAttributes,
+    MixingLayer,
+    bind_arguments,
+    counting_attributes,
+    is_editable,
+    register_padding,
+)
+from ._markers import long_axis, mixture, routed, run_with_closed_experts, unit_mean
+from ._modes import (
+    InFloat64,
+    WithoutDropout,
+    eval_mode,
+    without_attention_fast_path,
+    without_cudnn_recurrence,
+    without_garbage_collection,
+)
+from ._random_state import RNG, capture_rng, preserved_rng, restore_rng_
+from ._run import ModuleStack, convert_inputs, run_model, tensors_of
+from ._shards import Shards, any_sharded, is_sharded, local_part, local_ranges
+from ._tensors import all_tensors, first_names, named_tensors, persistent_names
+from ._wrappers import after_gradients, inner_optimizer, plain_forward, require_bare
+
+__all__ = [
+    "ATTRIBUTES_BY_NAME",
+    "CHANNELWISE_LAYERS",
+    "EMBEDDING_ARGUMENTS",
+    "MIXING_LAYERS",
+    "PADDINGS",
+    "POOLS",
+    "RNG",
+    "CountingAttributes",
+    "InFloat64",
+    "MixingLayer",
+    "ModuleStack",
+    "Shards",
+    "WithoutDropout",
+    "after_gradients",
+    "all_tensors",
+    "any_sharded",
+    "bind_arguments",
+    "capture_rng",
+    "convert_inputs",
+    "counting_attributes",
+    "eval_mode",
+    "first_names",
+    "inner_optimizer",
+    "is_editable",
+    "is_sharded",
+    "local_part",
+    "local_ranges",
+    "long_axis",
+    "mixture",
+    "named_tensors",
+    "persistent_names",
+    "plain_forward",
+    "preserved_rng",
+    "register_padding",
+    "require_bare",
+    "restore_rng_",
+    "routed",
+    "run_model",
+    "run_with_closed_experts",
+    "tensors_of",
+    "unit_mean",
+    "without_attention_fast_path",
+    "without_cudnn_recurrence",
+    "without_garbage_collection",
+]

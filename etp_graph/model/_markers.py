@@ -1,0 +1,70 @@
+"""A mean over units, as a function that the tracer and the masked reference know.
+
+A hand-written norm that averages over channels cannot be followed through ``mean``: whether the average is to be taken
+over the units that stay (a norm) or over the number there once was, only its author knows. Stand-ins say it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode, handle_torch_function, has_torch_function
+
+
+def routed(x: Tensor, weight: Tensor, vectors: Sequence[Tensor], top_k: int, run: Callable[[], Any]) -> Any:
+    """What ``run`` returns: a router's choice of ``top_k`` experts for the tokens ``x`` [..., d].
+
+    ``weight`` [experts, d] gives the logits, ``vectors`` are further tensors [experts] of the router.
+    """
+    if has_torch_function((x, weight)):
+        return handle_torch_function(routed, (x, weight), x, weight, vectors, top_k, run)
+    return run()
+
+
+def mixture(x: Tensor, gate_up: Tensor, down: Tensor, index: Tensor, run: Callable[[], Tensor]) -> Tensor:
+    """What ``run`` returns: the sum of the chosen experts' outputs.
+
+    ``x`` [tokens, d]; ``gate_up`` [experts, 2 * neurons, d]; ``down`` [experts, d, neurons]; ``index`` [tokens, top_k].
+    """
+    if has_torch_function((x, gate_up)):
+        found: Tensor = handle_torch_function(mixture, (x, gate_up), x, gate_up, down, index, run)
+        return found
+    return run()
+
+
+class ClosedExperts(TorchFunctionMode):
+    """Inside, the router with this weight gives removed experts a logit of minus infinity."""
+
+    def __init__(self, weight: Tensor, kept: Tensor) -> None:
+        super().__init__()
+        self.weight, self.gone = weight, ~kept
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func is F.linear and args[1] is self.weight:
+            out = out.masked_fill(self.gone.to(out.device), float("-inf"))
+        return out
+
+
+def run_with_closed_experts(weight: Tensor, kept: Tensor | None, run: Callable[[], Any]) -> Any:
+    """Run a router whose removed experts are closed."""
+    if kept is None:
+        return run()
+    with ClosedExperts(weight, kept):
+        return run()
+
+
+def unit_mean(x: Tensor, dim: int, weight: Tensor) -> Tensor:
+    """Mean of ``x`` over ``dim``, kept as size 1; the only long axis of the parameter ``weight`` has the same units."""
+    if has_torch_function((x, weight)):
+        found: Any = handle_torch_function(unit_mean, (x, weight), x, dim, weight)
+        return found  # type: ignore[no-any-return]
+    return x.mean(dim, keepdim=True)
+
+
+def long_axis(weight: Tensor) -> int:
+    """The axis of a parameter that is longer than 1, else the last."""
+    return next((d for d, size in enumerate(weight.shape) if size > 1), weight.ndim - 1)

@@ -1,0 +1,43 @@
+"""Names of parameters and buffers, tied names, persistent names."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Iterator, Mapping
+
+from torch import Tensor, nn
+
+from ._shards import is_sharded
+
+
+def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Every parameter and buffer once, under its first name, parameters first."""
+    yield from model.named_parameters()
+    yield from model.named_buffers()
+
+
+def all_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Every parameter and buffer under each of its names."""
+    found: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
+    return found | dict(model.named_buffers(remove_duplicate=False))
+
+
+def persistent_names(model: nn.Module) -> set[str]:
+    """Names of all parameters and persistent buffers."""
+    volatile = {
+        f"{prefix}.{name}" if prefix else name
+        for prefix, module in model.named_modules(remove_duplicate=False)
+        for name in module._non_persistent_buffers_set
+    }
+    return all_tensors(model).keys() - volatile
+
+
+def first_names(tensors: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, str]:
+    """Each name -> the first name of the same tensor: the same object, or another one on the same memory."""
+    first: dict[Hashable, str] = {}
+    return {name: first.setdefault(_identity(tensors[name]), name) for name in names}
+
+
+def _identity(tensor: Tensor) -> Hashable:
+    if is_sharded(tensor) or tensor.is_meta or not tensor.numel():
+        return id(tensor)
+    return tensor.device, tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride()

@@ -1,0 +1,74 @@
+"""What training frameworks put around models and optimizers, and the plain objects inside."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from etp_graph.errors import ForceError, PlanError
+
+_PARALLEL = ("DistributedDataParallel", "DataParallel")
+
+
+def inner_optimizer(optimizer: Optimizer) -> Optimizer:
+    """The optimizer whose ``step`` changes the weights, inside the wrappers of accelerate and Lightning.
+
+    Those skip steps while gradients accumulate or overflow, and do not run hooks of their own.
+    """
+    if not isinstance(optimizer, Optimizer):
+        raise ForceError(f"attach needs a torch.optim.Optimizer, not {type(optimizer).__name__}; unwrap it first.")
+    inner = getattr(optimizer, "optimizer", None)
+    return inner_optimizer(inner) if isinstance(inner, Optimizer) and inner is not optimizer else optimizer
+
+
+def require_bare(model: nn.Module) -> None:
+    """Raise :class:`PlanError` if the model is a wrapper that prefixes the names of its parameters."""
+    if type(model).__name__ in _PARALLEL:
+        raise PlanError(
+            f"the model is wrapped in {type(model).__name__}: pass the model inside (model.module), and after surgery "
+            "wrap it anew (etp_graph.distributed.rewrap), because the wrapper keeps the shapes from before."
+        )
+
+
+@contextmanager
+def plain_forward(model: nn.Module) -> Iterator[None]:
+    """The forward of the model's class inside, what accelerate put in its place again afterwards.
+
+    For mixed precision accelerate gives the instance a ``forward`` that casts. Operators would then be seen, and
+    compared, in the low precision; and a copy of the model would call the forward of the original.
+    """
+    wrapped = "_original_forward" in model.__dict__ and "forward" in model.__dict__
+    kept = {name: model.__dict__.pop(name) for name in ("forward", "_original_forward")} if wrapped else {}
+    try:
+        yield
+    finally:
+        model.__dict__.update(kept)
+
+
+def after_gradients(
+    act: Callable[[Optimizer], object], optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """Act once the gradients of a step are there, from a pre-hook of it: now, or after the closure that computes them.
+
+    Args:
+        act: is given the optimizer.
+        optimizer: the one that is about to step.
+        args, kwargs: of the pre-hook, which returns what this returns: arguments with another closure, if there is one.
+    """
+    closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+    if closure is None:
+        act(optimizer)
+        return None
+
+    def then_act() -> Any:
+        with torch.enable_grad():
+            loss = closure()
+        act(optimizer)
+        return loss
+
+    return (args[0], then_act), {k: v for k, v in kwargs.items() if k != "closure"}

@@ -1,0 +1,158 @@
+"""MACs and parameters of a model for any selection, exactly and without touching the model.
+
+Convention: one MAC is one multiply-add (fvcore's and DepGraph's convention; ``torch.utils.flop_counter`` counts two
+operations for it). Element-wise operators, norms and pooling are not counted, as everywhere in the pruning literature;
+operators that multiply and were not understood are listed in :attr:`Cost.uncounted`.
+
+Both counts are polynomials in the sizes of the sliced axes: a term is ``coefficient * product of kept sizes``. Axes
+that are cut alike (a convolution's output, its norm, the next convolution's input) are one variable, a *dimension*.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from math import prod
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from etp_graph.errors import PlanError
+
+from ._cost import Cost
+from ._plan import ACTIVATION, Plan
+from ._positions import SlicedAxis, attribute_units, sliced_axes
+from ._selection import Selection
+
+Ints = npt.NDArray[np.int64]
+"""Integers; an array of Python integers where a count would not fit into 64 bits."""
+
+
+def cost(model: nn.Module, plan: Plan, selection: Selection | None = None) -> Cost:
+    """MACs and parameters of ``model`` with only the units of ``selection``; exact integers, nothing is changed.
+
+    Args:
+        model: the model that the plan was traced from; only its names and shapes are read, as a check.
+        plan: the plan.
+        selection: which units stay; ``None`` for the dense model.
+
+    Raises:
+        PlanError: the model is not the one that the plan describes.
+        SelectionError: the selection violates a constraint of the plan.
+    """
+    plan.check(model)
+    if selection is None:
+        return CostModel(plan).dense
+    selection.check(plan)
+    return CostModel(plan).evaluate(selection.flat(plan))
+
+
+class CostModel:
+    """The cost of a plan as polynomials: evaluates many selections quickly.
+
+    Attributes:
+        plan: the plan.
+        sizes: dense size of every dimension, int64 [n_dims].
+        maps: for every dimension its layers of flat unit numbers, each int64 [size]; ``plan.n_units`` is no unit, or
+            one of a locked group, which stays.
+        dense: the cost with all units.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.maps: list[tuple[Ints, ...]] = []
+        self._number: dict[tuple[str, int], int] = {}
+        known: dict[tuple[bytes, ...], int] = {}
+        for name, parts in (sliced_axes(plan, locked=False) | _activation_axes(plan)).items():
+            for part in parts:
+                layers = tuple(layer.numpy() for layer in part.maps)
+                number = known.setdefault(tuple(sorted(layer.tobytes() for layer in layers)), len(known))
+                if number == len(self.maps):
+                    self.maps.append(layers)
+                self._number[name, part.axis] = number
+        self.sizes: Ints = np.array([len(layers[0]) for layers in self.maps], dtype=np.int64)
+        self._set_terms()
+        self.dense = self.evaluate(torch.ones(plan.n_units, dtype=torch.bool, device="cpu"))
+
+    def _set_terms(self) -> None:
+        """Collect like terms: one row of dimensions with its coefficients in MACs and in parameters."""
+        terms: dict[tuple[int, ...], list[int]] = {}
+        for op in self.plan.ops:
+            self._add_term(terms, 0, op.coefficient, op.axes)
+        for name in self.plan.parameters:
+            self._add_term(terms, 1, 1, ((name, axis) for axis in range(len(self.plan.tensors[name]))))
+        width = max((len(dims) for dims in terms), default=0)
+        one = len(self.maps)  # a dimension of size 1, so that all rows have one length
+        self._dims: Ints = np.array([(*dims, *[one] * (width - len(dims))) for dims in terms], dtype=np.int64)
+        self._dims = self._dims.reshape(len(terms), width)
+        sizes = [*self.sizes.tolist(), 1]
+        dense = [[c * prod(sizes[d] for d in dims) for c in pair] for dims, pair in terms.items()]
+        exact = max((sum(column) for column in zip(*dense, strict=True)), default=0) < 2**62
+        self._coefficients: Any = np.array(list(terms.values()), dtype=np.int64 if exact else object)
+        self._coefficients = self._coefficients.reshape(len(terms), 2)
+
+    def _add_term(
+        self, terms: dict[tuple[int, ...], list[int]], column: int, coefficient: int, pairs: Iterable[tuple[str, int]]
+    ) -> None:
+        dims = []
+        for tensor, axis in pairs:
+            if (tensor, axis) in self._number:
+                dims.append(self._number[tensor, axis])
+                continue
+            shape = self.plan.tensors.get(tensor) or (self.plan.activations.get(tensor, 0),)
+            if not 0 <= axis < len(shape):
+                raise PlanError(f"the cost names axis {axis} of {tensor!r}, which the plan does not have: trace again.")
+            coefficient *= shape[axis]
+        terms.setdefault(tuple(sorted(dims)), [0, 0])[column] += coefficient
+
+    def evaluate(self, keep: Tensor) -> Cost:
+        """The cost with only the units that ``keep`` (bool [n_units]) names."""
+        macs, params = self.totals(self.counts(keep))[0, :2].tolist()
+        return Cost(macs=int(macs), params=int(params), uncounted=self.plan.uncounted)
+
+    def counts(self, keep: Tensor) -> Ints:
+        """The kept size of each dimension, int64 [1, n_dims], with only the units that ``keep`` names."""
+        flags = np.append(keep.detach().cpu().numpy().astype(np.bool_), True)
+        counts = [int(np.logical_and.reduce([flags[layer] for layer in layers]).sum()) for layers in self.maps]
+        return np.array([counts], dtype=np.int64)
+
+    def totals(self, counts: Ints) -> Ints:
+        """MACs and parameters, [n, 2], of n models given their kept sizes ``counts`` int64 [n, n_dims]."""
+        counts = np.concatenate([counts, np.ones((len(counts), 1), dtype=np.int64)], axis=1)
+        products = counts[:, self._dims].astype(self._coefficients.dtype, copy=False).prod(axis=2)
+        return np.asarray(products @ self._coefficients)
+
+    def marginal(self) -> tuple[Tensor, Tensor]:
+        """MACs and parameters saved by removing one unit alone from the dense model, two float64 [n_units]."""
+        n_units = self.plan.n_units
+        owned = [np.unique(np.concatenate(layers), return_counts=True) for layers in self.maps]
+        saved = np.zeros((n_units + 1, 2))
+        gone = np.zeros(n_units + 1)
+        sizes = np.append(self.sizes, 1).astype(np.float64)
+        for dims, pair in zip(self._dims, self._coefficients.astype(np.float64), strict=True):
+            real = [d for d in dims.tolist() if d < len(self.maps)]
+            if not real:
+                continue
+            units = np.unique(np.concatenate([owned[d][0] for d in real]))
+            left = np.ones(len(units))
+            for d in real:
+                gone[owned[d][0]] = owned[d][1]
+                left *= sizes[d] - gone[units]
+                gone[owned[d][0]] = 0.0
+            saved[units] += np.outer(sizes[dims].prod() - left, pair)
+        flat = torch.from_numpy(saved[:n_units])
+        return flat[:, 0].contiguous(), flat[:, 1].contiguous()
+
+
+def _activation_axes(plan: Plan) -> dict[str, tuple[SlicedAxis, ...]]:
+    """The axes of activations that the cost names and that hold units."""
+    found: dict[str, list[torch.LongTensor]] = {}
+    for (module, name, _), layers in attribute_units(plan, locked=False).items():
+        if module == ACTIVATION:
+            for layer in layers:
+                whole = torch.full((plan.activations[name],), plan.n_units, device="cpu")
+                whole[: len(layer)] = layer
+                found.setdefault(name, []).append(whole)  # type: ignore[arg-type]
+    return {name: (SlicedAxis(name, 0, tuple(layers)),) for name, layers in found.items()}

@@ -1,0 +1,196 @@
+"""Units, the slices and attributes they occupy, and the groups in which they are ranked together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import LongTensor, Tensor
+
+from etp_graph.errors import SelectionError
+
+Index = LongTensor | range
+"""Positions along an axis, or the units that they belong to. Identity maps stay ranges."""
+
+
+def as_tensor(index: Index) -> LongTensor:
+    """The index as int64 tensor on the CPU, shape [k]."""
+    if isinstance(index, range):
+        return torch.arange(index.start, index.stop, index.step, device="cpu")  # type: ignore[return-value]
+    return index
+
+
+def as_index(values: Tensor | Iterable[int]) -> Index:
+    """A range if the values count up by one, else an int64 tensor on the CPU, shape [k]."""
+    tensor = torch.as_tensor(values if isinstance(values, Tensor) else list(values), dtype=torch.int64, device="cpu")
+    if tensor.numel():
+        start = int(tensor[0])
+        if torch.equal(tensor, torch.arange(start, start + tensor.numel(), device="cpu")):
+            return range(start, start + tensor.numel())
+    return tensor  # type: ignore[return-value]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Slice:
+    """Where the units of one group live in one tensor: position ``index[i]`` of ``axis`` belongs to ``unit[i]``.
+
+    A ``passive`` slice is cut with its units but is no part of their norm: no force ever shrinks it
+    (the direction of a weight-normalised layer, whose magnitude is shrunk instead).
+    """
+
+    tensor: str
+    axis: int
+    index: Index
+    unit: Index
+    passive: bool = False
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Attribute:
+    """An integer attribute of a module that counts entries of units (``Conv2d.in_channels``, ``groups``).
+
+    Surgery lowers it by the number of positions ``index[i]`` whose ``unit[i]`` is removed. ``item`` picks
+    the entry of a tuple attribute (``LayerNorm.normalized_shape[-1]``); ``None`` for a plain integer.
+    """
+
+    module: str
+    name: str
+    item: int | None
+    index: Index
+    unit: Index
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Group:
+    """Units that are ranked together, with all their slices.
+
+    Attributes:
+        name: name of the module that produces the units.
+        kind: what a unit is: ``channels``, ``neurons``, ``features``, ``conv-groups``, ...
+        n_units: number of units.
+        slices: every place in every tensor that a unit occupies.
+        attributes: module attributes that count these units.
+        blocks: the units form this many runs of equal length, and each run keeps the same number of units.
+        multiple: the number of kept units is a multiple of this.
+        min_units: at least this many units are kept.
+        locked: why no unit of this group may be removed, or ``None``.
+        folded: a view folds the axis of these units into several; no part of the plan's content.
+    """
+
+    name: str
+    kind: str
+    n_units: int
+    slices: tuple[Slice, ...]
+    attributes: tuple[Attribute, ...] = ()
+    blocks: int = 1
+    multiple: int = 1
+    min_units: int = 1
+    locked: str | None = None
+    folded: bool = False
+
+    @property
+    def constraint(self) -> str:
+        """The constraints in words, or an empty string."""
+        parts = []
+        if self.blocks > 1:
+            parts.append(f"equal in {self.blocks} blocks")
+        if self.multiple > 1:
+            parts.append(f"multiple of {self.multiple}")
+        if self.min_units > 1:
+            parts.append(f"at least {self.min_units}")
+        return ", ".join(parts)
+
+    def check_keep(self, keep: Tensor) -> None:
+        """Raise :class:`SelectionError` unless ``keep`` (bool [n_units]) satisfies every constraint."""
+        where = f"Group {self.name!r} ({len(self.slices)} slices)"
+        if keep.dtype != torch.bool or tuple(keep.shape) != (self.n_units,):
+            raise SelectionError(
+                f"{where}: expected a bool tensor of shape [{self.n_units}], got {keep.dtype} {list(keep.shape)}."
+            )
+        kept = int(keep.sum())
+        if kept == self.n_units:
+            return
+        if self.locked is not None:
+            raise SelectionError(f"{where} is locked ({self.locked}); keep all of its {self.n_units} units.")
+        if kept < self.min_units:
+            raise SelectionError(f"{where}: keeping {kept} of {self.n_units} units; keep at least {self.min_units}.")
+        if kept % self.multiple:
+            raise SelectionError(
+                f"{where}: keeping {kept} of {self.n_units} units; keep a multiple of {self.multiple}."
+            )
+        per_block = keep.view(self.blocks, -1).sum(1)
+        if bool((per_block != per_block[0]).any()):
+            raise SelectionError(
+                f"{where}: keeping {per_block.tolist()} units in its {self.blocks} blocks; "
+                f"keep the same number in each, or trace with ignore={self.name!r}."
+            )
+
+
+def _index_json(index: Index) -> list[int] | dict[str, list[int]]:
+    return {"range": [index.start, index.stop]} if isinstance(index, range) else index.tolist()
+
+
+def _index_bytes(index: Index) -> bytes:
+    return f"{index.start}:{index.stop}".encode() if isinstance(index, range) else index.numpy().tobytes()
+
+
+def group_bytes(group: Group) -> Iterator[bytes]:
+    """The content of a group, piece by piece, for a digest: much faster than JSON where slices are many."""
+    scalars = (group.name, group.kind, group.n_units, group.blocks, group.multiple, group.min_units, group.locked)
+    yield repr(scalars).encode()
+    for s in group.slices:
+        yield f"|{s.tensor}|{s.axis}|{s.passive}|".encode()
+        yield _index_bytes(s.index)
+        yield _index_bytes(s.unit)
+    for a in group.attributes:
+        yield f"|{a.module}|{a.name}|{a.item}|".encode()
+        yield _index_bytes(a.index)
+        yield _index_bytes(a.unit)
+
+
+def _index_from_json(value: Any) -> Index:
+    if isinstance(value, dict):
+        start, stop = value["range"]
+        return range(start, stop)
+    return torch.tensor(value, dtype=torch.int64, device="cpu")  # type: ignore[return-value]
+
+
+def group_json(group: Group) -> dict[str, Any]:
+    """A group as plain lists and dicts."""
+    return {
+        "name": group.name,
+        "kind": group.kind,
+        "n_units": group.n_units,
+        "slices": [[s.tensor, s.axis, _index_json(s.index), _index_json(s.unit), s.passive] for s in group.slices],
+        "attributes": [[a.module, a.name, a.item, _index_json(a.index), _index_json(a.unit)] for a in group.attributes],
+        "blocks": group.blocks,
+        "multiple": group.multiple,
+        "min_units": group.min_units,
+        "locked": group.locked,
+    }
+
+
+def group_from_json(body: dict[str, Any]) -> Group:
+    """The group that :func:`group_json` made; whatever error a malformed body gives."""
+    return Group(
+        name=body["name"],
+        kind=body["kind"],
+        n_units=body["n_units"],
+        slices=tuple(
+            Slice(tensor=t, axis=a, index=_index_from_json(i), unit=_index_from_json(u), passive=p)
+            for t, a, i, u, p in body["slices"]
+        ),
+        attributes=tuple(
+            Attribute(module=m, name=n, item=item, index=_index_from_json(i), unit=_index_from_json(u))
+            for m, n, item, i, u in body["attributes"]
+        ),
+        blocks=body["blocks"],
+        multiple=body["multiple"],
+        min_units=body["min_units"],
+        locked=body["locked"],
+    )

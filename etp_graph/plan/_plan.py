@@ -1,0 +1,214 @@
+"""The vocabulary: plans and selections. Immutable, printable, and JSON both ways."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
+from math import prod
+from typing import Any
+
+import torch
+from torch import nn
+
+from etp_graph.errors import PlanError
+from etp_graph.model import named_tensors, require_bare
+
+from ._cost import Cost
+from ._groups import Group, group_bytes, group_from_json, group_json
+
+FORMAT = 1
+
+ACTIVATION = "~"
+"""Module name of attributes that count positions of an activation for the cost, and that surgery does not write."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Op:
+    """A term of the cost: ``coefficient`` MACs times the sizes of these (tensor, axis) pairs.
+
+    A tensor whose name begins with "~" is an activation of the plan (axis 0).
+    """
+
+    name: str
+    coefficient: int
+    axes: tuple[tuple[str, int], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Plan:
+    """All groups of a model and everything they touch. Made by :func:`etp_graph.trace`; holds no weights.
+
+    Attributes:
+        groups: the groups. Scores and forces are flat ``[n_units]`` vectors; group i owns
+            ``offsets[i]:offsets[i + 1]``.
+        tensors: shape of every parameter and buffer of the traced model, by name.
+        parameters: the names among ``tensors`` that are parameters.
+        ops: the terms of the MACs count for one forward with the example inputs.
+        uncounted: operators that ran and are not in the count.
+        modes: in which modes the model was traced: ``eval``, and ``train`` where only that reaches all parameters.
+        unreached: parameters that no traced forward used; surgery leaves them alone.
+        notes: remarks of the tracer that a user should read.
+        device: type of the device of the traced model.
+        activations: sizes of the axes of activations that the cost names.
+    """
+
+    groups: tuple[Group, ...]
+    tensors: Mapping[str, tuple[int, ...]]
+    parameters: tuple[str, ...]
+    ops: tuple[Op, ...] = ()
+    uncounted: tuple[str, ...] = ()
+    modes: tuple[str, ...] = ("eval",)
+    unreached: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    device: str = "cpu"
+    activations: Mapping[str, int] = field(default_factory=dict)
+    offsets: tuple[int, ...] = field(init=False)
+    _fingerprint: str = field(init=False, default="", repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "offsets", (0, *accumulate(group.n_units for group in self.groups)))
+
+    @property
+    def n_units(self) -> int:
+        """Number of units in all groups, which is the length of score and force vectors."""
+        return self.offsets[-1]
+
+    @property
+    def dense(self) -> Cost:
+        """The cost of the model with all its units.
+
+        Raises:
+            PlanError: a cost term names an axis that no tensor of the plan has.
+        """
+        sizes = {**self.tensors, **{name: (size,) for name, size in self.activations.items()}}
+        macs = sum(op.coefficient * prod(self._size(sizes, *axis) for axis in op.axes) for op in self.ops)
+        params = sum(prod(self.tensors[name]) for name in self.parameters)
+        return Cost(macs=macs, params=params, uncounted=self.uncounted)
+
+    @staticmethod
+    def _size(sizes: Mapping[str, tuple[int, ...]], tensor: str, axis: int) -> int:
+        shape = sizes.get(tensor, ())
+        if not 0 <= axis < len(shape):
+            raise PlanError(f"the cost names axis {axis} of {tensor!r}, which the plan does not have: trace again.")
+        return shape[axis]
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of everything but the device, computed when first asked for."""
+        if not self._fingerprint:
+            digest = hashlib.sha256(json.dumps({**self._body(groups=()), "device": ""}, sort_keys=True).encode())
+            for group in self.groups:
+                for part in group_bytes(group):
+                    digest.update(part)
+            object.__setattr__(self, "_fingerprint", digest.hexdigest())
+        return self._fingerprint
+
+    @property
+    def prunable(self) -> tuple[Group, ...]:
+        """The groups that are not locked."""
+        return tuple(group for group in self.groups if group.locked is None)
+
+    def __getitem__(self, name: str) -> Group:
+        for group in self.groups:
+            if group.name == name:
+                return group
+        raise KeyError(name)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Plan) and self.fingerprint == other.fingerprint and self.device == other.device
+
+    def __hash__(self) -> int:
+        return hash(self.fingerprint)
+
+    def spans(self) -> Iterator[tuple[Group, slice]]:
+        """Each group with its place in a flat ``[n_units]`` vector."""
+        for group, start, stop in zip(self.groups, self.offsets, self.offsets[1:], strict=False):
+            yield group, slice(start, stop)
+
+    def to(self, device: str | torch.device) -> Plan:
+        """The same plan for the model on another device."""
+        return replace(self, device=torch.device(device).type)
+
+    def lock(self, reasons: Mapping[str, str]) -> Plan:
+        """A copy in which the named groups are locked, each with its reason."""
+        for name in reasons:
+            if all(group.name != name for group in self.groups):
+                raise PlanError(f"no group named {name!r} to lock; print(plan) lists the names.")
+        return replace(self, groups=tuple(replace(g, locked=g.locked or reasons.get(g.name)) for g in self.groups))
+
+    def check(self, model: nn.Module) -> None:
+        """Raise :class:`PlanError` unless this plan was traced from a model of exactly this shape and device."""
+        require_bare(model)
+        if type(model).__name__ == "OptimizedModule":
+            raise PlanError(
+                "the model is compiled; pass the original module (model._orig_mod) and compile it afterwards."
+            )
+        found = dict(named_tensors(model))
+        for name, shape in self.tensors.items():
+            if name not in found:
+                raise PlanError(f"the plan knows a tensor {name!r} that this model lacks: trace this model.")
+            have = tuple(found[name].shape)
+            if have != shape:
+                smaller = len(have) == len(shape) and all(a <= b for a, b in zip(have, shape, strict=True))
+                why = "it was pruned after tracing" if smaller else "it is another model"
+                raise PlanError(f"{name} has shape {list(have)}, the plan says {list(shape)}: {why}. Trace it again.")
+            if found[name].device.type != self.device:
+                raise PlanError(
+                    f"{name} is on {found[name].device}, the plan was traced on {self.device!r}: "
+                    f"use plan.to({found[name].device.type!r}), or move the model back."
+                )
+        for name in found:
+            if name not in self.tensors:
+                raise PlanError(f"the model has a tensor {name!r} that the plan does not know: trace this model.")
+
+    def _body(self, groups: Iterable[Group]) -> dict[str, Any]:
+        return {
+            "format": FORMAT,
+            "groups": [group_json(group) for group in groups],
+            "tensors": {name: list(shape) for name, shape in self.tensors.items()},
+            "parameters": list(self.parameters),
+            "ops": [[op.name, op.coefficient, [list(axis) for axis in op.axes]] for op in self.ops],
+            "uncounted": list(self.uncounted),
+            "modes": list(self.modes),
+            "unreached": list(self.unreached),
+            "notes": list(self.notes),
+            "device": self.device,
+            "activations": dict(self.activations),
+        }
+
+    def to_json(self) -> str:
+        """The plan as JSON text; :meth:`from_json` reads it back."""
+        return json.dumps(self._body(self.groups))
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """The plan that :meth:`to_json` wrote. Raises :class:`PlanError` if the text is something else."""
+        try:
+            body = json.loads(text)
+            if body["format"] != FORMAT:
+                raise PlanError(f"plan format {body['format']!r} is unknown; this version reads format {FORMAT}.")
+            return cls(
+                groups=tuple(group_from_json(group) for group in body["groups"]),
+                tensors={name: tuple(shape) for name, shape in body["tensors"].items()},
+                parameters=tuple(body["parameters"]),
+                ops=tuple(
+                    Op(name=name, coefficient=coefficient, axes=tuple((tensor, axis) for tensor, axis in axes))
+                    for name, coefficient, axes in body["ops"]
+                ),
+                uncounted=tuple(body["uncounted"]),
+                modes=tuple(body["modes"]),
+                unreached=tuple(body["unreached"]),
+                notes=tuple(body["notes"]),
+                device=body["device"],
+                activations=dict(body["activations"]),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise PlanError(f"this text is not a plan: {error!r}") from error
+
+    def __str__(self) -> str:
+        from ._table import plan_table
+
+        return plan_table(self)

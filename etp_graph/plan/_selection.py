@@ -1,0 +1,122 @@
+"""Selection, and latencyfit (the record of how a target in time was met)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import BoolTensor, Tensor
+
+from etp_graph.errors import SelectionError
+
+from ._plan import Plan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LatencyFit:
+    """How a budget in time was met. All times are medians of forwards with the example inputs.
+
+    Attributes:
+        target_ms: what was asked for.
+        predicted_ms: what the tables said of the selection before its model was measured.
+        measured_ms: of the pruned model.
+        dense_ms: of the dense model, which took turns with the pruned one.
+        iterations: how many pruned models were measured for it.
+        round_to: the multiple that the numbers of kept units were rounded to; if it was chosen by the tables, in groups
+            of at least four times as many units.
+        layers: milliseconds of each timed module, by the tables: dense, and with the selection's sizes. Their sums are
+            less than the times of the models, which also do what no table has.
+    """
+
+    target_ms: float
+    predicted_ms: float
+    measured_ms: float
+    dense_ms: float
+    iterations: int
+    round_to: int
+    layers: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+
+    @property
+    def speed_up(self) -> float:
+        """Measured time of the dense model over that of the pruned one."""
+        return self.dense_ms / self.measured_ms
+
+    @property
+    def miss(self) -> float:
+        """By what share the pruned model takes longer than asked for; negative where it is faster."""
+        return self.measured_ms / self.target_ms - 1
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every field, ready for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, body: Mapping[str, Any]) -> LatencyFit:
+        """The fit that :meth:`to_dict` wrote."""
+        layers = {str(name): (float(dense), float(pruned)) for name, (dense, pruned) in body.get("layers", {}).items()}
+        return cls(**{**body, "layers": layers})
+
+    def __str__(self) -> str:
+        return (
+            f"target {self.target_ms:.3f} ms, predicted {self.predicted_ms:.3f} ms, "
+            f"measured {self.measured_ms:.3f} ms ({self.speed_up:.2f}x; dense {self.dense_ms:.3f} ms)"
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Selection:
+    """Which units stay: group name -> bool [n_units of the group]. Groups that are not named keep everything.
+
+    Attributes:
+        keep: the units that stay.
+        latency: what a budget in time asked for, predicted and measured; else ``None``. Not part of the JSON text.
+    """
+
+    keep: Mapping[str, BoolTensor]
+    latency: LatencyFit | None = None
+
+    @classmethod
+    def from_flat(cls, plan: Plan, keep: Tensor) -> Selection:
+        """From one flat bool ``[plan.n_units]`` vector."""
+        if tuple(keep.shape) != (plan.n_units,):
+            raise SelectionError(f"expected a flat vector of shape [{plan.n_units}], got {list(keep.shape)}.")
+        flat = keep.detach().to("cpu", torch.bool)
+        return cls({group.name: flat[span].clone() for group, span in plan.spans()})  # type: ignore[misc]
+
+    def flat(self, plan: Plan) -> BoolTensor:
+        """As one bool ``[plan.n_units]`` vector on the CPU."""
+        parts = [self.keep.get(g.name, torch.ones(g.n_units, dtype=torch.bool, device="cpu")) for g in plan.groups]
+        return torch.cat([part.cpu() for part in parts]) if parts else torch.ones(0, dtype=torch.bool, device="cpu")  # type: ignore
+
+    def check(self, plan: Plan) -> None:
+        """Raise :class:`SelectionError` unless every group and every constraint of the plan is respected."""
+        known = {group.name: group for group in plan.groups}
+        for name, keep in self.keep.items():
+            if name not in known:
+                raise SelectionError(f"the selection names a group {name!r} that the plan does not have.")
+            known[name].check_keep(keep)
+
+    @property
+    def n_removed(self) -> int:
+        """Number of units that go."""
+        return sum(int((~keep).sum()) for keep in self.keep.values())
+
+    def to_json(self) -> str:
+        """As JSON text: group name -> [number of units, removed units]."""
+        return json.dumps({name: [len(k), (~k).nonzero().flatten().tolist()] for name, k in self.keep.items()})
+
+    @classmethod
+    def from_json(cls, text: str) -> Selection:
+        """The selection that :meth:`to_json` wrote. Raises :class:`SelectionError` if the text is something else."""
+        keep: dict[str, BoolTensor] = {}
+        try:
+            for name, (size, removed) in json.loads(text).items():
+                mask = torch.ones(size, dtype=torch.bool, device="cpu")
+                mask[torch.tensor(removed, dtype=torch.int64, device="cpu")] = False
+                keep[name] = mask  # type: ignore[assignment]
+        except (TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
+            raise SelectionError(f"this text is not a selection: {error!r}") from error
+        return cls(keep)

@@ -1,0 +1,16 @@
+"""The force of a pruning method inside a training loop."""
+
+from __future__ import annotations
+
+from ._regularizer import Regularizer
+from ._settings import Beta, ChosenBy, Kappa, Mode, Order, RegularizerSettings
+
+__all__ = [
+    "Beta",
+    "ChosenBy",
+    "Kappa",
+    "Mode",
+    "Order",
+    "Regularizer",
+    "RegularizerSettings",
+]

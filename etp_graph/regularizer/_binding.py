@@ -1,0 +1,183 @@
+"""The sliced parameters of a live model: which optimizer holds them, which are frozen, whether they still fit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from etp_graph._config import quoted
+from etp_graph.errors import ForceError, PlanError
+from etp_graph.model import is_sharded
+from etp_graph.plan import Plan, as_tensor, with_no_unit
+from etp_graph.units import Units
+
+
+class Binding:
+    """The sliced parameters of one model, found once and checked cheaply in every step.
+
+    Attributes:
+        tensors: the parameters, by name.
+        active: whether a force may act on a unit, bool [n_units]: not in a locked group, no frozen slice.
+        frozen: name of each group that is only kept from the force by frozen parameters -> their names.
+        owner: index of the optimizer's parameter group that holds a trainable parameter, by name; see :meth:`hold`.
+    """
+
+    def __init__(self, model: nn.Module, plan: Plan, units: Units) -> None:
+        self.model = model
+        self.plan = plan
+        self._units = units
+        self._homes: dict[str, tuple[nn.Module, str]] = {}
+        self.tensors: dict[str, nn.Parameter] = {}
+        for name in units.axes:
+            path, _, leaf = name.rpartition(".")
+            module = model.get_submodule(path)
+            self._homes[name] = (module, leaf)
+            self.tensors[name] = getattr(module, leaf)
+        apart = [name for name, tensor in self.tensors.items() if tensor.device != units.device]
+        if apart:
+            raise PlanError(
+                f"{apart[0]} is on {self.tensors[apart[0]].device}, other parameters are on {units.device}: "
+                "a force needs all parameters of a plan on one device."
+            )
+        if spoiled := self._spoiled():
+            raise ForceError(f"{quoted(spoiled)} of the model: NaN or infinite values. Repair them before training on.")
+        self._flags: tuple[bool, ...] | None = None
+        self.active = torch.zeros(0, device="cpu")
+        self.frozen: dict[str, tuple[str, ...]] = {}
+        self.owner: dict[str, int] = {}
+        self.refresh()
+
+    @torch.no_grad()
+    def _spoiled(self) -> list[str]:
+        """Names of parameters that are not finite; on all processes those of any, so that none waits for another."""
+        shards = self._units.shards
+        if shards is None:
+            return [name for name, tensor in self.tensors.items() if not bool(tensor.isfinite().all())]
+        flags = [(~shards.part(name, tensor).isfinite()).any() for name, tensor in self.tensors.items()]
+        found = shards.maximum(torch.stack(flags).float()).tolist()
+        return [name for name, spoiled in zip(self.tensors, found, strict=True) if spoiled]
+
+    def refresh(self) -> bool:
+        """Read anew which parameters are frozen; returns whether that has changed."""
+        flags = tuple(tensor.requires_grad for tensor in self.tensors.values())
+        if flags == self._flags:
+            return False
+        self._flags = flags
+        active = torch.ones(self.plan.n_units, dtype=torch.bool, device="cpu")
+        self.frozen = {}
+        for group, span in self.plan.spans():
+            stuck = [s for s in group.slices if s.tensor in self.tensors and not self.tensors[s.tensor].requires_grad]
+            if group.locked is not None:
+                active[span] = False
+            elif stuck:
+                self.frozen[group.name] = tuple(dict.fromkeys(s.tensor for s in stuck))
+                for piece in stuck:
+                    active[span][as_tensor(piece.unit)] = False
+        self.active = active.to(self._units.device)
+        return True
+
+    def check(self) -> None:
+        """Raise unless the parameters are the ones that were found, with the plan's shapes, on the same device."""
+        for name, (module, leaf) in self._homes.items():
+            tensor = module._parameters.get(leaf)
+            if tensor is None or tensor.device != self._units.device or tuple(tensor.shape) != self.plan.tensors[name]:
+                self.plan.check(self.model)
+                where = "gone" if tensor is None else f"on {tensor.device}, was on {self._units.device}"
+                raise PlanError(f"{name} is {where}: make a new regularizer for the model as it is now.")
+            if tensor is not self.tensors[name]:
+                if is_sharded(self.tensors[name]) and not is_sharded(tensor):
+                    raise ForceError(f"{name} is gathered on every process: call model.reshard() before the step.")
+                raise ForceError(f"{name} is another parameter than when the regularizer was made: make it anew.")
+
+    def find_owners(self, optimizer: Optimizer) -> None:
+        """Find the parameter group of each trainable parameter that a force acts on.
+
+        Raises:
+            ForceError: a parameter is in no group, or nothing is left to act on.
+        """
+        index = {id(p): i for i, group in enumerate(optimizer.param_groups) for p in group["params"]}
+        wanted = dict.fromkeys(s.tensor for g in self.plan.prunable for s in g.slices if s.tensor in self.tensors)
+        trainable = [name for name in wanted if self.tensors[name].requires_grad]
+        absent = [name for name in trainable if id(self.tensors[name]) not in index]
+        if absent:
+            raise ForceError(
+                f"the optimizer does not hold {quoted(absent)}, on which the force has to act: give it all parameters "
+                "of the model (model.parameters()), or freeze these (requires_grad_(False)), or lock their groups."
+            )
+        if not bool(self.active.any()):
+            raise ForceError(f"no unit is left for the force to act on: {self.describe_frozen()}")
+        self.owner = {name: index[id(self.tensors[name])] for name in trainable}
+
+    def smallest_step(self) -> float:
+        """The smallest relative change that every held weight can follow: four times the coarsest rounding step."""
+        return 4 * max(torch.finfo(self.tensors[name].dtype).eps for name in self.owner)
+
+    @torch.no_grad()
+    def add_gradient_(self, pull: Tensor, *, signs: bool = False) -> None:
+        """Add to the gradient of every slice of every unit its weights (or their signs) times ``pull`` [n_units]."""
+        parts = self._units.positions(with_no_unit(pull, 0))
+        for name in self.owner:
+            tensor = self.tensors[name]
+            if tensor.grad is None:
+                tensor.grad = torch.zeros_like(tensor)
+            held, grad = self._units.local_part(name, tensor).detach(), self._units.local_part(name, tensor.grad)
+            values = held.sign() if signs else held
+            for axis, part in parts[name]:
+                factor = part.to(tensor.dtype).view([-1 if d == axis else 1 for d in range(tensor.ndim)])
+                grad.addcmul_(values, factor)
+
+    @torch.no_grad()
+    def scale_(self, factors: Mapping[int, Tensor]) -> None:
+        """Multiply every slice of every unit by the factor [n_units] for the parameter group that holds it."""
+        for index, factor in factors.items():
+            mine = {name: self.tensors[name] for name, owner in self.owner.items() if owner == index}
+            self._units.scale_(mine, with_no_unit(factor, 1))
+
+    def describe_frozen(self) -> str:
+        """One sentence on the groups that frozen parameters keep from the force; empty if there are none."""
+        if not self.frozen:
+            return ""
+        names = dict.fromkeys(name for names in self.frozen.values() for name in names)
+        return (
+            f"{quoted(names)} {'is' if len(names) == 1 else 'are'} frozen, so no force acts on units of "
+            f"{quoted(self.frozen)}: a unit with a frozen slice cannot become zero."
+        )
+
+
+def step_size(group: Mapping[str, Any]) -> float | Tensor:
+    """η_eff = lr·(1 − dampening)/(1 − momentum): how far a constant unit gradient moves a weight in one step."""
+    rate, momentum = group.get("lr"), group.get("momentum", 0)
+    if rate is None:
+        raise ForceError("the optimizer sets its learning rate itself (lr=None), so mode='prox' has no step size.")
+    if not 0 <= momentum < 1:
+        raise ForceError(f"momentum={momentum!r} leaves no finite step size; it must lie in [0, 1).")
+    scaled: float | Tensor = rate * (1 - group.get("dampening", 0)) / (1 - momentum)
+    return scaled
+
+
+def maximum(values: Sequence[float | Tensor]) -> float | Tensor:
+    """The maximum, on the device if a value is a tensor, so that the host need not wait for it."""
+    plain = max((float(v) for v in values if not isinstance(v, Tensor)), default=0.0)
+    found: float | Tensor = plain
+    for value in values:
+        if isinstance(value, Tensor):
+            found = value.clamp_min(plain) if not isinstance(found, Tensor) else torch.maximum(found, value)
+    return found
+
+
+def prox_factors(ratio: Tensor, ripe: Tensor, sizes: Mapping[int, float | Tensor]) -> dict[int, Tensor]:
+    """max(0, 1 − η_i/η_max·ratio) for ripe units and 1 for others, [n_units] for each parameter group i.
+
+    Args:
+        ratio: η_max β κ F(d_u)/‖w_u‖, [n_units].
+        ripe: bool [n_units].
+        sizes: η_i by index of the parameter group.
+    """
+    most = maximum(list(sizes.values()))
+    # The bound keeps 0/0 out of tensors that hold a learning rate of zero; for plain numbers nobody calls this then.
+    bound = most.clamp_min(1e-30) if isinstance(most, Tensor) else most
+    return {i: torch.where(ripe, (1 - ratio * (size / bound)).clamp_min(0), 1.0) for i, size in sizes.items()}

@@ -1,0 +1,147 @@
+"""How hard each unit is pulled to zero: its distance from the pivot, the force there, and κ of its group."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from etp_graph.errors import ForceError
+from etp_graph.plan import Plan, numbers_per_unit
+from etp_graph.units import Rankings, Units, at_least_float32
+
+from ._binding import Binding
+from ._settings import RegularizerSettings
+
+
+class Pull:
+    """κ_g·F(d_u) of every unit.
+
+    Only vectors that a step needs are kept: a model of small layers has few more weights than units.
+
+    Args:
+        plan: the plan.
+        settings: force, order, κ and seed.
+        units: of the model.
+        binding: which units a force may act on, and the parameters.
+
+    Attributes:
+        distance: of each unit from the pivot of its group (or block), in [0, 1], [n_units].
+    """
+
+    def __init__(self, plan: Plan, settings: RegularizerSettings, units: Units, binding: Binding) -> None:
+        self.plan, self.settings = plan, settings
+        self._units, self._binding = units, binding
+        self._runs: Rankings | None = None
+        self._kappa: Tensor | None = None
+        self._pulled: Tensor | None = None
+        self._pulled_where: Tensor | None = None
+        if settings.kappa == "mean" and not self._plain:
+            runs = Rankings.of(plan, units.device)
+            self.set_kappa(runs.mean(self.norms()))
+        self.rank()
+
+    @torch.no_grad()
+    def rank(self, norms: Tensor | None = None) -> None:
+        """Rank the units of each group anew, in the order of the settings; ``norms``, if they are known."""
+        n, device, order = self.plan.n_units, self._units.device, self.settings.order
+        if order == "importance":
+            key = -(self.norms() if norms is None else norms)
+        elif order == "random":
+            key = torch.rand(n, generator=torch.Generator().manual_seed(self.settings.seed), device="cpu").to(device)
+        else:
+            key = torch.arange(n, device=device)
+        runs = self._get_runs()
+        self.set_distance(runs.distance(runs.rank(key), self._units.dtype))
+
+    def set_distance(self, distance: Tensor) -> None:
+        """Take these distances [n_units]."""
+        self.distance = distance
+        self._pulled = None
+
+    @torch.no_grad()
+    def norms(self) -> Tensor:
+        """Group norm of every unit, [n_units]."""
+        return self._units.squares(self._binding.tensors).sqrt()
+
+    @torch.no_grad()
+    def products(self) -> Tensor:
+        """⟨∇_u L, w_u⟩ of every unit, the part of this process: [rows, n_units]; no gradient counts as zero."""
+        return self._units.partial((name, _product(w)) for name, w in self._binding.tensors.items())
+
+    @torch.no_grad()
+    def norms_beside(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """:meth:`norms` and the total of ``rows`` [rows, n_units], with one all-reduce for both where it takes one."""
+        both = torch.cat([self._units.partial_squares(self._binding.tensors), rows], 1)
+        squares, sums = self._units.total(both).chunk(2)
+        return squares.sqrt(), sums
+
+    @torch.no_grad()
+    def half_relative(self, values: Tensor, *, floor: float) -> Tensor:
+        """``values`` over the square root of their mean in the group (or block) of each unit, [n_units].
+
+        Half way between comparing units of different groups as they are and over the mean of their group.
+
+        Args:
+            values: not negative, [n_units].
+            floor: smaller values count as this share of the mean.
+        """
+        mean = self._get_runs().mean(values)
+        return values.maximum(floor * mean) / mean.sqrt()
+
+    @torch.no_grad()
+    def force(self, norms: Tensor | None = None) -> Tensor:
+        """F(d_u) of every unit, [n_units], whether or not a force may act on it."""
+        runs, force = self._get_runs(), self.settings.force
+        importance = runs.relative(self.norms() if norms is None else norms)
+        return force(self.distance, size=runs.size, importance=importance)
+
+    @property
+    def _plain(self) -> bool:
+        """Whether κ is 1: forces on anything but plain norms take no other."""
+        return self.settings.kappa == "one" or self.settings.force.squared or self.settings.force.elementwise
+
+    @property
+    def kappa(self) -> Tensor:
+        """κ of the group of each unit, [n_units]."""
+        if self._kappa is not None:
+            return self._kappa
+        kappa = torch.ones_like(self.distance) if self._plain else numbers_per_unit(self.plan).to(self.distance).sqrt()
+        self._kappa = kappa if self.settings.force.adaptive else None
+        return kappa
+
+    def set_kappa(self, kappa: Tensor) -> None:
+        """Take these κ [n_units]."""
+        self._kappa, self._pulled = kappa, None
+
+    @torch.no_grad()
+    def __call__(self, norms: Tensor | None = None) -> Tensor:
+        """κ F(d_u), zero where no force acts: the size of the gradient (over ‖w_u‖ for forces on squared norms).
+
+        Evaluated once per ranking, unless the force adapts to the weights.
+        """
+        active = self._binding.active
+        if self._pulled is None or self._pulled_where is not active or self.settings.force.adaptive:
+            self._pulled, self._pulled_where = self.force(norms) * self.kappa * active, active
+        return self._pulled
+
+    def check(self) -> None:
+        """Raise :class:`ForceError` unless the force is one finite number, not negative, for each unit."""
+        force = self.force()
+        if tuple(force.shape) != (self.plan.n_units,) or not bool((force.isfinite() & (force >= 0)).all()):
+            raise ForceError(
+                f"{self.settings.force} gives forces that are not finite, not positive, or not one for each unit."
+            )
+
+    def _get_runs(self) -> Rankings:
+        if self._runs is not None:
+            return self._runs
+        runs = Rankings.of(self.plan, self._units.device)
+        self._runs = runs if self.settings.force.adaptive else None
+        return runs
+
+
+def _product(w: Tensor) -> Tensor:
+    if w.grad is None:
+        return torch.zeros_like(w)
+    grad = w.grad.to_dense() if w.grad.is_sparse else w.grad
+    return at_least_float32(w.detach()) * grad

@@ -1,0 +1,104 @@
+"""Stand-ins made by changing a method or its source."""
+
+from __future__ import annotations
+
+import inspect
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from ._registry import FALLBACKS, ROWS, Row, StandIn, class_name, load_rows, register_row
+
+
+def overrides(original: str, *, view: bool = False, **methods: Callable[..., Any]) -> None:
+    """Declare a stand-in for a class that need not be imported: a subclass of it with other methods."""
+    found: dict[type, StandIn] = {}
+
+    def find(module: nn.Module) -> StandIn:
+        cls = type(module)
+        if cls not in found:
+            found[cls] = subclass(cls, methods)
+        return found[cls]
+
+    register_row(original, Row(find, view))
+
+
+def rewrite(
+    original: str,
+    *changes: tuple[str, str],
+    methods: Sequence[str] = ("forward",),
+    functions: Sequence[str] = (),
+    keep: Mapping[str, str] | None = None,
+) -> None:
+    """Declare a stand-in whose methods, and functions of their module, have pieces of their source replaced.
+
+    Made for one-word repairs such as ``reshape(B, N, C)`` to ``reshape(B, N, -1)``. Where a piece is not found (another
+    version of the library) there is no stand-in, and what the original cannot lose is locked by the check.
+    ``keep`` maps new attributes to those whose unpruned values they keep (``{"all_heads": "heads"}``); the new source
+    reads them with ``value_before_surgery(self, "all_heads", self.heads)``, because before surgery they do not exist.
+    """
+    found: dict[type, StandIn | None] = {}
+
+    def find(module: nn.Module) -> StandIn | None:
+        cls = type(module)
+        if cls not in found:
+            found[cls] = _rewritten(cls, changes, methods, functions, dict(keep or {}))
+        return found[cls]
+
+    register_row(original, Row(find))
+
+
+def subclass(cls: StandIn, body: Mapping[str, Any]) -> StandIn:
+    """A class made while running, whose instances can be pickled: they name the class that it was made from."""
+
+    def reduce(self: nn.Module, protocol: Any) -> Any:
+        return unpickled_instance, (cls,), self.__dict__
+
+    return type(f"Prunable{cls.__name__}", (cls,), {**body, "__module__": __name__, "__reduce_ex__": reduce})
+
+
+def unpickled_instance(cls: StandIn) -> nn.Module:
+    """An empty instance of the class that stands in for ``cls``."""
+    load_rows()
+    module: nn.Module = cls.__new__(cls)
+    row = ROWS.get(class_name(cls))
+    by_class = (fallback.of_class for fallback in FALLBACKS if fallback.of_class is not None)
+    found = row.find(module) if row is not None else next(filter(None, (find(cls) for find in by_class)), None)
+    if found is not None:
+        module.__class__ = found
+    return module
+
+
+def value_before_surgery(module: nn.Module, name: str, now: Any) -> Any:
+    """The value that an attribute had before any surgery; ``now`` while there was none."""
+    return module.__dict__.get(name, now)
+
+
+def _rewritten(
+    cls: type[nn.Module],
+    changes: Sequence[tuple[str, str]],
+    methods: Sequence[str],
+    functions: Sequence[str],
+    keep: dict[str, str],
+) -> StandIn | None:
+    body: dict[str, Any] = {"etp_keeps": keep}
+    missing = set(changes)
+    scope: dict[str, Any] = {}
+    for name in (*functions, *methods):
+        method = name in methods
+        function = inspect.unwrap(getattr(cls, name) if method else getattr(cls, methods[0]).__globals__[name])
+        try:
+            source = textwrap.dedent(inspect.getsource(function))
+        except OSError:  # no source at hand, as in frozen applications
+            return None
+        for old, new in changes:
+            if old in source:
+                source = source.replace(old, new)
+                missing.discard((old, new))
+        source = source[source.index("def ") :]  # without decorators
+        code = compile(source, f"<{class_name(cls)}.{name} of etp_graph>", "exec")
+        world = {**function.__globals__, "kept": value_before_surgery, **scope}
+        exec(code, world, body if method else scope)  # noqa: S102 - the library's source, changed by the row
+    return None if missing else subclass(cls, body)

@@ -1,0 +1,14 @@
+"""Prove that the pruned model computes what the masked model computes."""
+
+from __future__ import annotations
+
+from ._masked import Masked
+from ._verify import TOLERANCE, Verification, lock_what_fails, verify
+
+__all__ = [
+    "TOLERANCE",
+    "Masked",
+    "Verification",
+    "lock_what_fails",
+    "verify",
+]

@@ -1,0 +1,154 @@
+"""The masked model: what a pruned model must compute, without removing anything.
+
+Units are zeroed in every slice, and norms that average over channels (layer, group and RMS norm) are reduced over the
+kept entries: the definition against which surgery is proved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.overrides import TorchFunctionMode
+
+from etp_graph.model import (
+    CHANNELWISE_LAYERS,
+    ModuleStack,
+    bind_arguments,
+    long_axis,
+    named_tensors,
+    routed,
+    run_with_closed_experts,
+    unit_mean,
+)
+from etp_graph.plan import ACTIVATION, Plan, SlicedAxis, attribute_units, sliced_axes, with_no_unit
+
+
+class Masked(TorchFunctionMode):
+    """Inside this context the given model runs with norms reduced over the kept entries.
+
+    Args:
+        model: a copy of the traced model; its removed units are set to zero here, in place.
+        plan: the plan of the model.
+        keep: which units stay, bool [plan.n_units].
+    """
+
+    def __init__(self, model: nn.Module, plan: Plan, keep: Tensor) -> None:
+        super().__init__()
+        full = with_no_unit(keep.cpu(), True)
+        tensors = dict(named_tensors(model))
+        self._running = ModuleStack()
+        self._by_weight: dict[int, dict[int, Tensor]] = {}
+        self._by_module: dict[int, dict[int, Tensor]] = {}
+        for name, parts in sliced_axes(plan).items():
+            kept_by_axis = {axis.axis: axis.kept_positions(full) for axis in parts}
+            layer = _normed_layer(model, name)
+            if layer is None:
+                self._by_weight[id(tensors[name])] = kept_by_axis
+                _zero_units(tensors[name], kept_by_axis)
+            elif name.endswith("original1"):
+                parametrize.register_parametrization(layer, "weight", _Mask(kept_by_axis))
+        for (module, _, item), maps in attribute_units(plan).items():
+            if module == ACTIVATION:
+                continue
+            kept = SlicedAxis(module, 0, tuple(maps)).kept_positions(full)
+            self._by_module.setdefault(id(model.get_submodule(module)), {})[0 if item is None else item] = kept
+
+    def __enter__(self) -> Masked:
+        self._running.__enter__()
+        return super().__enter__()  # type: ignore[no-any-return, no-untyped-call]
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        self._running.__exit__(*error)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is unit_mean:
+            return self._unit_mean(*args)
+        if func is routed:
+            return run_with_closed_experts(args[1], self._by_weight.get(id(args[1]), {}).get(0), args[-1])
+        if func not in (F.layer_norm, F.rms_norm, F.group_norm):
+            return func(*args, **kwargs)
+        row = CHANNELWISE_LAYERS[func]
+        call = bind_arguments(row.arguments, args, kwargs)
+        rest = {k: v for k, v in bind_arguments((*row.arguments, "eps"), args, kwargs).items() if k == "eps"}
+        return _reduced(func, call, self._masks(call, row.trailing), rest)
+
+    def _unit_mean(self, x: Tensor, dim: int, weight: Tensor) -> Tensor:
+        kept = self._by_weight.get(id(weight), {}).get(long_axis(weight))
+        return unit_mean(x if kept is None else x.index_select(dim, kept.nonzero().flatten().to(x.device)), dim, weight)
+
+    def _masks(self, call: dict[str, Any], trailing: bool) -> dict[int, Tensor]:
+        """Dimension of the input -> which of its positions are kept."""
+        x, weight = call["input"], call.get("weight")
+        if trailing:
+            first = x.ndim - len(call["normalized_shape"])
+            if weight is not None:
+                return {first + axis: kept for axis, kept in self._by_weight.get(id(weight), {}).items()}
+            return {item % x.ndim: kept for item, kept in self._module().items()}
+        found = self._by_weight.get(id(weight), {}) if weight is not None else self._module()
+        return dict.fromkeys([1], next(iter(found.values()))) if found else {}
+
+    def _module(self) -> dict[int, Tensor]:
+        """What the running module's attributes count, or else what its own vectors hold."""
+        module = self._running.modules[-1] if self._running.modules else None
+        if module is None or id(module) in self._by_module:
+            return self._by_module.get(id(module), {})
+        vectors = [p for p in module.parameters(recurse=False) if p.ndim == 1 and id(p) in self._by_weight]
+        return {-1: self._by_weight[id(vectors[0])][0]} if vectors else {}
+
+
+@torch.no_grad()
+def _zero_units(tensor: Tensor, kept_by_axis: dict[int, Tensor]) -> None:
+    for axis, kept in kept_by_axis.items():
+        tensor.index_fill_(axis, (~kept).nonzero().flatten().to(tensor.device), 0)
+
+
+def _reduced(
+    func: Callable[..., Tensor], call: dict[str, Any], masks: dict[int, Tensor], rest: dict[str, Any]
+) -> Tensor:
+    """The norm over the kept entries, zeros elsewhere."""
+    x: Tensor = call.pop("input")
+    out_shape, index = x.shape, {}
+    trailing = "normalized_shape" in call
+    for dim, kept in masks.items():
+        index[dim] = kept.nonzero().flatten().to(x.device)
+        x = x.index_select(dim, index[dim])
+    first = x.ndim - len(call["normalized_shape"]) if trailing else 1
+    for name in ("weight", "bias"):
+        if call.get(name) is not None:
+            for dim, positions in index.items():
+                call[name] = call[name].index_select(dim - first, positions)
+    if trailing:
+        call["normalized_shape"] = list(x.shape[first:])
+    out = func(x, **{**call, **rest})
+    for dim, positions in reversed(index.items()):
+        shape = list(out.shape)
+        shape[dim] = out_shape[dim]
+        out = out.new_zeros(shape).index_copy(dim, positions, out)
+    return out
+
+
+class _Mask(nn.Module):
+    """The last step of a parametrized weight: removed units become zero after normalisation, not before."""
+
+    def __init__(self, kept: dict[int, Tensor]) -> None:
+        super().__init__()
+        self.kept = kept
+
+    def forward(self, weight: Tensor) -> Tensor:
+        for axis, kept in self.kept.items():
+            shape = [-1 if d == axis else 1 for d in range(weight.ndim)]
+            weight = weight * kept.to(weight).view(shape)
+        return weight
+
+
+def _normed_layer(model: nn.Module, name: str) -> nn.Module | None:
+    """The layer whose weight-normalised weight this tensor is a part of."""
+    owner, found, _ = name.partition(".parametrizations.weight.original")
+    return model.get_submodule(owner) if found else None

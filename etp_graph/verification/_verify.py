@@ -1,0 +1,270 @@
+"""The oracle: a pruned model computes what the masked model computes, outputs and gradients."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from etp_graph.errors import EquivalenceError
+from etp_graph.model import (
+    InFloat64,
+    WithoutDropout,
+    convert_inputs,
+    eval_mode,
+    plain_forward,
+    preserved_rng,
+    run_model,
+    tensors_of,
+    without_cudnn_recurrence,
+)
+from etp_graph.plan import Group, Plan, sliced_axes, with_no_unit
+from etp_graph.standins import standing_in
+from etp_graph.surgery import prune_
+
+from ._masked import Masked
+from ._sampling import random_selection, randomize_
+
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verification:
+    """What :func:`verify` measured.
+
+    Attributes:
+        error: largest relative error of an output, over all trials.
+        gradient_error: the same for gradients; ``None`` if they were not compared.
+        effect: how much removing the units changed the outputs, relative: a check without effect proves nothing.
+        units: units removed in the trials, of ``n_units``.
+        dtype: ``float64``, or ``float32`` where an operator of the model knows no float64.
+    """
+
+    error: float
+    gradient_error: float | None
+    effect: float
+    units: int
+    n_units: int
+    dtype: str
+
+    def __str__(self) -> str:
+        gradient = "" if self.gradient_error is None else f", gradients {self.gradient_error:.1e}"
+        return f"pruned == masked in {self.dtype}: outputs {self.error:.1e}{gradient}, {self.units} units removed"
+
+
+def verify(
+    model: nn.Module,
+    plan: Plan,
+    example_inputs: Any,
+    *,
+    ratio: float | Sequence[float] = (0.0, 0.3, 0.7, 1.0),
+    gradients: bool = True,
+    randomize: bool = True,
+    seed: int = 0,
+) -> Verification:
+    """Prove on copies that surgery removes exactly what masking silences.
+
+    In every group random units are chosen. One copy has them zeroed in every slice (norms reduced over the kept
+    entries), another has them removed; outputs, and gradients of the parameters, must agree to 1e-6 (relative) in
+    float64, or to 1e-4 in float32 where an operator knows no float64. The model itself is not touched.
+
+    Args:
+        ratio: share of the units to remove, one trial for each; 0: one unit (of each block) of every group, 1: all that
+            may go. Every group gets a share of its own around it.
+        gradients: compare gradients too.
+        randomize: replace weights, biases, norms and running statistics in the copies by random values; the defaults of
+            a fresh model (zero biases, unit norms) hide errors.
+        seed: of the choice and of the random values.
+
+    Raises:
+        EquivalenceError: they differ; it names the first group that breaks.
+        PlanError: the plan does not fit the model.
+    """
+    plan.check(model)
+    judge = _Trials(model, plan, example_inputs, gradients=gradients, randomize=randomize, seed=seed)
+    trials = []
+    for ratio_ in [ratio] if isinstance(ratio, float) else ratio:
+        trial = judge.trial(plan.prunable, ratio_)
+        if not trial.good:
+            raise judge.equivalence_error(plan.prunable, ratio_)
+        trials.append(trial)
+    return Verification(
+        error=max(t.error for t in trials),
+        gradient_error=max(t.gradient_error for t in trials) if gradients else None,
+        effect=max(t.effect for t in trials),
+        units=sum(t.units for t in trials),
+        n_units=plan.n_units,
+        dtype=str(judge.dtype).removeprefix("torch."),
+    )
+
+
+def lock_what_fails(model: nn.Module, plan: Plan, example_inputs: Any) -> Plan:
+    """The plan with every group locked that :func:`verify` refutes, the measured error as the reason."""
+    judge = _Trials(model, plan, example_inputs, gradients=False, randomize=True, seed=0)
+    for ratio in (0.5, 0.0, 1.0):  # the extremes find sizes that only few counts fit
+        while plan.prunable and not (trial := judge.trial(plan.prunable, ratio)).good:
+            plan = plan.lock(
+                {g.name: f"check failed: {why}" for g, why in judge.groups_that_fail(plan.prunable, ratio, trial)}
+            )
+            judge.plan = plan
+    return plan
+
+
+@dataclass(frozen=True, slots=True)
+class _Trial:
+    error: float
+    gradient_error: float
+    effect: float
+    units: int
+    good: bool
+    why: str = ""
+
+
+class _Trials:
+    """Runs trials on copies of one model, in the widest precision that its operators know."""
+
+    def __init__(
+        self, model: nn.Module, plan: Plan, example_inputs: Any, *, gradients: bool, randomize: bool, seed: int
+    ) -> None:
+        self.plan, self.gradients, self.seed = plan, gradients, seed
+        self.dtype = torch.float64
+        try:
+            self._prepare(model, example_inputs, randomize)
+        except RuntimeError:
+            self.dtype = torch.float32
+            self._prepare(model, example_inputs, randomize)
+
+    def _prepare(self, model: nn.Module, example_inputs: Any, randomize: bool) -> None:
+        with plain_forward(model):
+            self.model = copy.deepcopy(model).to(self.dtype)
+        self.model.requires_grad_(True)
+        self.inputs = convert_inputs(example_inputs, like=next(self.model.parameters()))
+        if randomize:
+            randomize_(self.model, seed=self.seed)
+        with torch.no_grad():
+            self.dense = self._outputs(self.model)
+
+    def _outputs(self, model: nn.Module) -> list[Tensor]:
+        found: list[Tensor] = []
+        for mode in self.plan.modes:
+            wide = InFloat64() if self.dtype == torch.float64 else nullcontext()
+            evaluation = eval_mode(model, containers=mode == "train")
+            native = without_cudnn_recurrence(model)
+            with evaluation, preserved_rng(model, self.seed), WithoutDropout(), wide, native:
+                found += [_as_real(tensor) for tensor in tensors_of(run_model(model, self.inputs))]
+        return found
+
+    def groups_that_fail(
+        self, groups: Sequence[Group], ratio: float, trial: _Trial | None = None
+    ) -> list[tuple[Group, str]]:
+        """The groups that fail on their own, or the smallest set found that fails together, each with the reason."""
+        trial = trial or self.trial(groups, ratio)
+        if trial.good:
+            return []
+        if len(groups) == 1:
+            return [(groups[0], trial.why)]
+        half = len(groups) // 2
+        bad = self.groups_that_fail(groups[:half], ratio) + self.groups_that_fail(groups[half:], ratio)
+        return bad or [(group, trial.why) for group in groups]
+
+    def equivalence_error(self, groups: Sequence[Group], ratio: float) -> EquivalenceError:
+        """Bisect to the first group with which the groups before it break."""
+        low, high = 0, len(groups)
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if self.trial(groups[:middle], ratio).good else (low, middle)
+        group, alone = groups[high - 1], self.trial(groups[high - 1 : high], ratio)
+        trial = self.trial(groups[:high], ratio) if alone.good else alone
+        together = " together with groups before it" if alone.good else ""
+        return EquivalenceError(
+            f"group {group.name!r}{together}: {trial.why}. The plan is wrong there; trace(..., check=True) locks it, "
+            f"or pass ignore={group.name!r}.",
+            group=group.name,
+            error=trial.error,
+        )
+
+    def trial(self, groups: Sequence[Group], ratio: float) -> _Trial:
+        """Remove ``ratio`` of the units of these groups, by masking and by surgery, and compare."""
+        generator = torch.Generator().manual_seed(self.seed)
+        selection = random_selection(self.plan, groups, ratio, generator)
+        keep = selection.flat(self.plan)
+        pruned = copy.deepcopy(self.model)
+        try:
+            prune_(pruned, self.plan, selection)
+            got, got_grads = self._run(pruned)
+        except (RuntimeError, ValueError, IndexError, TypeError, AttributeError, AssertionError) as failure:
+            return _Trial(float("inf"), float("inf"), 0.0, 0, False, f"the pruned model fails: {failure}")
+        del pruned  # one copy at a time: the largest models just fit
+        masked = copy.deepcopy(self.model)
+        with Masked(masked, self.plan, keep), standing_in(masked, views_only=True):
+            want, want_grads = self._run(masked)
+        error = _relative_error(got, want)
+        gradient_error = _gradient_error(got_grads, want_grads, self.plan, keep)
+        effect = _relative_error(want, self.dense)
+        good = max(error, gradient_error) <= TOLERANCE[self.dtype]
+        why = f"pruned and masked model differ by {error:.1e}" + (
+            f" (gradients by {gradient_error:.1e})" if self.gradients else ""
+        )
+        return _Trial(error, gradient_error, effect, int((~keep).sum()), good, why)
+
+    def _run(self, model: nn.Module) -> tuple[list[Tensor], dict[str, Tensor]]:
+        with torch.set_grad_enabled(self.gradients):
+            out = self._outputs(model)
+        if not self.gradients:
+            return out, {}
+        generator = torch.Generator().manual_seed(self.seed)
+        loss = sum(
+            (t * torch.randn(t.shape, generator=generator, dtype=t.dtype, device="cpu").to(t.device)).sum()
+            for t in out
+            if t.requires_grad and t.is_floating_point()
+        )
+        if isinstance(loss, Tensor):
+            loss.backward()
+        grads = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+        return [t.detach() for t in out], grads
+
+
+def _as_real(tensor: Tensor) -> Tensor:
+    """Integers and booleans as float64, complex numbers as pairs: everything that can be compared by difference."""
+    if tensor.is_complex():
+        return torch.view_as_real(tensor)
+    return tensor if tensor.is_floating_point() else tensor.double()
+
+
+def _relative_error(got: Sequence[Tensor], want: Sequence[Tensor]) -> float:
+    """Largest |got - want| over the largest |want|; infinite for other shapes, and for anything not finite."""
+    worst = float("inf") if len(got) != len(want) or not want else 0.0
+    for a, b in zip(got, want, strict=False):
+        if a.shape != b.shape:
+            return float("inf")
+        other = a != b  # infinities of masked logits are equal, and have no difference
+        if bool(other.any()):
+            if not bool(a[other].isfinite().all() and b[other].isfinite().all()):
+                return float("inf")
+            scale = float(b[b.isfinite()].abs().max())
+            worst = max(worst, float((a[other] - b[other]).abs().max()) / scale if scale else float("inf"))
+    return worst
+
+
+def _gradient_error(got: dict[str, Tensor], want: dict[str, Tensor], plan: Plan, keep: Tensor) -> float:
+    """Largest relative error of a gradient over its kept entries."""
+    full = with_no_unit(keep, True)
+    sliced = sliced_axes(plan)
+    top = max((float(g.abs().max()) for g in want.values() if g.numel()), default=0.0)
+    worst = 0.0
+    for name, grad in got.items():
+        if name not in want or ".parametrizations." in name:
+            continue  # surgery rescales a magnitude, so its gradient is another one for the same function
+        other = want[name]
+        for axis in sliced.get(name, ()):
+            other = other.index_select(axis.axis, axis.kept_positions(full).nonzero().flatten().to(other.device))
+        if other.shape != grad.shape:
+            return float("inf")
+        scale = max(float(other.abs().max()), 1e-6 * top) if other.numel() else 0.0
+        worst = max(worst, float((grad - other).abs().max()) / scale if scale else 0.0)
+    return worst

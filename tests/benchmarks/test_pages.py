@@ -1,0 +1,200 @@
+"""The pages of the comparison: functions of the lines that the runs wrote."""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.common import figures as plots
+from benchmarks.common import statistics as summary
+from benchmarks.contest import contestants, reproduce
+from benchmarks.contest import page as report
+from benchmarks.contest.published import TABLES
+from benchmarks.contest.run import files, read
+from benchmarks.study import run as study
+from benchmarks.study.variants import ETP, STUDY
+from benchmarks.weights_or_units import page as gradual_page
+from tests.support.benchmark_toy import RECIPE, fields_of
+
+ROOT = Path(__file__).parents[1]
+RUNS, PAGES = ROOT / "benchmarks" / "results" / "runs", ROOT / "docs" / "results"
+
+
+def line(method: str, seed: int, value: float, *, speed_up: float = 2.0, status: str = "ok") -> dict[str, Any]:
+    body: dict[str, Any] = {
+        "format": 1, "config": {"task": "toy", "scale": "cpu", "method": method, "speed_up": speed_up, "seed": seed},
+        "title": "a toy", "metric": {"name": "accuracy", "higher": True, "percent": True}, "status": status,
+        "recipe": fields_of(RECIPE), "checkpoint": "given", "conditions": {"torch": "2"},
+        "commit": "abc", "seconds": 6.0,
+    }  # fmt: skip
+    if status != "ok":
+        return {**body, "reason": "it cannot"}
+    return {
+        **body, "test": {"dense": 0.9, "pruned": value / 2, "finetuned": value}, "macs": [100, 50],
+        "params": [10, 4], "latency": [3.0, 2.0], "push": 0.5, "trials": [{"push": 0.5}, {"push": 2.0}],
+        "counted_by": "hand",
+    }  # fmt: skip
+
+
+def lines() -> list[dict[str, Any]]:
+    return [
+        line("etp", 0, 0.80), line("etp", 1, 0.84), line("torque", 0, 0.70), line("torque", 1, 0.72),
+        line("tp-groupnorm", 0, 0.79), line("tp-groupnorm", 1, 0.85), line("tp-growing", 0, 0, status="not possible"),
+    ]  # fmt: skip
+
+
+def test_page_is_a_function_of_the_lines() -> None:
+    text = report.page(lines())
+    assert text == report.page(json.loads(json.dumps(lines())))
+    # stdev(80, 84) = 2.83, stdev(70, 72) = 1.41; etp - torque = 10, 12; etp - tp-groupnorm = 1, -1
+    assert "| **etp** | - | 41.00 ± 1.41 | 82.00 ± 2.83 | 2.50x | 2.00x | 1.50x | 0.5* | 2 |" in text
+    assert "| torque | - | 35.50 ± 0.71 | 71.00 ± 1.41 |" in text
+    assert "etp against Torque (torque): +11.00 ± 1.41, better (2 seeds)" in text
+    assert "etp against DepGraph (tp-groupnorm): +0.00 ± 1.41, within one deviation (2 seeds)" in text
+    assert "- tp-growing: not possible. it cannot" in text
+    assert "--methods etp torque tp-groupnorm tp-growing --speed-ups 2 --seeds 0 1 --scale cpu" in text
+
+
+def test_a_page_begins_with_its_findings_and_limits() -> None:
+    text = report.page(lines())
+    head, _, tables = text.partition("## Terms")
+    assert "|" not in head
+    assert "- At 2x `etp` has 82.00 ± 2.83. It is better than `torque`; within one deviation of `tp-groupnorm`." in head
+    assert "- At 2x no other pruned or narrow network has a better mean than `etp`." in head
+    assert "- At 2x these have a better mean than `etp`: `whc` (90.00)." in report.page([*lines(), line("whc", 0, 0.9)])
+    assert "- Without a result: `tp-growing` at 2x." in head
+    assert "- The figures of `etp` come from 2 seeds." in head
+    assert "| **etp** |" in tables
+
+
+def test_index_counts_verdicts() -> None:
+    text = report.index({"toy": lines()}, ["study"])
+    torque, depgraph = (
+        next(row for row in text.splitlines() if row.startswith(f"- Against {name}"))
+        for name in ("Torque", "DepGraph (depgraph)")
+    )
+    assert torque.endswith("`etp` is better in 1, within one deviation in 0, worse in 0.")
+    assert depgraph.endswith("worse in 0; no such run yet in 1.")
+    assert "- [The study behind `etp`](study.md) compares" in text
+    assert "- [a toy](toy.md) compares 4 methods by accuracy at 2x." in text
+
+
+@pytest.mark.parametrize("file", files(RUNS), ids=lambda file: file.stem)
+def test_committed_runs_give_the_committed_page(file: Path) -> None:
+    remarks = file.with_suffix(".md")
+    for scale, records in report.by_scale(read(file)).items():
+        name = file.stem if scale == "cpu" else f"{file.stem}-{scale}"
+        found = [f"images/{name}-{kind}.png" for kind in ("curve", "latency")]
+        shown = [figure for figure in found if (PAGES / figure).exists()]
+        text = report.page(records, figures=shown, remarks=remarks.read_text() if remarks.exists() else "")
+        assert text == (PAGES / f"{name}.md").read_text(encoding="utf8")
+
+
+def test_committed_results_give_the_committed_records(tmp_path: Path) -> None:
+    every = [record for file in files(RUNS) for record in read(file)]
+    reproduce.write_page(every, tmp_path / "papers.md")
+    found = {path.stem: read(path) for path in sorted((RUNS.parent / "study").glob("*.jsonl"))}
+    remarks = (RUNS.parent / "study" / "remarks.md").read_text(encoding="utf8")
+    (tmp_path / "study.md").write_text(study.page(found, remarks), encoding="utf8")
+    (tmp_path / "study-tables.md").write_text(study.tables(found), encoding="utf8")
+    (tmp_path / "gradual.md").write_text(gradual_page.page(read(RUNS / "gradual.jsonl")), encoding="utf8")
+    report.measured(RUNS.parent, tmp_path)
+    written = sorted(tmp_path.glob("*.md"))
+    assert {"gradual", "papers", "scale", "speed", "speed-measurements", "latency", "study"} <= {
+        p.stem for p in written
+    }
+    for path in written:
+        assert path.read_text(encoding="utf8") == (PAGES / path.name).read_text(encoding="utf8"), path.name
+
+
+def test_differences_point_to_the_better_side() -> None:
+    own, other, _ = (cell for cell in summary.cells(lines()) if cell.method != "tp-growing")
+    assert summary.difference(own, other, higher=True).mark == "better"  # type: ignore[union-attr]
+    assert summary.difference(own, other, higher=False).mark == "worse"  # type: ignore[union-attr]
+    alone = summary.cells([line("etp", 0, 0.8), line("torque", 0, 0.1)])
+    assert summary.difference(*alone, higher=True) is None
+    page = report.page([line("etp", 0, 0.8), line("torque", 0, 0.1), line("depgraph", 1, 0.1)])
+    assert "etp against Torque (torque): +70.00, a single seed" in page
+    assert "etp against DepGraph (depgraph): no common seed" in page
+
+
+def test_report_writes_pages_figures_and_an_index(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    runs.mkdir()
+    (runs / "toy.jsonl").write_text("".join(json.dumps(each) + "\n" for each in lines()))
+    (runs / "toy.md").write_text("It was tried in vain.\n")
+    written = report.write(runs, tmp_path / "pages")
+    assert [path.name for path in written] == ["toy.md", "index.md"]
+    for name, there in (("toy-curve.png", 0), ("toy-latency.png", 0), ("overview.png", 1)):
+        assert (tmp_path / "pages" / "images" / name).stat().st_size > 1000
+        assert f"(images/{name})" in written[there].read_text()
+    assert "## Remarks\n\nIt was tried in vain.\n" in written[0].read_text()
+    assert "+11.00 ± 1.41, better" in written[1].read_text()
+
+
+def test_a_task_with_a_single_seed_is_not_in_the_overview(tmp_path: Path) -> None:
+    one = [line(method, 0, 0.8) for method in ("etp", "torque")]
+    assert plots.plot_overview({"toy": one}, tmp_path) is None
+    assert plots.plot_overview({"toy": [*one, line("etp", 1, 0.7)]}, tmp_path) == "overview.png"
+
+
+@pytest.mark.parametrize("name", reproduce.TABLES)
+def test_tables_of_the_papers_show_what_was_run(name: str) -> None:
+    text = reproduce.table(name, lines())
+    rows = [row for row in text.splitlines() if row.startswith("| ")][2:]
+    assert len(rows) == len(reproduce.TABLES[name][1])
+    assert all(row.count("|") == 6 for row in rows)
+    assert all("recipe only" in row for row in rows)  # the lines are of another task
+
+
+def test_a_row_of_a_paper_takes_its_figure_from_the_runs() -> None:
+    own = [{**r, "config": {**r["config"], "task": "cifar10-resnet56", "speed_up": 5.0}} for r in lines()]
+    row = next(r for r in reproduce.table("table1", own).splitlines() if "ResNet-56, CIFAR-10, 5x" in r)
+    assert "accuracy 90.00 to 82.00 ± 2.83" in row
+    assert "(tp-groupnorm)" in row
+    assert "reproduced small" in row
+
+
+def blind(method: str, value: float) -> dict[str, Any]:
+    found = line(method, 0, value)
+    return {**{k: v for k, v in found.items() if k not in ("test", "latency")}, "val": found["test"]}
+
+
+def test_the_study_compares_variants_on_the_validation_part() -> None:
+    records = [blind("etp", 0.8), blind("etp[uniform]", 0.6), blind("l1-uniform", 0.72)]
+    steeper = [copy.deepcopy(blind("etp", 0.5))]
+    steeper[0]["config"]["speed_up"] = 6.0
+    summary = study.page({"toy": records}, "The force is exponential.")
+    assert "## What follows\n\nThe force is exponential.\n" in summary
+    assert "| The force | `etp[uniform]` | 1 | +25.0 % |" in summary
+    assert "- The force: `etp[uniform]` has the largest loss, +25.0 %." in summary
+    assert "- The controls: `l1-uniform` +10.0 %." in summary
+    text = study.tables({"toy": records})
+    assert "| `etp` | 40.00 / 80.00 | 25.00 / 50.00 | - |" in study.tables({"toy": [*steeper, *records]})
+    assert "| `etp` | 40.00 / 80.00 | - |" in text
+    assert "| `etp[uniform]` | 30.00 / 60.00 | +25.0 % |" in text  # (80 - 60) / 80
+    assert "| `l1-uniform` | 36.00 / 72.00 | +10.0 % |" in text
+    assert "etp[rate-8]" not in text  # not run
+
+
+def test_every_variant_differs_from_etp_and_can_be_run() -> None:
+    for name, method in STUDY.items():
+        assert contestants.library_method(name) == method
+        assert replace(method, name="etp", source=ETP.source) != ETP
+        assert method.name == name
+
+
+def test_every_row_of_the_papers_has_a_status() -> None:
+    row = {**line("etp", 0, 0.8, speed_up=6.0)}
+    row["config"] = {**row["config"], "task": "sst2"}
+    for name, (_, rows) in TABLES.items():
+        text = reproduce.table(name, [row])
+        for one in rows:
+            (shown,) = [found for found in text.splitlines() if found.startswith(f"| {one.what} |")]
+            small = one.task == "sst2"
+            assert shown.endswith(f"| reproduced small{', at 6x' if small else ''} |" if small else "| recipe only |")

@@ -1,0 +1,100 @@
+"""Integers that remember their attribute, and the sizes that calls write down."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+import etp_graph as etp
+from etp_graph.graph._counted_sizes import CountedInt, counting_attributes, written_sizes
+
+
+class Holder(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.width, self.one, self.flag, self._private = 6, 1, True, 7
+        self.pair = (4, 2)
+        self.mixed = (4, None)
+
+
+def test_attributes_know_their_origin_inside_and_are_plain_afterwards() -> None:
+    model = nn.Sequential(Holder())
+    with counting_attributes(model):
+        inner = model[0]
+        assert isinstance(inner.width, CountedInt)
+        assert inner.width.origin == ("0", "width", None)
+        assert [item.origin for item in inner.pair] == [("0", "pair", 0), ("0", "pair", 1)]
+        assert not any(isinstance(v, CountedInt) for v in (inner.one, inner.flag, inner._private, *inner.mixed))
+    assert type(inner.width) is int
+    assert all(type(item) is int for item in inner.pair)
+
+
+def test_what_a_forward_writes_meanwhile_stays() -> None:
+    model = Holder()
+    with counting_attributes(model):
+        model.width = 5
+    assert model.width == 5
+
+
+def test_arithmetic_forgets_the_attribute_but_not_that_it_follows() -> None:
+    size = CountedInt(6, ("m", "width", None))
+    for made in (size * 2, 2 * size, size // 4, 12 // size, size + 1, 1 + size, size - 1):
+        assert isinstance(made, CountedInt)
+        assert made.origin is None
+    assert (size // 3).whole is size
+    assert (size // 4).whole is None
+    assert isinstance(size / 2, float)
+
+
+def test_sizes_as_calls_write_them() -> None:
+    x, width = torch.zeros(2, 6), CountedInt(6, ("m", "width", None))
+    for args in ((x, 2, width), (x, (2, width))):
+        found = written_sizes(Tensor.view, args, {})
+        assert found is not None
+        assert found.named[1].origin == width.origin  # type: ignore[union-attr, attr-defined]
+    pieces = written_sizes(Tensor.__getitem__, (x, (slice(None), slice(None, width))), {})
+    assert pieces is not None
+    assert pieces.pieces == {1: (0, 6)}
+    assert written_sizes(Tensor.__getitem__, (x, (slice(None), slice(None, 3))), {}) is None, (
+        "a number in the code is no size"
+    )
+    assert written_sizes(torch.add, (x, x), {}) is None
+
+
+class Halves(nn.Module):
+    """A split, a slice and a view by attributes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.groups, self.each = 4, 8, 4, 3
+        self.first = nn.Linear(5, 12)
+        self.left, self.right, self.all = nn.Linear(4, 2), nn.Linear(8, 2), nn.Linear(12, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        left, right = x.split([self.a, self.b], dim=-1)
+        whole = torch.cat([x[..., : self.a], x[..., self.a :]], -1)
+        return self.left(left) + self.right(right) + self.all(whole.relu())
+
+
+def test_splits_and_slices_by_attributes_follow_their_units() -> None:
+    torch.manual_seed(0)
+    model, x = Halves().eval(), torch.randn(3, 5)
+    plan = etp.trace(model, x, check=False)
+    assert sorted(g.n_units for g in plan.prunable) == [4, 8]
+    etp.verify(model, plan, x)
+    keep = torch.ones(plan.n_units, dtype=torch.bool)
+    for group, span in plan.spans():
+        if group.n_units == 4:
+            keep[span.start] = False
+    etp.prune_(model, plan, etp.Selection.from_flat(plan, keep))
+    assert (model.a, model.b) == (3, 8)
+
+
+def test_tracing_leaves_no_trace() -> None:
+    model, x = Halves().eval(), torch.randn(3, 5)
+    before = {name: dict(module.__dict__) for name, module in model.named_modules()}
+    etp.trace(model, x)
+    for name, module in model.named_modules():
+        for key, value in module.__dict__.items():
+            assert type(value) is type(before[name][key]), f"{name}.{key}"

@@ -1,0 +1,59 @@
+"""The house has levels: a package imports only packages on lower levels, and no files import each other in a circle."""
+
+from __future__ import annotations
+
+import ast
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+PACKAGE = "etp_graph"
+LEVELS = (
+    "errors _text _version", "_config model", "forces schedules standins plan", "units surgery latency",
+    "collect budget verification distributed checkpoint", "criteria regularizer graph", "methods fsdp", "compression",
+    "integrations report __init__ record depgraph adapters", "demo", "cli", "__main__",
+)  # fmt: skip
+LEVEL = {name: number for number, names in enumerate(LEVELS) for name in names.split()}
+
+
+def modules(root: Path) -> dict[str, Path]:
+    names = {
+        f: ".".join(f.relative_to(root.parent).with_suffix("").parts).removesuffix(".__init__")
+        for f in root.rglob("*.py")
+    }
+    return {name: file for file, name in names.items()}
+
+
+def imports(name: str, file: Path, known: dict[str, Path]) -> set[str]:
+    """Every module of the package that a file names in an import, wherever it stands (functions, TYPE_CHECKING)."""
+    here = name.split(".") if file.stem == "__init__" else name.split(".")[:-1]
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf8"))):
+        if isinstance(node, ast.ImportFrom):
+            base = here[: len(here) - node.level + 1] if node.level else []
+            start = ".".join([*base, *(node.module or "").split(".")]).strip(".")
+            found |= {f"{start}.{a.name}" if f"{start}.{a.name}" in known else start for a in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {a.name for a in node.names}
+    return {m for m in found if m in known and m != name}
+
+
+def package_of(module: str) -> str:
+    return module.split(".")[1] if "." in module else "__init__"
+
+
+def violations(root: Path) -> list[str]:
+    known = modules(root)
+    arrows = {name: imports(name, file, known) for name, file in known.items()}
+    bad = [
+        f"{a} -> {b}" for a, to in arrows.items() for b in to
+        if package_of(a) != package_of(b) and LEVEL[package_of(b)] >= LEVEL[package_of(a)]
+    ]  # fmt: skip
+    try:
+        TopologicalSorter({a: {b for b in to if not a.startswith(f"{b}.")} for a, to in arrows.items()}).prepare()
+    except CycleError as error:
+        bad.append("circle: " + " -> ".join(error.args[1]))
+    return bad
+
+
+def test_every_import_goes_down() -> None:
+    assert not violations(Path(__file__).parents[1] / PACKAGE)
