@@ -70,9 +70,9 @@ class Tracker:
         """Become the inner facet; the outer one, which has seen the same so far."""
         outer = copy(self)
         outer.labels, outer.weights = self.labels.copy(), self.weights.copy()
-        for name in ("ops", "uncounted", "bare", "operands", "readers"):
+        for name in ("ops", "uncounted", "bare", "used_outside_layers", "readers"):
             setattr(outer, name, copy(getattr(self, name)))
-        for name in ("multiplied", "deferred", "routes", "known"):
+        for name in ("multiplied", "locks_if_used", "routes", "label_of"):
             setattr(outer, name, WeakTensorKeyDictionary(dict(getattr(self, name).items())))
         self.reading, outer.reading = "inner", "outer"
         return outer

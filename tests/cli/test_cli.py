@@ -18,7 +18,7 @@ from tests.support.toy import Toy
 
 runner = CliRunner()
 SHAPE = ["--input-shape", "1,3,8,8"]
-TOY = "toy:Toy"
+TOY = "tests.support.toy:Toy"
 
 
 class Lying(nn.Module):
@@ -78,13 +78,13 @@ def test_inspect_locks_what_is_ignored(tmp_path: Path) -> None:
 
 
 def test_a_callable_may_bring_its_inputs() -> None:
-    code, out, _ = invoke("verify", "test_cli:toy_with_inputs")
+    code, out, _ = invoke("verify", "tests.cli.test_cli:toy_with_inputs")
     assert code == 0
     assert "pruned == masked" in out
 
 
 def test_verify_refutes_a_model_whose_output_depends_on_its_width() -> None:
-    code, out, err = invoke("verify", "test_cli:Lying", *SHAPE)
+    code, out, err = invoke("verify", "tests.cli.test_cli:Lying", *SHAPE)
     assert code == 1
     assert "pruned == masked" not in out
     assert "conv1" in err
@@ -126,12 +126,12 @@ def test_prune_replaces_a_saved_model_only_if_asked(tmp_path: Path) -> None:
         ("resnet50", "torchvision:resnet50"),
         ("torchvision:", "torchvision:resnet50"),
         ("nowhere.at.all:f", "cannot import"),
-        ("toy:Tox", "Toy"),
-        ("toy:toy_plan", "torch.nn.Module"),
-        ("test_cli:seven", "torch.nn.Module"),
-        ("test_cli:failing", "no such width"),
-        ("test_cli:SHAPE", "list"),
-        ("toy:Toy", "--input-shape"),
+        ("tests.support.toy:Tox", "Toy"),
+        ("tests.support.toy:toy_plan", "torch.nn.Module"),
+        ("tests.cli.test_cli:seven", "torch.nn.Module"),
+        ("tests.cli.test_cli:failing", "no such width"),
+        ("tests.cli.test_cli:SHAPE", "list"),
+        ("tests.support.toy:Toy", "--input-shape"),
         ("hf:/nowhere", "config.json"),
     ],
 )
@@ -164,7 +164,7 @@ def test_an_unknown_name_suggests_a_known_one(source: str, library: str) -> None
         (["prune", TOY, *SHAPE, "--out", "x"], "exactly one"),
         (["prune", TOY, *SHAPE, "--speed-up", "1e9", "--out", "x"], "closest"),
         (["prune", TOY, *SHAPE, "--speed-up", "2", "--weights", "/nowhere.safetensors", "--out", "x"], "/nowhere"),
-        (["prune", "test_cli:Lying", *SHAPE, "--method", "bn_scale", "--speed-up", "2", "--out", "x"], ""),
+        (["prune", "tests.cli.test_cli:Lying", *SHAPE, "--method", "bn_scale", "--speed-up", "2", "--out", "x"], ""),
         (["demo", "--speed-up", "0.5"], "speed_up=0.5"),
     ],
 )
