@@ -252,7 +252,7 @@ def test_without_memory_nothing_has_changed(monkeypatch: pytest.MonkeyPatch) -> 
 
     model, plan = randomized(), toy_plan()
     before = state_of(model)
-    monkeypatch.setattr(_prune, "_reserve", out_of_memory)
+    monkeypatch.setattr(_prune, "_reserve_memory", out_of_memory)
     with pytest.raises(MemoryError):
         etp.prune_(model, plan, some_selection(plan))
     assert same(before, state_of(model)) and model.conv1.out_channels == 8
