@@ -1,4 +1,4 @@
-"""From resolved labels to groups: units with the same signature form one group."""
+"""Build groups from resolved labels. Units with the same signature form one group."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from ._ties import ResolvedRuns, resolve_ties
 Ints = npt.NDArray[np.int64]
 
 _SPREAD = 0x1E3779B97F4A7C15
-"""Odd and large: places and reasons are told apart by one number."""
+"""Large odd factor for the number of a reason, so that one key can distinguish places and reasons."""
 
 
 @dataclass(slots=True)
 class _Place:
-    """One axis of a tensor, or one module attribute, with the unit (representative label, 0: none) of each position."""
+    """Tensor axis or module attribute, with the unit (representative label, 0: none) of each position."""
 
     key: tuple[str, int] | tuple[str, str, int | None]
     units: Tensor
@@ -34,10 +34,10 @@ class _Place:
 
 
 def build_groups(labels: Labels, bare: dict[str, Tensor], facet: Reading = "inner") -> tuple[Group, ...]:
-    """The groups of a trace, in the order of their first producers.
+    """Build the groups of a trace, in the order of their first producers.
 
-    Units belong to one group if they live in the same places, equally often, and share their fate (locked or not):
-    ranking them against each other is then fair, and every group is a block of equal columns.
+    Units form one group if they lie on the same tensor axes, equally often on each, and are locked for the same reason
+    or not at all. Units of a group can therefore be ranked against each other.
     """
     root, locks = labels.resolve()
     units = _produced(labels, root)
@@ -68,7 +68,10 @@ def build_groups(labels: Labels, bare: dict[str, Tensor], facet: Reading = "inne
 
 
 def _produced(labels: Labels, root: Tensor) -> Tensor:
-    """The units, in the order in which their first producers run; the order of labels is also that of mere tables."""
+    """Return the units in the order in which their first producers run.
+
+    The labels are not in this order, because entries of bare parameters have labels, too.
+    """
     made = [root[labels.axes[producer.axis]] for producer in labels.producers.values()]
     flat = torch.cat(made) if made else root[:0]
     units, first = np.unique(flat[flat > 0].numpy(), return_index=True)
@@ -78,7 +81,7 @@ def _produced(labels: Labels, root: Tensor) -> Tensor:
 def _pieces(
     places: Sequence[_Place], group_of: Tensor, position: Tensor, n_groups: int
 ) -> tuple[list[list[Slice]], list[list[Attribute]]]:
-    """The slices and the attributes of each group."""
+    """Return the slices and the attributes of each group."""
     slices: list[list[Slice]] = [[] for _ in range(n_groups)]
     attributes: list[list[Attribute]] = [[] for _ in range(n_groups)]
     flat = torch.cat([place.units for place in places]) if places else torch.zeros(0, dtype=torch.int64, device="cpu")
@@ -97,7 +100,7 @@ def _pieces(
 
 
 def _bound(groups: list[Group], labels: Labels, root: Tensor, group_of: Tensor) -> None:
-    """The least number of units that stay, and what their number must be a multiple of."""
+    """Set the minimum number of units that each group keeps, and the number that it must be a multiple of."""
     for found, name in ((labels.floors, "min_units"), (labels.multiples, "multiple")):
         for ids, number in found:
             for owner in {g for g in group_of[root[ids]].tolist() if g >= 0}:
@@ -106,9 +109,9 @@ def _bound(groups: list[Group], labels: Labels, root: Tensor, group_of: Tensor) 
 
 
 def _with(labels: Labels, root: Tensor, group_of: Tensor, n_groups: int, found: list[Tensor]) -> list[bool]:
-    """Which groups have a unit among the labels found."""
+    """Return for each group whether it has a unit among the labels found."""
     flags = torch.zeros(n_groups + 1, dtype=torch.bool, device="cpu")
-    flags[group_of[labels.members(root, found)]] = True  # no group is -1, the last entry
+    flags[group_of[labels.members(root, found)]] = True  # -1 means no group, and is the last entry
     return flags[:n_groups].tolist()
 
 
@@ -131,7 +134,10 @@ def _places(labels: Labels, bare: dict[str, Tensor], root: Tensor, units: Tensor
 
 
 def _table_places(labels: Labels, name: str, small: Tensor, numel: int, locks: Locks) -> Iterator[_Place]:
-    """The axis of a bare parameter that holds units; locks them where it is none, or is read at fixed positions."""
+    """Yield the axis of a bare parameter that holds units.
+
+    Lock the units if they do not lie along one axis, or if the axis is read at fixed positions.
+    """
     dims = labelled_dims(small)
     reason = f"meets several axes of the parameter {name}" if len(dims) > 1 or numel > 1 else None
     if len(dims) == 1:
@@ -143,7 +149,7 @@ def _table_places(labels: Labels, name: str, small: Tensor, numel: int, locks: L
 
 
 def _filled(units: Tensor, locked: Tensor) -> Tensor:
-    """Entries of a stored table that no forward read belong to the unit of the entries beside them."""
+    """Assign entries of a stored table that no forward read to the units of the entries next to them."""
     if bool((units > 0).all()) or not bool((units > 0).any()):
         return units
     free = (units == 0) & ~locked
@@ -158,14 +164,14 @@ def _filled(units: Tensor, locked: Tensor) -> Tensor:
 def _partition(
     root: Tensor, units: Tensor, places: Sequence[_Place], locks: Locks, tied: Sequence[ResolvedRuns]
 ) -> tuple[Tensor, Tensor, list[str | None]]:
-    """Group of each label, position inside the group of each label, reason of each group."""
+    """Return the group of each label, the position of each label in its group, and the lock reason of each group."""
     signature = torch.zeros(len(root), dtype=torch.int64, device="cpu")
     for place in places:
         if len(place.key) > 2:
-            continue  # attributes count units, they do not tell them apart
+            continue  # attributes only count units
         signature.index_add_(0, place.units, torch.full_like(place.units, _code(place.key)))
     for number, together in enumerate(tied):
-        signature[together.units] = _code(number)  # one group, wherever its runs live
+        signature[together.units] = _code(number)  # tied units form one group, on whatever axes they lie
     keys = (signature[units] + locks.code[units] * _SPREAD).numpy()
     _, first, number_of, sizes = np.unique(keys, return_index=True, return_inverse=True, return_counts=True)
     order = np.argsort(first)  # groups in the order of their first units
@@ -187,12 +193,12 @@ def _partition(
 
 
 def _code(key: object) -> int:
-    """A number for a place, so that the sum over a unit's places tells which places they are."""
+    """Return a number for a place. The sum over the places of a unit identifies this set of places."""
     return int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=8).digest(), "little", signed=True)
 
 
 def _split(groups: Ints, units: Ints) -> Iterator[tuple[int, Index, Index]]:
-    """For every group on an axis: the positions of its units, ascending, and which units they are."""
+    """Yield every group on an axis, with the ascending positions of its units and the numbers of these units."""
     if not len(groups) or (groups == groups[0]).all():
         if len(groups) and groups[0] >= 0:
             yield int(groups[0]), range(len(groups)), _index(units)
@@ -231,12 +237,12 @@ def _names(labels: Labels, root: Tensor, group_of: Tensor, n_groups: int) -> tup
     normalised = _with(labels, root, group_of, n_groups, labels.normalised)
     for group in range(n_groups):
         if normalised[group] and makers[group] > 1:
-            kinds[group] = "stream"  # a residual stream: sums of several layers, averaged over by a norm
+            kinds[group] = "stream"  # a residual stream: a sum of several layers that a norm averages over
     return names, kinds
 
 
 def _constrain(groups: list[Group], units: Tensor, group_of: Tensor, position: Tensor, blocks: int, where: str) -> None:
-    """Every normalisation group of ``where`` must keep equally many channels; lock what cannot promise it."""
+    """Make all normalisation groups of ``where`` keep equally many channels. Lock groups that cannot ensure this."""
     owners = torch.unique(group_of[units]).tolist()
     if owners == [-1]:
         return
@@ -254,7 +260,7 @@ def _apply_blocks(groups: list[Group], owner: int, positions: Tensor, blocks: in
     block = torch.arange(len(positions), device="cpu") // (len(positions) // blocks)
     table.index_put_((block, positions), torch.ones_like(positions), accumulate=True)
     if bool((table == table[0]).all()):
-        return True  # every unit has an equal share in every block
+        return True  # every unit has equally many channels in every block
     if group.n_units % blocks:
         return False
     expected = torch.arange(group.n_units, device="cpu") // (group.n_units // blocks)

@@ -1,4 +1,4 @@
-"""Where the tracker listens: functions that own weights or write sizes, and every operator below them."""
+"""Interception of a forward: functions that own weights or write sizes, and all operators below them."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ SUMMED = {
     **dict.fromkeys(("sum", "mean", "nansum"), 0),
     **dict.fromkeys(("scatter_add", "scatter_add_", "index_add", "index_add_"), 3),
 }
-"""Operators that sum, and which of their arguments."""
+"""Operators that sum -> position of the argument that they sum."""
 
 VIEWS = frozenset(
     "view unsqueeze squeeze permute transpose t expand select slice split split_with_sizes unbind alias detach".split()
 )
-"""Operators that make views: those of a bare parameter are labelled when they are used."""
+"""Operators that make views. A view of a bare parameter gets its labels when it is used."""
 
 LEAVING = frozenset("numpy __array__ tolist data_ptr __dlpack__".split())
-"""Methods by which values get where no operator is seen."""
+"""Methods that pass values out of PyTorch, where calls cannot be intercepted."""
 
 
 class Functions(TorchFunctionMode):
-    """Calls of the layer table's functions, and of those that write sizes down."""
+    """Function mode for calls of the layer table's functions, and of functions that write sizes."""
 
     def __init__(self, trackers: Trackers) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class Functions(TorchFunctionMode):
         return out
 
     def _sized(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """A call of the operators below, which do not see which attributes its sizes are read from."""
+        """Make a call and note the attributes that its sizes are read from, which its operators do not show."""
         sizes = written_sizes(func, args, kwargs)
         if sizes is None:
             return func(*args, **kwargs)
@@ -84,7 +84,7 @@ class Functions(TorchFunctionMode):
 
 
 class Operators(TorchDispatchMode):
-    """Every operator outside the layer table's functions."""
+    """Dispatch mode for every operator outside the layer table's functions."""
 
     def __init__(self, trackers: Trackers) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -107,7 +107,7 @@ class Operators(TorchDispatchMode):
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One call of an operator, as all trackers see it."""
+    """One call of an operator, shared by all trackers."""
 
     func: Any
     name: str
@@ -121,7 +121,7 @@ class Operation:
 
     @classmethod
     def of(cls, func: Any, args: Any, kwargs: Any, out: Any, tensors: list[Tensor]) -> Operation:
-        """From the call and its result."""
+        """Make the description of a call and its result."""
         name = func._overloadpacket.__name__
         pointwise = torch.Tag.pointwise in func.tags or name.rstrip("_") in ELEMENTWISE or name in ELEMENTWISE
         followed = pointwise or name in FOLLOWED
@@ -130,13 +130,13 @@ class Operation:
 
 @dataclass(frozen=True, slots=True)
 class OperationFollower:
-    """One tracker at one operator."""
+    """One operator call, followed by one tracker."""
 
     tracker: Tracker
     seen: Operation
 
     def follow(self) -> None:
-        """Note what the operator costs and label what it puts out."""
+        """Note the cost of the operator and label its outputs."""
         tracker, seen = self.tracker, self.seen
         if seen.name == "_local_scalar_dense":
             tracker.readers.setdefault(tracker.where)
@@ -162,7 +162,7 @@ class OperationFollower:
             tracker.set(tensor, label if known else compact_label(label))  # type: ignore[arg-type]
 
     def _labels(self, call: Call) -> list[Tensor | None]:
-        """The label of every tensor that the call puts out."""
+        """Return the label of every output of the call."""
         if all(operand.label is None for operand in call.operands):
             if call.name in MATRIX:
                 matrix(self.tracker, call.name, call.operands, call.outs[0].shape)
@@ -175,7 +175,7 @@ class OperationFollower:
         return list(found) if isinstance(found, (list, tuple)) else [found] * len(call.outs)
 
     def _note_stored(self) -> None:
-        """Stored tensors whose labels do not go on into the result."""
+        """Note stored tensors whose labels are not passed on to the result."""
         weights = self.tracker.weights
         if self.seen.name in MOVEMENT:
             return
@@ -189,7 +189,10 @@ class OperationFollower:
                 self.tracker.used_outside_layers.add(stored)
 
     def _select(self) -> None:
-        """One position. Along the units it is a fixed one, if anything but its shape is ever used."""
+        """Label the result of a ``select``.
+
+        If it takes one of the units, they are locked as soon as more than the shape of the result is used.
+        """
         tracker, out = self.tracker, self.seen.out
         x, dim, at = self.seen.args
         label = tracker.get(x)
@@ -203,7 +206,7 @@ class OperationFollower:
             tracker.set(out, compact_label(label.select(dim, at if label.shape[dim] > 1 else 0)))
 
     def _note_products(self) -> None:
-        """A product of tensors that is summed is as many multiply-adds (messages on edges, scores of a graph)."""
+        """Count a sum of elementwise products as multiply-adds (messages on edges, scores of a graph)."""
         tracker, name, args = self.tracker, self.seen.name, self.seen.args
         if name in ("mul", "mul_") and all(isinstance(a, Tensor) and a.numel() > 1 for a in args[:2]):
             tracker.multiplied[self.seen.out] = True
@@ -219,16 +222,16 @@ class OperationFollower:
         seen = self.seen
         formula = flop_registry.get(seen.func._overloadpacket)
         if seen.name in MATRIX:
-            return  # its factors may shrink: the rule for products notes them
+            return  # the rule for products adds terms whose factors can shrink
         if formula is not None:
             macs = int(formula(*seen.args, **seen.kwargs, out_val=seen.out)) // 2
             self.tracker.ops.append(Op(name=self.tracker.where.strip("'"), coefficient=macs))
-        elif seen.tensors and (seen.pointwise or not seen.followed):  # the others only make or move values
+        elif seen.tensors and (seen.pointwise or not seen.followed):  # other operators only create or move values
             self.tracker.uncounted.add(seen.name.rstrip("_"))
 
 
 def tensors_in(value: Any) -> list[Tensor]:
-    """The tensors in the arguments or results of an operator, which are nested in tuples, lists and dicts at most."""
+    """Return the tensors in the arguments or results of an operator, nested in tuples, lists and dicts at most."""
     if isinstance(value, Tensor):
         return [value]
     if isinstance(value, dict):
@@ -239,7 +242,7 @@ def tensors_in(value: Any) -> list[Tensor]:
 
 
 def _operand(tensor: Tensor, label: Tensor | None) -> Operand:
-    """An expanded dimension is as long as the tensor that it was expanded for: it meets units as one of size 1."""
+    """Return the operand. A dimension expanded from size 1 gets size 1, because it can be expanded to any width."""
     if label is not None or tensor.layout != torch.strided or 0 not in tensor.stride():
         return Operand(tensor.shape, label)
     return Operand(torch.Size(1 if st == 0 else s for s, st in zip(tensor.shape, tensor.stride(), strict=True)), None)

@@ -1,8 +1,8 @@
-"""Unit labels: which unit each position of each tensor belongs to, and which units are one and the same.
+"""Unit labels: integers that say which unit each position of each tensor belongs to.
 
-Every dense layer creates one fresh label per output unit. Labels travel with the activations; wherever two of
-them must live or die together (a residual add, a depthwise convolution) they are united, wherever a unit cannot
-be removed it is locked with a reason. Label 0 means "no unit: this position has a fixed size".
+Every dense layer creates one new label per output unit. Labels are passed along with the activations. Labels that can
+only be removed together (at a residual add, in a depthwise convolution) are united into one unit. A unit that cannot
+be removed is locked, with a reason. Label 0 means that a position belongs to no unit and has a fixed size.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ AttributeKey = tuple[str, str, int | None]
 
 @dataclass(frozen=True, slots=True)
 class Producer:
-    """A tensor axis whose positions are new units: its module and what the units are called."""
+    """Tensor axis whose positions are new units, with its module and the kind of the units."""
 
     axis: TensorAxis
     module: str
@@ -29,12 +29,14 @@ class Producer:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EqualRuns:
-    """Runs of units that one number counts: they keep equally many, and at least ``floor`` each.
+    """Runs of consecutive units that share one size attribute (``hidden_size`` of an LSTM with several layers).
+
+    All runs must keep the same number of units.
 
     Attributes:
         units: labels, int64 [runs, size].
-        floor: least number of positions that each run keeps.
-        where: the module, in words.
+        floor: minimum number of units that each run keeps.
+        where: the module, for messages.
     """
 
     units: Tensor
@@ -43,11 +45,11 @@ class EqualRuns:
 
 
 class Locks:
-    """Which units may not be removed, and why; of several reasons for one unit the first stands.
+    """Units that may not be removed, with one reason each. If several reasons apply, the first one is kept.
 
     Attributes:
-        code: the reason of each label by its number, int64 [number of labels]; 0: not locked.
-        reasons: by number.
+        code: number of the reason of each label, int64 [n_labels]; 0: not locked.
+        reasons: the reasons, by number.
     """
 
     def __init__(self, n_labels: int) -> None:
@@ -64,36 +66,37 @@ class Locks:
         self.code[units] = torch.where(now > 0, now, number)
 
     def replace(self, units: Tensor, reason: str) -> None:
-        """Lock the units for this reason alone, so that they form one group."""
+        """Lock the units for this reason only. Units with different reasons would form different groups."""
         self.code[units] = 0
         self.add(units, reason)
 
     def first(self, units: Tensor) -> str | None:
-        """The reason of the first unit that is locked, or ``None``."""
+        """Return the reason of the first locked unit, or ``None``."""
         found = self.code[units]
         return self.reasons[int(found[found > 0][0])] if bool((found > 0).any()) else None
 
 
 @dataclass(slots=True)
 class Labels:
-    """The labels of one trace.
+    """Labels of one trace.
 
     Attributes:
         axes: labels [size] of every tensor axis that holds units.
         attributes: labels [value] of every module attribute that counts units.
-        producers: in the order of execution.
-        blocks: (labels [channels], number of runs that must stay equally long, module name).
-        inputs: axes of dense layers that belong to the units that come in.
-        passive: axes that are cut with their units but are no part of their norm.
-        folded: labels of axes that a view folded into several, of which these units are one.
-        headed: labels along which products of activations run side by side: the heads of an attention.
-        normalised: labels over which a norm averages in every position.
-        pinned: axes of bare parameters that are read at fixed positions.
-        tables: bare parameters, whose every entry got a label of its own: name, first label, shape.
-        ties: runs of units that keep equally many, by the axis that produces the first run.
-        floors: labels of which at least so many must stay.
-        multiples: labels of which a multiple of so many must stay.
-        guesses: attributes that size a dimension of a bare parameter's view, which may turn out to hold units.
+        producers: axes that produce units, in the order of execution.
+        blocks: (labels [channels], number of blocks, module name); the blocks must keep equal sizes (group norm).
+        inputs: axes of dense layers that hold their input units.
+        passive: axes that surgery cuts with their units, but that do not count in the norm of the units.
+        folded: labels of the units that are left when a view folds a unit axis into several axes.
+        headed: labels of units that may be heads, such as those along the batch dimensions of products of activations.
+        normalised: labels of the units that a norm averages over.
+        pinned: axes of bare parameters that are read at fixed positions, each with a reason.
+        tables: (name, first label, shape) of every bare parameter; each of its entries has a label.
+        ties: the ties, by the axis that produces the first run.
+        floors: (labels, n): at least n of these units must stay.
+        multiples: (labels, n): the number of these units that stay must be a multiple of n.
+        guesses: (attribute, labels, dimension) of views of bare parameters. The attribute gives the size of the
+            dimension, and counts units if the dimension turns out to hold units.
     """
 
     axes: dict[TensorAxis, Tensor] = field(default_factory=dict)
@@ -116,21 +119,21 @@ class Labels:
     _locks: list[tuple[Tensor, str]] = field(default_factory=list)
 
     def copy(self) -> Labels:
-        """The same labels, which go their own way from here on."""
+        """Return a copy that later changes of these labels do not affect."""
         return Labels(**{field.name: copy(getattr(self, field.name)) for field in fields(self)})
 
     def new_labels(self, size: int) -> Tensor:
-        """New labels, int64 [size]."""
+        """Return new labels, int64 [size]."""
         first, self._next = self._next, self._next + size
         return torch.arange(first, first + size, device="cpu")
 
     def table(self, name: str, shape: torch.Size) -> Tensor:
-        """Labels of a bare parameter: one for each entry, until it meets units along one of its axes."""
+        """Return a new label for each entry of a bare parameter. Entries are united when the parameter meets units."""
         self.tables.append((name, self._next, shape))
         return self.new_labels(shape.numel()).view(shape)
 
     def is_unbound(self, labels: Tensor) -> bool:
-        """Whether the labels are all those of bare parameters that have met no units yet."""
+        """Return True if all labels other than 0 were made by :meth:`table`."""
         rest = labels[labels > 0]
         if rest.numel() and not any(first <= int(rest[0]) < first + shape.numel() for _, first, shape in self.tables):
             return False
@@ -139,7 +142,7 @@ class Labels:
         return not rest.numel()
 
     def pin(self, labels: Tensor, dim: int, reason: str) -> None:
-        """Along ``dim`` these entries of bare parameters are at fixed positions: no units can lie there."""
+        """Pin each axis of a bare parameter that lies along ``dim``. Units on a pinned axis are locked later."""
         line = labels
         for d in range(labels.ndim):
             if d != dim:
@@ -151,14 +154,14 @@ class Labels:
                     self.pinned.setdefault((name, axis), reason)
 
     def produce(self, producer: Producer, size: int) -> Tensor:
-        """The labels of a producing axis: fresh at its first use, the same at every later one."""
+        """Return the labels of a producing axis. The first use creates them, later uses get the same labels."""
         if producer.axis not in self.axes:
             self.axes[producer.axis] = self.new_labels(size)
         self.producers.setdefault(producer.axis, producer)
         return self.axes[producer.axis]
 
     def unite(self, a: Tensor, b: Tensor, reason: str) -> Tensor:
-        """Unite labels of equal shape position by position; a unit that meets a fixed position is locked."""
+        """Unite labels of equal shape position by position, and return the result. Lock units that meet a label 0."""
         if a is b or not bool((differ := a != b).any()):
             return a
         left, right = a[differ], b[differ]
@@ -171,18 +174,21 @@ class Labels:
         return torch.where(a == 0, b, a)
 
     def lock(self, labels: Tensor | None, reason: str) -> None:
-        """No unit among the labels may be removed."""
+        """Lock all units among the labels."""
         if labels is not None and bool((labels > 0).any()):
             self._locks.append((labels[labels > 0].unique(), reason))
 
     def add_axis(self, axis: TensorAxis, labels: Tensor) -> None:
-        """A tensor axis holds these units; at a second call they are united with those of the first."""
+        """Record that a tensor axis holds these units. If it has units already, unite them with these."""
         known = self.axes.get(axis)
         reason = f"{axis[0]} is shared with a layer whose channels are fixed"
         self.axes[axis] = labels if known is None else self.unite(known, labels, reason)
 
     def holds_whole_runs(self, label: Tensor, dim: int) -> bool:
-        """Whether every position along ``dim`` holds whole runs of one tie: units go inside of it, it stays itself."""
+        """Return True if each position along ``dim`` holds complete runs of one tie.
+
+        Units are then removed within each position, so that the length of ``dim`` does not change.
+        """
         pieces = [set(piece.flatten().tolist()) for piece in label.unbind(dim)] if self.ties else []
         for tie in self.ties.values():
             runs = [set(run.tolist()) for run in tie.units]
@@ -191,13 +197,16 @@ class Labels:
         return False
 
     def merge(self, label: Tensor, dim: int, where: str) -> Tensor:
-        """Unite what lies at equal places along ``dim``: the label, with size 1 there."""
+        """Unite all positions along ``dim``. Return the label of the first one, with size 1 along ``dim``."""
         first = label.narrow(dim, 0, 1)
         self.unite(label, first.expand_as(label), f"meets channels of fixed width in {where}")
         return first
 
     def count(self, key: AttributeKey, labels: Tensor) -> None:
-        """A module attribute counts these units; all the units that it counts in different places go together."""
+        """Record that a module attribute counts these units.
+
+        Units that it counts in different places are united. If their numbers differ, they are locked.
+        """
         known = self.attributes.setdefault(key, labels)
         if known is labels:
             return
@@ -209,19 +218,22 @@ class Labels:
             self.lock(labels, reason)
 
     def fold(self, labels: Tensor, survivors: Tensor, reason: str) -> None:
-        """An axis is folded: units that differ only along the axes that do not survive go together."""
+        """Record that an axis is folded into several axes, and unite units that differ only along its fixed axes.
+
+        ``survivors`` are the labels along the other axes, and broadcast to ``labels``.
+        """
         self.folded.append(survivors.flatten())
         self.unite(labels, survivors.expand_as(labels), reason)
 
     def members(self, root: Tensor, found: list[Tensor]) -> Tensor:
-        """Which representatives are among the labels found, bool [number of labels + 1]."""
+        """Mark the representatives of the labels found, bool [number of labels + 1]."""
         flags = torch.zeros(len(root), dtype=torch.bool, device="cpu")
         for labels in found:
             flags[root[labels[labels > 0]]] = True
         return flags
 
     def resolve(self) -> tuple[Tensor, Locks]:
-        """The representative of every label, int64 [number of labels + 1], and which of them are locked."""
+        """Return the representative of every label, int64 [number of labels + 1], and their locks."""
         root = torch.arange(self._next, device="cpu")
         if self._pairs:
             a = torch.cat([left for left, _ in self._pairs])
@@ -234,9 +246,12 @@ class Labels:
 
 
 def components(n: int, a: Tensor, b: Tensor) -> Tensor:
-    """Connected components of the graph with edges a[i] - b[i]: the smallest member of each node's component, [n].
+    """Find the connected components of the graph with edges a[i] - b[i].
 
-    Every round hangs roots below smaller ones and drops the edges inside a component: a logarithmic number of rounds.
+    Each round attaches roots to smaller roots and drops the edges inside a component. The number of rounds is
+    logarithmic.
+
+    Returns the smallest member of each node's component, [n].
     """
     root = torch.arange(n, device="cpu")
     while True:

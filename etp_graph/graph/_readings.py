@@ -1,8 +1,8 @@
-"""The two facets of a trace put together: units as the inner and as the outer axis of every view that folds them.
+"""Merge the two readings of a trace: units along the inner or the outer axis of every view that folds a unit axis.
 
-A projection of width heads x dimensions has two kinds of units. One forward is followed twice, each time with
-another answer to "which of the folded axes holds the units"; heads are taken from the second, everything else from the
-first. A position of a tensor stays if both of its units stay.
+A projection of width heads x dimensions has two kinds of units. Two trackers therefore follow the forward, one for
+each reading. Heads come from the outer reading, all other groups come from the inner one. A position of a tensor stays
+if both of its units stay.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ._tracker import Tracker
 
 @dataclass(frozen=True, slots=True)
 class MergedReadings:
-    """What one or two trackers found, merged."""
+    """Groups, cost terms and sizes of activation axes, merged from one or two trackers."""
 
     groups: tuple[Group, ...]
     ops: tuple[Op, ...]
@@ -27,7 +27,7 @@ class MergedReadings:
 
 
 def merge_readings(trackers: Sequence[Tracker], n_ops: int) -> MergedReadings:
-    """Groups and cost terms (the first ``n_ops``) of the one or two facets of a forward."""
+    """Merge the groups and the first ``n_ops`` cost terms of one or two readings of a forward."""
     ops, sizes, maps = cost_terms(*(tracker.ops[:n_ops] for tracker in trackers))
     for tracker, held in zip(trackers, maps, strict=True):
         for name, layers in held.items():
@@ -41,14 +41,14 @@ def merge_readings(trackers: Sequence[Tracker], n_ops: int) -> MergedReadings:
 
 
 def _without_duplicates(groups: Sequence[Group], heads: Sequence[Group]) -> tuple[Group, ...]:
-    """The heads, each before the dimensions of its heads."""
+    """Return the groups of heads, then the other groups. Rename the groups of dimensions of these heads."""
     places = {(piece.tensor, piece.axis) for head in heads for piece in head.slices}
     taken = {head.name for head in heads}
     found: list[Group] = []
     for group in groups:
         held = any((piece.tensor, piece.axis) in places for piece in group.slices)
         if not group.folded and group.slices and all((s.tensor, s.axis) in places for s in group.slices):
-            continue  # one value for each head (a table of position biases), which the other facet knows better
+            continue  # one value per head (a table of position biases), which is in a group of heads
         dims = held and group.folded
         found.append(replace(group, kind="head_dims", name=_free_name(f"{group.name}.dims", taken)) if dims else group)
         taken.add(found[-1].name)

@@ -1,8 +1,9 @@
-"""Skip the arithmetic of a forward whose values nobody looks at: a plan needs only shapes.
+"""Skip the large products of a forward whose values are not needed, because a plan needs only shapes.
 
-Large products put out zeros instead. What is computed from them is *hollow*, and nothing may depend on its values:
-where Python code, an index or a comparison would, :class:`NeedsValues` ends the run, which starts again with all
-arithmetic. Parameters on the meta device have no values at all: what they make of inputs on the CPU is hollow, too.
+Large products return zeros. These zeros, and tensors computed from them, are placeholders: only their shapes are right.
+If Python code, an index or a comparison needs the values of a placeholder, :class:`NeedsValues` stops the run. The
+trace then starts again and computes all values. Parameters on the meta device have no values, so tensors computed from
+them and from inputs on the CPU are placeholders, too.
 """
 
 from __future__ import annotations
@@ -19,20 +20,23 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from etp_graph.model import MIXING_LAYERS, bind_arguments
 
 _LARGE = 1 << 22
-"""Products of at least so many multiply-adds are skipped; below, working out the shape takes as long."""
+"""Minimum number of multiply-adds of a skipped product. Computing a smaller one is as fast as finding its shape."""
 
 _SAME = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 class NeedsValues(BaseException):
-    """A value that was not computed is needed. No :class:`Exception`, so that no model's own handler takes it."""
+    """Error if a value that was not computed is needed.
+
+    It does not derive from :class:`Exception`, so that ``except Exception`` in the code of a model does not catch it.
+    """
 
 
 class ShapeOnly:
-    """Which tensors have no values, in one run.
+    """The set of placeholders of one run.
 
     Args:
-        active: whether anything is skipped at all.
+        active: whether to skip large products.
     """
 
     def __init__(self, *, active: bool) -> None:
@@ -43,7 +47,7 @@ class ShapeOnly:
         return tensor in self._tensors or (tensor._base is not None and tensor._base in self._tensors)
 
     def call(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The result of a function of the layer table; hollow, if it is a large product."""
+        """Return the result of a function of the layer table, or a placeholder if it is a large product."""
         if self._active and _macs_of_call(func, args, kwargs) >= _LARGE:
             out = _empty_result(func, args, kwargs)
             self._mark(out)
@@ -56,11 +60,11 @@ class ShapeOnly:
     def run(
         self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], values: Sequence[Any]
     ) -> Any:
-        """The result of a call; zeros, if tensors on the meta device meet others (or are copied to another device).
+        """Return the result of a call, or a placeholder if it brings tensors on the meta device to another device.
 
         Args:
             func, args, kwargs: the call.
-            values: its arguments, among them all its tensors.
+            values: a flat list that contains all tensors among the arguments.
         """
         tensors = [value for value in values if isinstance(value, Tensor)]
         device = next((t.device for t in tensors if not t.is_meta), kwargs.get("device"))
@@ -79,10 +83,10 @@ class ShapeOnly:
         return out
 
     def follow(self, name: str, values: Sequence[Any], outs: Sequence[Any]) -> None:
-        """What is made of hollow tensors is hollow.
+        """Mark the outputs of a call as placeholders if one of its arguments is a placeholder.
 
         Raises:
-            NeedsValues: it is no floating-point tensor, so that something will depend on its values.
+            NeedsValues: an output is not a floating-point tensor, or there is none. Later code may need its values.
         """
         if not self._tensors or not any(isinstance(v, Tensor) and v in self for v in values):
             return
@@ -92,7 +96,7 @@ class ShapeOnly:
             self._mark(out)
 
     def require_value(self, name: str, value: Any) -> None:
-        """Values leave PyTorch; raises :class:`NeedsValues` if they were not computed."""
+        """Raise :class:`NeedsValues` if values that leave PyTorch are those of a placeholder."""
         if self._tensors and isinstance(value, Tensor) and value in self:
             raise NeedsValues(name)
 
@@ -103,7 +107,7 @@ class ShapeOnly:
 
 
 def _macs_of_call(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
-    """About how many multiply-adds a call takes; 0 for what is never skipped."""
+    """Return the approximate number of multiply-adds of a call, or 0 if the call is never skipped."""
     if torch.is_autocast_enabled("cpu"):
         return 0  # the result would have another dtype
     row = MIXING_LAYERS.get(func)
@@ -117,7 +121,7 @@ def _macs_of_call(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[
 
 
 def _empty_result(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    """Zeros of the shape that the call would put out."""
+    """Return zeros of the shape of the result of a call."""
     if func is F.linear:
         call = bind_arguments(MIXING_LAYERS[func].arguments, args, kwargs)
         shape = (*call["input"].shape[:-1], call["weight"].shape[0])

@@ -1,4 +1,4 @@
-"""From a model and example inputs to its plan."""
+"""Trace a model on example inputs and make its plan."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from ._warnings import warn_about_attention
 _MODEL_ERRORS = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, AssertionError)
 
 CHECK_LIMIT = 400_000_000
-"""``check="auto"`` runs the check on models of at most this many parameters."""
+"""Maximum number of parameters for which ``check="auto"`` runs the check."""
 
 
 def trace(
@@ -46,31 +46,31 @@ def trace(
     ignore: str | Sequence[str] = (),
     check: bool | Literal["auto"] = "auto",
 ) -> Plan:
-    """Find the groups of units that can be removed from a model. Reads the model, changes nothing.
+    """Find the groups of units that can be removed from a model. Does not change the model.
 
-    The model runs once on the example inputs, in eval mode and without gradients. Labels of the units travel with the
-    activations (``etp_graph.labels``); what an operator does to the units is known for certain or the units are
-    locked. Parameters that eval mode does not reach (auxiliary heads) are looked for in a second pass in which
-    the containers, not the layers, are in training mode.
+    The model runs on the example inputs, in eval mode and without gradients. Labels of the units are passed along
+    with the activations (``etp_graph.labels``). If it is not certain what an operator does to the units, they are
+    locked. If eval mode does not reach all parameters (auxiliary heads), a second pass follows, in which the
+    containers are in training mode, but the layers are not.
 
     Args:
         model: any module whose forward takes tensors.
         example_inputs: a tensor, a tuple of positional or a dict of keyword arguments. The MACs of the plan
             are those of one forward with these inputs.
         prune: kinds of units to prune (:data:`etp_graph.facets.KINDS`), or ``"all"``. Default: all except the
-            residual stream and the dimensions of attention heads (:data:`etp_graph.facets.ON_REQUEST`).
-        ignore: names or patterns (``"layer4.*"``) of modules whose own units must all stay: those that its layers
-            put out or normalise. A dense layer that is ignored may still lose inputs.
-        check: prove each group on a copy of the model and lock what fails, with the measured error as the reason.
-            ``"auto"``: on models of at most 400 million parameters.
+            residual stream, the dimensions of attention heads and experts (:data:`etp_graph.facets.ON_REQUEST`).
+        ignore: names or patterns (``"layer4.*"``) of modules. Units that their layers output or normalise are locked.
+            Input units of an ignored dense layer may still be removed.
+        check: check each group on a copy of the model, and lock the groups that fail, with the measured error as the
+            reason. ``"auto"``: only for models of at most 400 million parameters that are not on the meta device.
 
     Returns:
-        The plan; ``print(plan)`` lists groups, constraints and what is locked and why.
+        The plan. ``print(plan)`` lists the groups, their constraints, and the reasons of locked groups.
 
     Raises:
         PlanError: nothing can be removed, ``prune`` names no kind, an ``ignore`` pattern matches nothing, or the model
             is compiled.
-        Exception: whatever the model itself raises on the example inputs.
+        Exception: any error that the model itself raises on the example inputs.
     """
     require_bare(model)
     if type(model).__name__ == "OptimizedModule":
@@ -101,7 +101,7 @@ def trace(
 
 
 def _computed_plan(model: nn.Module, example_inputs: Any, patterns: Sequence[str]) -> Plan:
-    """The plan of a forward that computes everything."""
+    """Return the plan, from a forward that computes all values."""
     try:
         return _unchecked_plan(model, example_inputs, patterns)
     except NeedsValues as error:
@@ -112,13 +112,14 @@ def _computed_plan(model: nn.Module, example_inputs: Any, patterns: Sequence[str
 
 
 def _unchecked_plan(model: nn.Module, example_inputs: Any, ignore: Sequence[str], *, compute: bool = True) -> Plan:
-    """The plan before any check."""
+    """Return the plan without a check."""
     trackers = Trackers(model, compute=compute)
     notes, found, n_ops = _follow_model(trackers, example_inputs)
     inner = trackers.all[0]
     merged = merge_readings(trackers.all, n_ops)
     parameters = tuple(name for name, _ in model.named_parameters())
-    tensors = dict(named_tensors(model))  # the first forward of some models makes buffers of the input's size
+    # Read after the forward, because the first forward of some models creates buffers of the input's size.
+    tensors = dict(named_tensors(model))
     return Plan(
         groups=_lock_ignored(inner, merged, ignore),
         tensors={name: tuple(tensor.shape) for name, tensor in tensors.items()},
@@ -134,7 +135,7 @@ def _unchecked_plan(model: nn.Module, example_inputs: Any, ignore: Sequence[str]
 
 
 def _notes_on_branches(tracker: Tracker) -> tuple[str, ...]:
-    """A note where Python code looked at values: another input may take another branch."""
+    """Return a note if Python code read values of tensors, because another input may then take another branch."""
     if not tracker.readers:
         return ()
     where = ", ".join(list(tracker.readers)[:3]) + (", ..." if len(tracker.readers) > 3 else "")
@@ -142,10 +143,10 @@ def _notes_on_branches(tracker: Tracker) -> tuple[str, ...]:
 
 
 def _follow_model(trackers: Trackers, example_inputs: Any) -> tuple[tuple[str, ...], bool, int]:
-    """Follow the model in eval mode, and where that leaves parameters out in training mode.
+    """Follow the model in eval mode and, if that does not reach all parameters, in training mode.
 
-    Returns notes, whether training mode reached further parameters, and the number of cost terms of eval mode:
-    the cost is that of the model in use.
+    Returns notes, whether training mode reached further parameters, and the number of cost terms of eval mode. Only
+    these terms count, because a model in use is in eval mode.
     """
     notes: tuple[str, ...] = ()
     found = False
@@ -160,7 +161,7 @@ def _follow_model(trackers: Trackers, example_inputs: Any) -> tuple[tuple[str, .
 
 
 def _try_check(model: nn.Module, plan: Plan, example_inputs: Any) -> Plan:
-    """The checked plan, or with a note why the check itself cannot run on this model."""
+    """Return the checked plan. If the check cannot run on this model, return the plan with a note that says why."""
     try:
         return lock_what_fails(model, plan, example_inputs)
     except (RuntimeError, TypeError, ValueError) as error:
@@ -182,10 +183,12 @@ def _follow_forward(trackers: Trackers, example_inputs: Any, *, containers: bool
 
 
 def _follow_training(trackers: Trackers, example_inputs: Any) -> tuple[tuple[str, ...], bool]:
-    """A second pass with the containers in training mode: notes, and whether it reached further parameters.
+    """Follow the model a second time, with the containers in training mode.
 
-    The pass is ours, not the user's: a model that cannot run in that mode on these inputs gets a note, no error,
-    and what that pass began to follow is locked.
+    The user did not ask for this pass. A model that cannot run in that mode on these inputs therefore gets a note
+    instead of an error, and the units first seen in this pass are locked.
+
+    Returns notes, and whether the pass reached further parameters.
     """
     before, known = len(trackers.all[0].weights.seen), set(trackers.all[0].labels.producers)
     try:
@@ -209,9 +212,9 @@ def _require_prunable(plan: Plan) -> None:
 
 
 def _lock_ignored(tracker: Tracker, merged: MergedReadings, patterns: Sequence[str]) -> tuple[Group, ...]:
-    """Lock those groups that hold units of a module whose name matches a pattern, or below it.
+    """Lock the groups that hold units of a module whose name matches a pattern, or of a module inside it.
 
-    The units that a dense layer takes in are not its own: a classifier that is ignored may still lose inputs.
+    Input units of a dense layer do not count as its units, so an ignored classifier may still lose inputs.
     """
     groups = merged.groups
     names = [name for name, _ in tracker.model.named_modules() if name]

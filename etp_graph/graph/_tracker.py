@@ -1,8 +1,8 @@
 """Follow unit labels through one forward pass.
 
-Two interception levels are active at once (:mod:`etp_graph.interception`): functions that own weights are taken by the
-layer table (:mod:`etp_graph.layers`, :mod:`etp_graph.rules`), everything below that, operator by operator, by
-:mod:`etp_graph.operators` and its neighbours.
+Two levels of interception are active at once (:mod:`etp_graph.interception`). The layer table
+(:mod:`etp_graph.layers`, :mod:`etp_graph.rules`) handles functions that own weights. :mod:`etp_graph.calls` and the
+modules that it imports handle all other operators, one by one.
 """
 
 from __future__ import annotations
@@ -28,19 +28,23 @@ from ._weights import StoredTensors, TensorView
 
 
 class Tracker:
-    """Labels, cost terms and remarks of one or more forward passes of a model.
+    """Labels, cost terms and notes of one or more forward passes of a model.
 
     Attributes:
-        facet: which of the axes that a view folds out of a unit axis holds the units; ``None``: no view did so far.
-        labels, ops, uncounted: what was found.
+        facet: the reading, ``"inner"`` or ``"outer"``: which of the axes that a view folds out of a unit axis holds
+            the units. ``None`` until a call depends on it.
+        labels: labels of the units.
+        ops: cost terms.
+        uncounted: names of the operators that ran and are not in the cost.
         weights: names of the model's tensors and modules.
         bare: labels of the parameters that belong to no layer, by name.
-        operands: stored tensors that an operator took whose result has a fixed size.
-        sizes: the sizes that the running call writes down.
-        multiplied: products of tensors, which are multiply-adds if something sums them.
-        deferred: tensors that lock units if anything but their shape is used, with the units and the reason.
-        routes: what a router put out, with the labels of its experts.
-        readers: modules whose Python code read the value of a tensor, in words.
+        operands: names of stored tensors that an operator used whose result has a fixed size.
+        sizes: sizes written in the running call.
+        multiplied: elementwise products of tensors. If such a tensor is summed, it counts as multiply-adds.
+        deferred: tensors with units and a reason. The units are locked if anything but the tensor's shape is used.
+        routes: outputs of a router, with the labels of its experts.
+        known: compact labels of activations.
+        readers: modules whose Python code read the value of a tensor, for messages.
         modules: the stack of running modules, outermost first.
     """
 
@@ -62,12 +66,16 @@ class Tracker:
         self.label_of: Any = WeakTensorKeyDictionary()
 
     def split_readings(self) -> None:
-        """From here on the facets differ: raises :class:`Fork`, before anything is done, where one tracker is both."""
+        """Require a reading. Call this before the tracker is changed.
+
+        Raises:
+            Fork: the tracker has no reading yet. :class:`Trackers` then splits it and follows the call again.
+        """
         if self.reading is None:
             raise ReadingsDiffer
 
     def split(self) -> Tracker:
-        """Become the inner facet; the outer one, which has seen the same so far."""
+        """Take the inner reading, and return a copy of this tracker that takes the outer one."""
         outer = copy(self)
         outer.labels, outer.weights = self.labels.copy(), self.weights.copy()
         for name in ("ops", "uncounted", "bare", "used_outside_layers", "readers"):
@@ -79,12 +87,12 @@ class Tracker:
 
     @property
     def where(self) -> str:
-        """The innermost module that is running, in words."""
+        """The innermost running module, for messages."""
         name = self.weights.module_name(self.modules[-1]) if self.modules else None
         return f"{name!r}" if name else "the model's forward"
 
     def get(self, tensor: Tensor) -> Tensor | None:
-        """The compact label of a tensor, or ``None`` if its positions are fixed."""
+        """Return the compact label of a tensor, or ``None`` if all its positions are fixed."""
         if tensor in self.locks_if_used:
             self.labels.lock(*self.locks_if_used.pop(tensor))
         if (base := self.bare_base(tensor)) is not None and tensor.numel() > 1:
@@ -99,7 +107,7 @@ class Tracker:
             return self.weights.produce(self.labels, owner, [ref], 1, "features").view(1, -1)
         if (
             vector := self.weights.vector_name(tensor)
-        ) is not None:  # a bias or scale that is not only used by its layer
+        ) is not None:  # a bias or scale that is also used outside its layer
             if (vector, 0) not in self.labels.axes:
                 self.labels.axes[vector, 0] = self.labels.new_labels(tensor.numel())
             return self.labels.axes[vector, 0]
@@ -107,7 +115,7 @@ class Tracker:
         return label
 
     def bare_base(self, tensor: Tensor) -> Tensor | None:
-        """The bare parameter that a tensor is or is a view of; views are labelled when they are used, not before."""
+        """Return the bare parameter that a tensor is or is a view of. Such a view gets its labels when it is used."""
         if tensor in self.label_of or tensor.layout != torch.strided:
             return None
         for base in (tensor, self.weights.base(tensor)):
@@ -116,14 +124,14 @@ class Tracker:
         return None
 
     def set(self, tensor: Tensor, label: Tensor | None) -> None:
-        """Label a tensor (compact label, or ``None``)."""
+        """Set the compact label of a tensor. ``None`` removes it."""
         if label is not None:
             self.label_of[tensor] = label
         elif tensor in self.label_of:
             del self.label_of[tensor]
 
     def channels(self, tensor: Tensor, dim: int) -> Tensor:
-        """The labels [size] of a tensor along one dimension; units along any other dimension are locked."""
+        """Return the labels [size] of a tensor along one dimension. Lock units along any other dimension."""
         dim %= tensor.ndim
         label = self.get(tensor)
         for other in set(labelled_dims(label)) - {dim} if label is not None else ():
@@ -140,7 +148,10 @@ class Tracker:
         return label.reshape(-1).expand(size)
 
     def count_sizes(self, x: Any, sizes: Sizes, out: Any) -> None:
-        """Attributes that wrote the sizes of a result, or of the pieces taken from ``x``, count the units there."""
+        """Record that the attributes that gave the sizes of ``out``, or of pieces of ``x``, count the units there.
+
+        Lock the units of pieces whose size is a plain number.
+        """
         if isinstance(out, Tensor):
             named = list(enumerate(sizes.named))
             if sum(isinstance(size, CountedInt) for size in sizes.named) > 1:
@@ -164,7 +175,10 @@ class Tracker:
                     self.labels.lock(piece, f"is split into pieces of fixed widths in {self.where}")
 
     def _count(self, size: CountedInt, out: Tensor, dim: int, x: Any) -> None:
-        """An axis that is as long as an attribute says: its units are those that the attribute counts."""
+        """Record that the attribute that gave the size of a dimension of ``out`` counts the units along it.
+
+        If ``out`` has no units yet, label the dimension with the units that the attribute counts.
+        """
         assert size.origin is not None
         label = self.get(out)
         if label is not None and label.shape[dim] > 1:
@@ -181,17 +195,17 @@ class Tracker:
                 self.set(out, compact_label(known.view([-1 if d == dim else 1 for d in range(out.ndim)])))
 
     def lock_used_elsewhere(self) -> None:
-        """Lock the units of every stored tensor that a layer uses and an operator outside the layer table, too.
+        """Lock the units of every stored tensor that both a layer and an operator outside the layer table use.
 
-        What the operator makes of it has a fixed size. The parts of a weight normalisation are exempt: their layer
-        knows how the weight is made of them.
+        The result of that operator has a fixed size. The parts of a weight normalisation are exempt, because the rule
+        of the layer takes into account how the weight is computed from them.
         """
         for (name, _), ids in self.labels.axes.items():
             if name in self.used_outside_layers and ".parametrizations." not in name:
                 self.labels.lock(ids, f"{name} is also used outside its layer")
 
     def lock_all(self, values: Any, reason: str) -> None:
-        """Lock every unit in any tensor among the values."""
+        """Lock every unit in any tensor among the values. Mark bare parameters among them as fixed."""
         for tensor in tree_leaves(values):
             if isinstance(tensor, Tensor) and self.weights.bare_name(tensor) is None:
                 self.labels.lock(self.label_of.get(tensor), reason)
@@ -202,16 +216,19 @@ class Tracker:
 
 
 class Trackers:
-    """One forward, followed by a tracker, and from the first call on that the facets follow differently by two.
+    """One or two trackers that follow a forward.
+
+    One tracker follows the forward until a call depends on the reading. From then on there is a tracker for the inner
+    and a tracker for the outer reading.
 
     Args:
         model: the model.
-        compute: whether all of the forward is computed, see :mod:`etp_graph.hollow`.
+        compute: whether to compute all values of the forward, see :mod:`etp_graph.hollow`.
 
     Attributes:
-        all: the tracker, or those of the inner and the outer facet.
-        hollow: what was not computed.
-        paused: nothing is followed now.
+        all: the only tracker, or those of the inner and the outer reading.
+        hollow: the placeholders for values that were not computed.
+        paused: True while calls are not followed.
     """
 
     def __init__(self, model: nn.Module, *, compute: bool = True) -> None:
@@ -221,7 +238,7 @@ class Trackers:
         self.paused = False
 
     def each(self, follow: Callable[[Tracker], None]) -> None:
-        """Let every tracker follow a call."""
+        """Let every tracker follow a call. If the call depends on the reading, split the only tracker first."""
         try:
             for tracker in self.all:
                 follow(tracker)

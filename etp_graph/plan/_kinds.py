@@ -16,16 +16,19 @@ KINDS = (
 """Every kind of unit that a plan can have."""
 
 ON_REQUEST = frozenset(("stream", "head_dims", "experts"))
-"""Kinds that are pruned only if asked for.
+"""Kinds that are pruned only on request.
 
-Units of the stream are averaged over by every layer norm: removing even units that are zero changes its statistics.
-Dimensions of a head leave every head narrower, where a head fewer is one matrix product fewer. An expert whose weights
-are zero is still chosen by its router: removing it sends its tokens elsewhere.
+Every layer norm averages over the units of the stream, so removing a unit changes its statistics even if the unit is
+zero. Removing dimensions only makes every head narrower, while removing a head saves whole matrix products. A router
+still chooses an expert whose weights are zero, so removing the expert sends its tokens to other experts.
 """
 
 
 def chosen_kinds(prune: str | Sequence[str] | None) -> frozenset[str]:
-    """The kinds of units that ``prune`` asks for; ``None``: all but those on request, ``"all"``: all."""
+    """Return the kinds of units that ``prune`` names.
+
+    ``None`` means all kinds that are not in :data:`ON_REQUEST`. Channels include groups of grouped convolutions.
+    """
     if prune is None:
         return frozenset(KINDS) - ON_REQUEST
     kinds = {prune} if isinstance(prune, str) else set(prune)
@@ -38,7 +41,7 @@ def chosen_kinds(prune: str | Sequence[str] | None) -> frozenset[str]:
 
 
 def lock_other_kinds(groups: Sequence[Group], kinds: frozenset[str]) -> tuple[Group, ...]:
-    """The groups, those of other kinds locked."""
+    """Lock the groups whose kind is not among ``kinds``."""
     found = []
     for group in groups:
         reason = None if group.kind in kinds else f"kind {group.kind!r} is not among those to prune"

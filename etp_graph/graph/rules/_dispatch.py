@@ -1,4 +1,4 @@
-"""Which rule takes an operator: one row for each set of names."""
+"""Table of the rules for operators, with one row for each set of operator names."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ from ._operators import (
 from ._products import MATRIX, matrix
 
 FOLLOWED = MOVEMENT | JOINS | REDUCTIONS | GATHERS | SCATTERS | {"constant_pad_nd"}
-"""Operators through which the labels of bare parameters are followed."""
+"""Operators that pass on the labels of bare parameters, besides element-wise ones."""
 
 MAKERS = frozenset(("new_zeros", "new_ones", "new_empty", "new_full"))
-"""Operators that make a tensor beside another one: of its values nothing is left, of its sizes perhaps some."""
+"""Operators that create a tensor from another one without using its values. Some sizes may be those of the other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,14 +53,22 @@ class Call:
 
     @property
     def label(self) -> Tensor:
-        """The label of the first operand, which is the only one."""
+        """The label of the first operand.
+
+        Raises:
+            UnknownOperator: the first operand has no label, or another operand has one, too.
+        """
         if sum(operand.label is not None for operand in self.operands) > 1 or self.operands[0].label is None:
             raise UnknownOperator
         return self.operands[0].label
 
 
 def label_of_result(call: Call) -> Any:
-    """Label of the result, or of each; raises :class:`UnknownOperator` where no rule can follow the units."""
+    """Return the label of the result, or of each result.
+
+    Raises:
+        UnknownOperator: no rule can follow the units.
+    """
     if call.pointwise:
         return elementwise(call.tracker.labels, call.operands, call.outs[0].shape, call.tracker.where)
     if call.name not in _RULES:
@@ -74,7 +82,10 @@ def _join(call: Call) -> Tensor | None:
 
 
 def _made_like(call: Call) -> Tensor | None:
-    """The label of the operand where the new tensor is as long along the units; a wrong guess fails when pruned."""
+    """Return the label of the operand if the new tensor has the same size along the units.
+
+    If the sizes are equal only by chance, this guess is wrong, and the check of the trace finds that.
+    """
     operand, out = call.operands[0], call.outs[0].shape
     label = operand.label
     if label is None or len(out) != label.ndim or any(out[d] != operand.shape[d] for d in labelled_dims(label)):
@@ -120,7 +131,7 @@ def _movement(call: Call) -> Any:
 
 
 def _pad(call: Call) -> Tensor:
-    """Zeros beside the units: new units where the running module declares the widths, else fixed positions."""
+    """Return the label after padding. If the running module declares the widths, the padding consists of new units."""
     label, pads = call.label, list(call.args[1])
     if min(pads) < 0:
         raise UnknownOperator

@@ -1,4 +1,4 @@
-"""How labels pass through gathers and scatters along dimensions without units: messages on edges, top-k, tables."""
+"""Pass labels through gathers and scatters along dimensions without units: messages on edges, top-k, tables."""
 
 from __future__ import annotations
 
@@ -23,10 +23,13 @@ SCATTERS = frozenset(
 def gather(
     labels: Labels, name: str, x: Operand, args: Sequence[Any], kwargs: dict[str, Any], where: str, bare: str | None
 ) -> Any:
-    """Label (compact) of entries of ``x`` picked along other dimensions than that of the units.
+    """Return the compact label of entries of ``x`` that are read along dimensions without units.
 
-    A stored table (``bare``: its name) whose units are not known yet may be picked from along any axis; that axis
-    is pinned: if it turns out to hold the units, they are locked.
+    A stored table (``bare`` is its name) whose units are not known yet may be read along any axis. This axis is
+    pinned: if it turns out to hold units, they are locked.
+
+    Raises:
+        UnknownOperator: the entries are read along the units, or ``x`` has no units.
     """
     label = x.label
     if label is None:
@@ -50,7 +53,10 @@ def gather(
 def met_by_gather(
     labels: Labels, name: str, found: Tensor, indices: Sequence[Operand], args: Sequence[Any], out: Tensor, where: str
 ) -> Tensor | None:
-    """The picked entries' label where the positions, too, belong to units: each head picks its own positions."""
+    """Unite the label of the entries read with the labels of the indices.
+
+    Indices have units if, for example, each head reads its own positions.
+    """
     parts = [Operand(out.shape, found)]
     first = 0
     if name in ("index", "_unsafe_index"):
@@ -81,7 +87,7 @@ def _second(name: str, args: Sequence[Any]) -> Any:
 
 
 def _indexed(labels: Labels, x: Operand, indices: Sequence[Tensor | None], where: str, bare: str | None) -> Tensor:
-    """``x[i, :, j]``: run on the labels, expanded along the indexed dimensions only."""
+    """Return the label of ``x[i, :, j]``, by indexing the label after expanding it along the indexed dimensions."""
     label = x.label
     assert label is not None
     for dim, index in enumerate(indices):
@@ -102,7 +108,7 @@ def _indexed(labels: Labels, x: Operand, indices: Sequence[Tensor | None], where
 
 
 def _every(index: Tensor, size: int) -> bool:
-    """Whether the index names all positions in order along one of its dimensions, as ``arange(x.shape[0])`` does."""
+    """Return True if the index names all positions in order along one of its dimensions, as ``arange`` does."""
     long = [d for d, s in enumerate(index.shape) if s == size]
     if index.dtype == torch.bool or len(long) != 1 or index.numel() != size:
         return False
@@ -110,7 +116,7 @@ def _every(index: Tensor, size: int) -> bool:
 
 
 def scatter(labels: Labels, name: str, args: Sequence[Any], operands: Sequence[Operand], where: str) -> Tensor | None:
-    """Label of ``x`` after entries of ``source`` went into it along other dimensions than that of the units."""
+    """Return the label of ``x`` after entries of ``source`` are written to it along dimensions without units."""
     into = operands[0]
     if name.startswith("index_put"):
         return _put(labels, into, args[1], operands[-1], where)
@@ -123,7 +129,7 @@ def scatter(labels: Labels, name: str, args: Sequence[Any], operands: Sequence[O
         flat.append(Operand(torch.Size(1 if d == dim else s for d, s in enumerate(part.shape)), part.label))
     if any(o.shape != flat[0].shape for o in flat):
         raise UnknownOperator
-    if into.label is None:  # zeros of any width: an empty accumulator
+    if into.label is None:  # an empty accumulator, whose zeros can have any width
         flat[0] = Operand(torch.Size([1] * len(into.shape)), None)
         return _accumulated(labels, flat, into, where)
     return elementwise(labels, flat, flat[0].shape, where)
@@ -135,7 +141,12 @@ def _accumulated(labels: Labels, flat: Sequence[Operand], into: Operand, where: 
 
 
 def _put(labels: Labels, into: Operand, indices: Sequence[Tensor | None], values: Operand, where: str) -> Tensor | None:
-    """Write the labels of the values where the values go; every entry then holds one kind of unit."""
+    """Return the label after ``index_put``, which writes the labels of the values like the values.
+
+    Raises:
+        UnknownOperator: the call writes to some of the units only, some values have no unit, or the labels of a tensor
+            without units would change along several axes.
+    """
     for operand in (into, values):
         for d in labelled_dims(operand.label) if operand is into and operand.label is not None else ():
             index = indices[d] if d < len(indices) else None
@@ -148,7 +159,7 @@ def _put(labels: Labels, into: Operand, indices: Sequence[Tensor | None], values
         raise UnknownOperator
     new.index_put_([None if i is None else i.cpu() for i in indices], source)
     if into.label is None and values.label is not None:
-        # What is not written stays zero, or another constant; its units are those beside it.
+        # Entries that are not written stay constant. They belong to the units of the entries next to them.
         for d in range(new.ndim):
             over = [o for o in range(new.ndim) if o != d]
             high = new.amax(over, keepdim=True)

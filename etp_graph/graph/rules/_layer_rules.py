@@ -1,4 +1,4 @@
-"""How labels pass through the functions of the layer table: what a layer makes, what it takes in, what it costs."""
+"""Rules for the functions of the layer table: label the output units, record the input units, note the MACs."""
 
 from __future__ import annotations
 
@@ -33,7 +33,10 @@ from ._terms import ProductTerm
 
 
 def rule_of_layer(func: Any) -> Callable[[Tracker, Any, Any, Any, Tensor], None] | None:
-    """The rule for a function of the layer table, or ``None``: rule(tracker, func, args, kwargs, out)."""
+    """Return the rule for a function of the layer table, or ``None``.
+
+    The rule is called as rule(tracker, func, args, kwargs, out).
+    """
     if func in MIXING_LAYERS:
         return _dense
     if func in CHANNELWISE_LAYERS:
@@ -78,7 +81,7 @@ def _dense(tracker: Tracker, func: Any, args: Any, kwargs: Any, out: Tensor) -> 
 
 
 def _cost(tracker: Tracker, name: str, ref: TensorView, coefficient: int) -> int:
-    """A new term of the cost for a weight, or a part of one; its number."""
+    """Add a cost term for a weight or a part of one, and return its number."""
     axes = (ref.axis(0), ref.axis(1))
     if all(tracker.weights.shape(tensor)[axis] == ref.shape[dim] for dim, (tensor, axis) in enumerate(axes)):
         tracker.ops.append(Op(name=name, coefficient=coefficient, axes=axes))
@@ -88,7 +91,10 @@ def _cost(tracker: Tracker, name: str, ref: TensorView, coefficient: int) -> int
 
 
 def _moving(tracker: Tracker, term: int, units: Sequence[Tensor]) -> None:
-    """The units along the first two axes of a weight that is a part of a stored one (a query of a fused projection)."""
+    """Write the units along the first two axes of a weight into its cost term.
+
+    Needed only if the weight is a part of a stored tensor, such as the query of a fused projection.
+    """
     product = tracker.ops[term]
     if not isinstance(product, ProductTerm):
         return
@@ -102,7 +108,7 @@ def _moving(tracker: Tracker, term: int, units: Sequence[Tensor]) -> None:
 def _full(
     tracker: Tracker, layer: NamedModule, row: MixingLayer, refs: Sequence[TensorView], into: Tensor
 ) -> tuple[Tensor, Tensor, None]:
-    """An ordinary layer: fresh units out, any units in."""
+    """Produce the output units of a layer without groups, and record its input units."""
     made = tracker.weights.produce(tracker.labels, layer, refs, row.out_axis, row.kind)
     for ref in refs:
         if ref.shape[row.in_axis] > 1 or len(into) == 1:
@@ -120,10 +126,10 @@ def _grouped(
     n_out: int,
     groups: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """A grouped convolution: one unit is a whole group, its input and its output channels together.
+    """Produce the units of a grouped convolution: one unit is a group, with its input and output channels.
 
-    A depthwise convolution is the case of one channel a group. Groups may then go in any number, and the
-    attribute ``groups`` follows; single positions could only go from every group at once.
+    Any number of groups can be removed, by lowering the attribute ``groups``. Single channels could only be removed at
+    the same position of every group. A depthwise convolution has one channel per group.
     """
     wide = n_out // groups > 1 or len(into) // groups > 1
     kind = "conv-groups" if wide else row.kind
@@ -185,7 +191,7 @@ def _embedding(tracker: Tracker, func: Any, args: Any, kwargs: Any, out: Tensor)
 
 
 def stored_matrix(tracker: Tracker, name: str, args: Any, out: Tensor) -> bool:
-    """Treat ``x @ w`` with a stored matrix, or a view of one, as a dense layer; whether it was one."""
+    """Treat ``x @ w`` with a stored matrix, or a view of one, as a dense layer. Return True if it is one."""
     *added, x, weight = args[:3] if name.startswith("add") else args[:2]
     ref = tracker.weights.view(weight) if name in ("mm", "addmm") else None
     if ref is None or tracker.weights.stored_name(x) is not None:
@@ -208,7 +214,7 @@ def stored_matrix(tracker: Tracker, name: str, args: Any, out: Tensor) -> bool:
 
 
 def _unit_mean(tracker: Tracker, func: Any, args: Any, kwargs: Any, out: Tensor) -> None:
-    """The mean over the units that stay, whichever they are."""
+    """Follow :func:`etp_graph.means.unit_mean`, which in a pruned model averages over the remaining units."""
     x, dim, weight = args
     ids = tracker.channels(x, dim)
     held = tracker.get(weight)
@@ -223,4 +229,4 @@ def _unit_mean(tracker: Tracker, func: Any, args: Any, kwargs: Any, out: Tensor)
 _OWN: dict[Any, Callable[[Tracker, Any, Any, Any, Any], None]] = {
     unit_mean: _unit_mean, routed: follow_routed, mixture: follow_mixture,
 }  # fmt: skip
-"""Functions of this library by which stand-ins say what no operator shows."""
+"""Rules for functions of this library. Stand-ins call them if operators alone do not show how units are used."""

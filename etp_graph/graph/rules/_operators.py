@@ -1,8 +1,8 @@
-"""How labels pass through operators that own no weights: element-wise, movement, pooling and reduction.
+"""Pass labels through operators that own no weights: element-wise, movement, pooling and reduction.
 
-Every rule gets the labels of the tensors in *compact* form: as many dimensions as the tensor, of size 1 where the
-label does not change along the dimension. Movement operators are simply run on the labels. An operator that
-no rule knows mixes units in a way we cannot follow: its inputs are locked, so that its outputs keep their size.
+Every rule gets the labels of the tensors in *compact* form. A compact label has as many dimensions as the tensor, with
+size 1 for every dimension along which the labels do not change. Movement operators are applied to the labels
+themselves. If no rule knows an operator, its inputs are locked, so that its outputs keep their size.
 """
 
 from __future__ import annotations
@@ -58,27 +58,27 @@ MOVEMENT = frozenset(
 JOINS = frozenset(("cat", "stack"))
 
 Reading = Literal["inner", "outer"]
-"""Which of the axes that a view folds out of the unit axis holds the units."""
+"""Reading of a folded unit axis: which of the axes that a view makes of it holds the units."""
 
 
 class UnknownOperator(Exception):
-    """No rule can follow the labels through this call."""
+    """Error for a call through which no rule can follow the labels."""
 
 
 class ReadingsDiffer(Exception):
-    """A call that the two facets follow differently, met by a tracker that has seen no such call before."""
+    """Signal that a call depends on the reading (inner or outer), raised by a tracker that has none yet."""
 
 
 @dataclass(slots=True)
 class Operand:
-    """A tensor argument: its shape and its labels (compact), or ``None`` if all its positions are fixed."""
+    """Shape and compact label of a tensor argument. The label is ``None`` if all positions are fixed."""
 
     shape: torch.Size
     label: Tensor | None
 
 
 def compact_label(label: Tensor) -> Tensor | None:
-    """Shrink every dimension along which the labels are constant to size 1; ``None`` if there are no units."""
+    """Shrink every dimension along which the labels are constant to size 1. Return ``None`` if there are no units."""
     for d in range(label.ndim):
         if label.shape[d] > 1:
             first = label.narrow(d, 0, 1)
@@ -88,19 +88,22 @@ def compact_label(label: Tensor) -> Tensor | None:
 
 
 def labelled_dims(label: Tensor) -> list[int]:
-    """The dimensions along which a compact label changes."""
+    """Return the dimensions along which a compact label changes."""
     return [d for d in range(label.ndim) if label.shape[d] > 1]
 
 
 def _align_dims(operand: Operand, ndim: int) -> tuple[tuple[int, ...], Tensor | None]:
-    """Shape and label with leading dimensions of size 1, as broadcasting would add them."""
+    """Return shape and label with leading dimensions of size 1, as broadcasting would add them."""
     missing = ndim - len(operand.shape)
     shape = (1,) * missing + tuple(operand.shape)
     return shape, None if operand.label is None else operand.label.reshape((1,) * missing + operand.label.shape)
 
 
 def elementwise(labels: Labels, operands: Sequence[Operand], out: torch.Size, where: str) -> Tensor | None:
-    """Unite the operands position by position; what broadcasts over other units, or has a fixed size, locks."""
+    """Unite the labels of the operands position by position, and return the compact label of the result.
+
+    Lock units that are broadcast over other units, or that meet an operand of fixed size.
+    """
     aligned = [_align_dims(op, len(out)) for op in operands]
     dims = {d for _, label in aligned if label is not None for d in labelled_dims(label)}
     result: Tensor | None = None
@@ -125,7 +128,11 @@ def elementwise(labels: Labels, operands: Sequence[Operand], out: torch.Size, wh
 
 
 def spatial(labels: Labels, label: Tensor, n_spatial: int) -> Tensor:
-    """Pooling and resizing of the last dimensions: the labels must not change along them."""
+    """Return the label of a tensor whose last ``n_spatial`` dimensions are pooled or resized.
+
+    Raises:
+        UnknownOperator: the label changes along one of these dimensions.
+    """
     if any(d >= label.ndim - n_spatial for d in labelled_dims(label)):
         raise UnknownOperator
     return label
@@ -142,7 +149,13 @@ def _reduced_dims(args: Sequence[Any], kwargs: dict[str, Any], ndim: int) -> lis
 def reduction(
     labels: Labels, label: Tensor, name: str, args: Sequence[Any], kwargs: dict[str, Any], out_ndim: int, where: str
 ) -> Tensor | None:
-    """Mean, sum, max, norm ...: along the units only what zeros add nothing to; the result has no units then."""
+    """Return the label of a mean, sum, maximum, norm or similar reduction.
+
+    The result of a sum or a norm over all units has no units (``None``), because removing zeros does not change it.
+
+    Raises:
+        UnknownOperator: any other reduction along units that are not complete runs of a tie.
+    """
     if "norm" in name:
         args = (args[0], *args[2:])
     dims, now = _reduced_dims(args, kwargs, label.ndim), labelled_dims(label)
@@ -159,14 +172,18 @@ def reduction(
 
 
 def softmax_like(label: Tensor, args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
-    """Softmax, cumulative sums, sorting: not along the units."""
+    """Return the label for softmax, cumulative sums and sorting.
+
+    Raises:
+        UnknownOperator: the operator works along the units.
+    """
     if set(_reduced_dims(args, kwargs, label.ndim)) & set(labelled_dims(label)):
         raise UnknownOperator
     return label
 
 
 def join(labels: Labels, name: str, operands: Sequence[Operand], dim: int, where: str) -> Tensor | None:
-    """``cat`` and ``stack``: along the units the labels are concatenated, across them they are united."""
+    """Return the label of ``cat`` or ``stack``. Concatenate labels along the units, unite them across the units."""
     if name == "stack":
         ndim = len(operands[0].shape) + 1
         dim %= ndim
@@ -196,20 +213,20 @@ def run_on_labels(
     labels: Labels, func: Callable[..., Any], name: str, operand: Operand, args: Sequence[Any], kwargs: dict[str, Any],
     where: str, facet: Reading | None, sizes: Sizes | None,
 ) -> Any:  # fmt: skip
-    """Run the operator on the labels; lock or tie what a smaller tensor would not reproduce."""
+    """Apply the operator to the labels. Lock or unite units if it would give another result on a pruned tensor."""
     label = operand.label
     assert label is not None
     dims = labelled_dims(label)
     full = label.expand(operand.shape)
     if any(isinstance(arg, torch.dtype) for arg in args):
-        raise UnknownOperator  # view(dtype) regroups the bytes
+        raise UnknownOperator  # view(dtype) reinterprets the bytes
     if name in ("channel_shuffle", "native_channel_shuffle") and label.shape[1] > 1:
         pieces = full.unflatten(1, (args[1], -1))
         labels.unite(pieces, pieces[:, :1].expand_as(pieces), f"meets channels of fixed width in {where}")
     if name in ("slice", "select", "index_select", "roll", "unbind"):
         counted = sizes.sliced if sizes else set()
         _fixed_positions(labels, name, label, operand.shape, args, kwargs, where, counted)
-    rest = [arg.cpu() if isinstance(arg, Tensor) else arg for arg in args[1:]]  # labels live on the CPU
+    rest = [arg.cpu() if isinstance(arg, Tensor) else arg for arg in args[1:]]  # labels are on the CPU
     moved: Any = torch.reshape(full, args[1]) if name in ("view", "_unsafe_view") else func(full, *rest, **kwargs)
     if name in ("split", "split_with_sizes"):
         return (
@@ -244,7 +261,7 @@ def _fixed_positions(
 
 
 def _tail_length(start: int | None, end: int | None, size: int) -> int:
-    """How many positions a slice names by their distance from the end, alone (``[-2:]``, ``[:-2]``); or 0."""
+    """Return how many positions at the end a slice keeps (``[-2:]``) or drops (``[:-2]``), or 0 for other slices."""
     if not start and end is not None and end < 0:
         return -end
     return -start if start is not None and start < 0 and (end is None or end >= size) else 0
@@ -254,7 +271,7 @@ def _tie_pieces(
     labels: Labels, name: str, label: Tensor, pieces: Sequence[Tensor], args: Sequence[Any], kwargs: dict[str, Any],
     where: str,
 ) -> Sequence[Tensor]:  # fmt: skip
-    """``chunk`` follows the width of the tensor: equal pieces stay equal if their units go together."""
+    """Unite the units of equal pieces, so that ``chunk`` gives equal pieces again. Lock units of unequal pieces."""
     dim = kwargs.get("dim", args[2] if len(args) > 2 else 0) % label.ndim
     if label.shape[dim] > 1 and not labels.holds_whole_runs(label, dim):
         if name == "split" and len({piece.shape[dim] for piece in pieces}) == 1:
@@ -269,11 +286,11 @@ def _tie_folded(
     labels: Labels, moved: Tensor, dims: list[int], where: str, survives: int | None, facet: Reading | None,
     sizes: Sizes | None,
 ) -> Tensor:  # fmt: skip
-    """An operator that folds the unit axis into several: one of them follows the width, the others are fixed.
+    """Return the label after an operator that may fold the unit axis into several axes.
 
-    Units that differ only along the fixed axes go together. Which axis follows is a question with two answers: the
-    inner one (channels of a shuffle, dimensions of a head) and the outer one (heads). The trace asks both.
-    Where the answer is a wrong guess, the check of the trace refutes it.
+    One of these axes holds the units, and the sizes of the others are fixed. Units that differ only along the fixed
+    axes are united. The axis that holds the units can be the inner one (channels of a shuffle, dimensions of a head)
+    or the outer one (heads), so the trace follows both readings. The check of the trace finds wrong guesses.
     """
     small = compact_label(moved)
     if small is None:
@@ -293,7 +310,11 @@ def _tie_folded(
 
 
 def _surviving_dim(now: list[int], small: Tensor, facet: Reading, sizes: Sizes | None) -> int:
-    """The folded axis that follows: among those written as -1 or by an attribute, if there are two; else of all."""
+    """Return the folded axis that holds the units.
+
+    The candidates are the axes that are longer than 4, or whose size is written as -1 or by an attribute, if there are
+    at least two of them. Else they are all folded axes.
+    """
     # The 2 or 3 of a fused query, key, value is a number in the code.
     known = [d for d in now if small.shape[d] > 4 or (sizes is not None and sizes.follows(d))]
     pool = known if len(known) > 1 else now

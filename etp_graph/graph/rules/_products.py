@@ -1,7 +1,8 @@
-"""Products of activations: how labels pass through a matrix product and through attention, and what they cost.
+"""Pass labels through matrix products of activations and through attention, and note the MACs.
 
-In ``a [..., m, k] @ b [..., k, n]`` the units along the batch dimensions (heads) of both operands are the same units,
-so are those along ``k`` (dimensions of queries and keys), and units along ``m`` or ``n`` go on into the result.
+In ``a [..., m, k] @ b [..., k, n]`` the units along the batch dimensions (heads) of both operands are the same units.
+The same holds for the units along ``k`` (dimensions of queries and keys). The result has the units along ``m`` and
+``n``.
 """
 
 from __future__ import annotations
@@ -21,14 +22,14 @@ from ._operators import Operand, UnknownOperator, compact_label, elementwise, la
 from ._terms import ProductTerm, index_space
 
 MATRIX = frozenset(("mm", "bmm", "addmm", "baddbmm", "mv", "dot"))
-"""Operators that are matrix products; the first operand of those that begin with "add" or "badd" is added."""
+"""Operators that are matrix products. If the name begins with "add" or "badd", the first operand is added."""
 
 _ATTENTION = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
 
 
 @dataclass(slots=True)
 class _Roles:
-    """The labels of one operand by the role of the dimension: batch, the inner one, the outer one."""
+    """Labels of one operand by the role of the dimension: batch, contracted (``inner``), free (``outer``)."""
 
     batch: Operand
     inner: Tensor | None
@@ -36,7 +37,7 @@ class _Roles:
 
 
 def _roles(labels: Labels, operand: Operand, inner: int, where: str) -> _Roles:
-    """Split the labels of a matrix operand; ``inner`` is its contracted dimension, -1 or -2."""
+    """Split the labels of a matrix operand by role. ``inner`` is its contracted dimension, -1 or -2."""
     shape, label = operand.shape, operand.label
     batch = torch.Size((*shape[:-2], 1, 1))
     if label is None:
@@ -58,7 +59,7 @@ def _roles(labels: Labels, operand: Operand, inner: int, where: str) -> _Roles:
 
 
 def contract(tracker: Tracker, a: Operand, b: Operand, term: int) -> Tensor | None:
-    """Label (compact) of ``a [..., m, k] @ b [..., k, n]``; the cost becomes term number ``term``."""
+    """Return the compact label of ``a [..., m, k] @ b [..., k, n]``, and write the cost to term number ``term``."""
     labels, where = tracker.labels, tracker.where
     left, right = _roles(labels, a, -1, where), _roles(labels, b, -2, where)
     size = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
@@ -85,7 +86,7 @@ def contract(tracker: Tracker, a: Operand, b: Operand, term: int) -> Tensor | No
 
 
 def placeholder(tracker: Tracker, shape: tuple[int, ...]) -> int:
-    """A new term of the cost without units; its number. Every facet of a trace has the same terms."""
+    """Add a cost term without units, and return its number. Both readings of a trace have the same terms."""
     tracker.ops.append(ProductTerm(tracker.where.strip("'"), shape, ()))
     return len(tracker.ops) - 1
 
@@ -99,7 +100,7 @@ def _along(label: Tensor | None, ndim: int, dim: int) -> Tensor | None:
 
 
 def _meet(labels: Labels, a: Tensor | None, b: Tensor | None, where: str) -> Tensor | None:
-    """Unite the contracted dimensions; a fixed one on the other side locks."""
+    """Unite the units along the contracted dimension, or lock them if the other operand has a fixed size there."""
     if a is not None and b is not None:
         return labels.unite(a, b, f"meets channels of fixed width in {where}")
     labels.lock(a if b is None else b, f"is multiplied with a tensor of fixed width in {where}")
@@ -107,7 +108,7 @@ def _meet(labels: Labels, a: Tensor | None, b: Tensor | None, where: str) -> Ten
 
 
 def matrix(tracker: Tracker, name: str, operands: Sequence[Operand], out: torch.Size) -> Tensor | None:
-    """``mm``, ``bmm``, ``addmm``, ``baddbmm``, ``mv``, ``dot`` of activations."""
+    """Return the label of ``mm``, ``bmm``, ``addmm``, ``baddbmm``, ``mv`` or ``dot`` of activations. Note the cost."""
     added, (a, b) = operands[:-2], operands[-2:]
     if any(operand.label is not None for operand in operands):
         tracker.split_readings()
@@ -131,7 +132,11 @@ def _reshaped(operand: Operand, shape: tuple[int, int]) -> Operand:
 
 
 def attention(tracker: Tracker, func: Any, args: Any, kwargs: Any, out: Tensor) -> None:
-    """``scaled_dot_product_attention``: heads stay apart, queries meet keys, values go through."""
+    """Label the result of ``scaled_dot_product_attention``, and note the cost of its two matrix products.
+
+    The heads of queries, keys and values are united, and so are the dimensions of queries and keys. The result has the
+    dimensions of the values.
+    """
     tracker.split_readings()
     call = bind_arguments(_ATTENTION, args, kwargs)
     q, k, v = (Operand(call[name].shape, tracker.get(call[name])) for name in ("query", "key", "value"))
@@ -155,7 +160,11 @@ def attention(tracker: Tracker, func: Any, args: Any, kwargs: Any, out: Tensor) 
 
 
 def _only(tracker: Tracker, operands: Sequence[Operand], call: dict[str, Any]) -> None:
-    """Units that attention cannot lose: positions, and dimensions of a head if their number sets the scale."""
+    """Lock the dimensions of a head if their number sets the attention scale.
+
+    Raises:
+        UnknownOperator: the units are positions of the sequence, which attention mixes.
+    """
     for operand, last in zip(operands, (True, True, False), strict=True):
         for d in labelled_dims(operand.label) if operand.label is not None else ():
             at = d - len(operand.shape)
@@ -166,7 +175,7 @@ def _only(tracker: Tracker, operands: Sequence[Operand], call: dict[str, Any]) -
 
 
 def _repeated(operand: Operand, heads: int) -> Operand:
-    """Keys or values [..., kv heads, s, d] as every query head sees them."""
+    """Repeat keys or values [..., kv heads, s, d], so that there is one for every query head."""
     times = heads // operand.shape[-3]
     shape = torch.Size((*operand.shape[:-3], heads, *operand.shape[-2:]))
     label = operand.label

@@ -1,11 +1,11 @@
-"""How labels pass through recurrent layers: ``nn.LSTM``, ``nn.GRU``, ``nn.RNN`` and their cells.
+"""Pass labels through recurrent layers: ``nn.LSTM``, ``nn.GRU``, ``nn.RNN`` and their cells.
 
-A *run* is one layer in one direction. Its hidden unit j is row j of every gate in ``weight_ih``, ``weight_hh`` and the
-biases, and the place j of the state: column j of ``weight_hh``, or of ``weight_hr`` where the state is projected. A
-module has one ``hidden_size`` for all of its runs, so they keep equally many units (:class:`etp_graph.labels.Tie`).
+A *run* is one layer in one direction. Its hidden unit j has row j of every gate in ``weight_ih``, ``weight_hh`` and the
+biases. It also has column j of ``weight_hh``, or of ``weight_hr`` if the state is projected. A module has one
+``hidden_size`` for all its runs, so all runs keep the same number of units (:class:`etp_graph.labels.Tie`).
 
-A hidden unit of zeros stays zero for ever, since tanh(0) = relu(0) = 0 and it starts from zero; one that starts from
-elsewhere is seen by nobody, since the columns that read it are zero too.
+A hidden unit whose weights are zero stays zero if its initial state is zero, because tanh(0) = relu(0) = 0. A zero unit
+with a nonzero initial state has no effect, because all weights that read it are zero.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from ._operators import compact_label, labelled_dims
 _VF: Any = torch._C._VariableFunctions  # what ``torch._VF`` hands out, and a function mode sees
 
 GATES: Mapping[Callable[..., Any], int] = {_VF.lstm: 4, _VF.gru: 3, _VF.rnn_tanh: 1, _VF.rnn_relu: 1}
-"""The functions of ``nn.LSTM``, ``nn.GRU`` and ``nn.RNN`` -> blocks of rows in ``weight_ih`` and ``weight_hh``."""
+"""Functions of ``nn.LSTM``, ``nn.GRU`` and ``nn.RNN`` -> number of gates in ``weight_ih`` and ``weight_hh``."""
 
 CELL_GATES: Mapping[Callable[..., Any], int] = {
     _VF.lstm_cell: 4,
@@ -36,7 +36,7 @@ CELL_GATES: Mapping[Callable[..., Any], int] = {
     _VF.rnn_tanh_cell: 1,
     _VF.rnn_relu_cell: 1,
 }
-"""The functions of the cells -> the same."""
+"""Functions of the cells -> number of gates."""
 
 _OPTIONS = ("params", "has_biases", "num_layers", "dropout", "train", "bidirectional", "batch_first")
 
@@ -50,7 +50,10 @@ _OWN_FORWARDS = {
 
 
 def rule_of_recurrence(func: Any) -> Callable[[Tracker, Any, Any, Any, Any], None] | None:
-    """The rule for a function that recurrent modules call, or ``None``: rule(tracker, func, args, kwargs, out)."""
+    """Return the rule for a function that recurrent modules call, or ``None``.
+
+    The rule is called as rule(tracker, func, args, kwargs, out).
+    """
     if func in GATES:
         return _layers
     if func in CELL_GATES:
@@ -60,7 +63,7 @@ def rule_of_recurrence(func: Any) -> Callable[[Tracker, Any, Any, Any, Any], Non
 
 @dataclass(frozen=True, slots=True)
 class _LayerDirection:
-    """Names of the tensors of one layer in one direction; ``hr`` is the projection of its state, if there is one."""
+    """Names of the tensors of one layer in one direction. ``hr`` is the projection of its state, or ``None``."""
 
     ih: str
     hh: str
@@ -69,9 +72,9 @@ class _LayerDirection:
 
 
 def _zeros(tracker: Tracker, func: Any, args: Any, kwargs: Any, out: Tensor) -> None:
-    """The state that a recurrent module makes when it is given none: as wide as the units that meet it.
+    """Label the initial state that a recurrent module creates if it gets none.
 
-    PyTorch's own forward calls ``torch.zeros`` for nothing else. Zeros of any other origin have a fixed size.
+    The forward of PyTorch's recurrent modules calls ``torch.zeros`` for nothing else. Other zeros have a fixed size.
     """
     if makes_state(tracker) and out.ndim in (2, 3):
         runs, size = (out.shape[0] if out.ndim == 3 else 1), out.shape[-1]
@@ -80,7 +83,7 @@ def _zeros(tracker: Tracker, func: Any, args: Any, kwargs: Any, out: Tensor) -> 
 
 
 def makes_state(tracker: Tracker) -> bool:
-    """Whether a recurrent module's own forward is running."""
+    """Return True if the forward of one of PyTorch's recurrent modules is running."""
     module = tracker.modules[-1] if tracker.modules else None
     return getattr(type(module), "forward", None) in _OWN_FORWARDS and "forward" not in vars(module)
 
@@ -110,17 +113,25 @@ def _cell(tracker: Tracker, func: Any, args: Any, kwargs: Any, out: Any) -> None
 
 
 def _states(value: Any) -> list[Tensor]:
-    """One state, or the pair (h, c) of an LSTM."""
+    """Return a list of the only state, or of h and c of an LSTM."""
     return [value] if isinstance(value, Tensor) else list(value)
 
 
 def _follow_recurrence(
     tracker: Tracker, gates: int, call: Mapping[str, Any], params: Sequence[Sequence[Tensor]], directions: int
 ) -> tuple[Tensor, Tensor] | None:
-    """One call of all runs, whose tensors are ``params``, layer by layer, the directions of each beside each other.
+    """Follow one call of all runs.
+
+    Args:
+        tracker: the tracker.
+        gates: number of gates.
+        call: the arguments of the call by name.
+        params: the tensors of each run. Runs are in the order of the layers, directions of one layer next to each
+            other.
+        directions: number of directions.
 
     Returns:
-        The units of h [runs, H or P] and of c [runs, H]; ``None`` for a layer that stays whole.
+        The units of h [runs, H or P] and of c [runs, H], or ``None`` if the module cannot be pruned.
     """
     x, states = call["input"], _states(call["hx"])
     into, steps = tracker.channels(x, -1), x.numel() // x.shape[-1]
@@ -149,7 +160,7 @@ def _follow_recurrence(
 
 
 def _direction_of(tracker: Tracker, tensors: Sequence[Tensor], has_biases: bool) -> _LayerDirection | None:
-    """The names of a run's tensors, or ``None`` if one of them is computed while running, or must stay whole."""
+    """Return the names of a run's tensors, or ``None`` if one of them is computed in the forward or is fixed."""
     names = [tracker.weights.name(tensor) for tensor in tensors]
     if any(name is None or name in tracker.weights.fixed for name in names):
         return None
@@ -161,7 +172,7 @@ def _direction_of(tracker: Tracker, tensors: Sequence[Tensor], has_biases: bool)
 def _lock_whole(
     tracker: Tracker, labels: Sequence[Tensor | None], params: Sequence[Sequence[Tensor]], steps: int
 ) -> None:
-    """A layer that stays whole: it locks what enters, and what it puts out has a fixed size."""
+    """Lock the units that enter a module that cannot be pruned, and add its cost. Its outputs get no labels."""
     for label in labels:
         tracker.labels.lock(label, f"enters {tracker.where}, whose weights are computed while running")
     macs = steps * sum(tensor.numel() for tensors in params for tensor in tensors if tensor.ndim == 2)
@@ -171,7 +182,7 @@ def _lock_whole(
 def _produce_direction(
     tracker: Tracker, layer: NamedModule, run: _LayerDirection, gates: int, into: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Label all tensors of a run: its hidden units [H], and the units that it puts out ([P], or the same)."""
+    """Label all tensors of a run. Return its hidden units [H] and its output units ([P], or the hidden units)."""
     labels = tracker.labels
     hidden = _produce(labels, Producer((run.ih, 0), layer.name, "hidden"), tracker.weights.shape(run.ih)[0], gates)
     for name in (run.hh, *run.biases):
@@ -188,7 +199,7 @@ def _produce_direction(
 
 
 def _produce(labels: Labels, producer: Producer, size: int, gates: int) -> Tensor:
-    """The units [size / gates] of an axis that holds each of them once for every gate."""
+    """Return the units [size / gates] of an axis that holds every unit once per gate."""
     known = labels.axes.get(producer.axis)
     units = labels.new_labels(size // gates) if known is None else known[: size // gates]
     labels.add_axis(producer.axis, units.repeat(gates))
@@ -197,9 +208,9 @@ def _produce(labels: Labels, producer: Producer, size: int, gates: int) -> Tenso
 
 
 def _tie(tracker: Tracker, layer: NamedModule, run: _LayerDirection, made: Tensor, hidden: Tensor) -> None:
-    """All runs keep equally many units; of hidden ones more than of projected ones.
+    """Tie the runs, so that all of them keep the same number of units.
 
-    PyTorch takes a state for projected if it is not as wide as the cell, and asks for ``proj_size < hidden_size``.
+    There must be more hidden units than projections, because PyTorch requires ``proj_size < hidden_size``.
     """
     labels, floor = tracker.labels, 1
     if run.hr is not None:
@@ -211,7 +222,10 @@ def _tie(tracker: Tracker, layer: NamedModule, run: _LayerDirection, made: Tenso
 
 
 def _start(tracker: Tracker, state: Tensor, units: Tensor) -> None:
-    """An initial state ([runs, batch, H], of a cell [batch, H]) meets the units [runs, H] that go on from it."""
+    """Unite the units of an initial state ([runs, batch, H], of a cell [batch, H]) with those of the runs [runs, H].
+
+    Lock both if the state has a fixed size.
+    """
     label, why = tracker.get(state), f"the initial state of {tracker.where} has a fixed size"
     if label is None or label.shape[-2] > 1 or label.shape[-1] < state.shape[-1]:
         tracker.labels.lock(label, why)
@@ -221,19 +235,19 @@ def _start(tracker: Tracker, state: Tensor, units: Tensor) -> None:
 
 
 def _pack(tracker: Tracker, func: Any, args: Any, kwargs: Any, out: Any) -> None:
-    """Padded [T, B, features] or [B, T, features] to packed [steps, features]."""
+    """Label a packed sequence [steps, features] made of a padded one [T, B, features] or [B, T, features]."""
     label = _features(tracker, bind_arguments(("input",), args, kwargs)["input"])
     tracker.set(out[0], None if label is None else label[0])
 
 
 def _pad(tracker: Tracker, func: Any, args: Any, kwargs: Any, out: Any) -> None:
-    """Packed [steps, features] to padded [T, B, features] or [B, T, features]."""
+    """Label a padded sequence [T, B, features] or [B, T, features] made of a packed one [steps, features]."""
     label = _features(tracker, bind_arguments(("data",), args, kwargs)["data"])
     tracker.set(out[0], None if label is None else label.unsqueeze(0))
 
 
 def _features(tracker: Tracker, tensor: Tensor) -> Tensor | None:
-    """The label of a sequence; units along its steps or its batch are locked."""
+    """Return the label of a sequence. Lock units along its steps or its batch."""
     label = tracker.get(tensor)
     if label is not None and set(labelled_dims(label)) - {tensor.ndim - 1}:
         tracker.labels.lock(label, f"lies along the steps of a sequence in {tracker.where}")

@@ -16,12 +16,12 @@ from ._operators import labelled_dims
 
 @dataclass(frozen=True, slots=True)
 class ProductTerm:
-    """A term of the cost whose factors are sizes of activations.
+    """Cost term whose factors are sizes of activations.
 
     Attributes:
-        name: the module.
+        name: name of the module.
         shape: the sizes whose product is the number of MACs.
-        labels: each broadcastable to ``shape``; a position counts as long as all of its units are there.
+        labels: each broadcastable to ``shape``. A position counts if none of its units is removed.
     """
 
     name: str
@@ -30,16 +30,16 @@ class ProductTerm:
 
 
 def index_space(a: torch.Size, b: torch.Size) -> tuple[int, ...]:
-    """The sizes whose product is the number of MACs of ``a @ b``: batch dimensions, m, n, k."""
+    """Return the sizes whose product is the number of MACs of ``a @ b``: batch dimensions, m, n, k."""
     return (*torch.broadcast_shapes(a[:-2], b[:-2]), a[-2], b[-1], a[-1])
 
 
 def cost_terms(
     inner: Sequence[Op | ProductTerm], outer: Sequence[Op | ProductTerm] | None = None
 ) -> tuple[tuple[Op, ...], dict[str, int], list[dict[str, list[Tensor]]]]:
-    """Cost terms of one or two facets of the same forward.
+    """Combine the cost terms of one or two readings of the same forward.
 
-    Returns the terms; the size of every axis of an activation that they name; and for each facet the labels [size] of
+    Returns the terms, the size of every activation axis that they name, and for each reading the labels [size] of
     these axes, by name.
     """
     facets = [inner] if outer is None else [inner, outer]
