@@ -127,7 +127,7 @@ def _places(labels: Labels, bare: dict[str, Tensor], root: Tensor, units: Tensor
         small = compact_label(unit[ids])
         if small is not None and labelled_dims(small) == [dim] and key not in labels.attributes:
             yield _Place(key, small.flatten())
-    for name, ids in sorted(bare.items()):  # the order in which a forward reads tables may be that of a set
+    for name, ids in sorted(bare.items()):  # a forward may read tables in the order of a set
         small = compact_label(_filled(unit[ids], locks.code[root[ids]] > 0))
         if small is not None:
             yield from _table_places(labels, name, small, ids.numel(), locks)

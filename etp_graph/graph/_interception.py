@@ -60,7 +60,7 @@ class Functions(TorchFunctionMode):
         self.trackers.paused = True
         try:
             out = self.trackers.shape_only.call(func, args, kwargs)
-            with torch._C._DisableTorchDispatch():  # labels are plain tensors: no mode need see them
+            with torch._C._DisableTorchDispatch():  # operators on labels are not intercepted
                 self.trackers.each(lambda tracker: follow(tracker, func, args, kwargs, out))
         finally:
             self.trackers.paused = False
@@ -153,12 +153,12 @@ class OperationFollower:
         for tensor in seen.tensors:
             if tensor in tracker.locks_if_used:
                 tracker.labels.lock(*tracker.locks_if_used.pop(tensor))
-        # Bare parameters get labels only from operators that can carry them.
+        # Bare parameters get labels only if the operator can pass them on.
         look = tracker.get if seen.followed else tracker.label_of.get
         operands = [_operand(t, look(t)) for t in seen.tensors]
         call = Call(tracker, seen.func, seen.name, seen.args, seen.kwargs, operands, seen.outs, seen.pointwise)
         for tensor, label in zip(seen.outs, self._labels(call), strict=False):
-            known = label is None or any(label is operand.label for operand in operands)  # those are compact
+            known = label is None or any(label is operand.label for operand in operands)  # compact already
             tracker.set(tensor, label if known else compact_label(label))  # type: ignore[arg-type]
 
     def _labels(self, call: Call) -> list[Tensor | None]:

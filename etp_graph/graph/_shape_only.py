@@ -109,7 +109,7 @@ class ShapeOnly:
 def _macs_of_call(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
     """Return the approximate number of multiply-adds of a call, or 0 if the call is never skipped."""
     if torch.is_autocast_enabled("cpu"):
-        return 0  # the result would have another dtype
+        return 0  # autocast changes the dtype of the result
     row = MIXING_LAYERS.get(func)
     if row is not None:
         call = bind_arguments(row.arguments, args, kwargs)

@@ -83,7 +83,7 @@ def trace(
         with plain_forward(model), standing_in(model), without_attention_fast_path(), without_garbage_collection():
             try:
                 plan = _unchecked_plan(model, example_inputs, patterns, compute=False)
-            except (NeedsValues, *_MODEL_ERRORS):  # whatever is the model's own error is raised again
+            except (NeedsValues, *_MODEL_ERRORS):  # an error of the model itself is raised again there
                 plan = _computed_plan(model, example_inputs, patterns)
         plan = replace(plan, groups=lock_other_kinds(plan.groups, kinds))
         _require_prunable(plan)

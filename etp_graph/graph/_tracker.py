@@ -137,7 +137,7 @@ class Tracker:
         for other in set(labelled_dims(label)) - {dim} if label is not None else ():
             if label is not None and self.labels.holds_whole_runs(
                 label, other
-            ):  # states of several layers meet one weight
+            ):  # one weight takes states of several layers
                 label = self.labels.merge(label, other, self.where)
         if label is not None and set(labelled_dims(label)) - {dim}:
             self.labels.lock(label, f"lies across the channels of {self.where}")

@@ -17,7 +17,7 @@ from torch import Tensor
 from etp_graph.graph._counted_sizes import Sizes
 from etp_graph.graph._labels import Labels
 
-# Element-wise operators without torch.Tag.pointwise, and copies: the labels of the operands are united.
+# Element-wise operators without torch.Tag.pointwise, and copies. The labels of their operands are united.
 ELEMENTWISE = frozenset(
     "clone contiguous detach alias lift_fresh lift_fresh_copy _to_copy to copy copy_ positive native_dropout dropout "
     "zeros_like ones_like empty_like full_like rand_like randn_like bernoulli where masked_fill hardtanh leaky_relu "
@@ -41,10 +41,10 @@ REDUCTIONS = frozenset(
     "prod median nanmean nansum".split()
 )
 
-# Reductions over the units that removing zeros does not change, if removed units are zero there.
+# Reductions whose result does not change if zeros are removed.
 ZERO_SAFE_SUMS = frozenset("sum nansum linalg_vector_norm norm".split())
 
-# Same shape, but mixing along one dimension.
+# Operators that keep the shape, but mix the positions along one dimension.
 SOFTMAX_LIKE = frozenset(
     "_softmax _log_softmax softmax log_softmax cumsum cumprod logcumsumexp sort cummax cummin".split()
 )
@@ -166,7 +166,7 @@ def reduction(
             raise UnknownOperator
         label = labels.merge(label, d, where)
     if len(now) == 1 and dims == [now[0] + 1] and name in ZERO_SAFE_SUMS:
-        labels.headed.append(label.flatten())  # a product with a vector in each head, as GAT's attention
+        labels.headed.append(label.flatten())  # a product with one vector per head, as in GAT
     keep = out_ndim == label.ndim
     return label if keep else label.reshape([s for d, s in enumerate(label.shape) if d not in dims])
 
@@ -195,7 +195,7 @@ def join(labels: Labels, name: str, operands: Sequence[Operand], dim: int, where
         ]
     operands = [o for o in operands if len(o.shape) == max(len(p.shape) for p in operands)]
     dim %= len(operands[0].shape)
-    operands = [o for o in operands if o.shape[dim]] or operands  # nothing comes from an empty piece
+    operands = [o for o in operands if o.shape[dim]] or operands  # empty tensors add nothing
     dims = {d for o in operands if o.label is not None for d in labelled_dims(o.label)}
     if dims - {dim} and not (dim in dims and all(o.label is None or labels.is_unbound(o.label) for o in operands)):
         if dim in dims:
@@ -315,7 +315,7 @@ def _surviving_dim(now: list[int], small: Tensor, facet: Reading, sizes: Sizes |
     The candidates are the axes that are longer than 4, or whose size is written as -1 or by an attribute, if there are
     at least two of them. Else they are all folded axes.
     """
-    # The 2 or 3 of a fused query, key, value is a number in the code.
+    # Other axes are short and have a plain number as size, such as the 3 of a fused query, key, value.
     known = [d for d in now if small.shape[d] > 4 or (sizes is not None and sizes.follows(d))]
     pool = known if len(known) > 1 else now
     return pool[0] if facet == "outer" else pool[-1]

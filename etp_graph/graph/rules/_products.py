@@ -43,7 +43,7 @@ def _roles(labels: Labels, operand: Operand, inner: int, where: str) -> _Roles:
     if label is None:
         return _Roles(Operand(batch, None), None, None)
     now = labelled_dims(label)
-    if not now:  # the only head of its kind, as the keys of multi-query attention: one unit that meets all others
+    if not now:  # a single head that all other heads use, such as the keys of multi-query attention
         labels.lock(label, f"is shared by all other units in {where}")
     if not now or labels.is_unbound(label):
         return _Roles(Operand(batch, None), None, None)
@@ -75,7 +75,7 @@ def contract(tracker: Tracker, a: Operand, b: Operand, term: int) -> Tensor | No
     ]
     tracker.ops[term] = ProductTerm(where.strip("'"), index_space(a.shape, b.shape), tuple(at))
     if batch is not None and outer:
-        # Each facet follows its own kind of unit; what the other one would follow stays whole in this one.
+        # The inner reading follows dimensions, the outer one heads. Lock the units of the other kind.
         lost = outer if tracker.reading == "outer" else [batch]
         for label in lost:
             labels.lock(label, f"is mixed with other units in {where}")

@@ -25,7 +25,7 @@ from etp_graph.plan import Op
 
 from ._operators import compact_label, labelled_dims
 
-_VF: Any = torch._C._VariableFunctions  # what ``torch._VF`` hands out, and a function mode sees
+_VF: Any = torch._C._VariableFunctions  # the functions of ``torch._VF``, as a function mode gets them
 
 GATES: Mapping[Callable[..., Any], int] = {_VF.lstm: 4, _VF.gru: 3, _VF.rnn_tanh: 1, _VF.rnn_relu: 1}
 """Functions of ``nn.LSTM``, ``nn.GRU`` and ``nn.RNN`` -> number of gates in ``weight_ih`` and ``weight_hh``."""

@@ -54,7 +54,8 @@ def cost_terms(
         shape = products[0].shape
         moving = sorted({d for product in products for label in product.labels for d in labelled_dims(label)})
         name = f"{ACTIVATION}{number}"
-        # Units along different axes leave a product of counts; units that lie across several make one axis of them.
+        # If every label changes along one axis only, the cost is a product of the sizes of these axes. If a label
+        # changes along several axes, they are flattened into one.
         apart = all(len(labelled_dims(label)) <= 1 for product in products for label in product.labels)
         runs = [[d] for d in moving] if apart else [moving] * bool(moving)
         names = [name if len(runs) == 1 else f"{name}.{run[0]}" for run in runs]
