@@ -51,7 +51,8 @@ def test_each_unit_on_its_own(force: Force) -> None:
     distance, size = grid(), torch.full((9,), 9)
     together = force(distance, size=size, importance=1 - distance)
     apart = [force(distance[i : i + 1], size=size[i : i + 1], importance=1 - distance[i : i + 1]) for i in range(9)]
-    torch.testing.assert_close(together, torch.cat(apart), rtol=0, atol=0)
+    # Vectorised and single exponentials differ in the last bit on some CPUs.
+    torch.testing.assert_close(together, torch.cat(apart), rtol=1e-14, atol=0)
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from etp_graph.methods import get
 from etp_graph.model import run_model as forward
 from etp_graph.plan import CostModel, Plan
 from etp_graph.regularizer import Regularizer
+from etp_graph.units import zero_units_
 from tests.support.forced_toy import batches, norms_of, same, toy, train
 from tests.support.toy import Toy, toy_plan
 from tests.support.training_loops import X, Y, loss
@@ -174,7 +175,7 @@ def test_survivors_are_left_alone() -> None:
     keep = alive(model, plan)
     assert bool(keep.all()) is False
     masked = copy.deepcopy(before)
-    etp.units.zero_units_(masked, plan, keep)
+    zero_units_(masked, plan, keep)
     assert all(torch.equal(a, b) for a, b in zip(masked.parameters(), model.parameters(), strict=True))
 
 
