@@ -46,7 +46,7 @@ def probe_pruner(layer: nn.Module, prune: Prune, pruning_dim: int, n_units: int,
     for bit in range(bits):
         for value in (0, 1):
             removed = [i for i in range(n_units) if (i >> bit & 1) == value]
-            cut = _cut(layer, prune, pruning_dim, removed)
+            cut = _cut(layer, prune, pruning_dim, removed, where)
             for axis, gone in _missing(layer, cut, where).items():
                 row = torch.tensor([value << bit, 1], device="cpu") * gone[:, None]
                 found[axis] = found.get(axis, torch.zeros_like(row)) + row
@@ -67,14 +67,17 @@ def _stored(layer: nn.Module) -> list[tuple[str, Tensor]]:
     return [(name, tensor) for name, tensor in named_tensors(layer) if tensor.ndim]
 
 
-def _cut(layer: nn.Module, prune: Prune, pruning_dim: int, removed: list[int]) -> nn.Module:
-    """A copy of the layer, every number in its tensors replaced by its position, after its pruner ran."""
+def _cut(layer: nn.Module, prune: Prune, pruning_dim: int, removed: list[int], where: str) -> nn.Module:
+    """Run the pruner on a copy of the layer in whose tensors every number is its own position."""
     module = copy.deepcopy(layer)
     for _, tensor in _stored(module):
         tensor.requires_grad_(False)
         tensor.data = torch.arange(tensor.numel(), dtype=torch.float64, device="cpu").view(tensor.shape)
     prune.__self__.pruning_dim = pruning_dim  # type: ignore[attr-defined]
-    prune(module, removed)
+    try:
+        prune(module, removed)
+    except Exception as error:  # a pruner is code of another library or of the user
+        raise PlanError(f"the pruner of {where!r} cannot run: {type(error).__name__} {error}".rstrip() + ".") from error
     return module
 
 

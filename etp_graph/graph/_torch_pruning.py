@@ -1,12 +1,14 @@
-"""A plan from a ``torch_pruning.DependencyGraph``, for those who have one: with its hints and customized pruners.
+"""Plans from Torch-Pruning's dependency graph (Fang et al. 2023, "DepGraph").
 
-Torch-Pruning's nodes and edges are read, not its enumeration of groups, which has no bound. Each pair of a layer
-and a pruning function is a *side*; its positions get labels, the index mappings of the edges unite them, and
-the groups follow as in :mod:`etp_graph.tracing`. Whether the graph is right is for :func:`etp_graph.verify` to say.
+The nodes and edges of the graph are read. Its own enumeration of groups is not used, because it has no bound. A *side*
+is a layer with one of its two pruning functions. Its positions get labels, the index mappings of the edges unite them,
+and groups are built from the labels as in :func:`etp_graph.trace`. The graph may be wrong; :func:`etp_graph.verify`
+tells.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,8 +18,9 @@ from torch import Tensor, nn
 
 from etp_graph.errors import PlanError
 from etp_graph.graph.rules._terms import cost_terms
-from etp_graph.model import counting_attributes, eval_mode, named_tensors, run_model
+from etp_graph.model import counting_attributes, eval_mode, named_tensors, run_model, tensors_of
 from etp_graph.plan import Plan
+from etp_graph.standins import standing_in
 
 from ._grouping import build_groups
 from ._interception import watching
@@ -51,15 +54,53 @@ def plan_from_depgraph(
         PlanError: the graph is of another model or not built, an edge maps an index beyond its layer, maps one
             twice or never stops mapping, or a pruner cuts something that is not a set of positions.
     """
-    names = {module: name for name, module in model.named_modules()}
     if getattr(graph, "model", None) is not model or not hasattr(graph, "module2node"):
         raise PlanError(
             "the dependency graph was not built for this model: call graph.build_dependency(model, ...) first."
         )
-    walk = _Walk(graph, names)
+    return _plan(model, example_inputs, _labels_of(graph, model, ignored_layers, lock_wrong_edges=False))
+
+
+def trace_with_torch_pruning(model: nn.Module, example_inputs: Any) -> Plan:
+    """Build Torch-Pruning's dependency graph of a model and read its plan. Nothing is checked.
+
+    Edges that map units to impossible positions lock these units, because one edge that the graph library guessed wrong
+    need not cost the other groups.
+
+    Raises:
+        PlanError: Torch-Pruning is not installed or cannot build its graph.
+    """
+    graph = _built_graph(model, example_inputs)
+    return _plan(model, example_inputs, _labels_of(graph, model, (), lock_wrong_edges=True))
+
+
+def _built_graph(model: nn.Module, example_inputs: Any) -> Any:
+    """Build the graph in eval mode, with gradients, because Torch-Pruning follows autograd nodes."""
+    try:
+        import torch_pruning as tp
+    except ModuleNotFoundError as error:
+        raise PlanError("graph='torch-pruning' needs the package torch-pruning: pip install torch-pruning.") from error
+
+    graph = tp.DependencyGraph()
+    with eval_mode(model), standing_in(model), torch.enable_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it warns of every bare parameter; the plan shows what became of them
+        try:
+            graph.build_dependency(model, example_inputs, run_model, tensors_of, verbose=False)
+        except Exception as error:  # whatever another library raises, the remedy is the same
+            raise PlanError(
+                f"Torch-Pruning cannot build its dependency graph of this model ({type(error).__name__}: {error}): use "
+                "the default, graph='labels'."
+            ) from error
+    return graph
+
+
+def _labels_of(graph: Any, model: nn.Module, ignored: Sequence[nn.Module], *, lock_wrong_edges: bool) -> Labels:
+    """Return the labels of all positions that the graph connects."""
+    names = {module: name for name, module in model.named_modules()}
+    walk = _Walk(graph, names, lock_wrong_edges=lock_wrong_edges)
     walk.run()
-    _Writer(walk, model, names).write(ignored_layers)
-    return _plan(model, example_inputs, walk.labels)
+    _Writer(walk, model, names).write(ignored)
+    return walk.labels
 
 
 def _plan(model: nn.Module, example_inputs: Any, labels: Labels) -> Plan:
@@ -116,7 +157,7 @@ class _Side:
 class _Walk:
     """Label every side and unite what the edges connect: each position of each side is visited once."""
 
-    def __init__(self, graph: Any, names: dict[nn.Module, str]) -> None:
+    def __init__(self, graph: Any, names: dict[nn.Module, str], *, lock_wrong_edges: bool) -> None:
         from torch_pruning import _helpers
         from torch_pruning.dependency import index_mapping
 
@@ -125,6 +166,7 @@ class _Walk:
         self.labels = Labels()
         self.sides: dict[tuple[Any, Any], _Side] = {}
         self._names = names
+        self.lock_wrong_edges = lock_wrong_edges
         self._index = _helpers._HybridIndex
         self._queue: list[tuple[_Side, Tensor, str]] = []
 
@@ -158,16 +200,15 @@ class _Walk:
 
     def _follow(self, dep: Any, side: _Side, index: Tensor, near: str) -> None:
         target = self._side(dep.target, dep.handler)
-        source, to = self._map(dep, index, f"{near!r} -> {target.name!r}")
+        try:
+            source, to = self._mapped(dep, index, target, near)
+        except PlanError as error:
+            if not self.lock_wrong_edges:
+                raise
+            self.labels.lock(side.ids[index], f"Torch-Pruning: {error}")
+            return
         if len(to) == 0:
             return
-        top = self._limit if target.size is None else target.size
-        beyond = to[(to < 0) | (to >= top)]
-        if len(beyond):
-            raise PlanError(
-                f"the dependency graph maps units of {near!r} to positions {beyond[:8].tolist()} of {target.name!r}, "
-                f"which has {top}: give the graph a customized pruner for what lies between, or use etp_graph.trace."
-            )
         near = target.name if target.size is not None else near
         width = int(to.max()) + 1
         if width > len(target.ids):
@@ -177,6 +218,18 @@ class _Walk:
         self.labels.unite(side.ids[source], target.ids[to], "")
         if len(new):
             self._queue.append((target, new, near))
+
+    def _mapped(self, dep: Any, index: Tensor, target: _Side, near: str) -> tuple[Tensor, Tensor]:
+        """Return the positions at the source and at the target of an edge, all of which exist."""
+        source, to = self._map(dep, index, f"{near!r} -> {target.name!r}")
+        top = self._limit if target.size is None else target.size
+        beyond = to[(to < 0) | (to >= top)]
+        if len(beyond):
+            raise PlanError(
+                f"the dependency graph maps units of {near!r} to positions {beyond[:8].tolist()} of {target.name!r}, "
+                f"which has {top}: give the graph a customized pruner for what lies between, or use etp_graph.trace."
+            )
+        return source, to
 
     def _map(self, dep: Any, index: Tensor, where: str) -> tuple[Tensor, Tensor]:
         """The edge's index mappings: pairs of a position at its source and one at its target."""
@@ -199,6 +252,7 @@ class _Writer:
     """Write the labels of the sides to the tensors and attributes that their pruning functions cut."""
 
     def __init__(self, walk: _Walk, model: nn.Module, names: dict[nn.Module, str]) -> None:
+        self._lock_wrong_edges = walk.lock_wrong_edges
         self.labels, self._spared = walk.labels, walk.graph.ignored_params
         order = {module: i for i, module in enumerate(names)}
         self._sides = sorted(walk.sides.values(), key=lambda side: order.get(side.node.module, len(order)))
@@ -214,7 +268,15 @@ class _Writer:
             if output or (side.is_out and not side.node.outputs):
                 self.labels.lock(side.ids, "feeds the model's output")
             if not output and side.size and not any(module is other for other in self._spared):
-                self._write(side)
+                self._write_or_lock(side)
+
+    def _write_or_lock(self, side: _Side) -> None:
+        try:
+            self._write(side)
+        except PlanError as error:
+            if not self._lock_wrong_edges:
+                raise
+            self.labels.lock(side.ids, f"Torch-Pruning: {error}")
 
     def _write(self, side: _Side) -> None:
         module = side.node.module

@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from etp_graph.model import Shards, any_sharded, named_tensors
-from etp_graph.plan import Plan, SlicedAxis, sliced_axes, with_no_unit
+from etp_graph.model import Shards, any_sharded
+from etp_graph.plan import Plan, SlicedAxis, sliced_axes
 
 from ._kernels import Layout, axis_sums, scale_, square_sums
 
@@ -197,15 +197,3 @@ class Units:
                 mine = [(axis, factor.to(tensor.dtype)) for axis, factor in mine]
             held.append((self._layout(name, tensor), tensor.detach(), mine))
         scale_(held)
-
-
-@torch.no_grad()
-def zero_units_(model: nn.Module, plan: Plan, keep: Tensor) -> None:
-    """Set every slice of every unit that is not kept to zero, buffers included; ``keep`` bool [n_units]."""
-    tensors = dict(named_tensors(model))
-    full = with_no_unit(keep.cpu(), True)
-    for name, parts in sliced_axes(plan).items():
-        tensor = tensors[name]
-        for axis in parts:
-            gone = (~axis.kept_positions(full)).nonzero().flatten().to(tensor.device)
-            tensor.index_fill_(axis.axis, gone, 0)

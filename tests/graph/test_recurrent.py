@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 import etp_graph as etp
-from etp_graph.units._vectors import zero_units_
 from etp_graph.verification._sampling import random_selection, randomize_
 from tests.support.constructs import Net
 from tests.support.recurrent_models import (
@@ -27,6 +26,7 @@ from tests.support.recurrent_models import (
     language_model,
     parts,
 )
+from tests.support.zero_units import zero_units_
 
 
 def prunable(plan: etp.Plan) -> list[tuple[str, int, int]]:

@@ -8,7 +8,7 @@ import torch
 import etp_graph as etp
 from etp_graph.plan import KINDS
 from etp_graph.plan._kinds import ON_REQUEST
-from etp_graph.units._vectors import zero_units_
+from tests.support.zero_units import zero_units_
 
 transformers = pytest.importorskip("transformers")
 

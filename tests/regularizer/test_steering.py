@@ -21,10 +21,10 @@ from etp_graph.methods import get
 from etp_graph.model import run_model as forward
 from etp_graph.plan import CostModel, Plan
 from etp_graph.regularizer import Regularizer
-from etp_graph.units import zero_units_
 from tests.support.forced_toy import batches, norms_of, same, toy, train
 from tests.support.toy import Toy, toy_plan
 from tests.support.training_loops import X, Y, loss
+from tests.support.zero_units import zero_units_
 
 STEPS = 20
 FORCES = [forces.exponential(), forces.uniform(), forces.linear(), forces.heaviside(threshold=0.0)]
