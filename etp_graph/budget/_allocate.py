@@ -1,9 +1,10 @@
-"""From scores and a budget to a selection: which units go, so that the cost just fits.
+"""Select the units that stay, given their scores and a budget.
 
-In every group the units form *levels*: the smallest sets that may go together under the group's constraints, the
-lowest scores first. Removing is walking down these stairs, so a lower-scored unit never outlives a higher-scored one of
-its group. Across groups a level's *key* decides, as the budget's scope says. The number of levels that go is found by
-bisection, since the cost falls with every level; what that overshoots is given back.
+The units of each group form *levels*: the smallest sets of units that the group's constraints allow to be removed
+together. Levels of a group are removed in order of score, lowest first. The *key* of a level gives its place among the
+levels of other groups; the budget's scope defines it. The cost falls with every level, so bisection finds how many
+levels to remove. If the last level removed more than needed, levels are given back (their units stay) as far as they
+fit.
 """
 
 from __future__ import annotations
@@ -25,18 +26,19 @@ from ._search import LevelSearch
 
 
 def allocate(model: nn.Module, plan: Plan, scores: Tensor, *, budget: Budget, example_inputs: Any = None) -> Selection:
-    """The units that stay: the highest-scored ones that fit the budget.
+    """Select the units that stay: those with the highest scores that fit the budget.
 
-    The cost never exceeds the target. It is within 1 % of it, or no single level can be given back or exchanged to come
-    closer. A dense model that fits already keeps everything.
+    The cost never exceeds a target in MACs or parameters. It is within 1 % of the target, or no single level can be
+    given back or exchanged to come closer. If the dense model fits the budget, all units stay.
 
-    A target in time is measured: the layers at several sizes, then whole pruned copies of the model in turns with the
-    model, until one takes the target's time within ``budget.tolerance``. ``Selection.latency`` says target, prediction
-    and measurement; a model that stays slower is warned about (:class:`etp_graph.LatencyMissed`).
+    For a target in time, the layers are timed at several sizes. Then pruned copies of the model are timed, in turns
+    with the dense model, until one meets the target within ``budget.tolerance``. ``Selection.latency`` holds the
+    target, the prediction and the measurement. If the pruned model is still slower, a warning is issued
+    (:class:`etp_graph.LatencyMissed`).
 
     Args:
-        model: the model that the plan was traced from; only names and shapes are read, but for a target in time, for
-            which it runs forward in eval mode. Nothing of it changes.
+        model: the model that the plan was traced from. Only its names and shapes are read. For a target in time the
+            model also runs forward in eval mode. The model is not changed.
         plan: the plan.
         scores: float [plan.n_units], any device; higher is more important. Scores of locked groups
             must be finite, and are not used.
@@ -44,10 +46,11 @@ def allocate(model: nn.Module, plan: Plan, scores: Tensor, *, budget: Budget, ex
         example_inputs: as for :func:`etp_graph.trace`; needed for a target in time, and not used for any other.
 
     Raises:
-        PlanError: the model is not the plan's, or every group is locked.
+        PlanError: the plan was traced from another model, or every group is locked.
         ScoreError: the scores have another shape, or are not finite.
-        BudgetError: nothing that may be removed is enough; the message says what is reachable. For a target in time
-            also: example inputs are missing, or the model cannot be copied.
+        BudgetError: the target is not reached even if every unit that may be removed is removed; the message gives the
+            closest target that is. For a target in time also: example inputs are missing, the model has tensors on the
+            meta device, or it cannot be copied.
     """
     values = _checked_scores(model, plan, scores)
     if budget.quantity == "latency":
@@ -61,17 +64,18 @@ def allocate(model: nn.Module, plan: Plan, scores: Tensor, *, budget: Budget, ex
 
 
 def under_way(model: nn.Module, plan: Plan, scores: Tensor, *, budget: Budget, share: float) -> Selection:
-    """What stays after a share of the way from the dense model to the selection of :func:`allocate`.
+    """Select the units that stay at an intermediate step of gradual pruning.
 
-    The least important of the units that go in the end have gone; no other one has. A selection that fits the cost at
-    this point more closely would take units that come back later, and what training has brought to zero is lost.
+    The final selection is that of :func:`allocate`. Of the levels that it removes, the least important ones are
+    removed, as many as ``share`` asks for. A selection that fits the intermediate cost more closely could remove units
+    that the final one keeps. Training would bring these units to zero before they are kept again.
 
     Args:
         model: as for :func:`allocate`.
         plan: the plan.
         scores: float [plan.n_units].
-        budget: the target at the end of the way, in MACs or parameters.
-        share: of what has to be saved, in [0, 1]; at least so much of it is.
+        budget: the final target, in MACs or parameters.
+        share: share of the final saving, in [0, 1]; at least this share is saved.
 
     Raises:
         PlanError, ScoreError, BudgetError: as :func:`allocate`.
@@ -84,7 +88,10 @@ def under_way(model: nn.Module, plan: Plan, scores: Tensor, *, budget: Budget, s
 
 
 def _levels_to_target(plan: Plan, values: Floats, budget: Budget) -> tuple[Levels, Ints, int]:
-    """The levels, how many of each column go in the end, and the target (the dense cost, if that is lower)."""
+    """Return the levels, how many levels of each column :func:`allocate` removes, and the target.
+
+    The target is the dense cost if that is lower than the budget's.
+    """
     costs = CostModel(plan)
     target = budget.target(costs.dense)
     dense = getattr(costs.dense, budget.quantity)
@@ -102,12 +109,12 @@ def _levels_to_target(plan: Plan, values: Floats, budget: Budget) -> tuple[Level
 
 
 def _solve(levels: Levels, target: int) -> Ints:
-    """The point whose cost is highest below the target."""
+    """Return how many levels of each column to remove, int64 [n_columns], so that the cost just fits the target."""
     return LevelSearch(levels, target).solve()
 
 
 def _checked_scores(model: nn.Module, plan: Plan, scores: Tensor) -> Floats:
-    """The scores as float64 [n_units] on the CPU."""
+    """Return the scores as float64 [n_units] on the CPU, after checks of the model, the plan and the scores."""
     plan.check(model)
     if not plan.prunable:
         raise PlanError(

@@ -1,4 +1,4 @@
-"""What a pruned model may cost: one target and the rules for reaching it."""
+"""Budget of a pruned model: one target, and the rules for reaching it."""
 
 from __future__ import annotations
 
@@ -23,25 +23,26 @@ TARGETS = ("speed_up", "macs", "params", "latency_ms", "speed_up_latency")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budget:
-    """What the pruned model may cost: exactly one of the first five, and how to get there.
+    """Budget of a pruned model: exactly one target (one of the first five attributes), and the rules for reaching it.
 
     Attributes:
         speed_up: dense MACs divided by the pruned model's MACs is at least this.
         macs: at most this many multiply-adds for the example inputs.
         params: at most this many parameters.
-        latency_ms: this many milliseconds for a forward of the example inputs, measured on this machine (median).
+        latency_ms: a forward of the example inputs takes this many milliseconds (median, measured on this machine).
         speed_up_latency: median time of the dense model divided by that of the pruned one is this.
         min_units: every group keeps at least this many units (Torque's minimum-filter rule).
-        max_ratio: at most this share of the units of a group goes.
-        round_to: the number of kept units is a multiple of this, or the group stays whole. ``None``: 1, and for a
-            latency the multiple at which the measured times of the layers step, in groups that are large enough.
+        max_ratio: at most this share of the units of a group is removed.
+        round_to: the number of kept units is a multiple of this, unless the group keeps all units. ``None``: 1; for a
+            latency target, in groups that are large enough, the multiple at which measured layer times step.
         scope: ``global`` compares scores across groups; ``local`` removes the same share of every group;
-            ``isomorphic`` compares ranks within classes of equally built groups (Fang et al. 2024). ``None``: what the
-            method says, and without one ``global``.
-        rank: ``score``; ``score_per_mac``: the score over the MACs that the unit alone costs; ``score_per_sqrt_cost``:
-            over the square root of what it costs of the target: its parameters, or else its MACs. ``None``: what the
-            method says, and without one ``score``.
-        tolerance: a measured latency within this share of its target is good. MACs and parameters need none.
+            ``isomorphic`` compares ranks within classes of equally built groups (Fang et al. 2024). ``None``: the
+            scope of the method, or ``global`` if there is no method.
+        rank: value that is compared across groups. ``score``: the score. ``score_per_mac``: the score divided by the
+            MACs that removing the unit alone saves. ``score_per_sqrt_cost``: the score divided by the square root of
+            the saved parameters if the target is ``params``, else of the saved MACs. ``None``: the rank of the method,
+            or ``score`` if there is no method.
+        tolerance: accepted relative deviation of a measured latency from its target; not used for other targets.
 
     Raises:
         BudgetError: a value is out of its range, or not exactly one target is given.
@@ -90,33 +91,33 @@ class Budget:
 
     @property
     def quantity(self) -> Quantity:
-        """What is counted, or measured, against the target."""
+        """Return the quantity that the target limits."""
         if self.latency_ms is not None or self.speed_up_latency is not None:
             return "latency"
         return "macs" if self.params is None else "params"
 
     def target(self, dense: Cost) -> int:
-        """The largest allowed number of MACs or parameters, given the dense cost.
+        """Return the largest allowed number of MACs or parameters, given the dense cost.
 
         Raises:
-            BudgetError: the plan counts no MACs, or the target is a latency, which no count tells.
+            BudgetError: the target is in MACs and the plan counts none, or the target is a latency, which is measured.
         """
         if self.quantity == "latency":
             raise BudgetError(f"{self.as_given} is measured, not counted: allocate(..., example_inputs=...) does that.")
         if self.quantity == "macs" and not dense.macs:
             raise BudgetError("the plan counts no MACs, so none can be saved: give params=.")
         if self.speed_up is not None:
-            return int(dense.macs / Fraction(self.speed_up))  # a fraction, so that no rounding exceeds the target
+            return int(dense.macs / Fraction(self.speed_up))  # exact, so that rounding never exceeds the target
         return int(getattr(self, self.quantity))
 
     def with_count(self, goal: int) -> Budget:
-        """The same rules with so many MACs or parameters as the target."""
+        """Return the same rules with the target ``goal``, in parameters if this target is, else in MACs."""
         macs, params = (None, goal) if self.quantity == "params" else (goal, None)
         nothing = dict.fromkeys(TARGETS)
         return replace(self, **{**nothing, "macs": macs, "params": params})  # type: ignore[arg-type]
 
     def share_of_time(self, dense_seconds: float) -> float:
-        """The target of a latency as a share of the dense model's median seconds."""
+        """Return a latency target as a share of the dense model's median time in seconds."""
         if self.speed_up_latency is not None:
             return 1 / self.speed_up_latency
         assert self.latency_ms is not None
@@ -124,33 +125,33 @@ class Budget:
 
     @property
     def as_given(self) -> str:
-        """The target as it was given."""
+        """Return the target as text, such as ``macs=1000000``."""
         name = next(name for name in TARGETS if getattr(self, name) is not None)
         return f"{name}={getattr(self, name)}"
 
     def reachable(self, dense: Cost, value: int) -> str:
-        """``value`` MACs or parameters in the quantity of the target, rounded to what can be asked for."""
+        """Return ``value`` MACs or parameters as text in the form of the target, rounded so that it can be reached."""
         if self.speed_up is not None:
             return f"speed_up={math.floor(Fraction(dense.macs, max(value, 1)) * 10_000) / 10_000}"
         return f"{self.quantity}={value}"
 
     def reachable_time(self, seconds: float, dense_seconds: float) -> str:
-        """Measured seconds in the quantity of a latency's target, rounded to what can be asked for."""
+        """Return measured seconds as text in the form of a latency target, rounded so that it can be reached."""
         if self.speed_up_latency is not None:
             return f"speed_up_latency={max(1.0, math.floor(dense_seconds / seconds * 100) / 100)}"
         return f"latency_ms={math.ceil(seconds * 1e6) / 1e3}"
 
     def to_json(self) -> str:
-        """As JSON text; :meth:`from_json` reads it back."""
+        """Return the budget as JSON text; :meth:`from_json` reads it back."""
         return json.dumps(self.to_dict())
 
     def to_dict(self) -> dict[str, Any]:
-        """Every field, ready for JSON."""
+        """Return all fields as a dict that JSON can store."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, text: str | Mapping[str, Any]) -> Budget:
-        """What :meth:`to_json` or :meth:`to_dict` wrote. Raises :class:`BudgetError` if it is something else."""
+        """Read what :meth:`to_json` or :meth:`to_dict` wrote. Raises :class:`BudgetError` if it is not a budget."""
         try:
             return cls(**(json.loads(text) if isinstance(text, str) else text))
         except (TypeError, ValueError) as error:

@@ -1,4 +1,8 @@
-"""A selection for a target in time: searched for by the tables, checked on whole models, corrected, and said."""
+"""Find a selection that meets a target in time.
+
+Tables of layer times predict the time of a selection. The pruned model is then measured, and the measurement corrects
+the next prediction.
+"""
 
 from __future__ import annotations
 
@@ -23,54 +27,60 @@ from ._budget import Budget
 from ._levels import Floats, Levels
 
 ITERATIONS = 5
-"""Pruned models that are measured at most."""
+"""Maximum number of pruned models that are measured."""
 
 Solve = Callable[[Levels, int], Ints]
-"""Levels and a target -> how many levels of each column go, int64 [n_columns]."""
+"""Function of levels and a target; returns how many levels of each column to remove, int64 [n_columns]."""
 
 
 class LatencyMissed(UserWarning):
-    """The pruned model takes longer than the target and its tolerance allow, and no correction came closer."""
+    """Warning: the pruned model is slower than its target by more than the tolerance, after all corrections."""
 
 
 class _TimeCurve:
-    """From the tables' sum to measured time as a share of the dense model's, through every point that was measured."""
+    """Curve from the sum of the tables to the measured time, as a share of the dense model's time.
+
+    It interpolates between the measured models.
+    """
 
     def __init__(self) -> None:
         self._points: dict[int, float] = {}
 
     def add(self, sum_: int, share: float) -> None:
-        """One measured model; where a sum was measured before, the mean of both counts."""
+        """Add a measured model. If its sum was measured before, take the mean of the two shares."""
         self._points[sum_] = (self._points.get(sum_, share) + share) / 2
 
     def _lines(self) -> tuple[Floats, Floats]:
-        """Corners of the curve, ascending: a model that the tables call larger is never called faster."""
+        """Return the sums and shares at the corners of the curve, both ascending.
+
+        Measured shares that fall as the sum rises are smoothed, because a larger sum must not predict a shorter time.
+        """
         sums = np.array(sorted(self._points), dtype=np.float64)
         shares = np.array([self._points[int(sum_)] for sum_ in sums])
         low, high = np.maximum.accumulate(shares), np.minimum.accumulate(shares[::-1])[::-1]
         return sums, (low + high) / 2
 
     def share(self, sum_: int) -> float:
-        """The expected share at this sum."""
+        """Return the expected share at this sum."""
         return float(np.interp(sum_, *self._lines()))
 
     def sum(self, share: float) -> int:
-        """The largest sum at which this share is expected."""
+        """Return the largest sum at which this share is expected."""
         sums, shares = self._lines()
         return int(np.interp(share, shares + 1e-12 * np.arange(len(shares)), sums))
 
 
 class LatencySearch:
-    """One search for a selection whose model takes the target's time.
+    """One search for a selection whose pruned model meets a target in time.
 
     Args:
-        model: the dense model; measured as it is, and copied for each pruned one.
-        plan: its plan.
+        model: the dense model. It is measured unchanged, and copied for each pruned model.
+        plan: the plan of the model.
         scores: float64 [n_units].
         budget: a target in time.
         inputs: the example inputs.
-        solve: the search for a target in the tables' nanoseconds.
-        timer: says how long things take.
+        solve: finds the point whose sum of the tables, in nanoseconds, just fits a target.
+        timer: times layers and models.
     """
 
     def __init__(
@@ -81,17 +91,18 @@ class LatencySearch:
         self.curve, self.liked = _TimeCurve(), 1
 
     def run(self) -> Selection:
-        """The selection, with what was measured of it.
+        """Return the selection, with the measured times in its ``latency``.
 
         Raises:
-            BudgetError: even the smallest model takes longer, or the model cannot be copied, or has no values.
+            BudgetError: even the smallest model is slower than the target, the model cannot be copied, or it has
+                tensors on the meta device.
         """
         check_measurable(self.model, self.budget)
         with preserved_rng(self.model):
             with steady_conditions():
                 costs = TimedCosts(self.plan, *record_calls(self.model, self.plan, self.inputs), self.timer)
                 likes = preferred_multiple(costs, self.timer) if self.budget.round_to is None else 1
-            for self.liked in sorted({likes, 1}, reverse=True):  # without it what no such multiple reaches
+            for self.liked in sorted({likes, 1}, reverse=True):  # 1 if the target is out of reach with rounding
                 levels = Levels(costs, self.scores, self.budget, liked=self.liked)
                 dense, least = self._ends(levels)
                 if self.budget.share_of_time(dense) >= 1:
@@ -106,19 +117,22 @@ class LatencySearch:
         )
 
     def _whole(self, dense: float) -> Selection:
-        """Everything stays, because the dense model is fast enough."""
+        """Return the selection that keeps all units; used if the dense model is fast enough."""
         keep = torch.ones(self.plan.n_units, dtype=torch.bool, device="cpu")
         return replace(Selection.from_flat(self.plan, keep), latency=self._fit(1.0, dense, dense, 0))
 
     def _ends(self, levels: Levels) -> tuple[float, float]:
-        """Seconds of the dense model and of the smallest one; both go onto the curve, which begins anew."""
+        """Measure the dense and the smallest model, and start a new curve from both. Return their seconds."""
         self.curve = _TimeCurve()
         _, dense, least = self._measured(levels, levels.n_levels)
         self.curve.add(levels.one(0 * levels.n_levels), 1.0)
         return dense, least
 
     def _measured(self, levels: Levels, k: Ints) -> tuple[Selection, float, float]:
-        """The selection at a point, and seconds of the dense model and of its own, in turns, put onto the curve."""
+        """Prune a copy of the model at a point, time it in turns with the dense model, and add it to the curve.
+
+        Returns the selection, the seconds of the dense model, and those of the pruned one.
+        """
         selection = Selection.from_flat(self.plan, torch.from_numpy(levels.keep(k)))
         pruned = _copy(self.model)
         prune_(pruned, self.plan, selection)
@@ -127,7 +141,11 @@ class LatencySearch:
         return selection, dense, seconds
 
     def _search(self, levels: Levels, dense: float) -> Selection:
-        """Search, measure, correct: until the target is met, or the correction asks for what was measured before."""
+        """Alternate between solving for the target on the curve and measuring the pruned model.
+
+        Ends when the target is met, when a point comes up that was measured before, or after :data:`ITERATIONS`.
+        Returns the selection that comes closest to the target; one that is too slow only if all are.
+        """
         found: list[tuple[LatencyFit, Selection]] = []
         seen: set[bytes] = set()
         whole = levels.one(0 * levels.n_levels)
@@ -169,7 +187,7 @@ class LatencySearch:
 
 
 def check_measurable(model: nn.Module, budget: Budget) -> None:
-    """Raise :class:`BudgetError` for a model without values."""
+    """Raise :class:`BudgetError` if the model has tensors on the meta device."""
     if any(tensor.is_meta for _, tensor in named_tensors(model)):
         raise BudgetError(
             f"{budget.as_given} is measured, and tensors on the meta device take no time: load the weights first."

@@ -13,7 +13,7 @@ from etp_graph.plan import Ints
 from ._levels import Levels
 
 TOLERANCE = 0.99
-"""A selection that costs at least this share of the target is close enough to stop searching."""
+"""Share of the target: the search may end at a selection that costs at least this much of it."""
 
 _MAX_STATES = 1 << 14
 
@@ -21,7 +21,7 @@ _MAX_MOVES = 256
 
 
 class LevelSearch:
-    """Looks for the point whose cost is highest below the target, changing the order of removal as little as it can."""
+    """Search for the point with the highest cost that fits the target, close to the order of removal."""
 
     def __init__(self, levels: Levels, target: int) -> None:
         self.levels, self.target = levels, target
@@ -29,11 +29,11 @@ class LevelSearch:
         self.lost = [np.append(0, position.cumsum()) for position in levels.position]
 
     def close_enough(self, cost: int) -> bool:
-        """Whether the cost is so close below the target that the search may end."""
+        """Return True if the cost is so close to the target that the search may end."""
         return cost >= TOLERANCE * self.target
 
     def solve(self) -> Ints:
-        """How many levels of each column go, int64 [n_columns]."""
+        """Return how many levels of each column to remove, int64 [n_columns]."""
         k = self._fill(self._bisect(self.levels.order), spare_dead=True)
         if not self.close_enough(self.levels.one(k)):
             k = self._fill(k, spare_dead=False)
@@ -44,12 +44,15 @@ class LevelSearch:
         return self._exchange(k)
 
     def first_point_towards(self, end: Ints) -> Ints:
-        """The point on the way to ``end`` that is the first to meet the target, int64 [n_columns]."""
+        """Remove the levels of ``end`` in order until the target is met. Return that point, int64 [n_columns]."""
         places = [position[:count] for position, count in zip(self.position, end, strict=True)]
         return self._bisect(self.levels.order[np.sort(np.concatenate([np.zeros(0, dtype=np.int64), *places]))])
 
     def _bisect(self, order: Ints) -> Ints:
-        """The shortest run of the levels ``order`` (their columns) whose removal meets the target."""
+        """Remove the levels ``order`` (their columns) from the first on, as few as meet the target; return the point.
+
+        If all of them are too few, all are removed.
+        """
         low, high = -1, len(order)
         while high - low > 1:
             middle = (low + high) // 2
@@ -60,13 +63,14 @@ class LevelSearch:
         return self._after(order[:high])
 
     def _after(self, gone: Ints) -> Ints:
-        """The point at which these levels (their columns) are gone, int64 [n_columns]."""
+        """Return the point at which these levels (given by their columns) are removed, int64 [n_columns]."""
         return np.bincount(gone, minlength=len(self.n_levels))
 
     def _fill(self, k: Ints, *, spare_dead: bool) -> Ints:
-        """Give levels back, the last removed first, as long as they fit; dead ones (all scores zero) only if asked.
+        """Give back every level that fits the target, the last removed first.
 
-        A level that does not fit never fits later, because every other level given back makes it dearer.
+        With ``spare_dead`` a dead level (all scores zero) stays removed, and so do the lower levels of its column.
+        A level that does not fit is not tried again, because the cost only rises as other levels are given back.
         """
         k = k.copy()
         heap = [(-int(self.position[c][k[c] - 1]), c) for c in np.flatnonzero(k).tolist()]
@@ -83,14 +87,17 @@ class LevelSearch:
         return k
 
     def _enumerate(self) -> Ints:
-        """The best of all points: close to the target with the least important levels gone, else the closest."""
+        """Pick the best of all points; see :meth:`_pick`."""
         points = np.indices(tuple(self.n_levels + 1)).reshape(len(self.n_levels), -1).T
         costs = self.levels.cost(points)
         fits = costs <= self.target
         return self._pick(points, int(costs[fits].max()) - 1)  # type: ignore[return-value]  # one of them fits
 
     def _exchange(self, k: Ints) -> Ints:
-        """Exchange levels between two columns while that comes closer: one for one, then any numbers of them."""
+        """Exchange levels between two columns while the cost comes closer to the target.
+
+        One level is exchanged for one; if no such exchange helps, any numbers of levels.
+        """
         for _ in range(_MAX_MOVES):
             cost = self.levels.one(k)
             if self.close_enough(cost):
@@ -104,7 +111,7 @@ class LevelSearch:
         return k
 
     def _swap(self, k: Ints, best: int) -> Ints | None:
-        """The best point above the cost ``best`` with one level more gone and one of another column back."""
+        """Remove one more level of a column and give back one of another; pick the best point above ``best``."""
         eye = np.eye(len(k), dtype=np.int64)
         back = np.flatnonzero(k).tolist()
         more = np.flatnonzero(k < self.n_levels).tolist()
@@ -112,7 +119,10 @@ class LevelSearch:
         return self._pick(np.array(points), best) if points else None
 
     def _pick(self, points: Ints, best: int) -> Ints | None:
-        """The least important loss among the points close to the target; else the closest, if above ``best``."""
+        """Pick the point with the smallest loss among those close to the target, or else the closest one that fits.
+
+        ``None`` if no point that fits costs more than ``best``.
+        """
         costs = np.where((found := self.levels.cost(points)) <= self.target, found, -1)
         if costs.max() <= best:
             return None
@@ -120,18 +130,18 @@ class LevelSearch:
         return np.asarray(candidates[self._loss(candidates).argmin()])
 
     def _loss(self, points: Ints) -> Ints:
-        """How far up the order of removal the levels stand that are gone, summed, [n], at the points [n, n_columns]."""
+        """Sum the places, in the order of removal, of the levels removed at the points [n, n_columns]: int64 [n]."""
         return np.asarray(sum(lost[points[:, c]] for c, lost in enumerate(self.lost)))
 
     def _trade(self, k: Ints, best: int) -> Ints | None:
-        """The best point above the cost ``best`` in which only two columns differ."""
+        """Pick the best point above the cost ``best`` that differs from ``k`` in at most two columns."""
         found: Ints | None = None
         tried = 0
         for a, b in itertools.permutations(range(len(k)), 2):
             if self.close_enough(best) and tried > _MAX_STATES:
                 break
             if self.n_levels[a] > self.n_levels[b]:
-                continue  # (b, a) covers it with fewer points
+                continue  # the pair (b, a) needs fewer points
             points = self._refill(k, a, b)
             tried += len(points)
             point = self._pick(points, min(best, math.ceil(TOLERANCE * self.target) - 1))
@@ -143,7 +153,10 @@ class LevelSearch:
         return found
 
     def _refill(self, k: Ints, a: int, b: int) -> Ints:
-        """For every number of levels of column ``a`` the point with the fewest of column ``b`` gone that fits."""
+        """For every number of removed levels of column ``a``, remove the fewest levels of column ``b`` that fit.
+
+        Return these points, int64 [n_levels[a] + 1, n_columns]. If no number fits, all levels of ``b`` are removed.
+        """
         points = np.repeat(k[None], self.n_levels[a] + 1, axis=0)
         points[:, a] = np.arange(self.n_levels[a] + 1)
         low, high = np.full(len(points), -1), np.full(len(points), self.n_levels[b])

@@ -1,4 +1,4 @@
-"""Save a model, pruned or not, and load it into its original architecture: safetensors and a JSON manifest.
+"""Save a model, pruned or not, and load it into its original architecture.
 
 A checkpoint is a folder with ``model.safetensors`` and ``manifest.json``. Nothing in it is ever executed, and no
 text in it is ever used as a path.
@@ -30,15 +30,16 @@ from ._restore import check_supported, restore_
 
 
 def save(model: nn.Module, path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
-    """Write the model to the folder ``path``, as a whole or not at all, and return that folder.
+    """Write the model to the folder ``path``, completely or not at all, and return that folder.
 
-    Stores every parameter, every persistent buffer, and those other buffers that surgery cut; tied tensors once.
-    While an existing checkpoint is overwritten there is always a complete one on disk, the former or the new:
-    :func:`load` finds it even if the process or the machine dies half way.
+    Stores every parameter, every persistent buffer, and the other buffers that surgery cut. Tied tensors are stored
+    once. While an existing checkpoint is overwritten, a complete one is always on disk, the old or the new one.
+    :func:`load` finds it even if the process or the machine stops halfway.
 
     Raises:
-        CheckpointError: the folder exists and ``overwrite`` is false, or it holds other files; it cannot be written;
-            the model holds what safetensors cannot store (meta, sharded, sparse or quantized tensors, extra state).
+        CheckpointError: the folder holds a checkpoint and ``overwrite`` is false, or it holds other files; it cannot
+            be written; the model holds what safetensors cannot store (meta, sharded, sparse or quantized tensors,
+            extra state).
     """
     folder = Path(path).absolute()
     tensors, aliases = _contents(model)
@@ -58,12 +59,12 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, overwrite: bool = Fa
 
 
 def save_into(model: nn.Module, folder: str | os.PathLike[str]) -> None:
-    """Write both files into a folder that exists and may hold other files, each as a whole or not at all.
+    """Write both files into an existing folder that may hold other files, each file completely or not at all.
 
-    For the checkpoints of other libraries, whose ``model.safetensors`` is replaced: :func:`load` reads them then.
+    This replaces the ``model.safetensors`` in the checkpoint of another library, so that :func:`load` can read it.
 
     Raises:
-        CheckpointError: it cannot be written, or the model holds what safetensors cannot store.
+        CheckpointError: the folder cannot be written, or the model holds what safetensors cannot store.
     """
     target = Path(folder).absolute()
     tensors, aliases = _contents(model)
@@ -75,9 +76,10 @@ def save_into(model: nn.Module, folder: str | os.PathLike[str]) -> None:
 
 
 def describe_model(model: nn.Module, *, sharded: bool = False) -> Manifest:
-    """The manifest of the model as it is, for weights that something else stores: size and SHA-256 say nothing.
+    """Return the manifest of the model in its present state, for weights that are not stored by this module.
 
-    With ``sharded`` parameters may be shared among processes (FSDP2); their shapes are those of the whole.
+    Its SHA-256 is all zeros, and its size is that of the tensors, not that of a file. If ``sharded`` is True,
+    parameters may be sharded among processes (FSDP2); the manifest then has their full shapes.
     """
     stored, aliases = _contents(model, sharded=sharded)
     n_bytes = sum(tensor.numel() * tensor.element_size() for tensor in stored.values())
@@ -85,7 +87,7 @@ def describe_model(model: nn.Module, *, sharded: bool = False) -> Manifest:
 
 
 def _contents(model: nn.Module, *, sharded: bool = False) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors that are stored, as they are in the model, and further names of tied ones."""
+    """Return the tensors to store, by their first name, and a map from all other names of tied tensors to that one."""
     check_supported(model, sharded=sharded)
     record, tensors, persistent = get_record(model), all_tensors(model), persistent_names(model)
     names = [name for name in tensors if name in persistent or name in record.tensors]
@@ -101,11 +103,11 @@ def _contents(model: nn.Module, *, sharded: bool = False) -> tuple[dict[str, Ten
 
 
 def load(path: str | os.PathLike[str], *, build: nn.Module | Callable[[], nn.Module]) -> nn.Module:
-    """The model that :func:`save` wrote to the folder ``path``, bit for bit.
+    """Load the model that :func:`save` wrote to the folder ``path``; all values are bit-identical.
 
     ``build`` is the original architecture before any pruning, or a callable without arguments that makes it. It is
-    changed only after everything was checked: its parameters stay the same objects, on their device, with their
-    ``requires_grad`` and memory format; tensors on the meta device are replaced by new ones on the CPU.
+    changed only after all checks. Its parameters stay the same objects, on their device, with their
+    ``requires_grad`` and memory format. Tensors on the meta device are replaced by new ones on the CPU.
 
     Raises:
         CheckpointError: files are missing, damaged, hostile or of an unknown format, or do not fit the architecture.
@@ -119,7 +121,7 @@ def load(path: str | os.PathLike[str], *, build: nn.Module | Callable[[], nn.Mod
 
 
 def _check_record(model: nn.Module, record: SurgeryRecord, names: list[str]) -> None:
-    """Raise unless the record accounts for all that makes the model differ from its architecture."""
+    """Raise if the model has changed since surgery, or if a submodule was pruned alone or has extra state."""
     for name, module in model.named_modules():
         if module is not model and get_record(module) != SurgeryRecord():
             raise CheckpointError(f"{name} was pruned on its own: save that module, and load it into the whole model.")
@@ -143,7 +145,7 @@ def _check_record(model: nn.Module, record: SurgeryRecord, names: list[str]) -> 
 
 
 def _storable(tensor: Tensor) -> Tensor:
-    """The values in their own contiguous memory on the CPU, without a copy where that is so already."""
+    """Return the values in contiguous memory of their own on the CPU; a copy is made only if needed."""
     plain = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
     alone = plain.untyped_storage().nbytes() == plain.numel() * plain.element_size()
     return plain if alone else plain.clone()  # the file format refuses tensors that share memory
@@ -170,9 +172,9 @@ def _write(folder: Path, stored: dict[str, Tensor], record: SurgeryRecord, alias
         sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
     manifest = _manifest(record, stored, aliases, n_bytes=weights.stat().st_size, sha256=sha256)
     data = manifest.to_json().encode()
-    parse_manifest(data, where=str(text))  # what is written must be readable
+    parse_manifest(data, where=str(text))  # raises here if load could not read it
     text.write_bytes(data)
-    shutil.copymode(text, weights)  # safetensors makes its file private, whatever the umask says
+    shutil.copymode(text, weights)  # safetensors ignores the umask and makes its file private
     for file in (weights, text, folder):
         fsync(file)
 
@@ -201,7 +203,10 @@ def _version(library: str) -> str:
 
 
 def read_weights(file: Path, manifest: Manifest) -> dict[str, Tensor]:
-    """The stored tensors, which are exactly those that the manifest lists. One read serves checksum and parser."""
+    """Read the stored tensors, and check that they are exactly those of the manifest.
+
+    The file is read once, so that the checksum holds for the parsed bytes.
+    """
     data = read_file(file, limit=manifest.n_bytes)
     if hashlib.sha256(data).hexdigest() != manifest.sha256:
         raise CheckpointError(f"{file}: its SHA-256 is not the manifest's, it was damaged or swapped. Restore it.")

@@ -26,17 +26,20 @@ def storage_errors(folder: Path) -> Iterator[None]:
 
 
 def restore_backup(folder: Path) -> None:
-    """Put back the checkpoint that a save which died between its two renames left behind."""
+    """Restore the previous checkpoint from its backup name, if a save stopped between its two renames."""
     if not os.path.lexists(folder) and os.path.lexists(backup_of(folder)):
         backup_of(folder).rename(folder)
 
 
 def move_into_place(new: Path, folder: Path) -> None:
-    """Move the new checkpoint to its place. A folder cannot replace a folder, so the former one steps aside first."""
+    """Move the new checkpoint to its place.
+
+    A rename cannot replace a folder that is not empty, so an existing folder is first renamed to its backup name.
+    """
     backup = backup_of(folder)
     with ExitStack() as undo:
         if os.path.lexists(folder):
-            shutil.rmtree(backup, ignore_errors=True)  # left by a save that died after its second rename
+            shutil.rmtree(backup, ignore_errors=True)  # left by a save that stopped after its second rename
             folder.rename(backup)
             undo.callback(backup.rename, folder)
         new.rename(folder)
@@ -74,12 +77,12 @@ RESTORE = "Restore the folder from a copy, or save the model again."
 
 
 def backup_of(folder: Path) -> Path:
-    """Where an existing checkpoint waits while a new one takes its place."""
+    """Return the name of the folder that holds the existing checkpoint while a new one replaces it."""
     return folder.with_name(f".{folder.name}.previous")
 
 
 def locate_folder(path: str | os.PathLike[str]) -> Path:
-    """The folder to read. A save that died between its two renames left the former checkpoint at its backup name."""
+    """Return the folder to read: the backup of the old checkpoint if a save stopped between its two renames."""
     folder = Path(path).absolute()
     if os.path.lexists(folder) or not os.path.lexists(backup_of(folder)):
         return folder
@@ -88,9 +91,9 @@ def locate_folder(path: str | os.PathLike[str]) -> Path:
 
 
 def read_file(file: Path, *, limit: int) -> bytes:
-    """All bytes of a regular file of at most ``limit`` bytes. Raises :class:`CheckpointError`; follows no link."""
+    """Read a regular file of at most ``limit`` bytes; links are not followed. Raises :class:`CheckpointError`."""
     flags = os.O_RDONLY
-    for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY"):  # those that this system knows
+    for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY"):  # not every system has all of them
         flags |= getattr(os, name, 0)
     try:
         if not stat.S_ISREG(os.lstat(file).st_mode):

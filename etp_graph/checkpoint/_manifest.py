@@ -1,4 +1,4 @@
-"""The manifest of a saved model: a strict reader and writer of ``manifest.json``. Text is data here, never a path."""
+"""Manifest of a saved model, with a strict reader and writer of ``manifest.json``. No text in it is used as a path."""
 
 from __future__ import annotations
 
@@ -53,16 +53,16 @@ class TensorInfo:
 
     @property
     def n_bytes(self) -> int:
-        """Size of the data in bytes."""
+        """Return the size of the data in bytes."""
         return prod(self.shape) * DTYPES[self.dtype].itemsize
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """What ``manifest.json`` says about a saved model.
+    """Contents of ``manifest.json`` of a saved model.
 
     Attributes:
-        libraries: versions of the libraries that wrote it; for people, never compared.
+        libraries: versions of the libraries that wrote it; for information only, not checked.
         record: all rounds of surgery; empty for a model that was never pruned.
         tensors: every stored tensor by name: parameters, persistent buffers, other buffers that surgery cut.
         aliases: further names of tied tensors -> the name under which the tensor is stored.
@@ -78,7 +78,7 @@ class Manifest:
     sha256: str
 
     def to_json(self) -> str:
-        """As JSON text, sealed with a digest of itself; :func:`parse_manifest` reads it back."""
+        """Return the manifest as JSON text with a digest of its contents; :func:`parse_manifest` reads it back."""
         body = {
             "format": FORMAT,
             "libraries": dict(self.libraries),
@@ -97,7 +97,7 @@ class Manifest:
 
 
 def read_manifest(path: str | os.PathLike[str]) -> Manifest:
-    """The manifest of the model saved in the folder ``path``; reads no weights.
+    """Read the manifest of the model saved in the folder ``path``, without its weights.
 
     Raises :class:`CheckpointError` unless it is a regular file of known format, undamaged and consistent in itself.
     """
@@ -106,7 +106,7 @@ def read_manifest(path: str | os.PathLike[str]) -> Manifest:
 
 
 def parse_manifest(data: bytes, *, where: str) -> Manifest:
-    """The manifest in the bytes of a file; ``where`` names the file in errors (:class:`CheckpointError`)."""
+    """Parse and check the bytes of a manifest; ``where`` names the file in errors (:class:`CheckpointError`)."""
     body = _object(_parse_json(data, where), where)
     if type(body.get("format")) is not int or body["format"] != FORMAT:
         found = reprlib.repr(body.get("format"))
@@ -115,7 +115,7 @@ def parse_manifest(data: bytes, *, where: str) -> Manifest:
     digest = body.pop("digest")
     try:
         sealed = digest == _digest(body)
-    except RecursionError:  # reading may go a level deeper than writing
+    except RecursionError:  # JSON text that can just be parsed may be nested too deeply to be written
         sealed = False
     if not sealed:
         raise CheckpointError(f"{where}: does not match its own digest, it was damaged or edited. {RESTORE}")
@@ -140,7 +140,7 @@ def parse_manifest(data: bytes, *, where: str) -> Manifest:
 
 
 def _check(manifest: Manifest, where: str) -> None:
-    """What the parts of a manifest must say about each other."""
+    """Raise unless the parts of a manifest are consistent with each other."""
     record = manifest.record
     if len(record.fingerprints) != len(record.selections):
         _refuse(where, f"{len(record.fingerprints)} fingerprints for {len(record.selections)} selections")
@@ -159,12 +159,12 @@ def _check(manifest: Manifest, where: str) -> None:
 
 
 def _digest(body: Mapping[str, Any]) -> str:
-    """SHA-256 of the canonical JSON text of a manifest without its digest."""
+    """Return the SHA-256 of the canonical JSON text of a manifest without its digest."""
     return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def _parse_json(data: bytes | str, where: str) -> Any:
-    """JSON of objects, lists, strings and integers; no fractions, NaN or repeated keys, which nothing here needs."""
+    """Parse JSON that consists of objects, lists, strings and integers. Fractions, NaN and repeated keys raise."""
     try:
         text = data.decode() if isinstance(data, bytes) else data
         return json.loads(text, object_pairs_hook=_pairs, parse_float=_no_number, parse_constant=_no_number)
@@ -210,7 +210,7 @@ def _list(value: Any, where: str) -> list[Any]:
 
 
 def _items(body: Mapping[str, Any], key: str, where: str) -> list[tuple[str, Any]]:
-    """The entries of a list, each with its place for error messages."""
+    """Return the entries of a list, each with its place for error messages."""
     return [(f"{where}: {key}[{i}]", value) for i, value in enumerate(_list(body[key], f"{where}: {key}"))]
 
 
@@ -227,7 +227,7 @@ def _hash(value: Any, where: str) -> str:
 
 
 def _integer(value: Any, where: str, *, low: int = 0, high: int = _LARGEST) -> int:
-    if type(value) is not int or not low <= value <= high:  # a bool is an int to isinstance
+    if type(value) is not int or not low <= value <= high:  # isinstance would accept a bool
         _refuse(where, f"expected an integer from {low} to {high}, got {reprlib.repr(value)}")
     return value
 
@@ -237,7 +237,7 @@ def _tensor(value: Any, where: str) -> TensorInfo:
     if _text(body["dtype"], f"{where}: dtype") not in DTYPES:
         _refuse(f"{where}: dtype", f"{reprlib.repr(body['dtype'])} is not one of {', '.join(DTYPES)}")
     shape = _list(body["shape"], f"{where}: shape")
-    if len(shape) > 64:  # the most that torch knows
+    if len(shape) > 64:  # the maximum number of dimensions in torch
         _refuse(f"{where}: shape", f"{len(shape)} dimensions")
     return TensorInfo(shape=tuple(_integer(size, f"{where}: shape") for size in shape), dtype=body["dtype"])
 
@@ -258,7 +258,7 @@ def _edit(value: Any, where: str) -> Edit:
 
 
 def _selection(value: Any, where: str) -> str:
-    """The text of a selection, group name -> [number of units, removed units], without building any mask."""
+    """Check and return the text of a selection, group name -> [number of units, removed units]; build no mask."""
     for name, entry in _object(_parse_json(_text(value, where), where), where).items():
         if type(entry) is not list or len(entry) != 2:
             _refuse(f"{where}: {name!r}", f"expected [units, removed units], got {reprlib.repr(entry)}")

@@ -1,4 +1,4 @@
-"""From a manifest and its tensors to a module of the original architecture: check everything, then change it."""
+"""Restore a saved model: turn a module of the original architecture into it, after checks of everything."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from ._manifest import DTYPES, Manifest
 
 
 def check_supported(model: object, *, sharded: bool = False) -> None:
-    """Raise :class:`CheckpointError` unless this is a plain module in which every tensor is an ordinary one.
+    """Raise :class:`CheckpointError` unless this is an uncompiled module with ordinary dense tensors.
 
-    With ``sharded`` parameters that processes share (FSDP2) are ordinary, too.
+    If ``sharded`` is True, parameters that are sharded among processes (FSDP2) are also accepted.
     """
     if not isinstance(model, nn.Module):
         raise CheckpointError(f"build: expected an nn.Module, got {type(model).__name__}; return the architecture.")
@@ -43,7 +43,8 @@ def check_supported(model: object, *, sharded: bool = False) -> None:
 def restore_(model: nn.Module, manifest: Manifest, loaded: Mapping[str, Tensor]) -> None:
     """Turn the original architecture into the saved model, or raise :class:`CheckpointError` and change nothing.
 
-    Values on the meta device give an architecture on it their shapes; buffers that are not stored keep their own.
+    Values on the meta device only set the shapes of an architecture on the meta device. Buffers that are not stored
+    keep their values.
     """
     check_supported(model)
     if get_record(model) != SurgeryRecord():
@@ -69,7 +70,7 @@ def _check_names(
     *,
     skeleton: bool,
 ) -> None:
-    """The checkpoint holds every tensor of the state, and besides only buffers that surgery cut."""
+    """Raise unless the checkpoint holds all parameters and persistent buffers, and else only buffers surgery cut."""
     needed = persistent_names(model)
     for name in stored_as:
         if name not in tensors or (name not in needed and name not in manifest.record.tensors):
@@ -86,7 +87,7 @@ def _check_names(
 
 
 def _check_ties(tensors: Mapping[str, Tensor], stored_as: Mapping[str, str]) -> None:
-    """What was tied is tied in the architecture, and one object is not asked to hold two values."""
+    """Raise if tensors that were tied when saved are separate in the architecture, or the other way round."""
     first = first_names(tensors, stored_as)
     objects: dict[int, str] = {}
     for name, stored in stored_as.items():
@@ -97,7 +98,7 @@ def _check_ties(tensors: Mapping[str, Tensor], stored_as: Mapping[str, str]) -> 
 
 
 def _check_shapes(manifest: Manifest, tensors: Mapping[str, Tensor], stored_as: Mapping[str, str]) -> None:
-    """Element types are equal; shapes too, except that surgery may have made dimensions of what it cut smaller."""
+    """Raise unless element types and shapes are equal. Only a tensor that surgery cut may have smaller dimensions."""
     cut = {stored_as[name] for name in manifest.record.tensors}
     for name, stored in stored_as.items():
         info, tensor = manifest.tensors[stored], tensors[name]
@@ -112,7 +113,7 @@ def _check_shapes(manifest: Manifest, tensors: Mapping[str, Tensor], stored_as: 
 
 
 def _check_standins(model: nn.Module, names: Iterable[str]) -> None:
-    """Every module that surgery gave a stand-in has one here."""
+    """Raise unless a stand-in is known for every module whose class surgery replaced."""
     modules = dict(model.named_modules(remove_duplicate=False))
     for name in names:
         found = standin(modules[name]) if name in modules else None
@@ -124,7 +125,7 @@ def _check_standins(model: nn.Module, names: Iterable[str]) -> None:
 
 
 def _check_edits(model: nn.Module, edits: Iterable[Edit]) -> None:
-    """Edits lower integers that surgery may write, on modules that exist."""
+    """Raise unless every edit lowers, or keeps, an integer that surgery may write, on a module that exists."""
     modules = dict(model.named_modules(remove_duplicate=False))
     for edit in edits:
         where = f"attribute {edit.name!r} of {edit.module!r}"
@@ -138,12 +139,12 @@ def _check_edits(model: nn.Module, edits: Iterable[Edit]) -> None:
             if type(value) not in (tuple, list, torch.Size) or not -len(value) <= edit.item < len(value):
                 raise CheckpointError(f"{where} has no entry {edit.item}: build the architecture that was saved.")
             value = value[edit.item]
-        if type(value) is not int or not 0 <= edit.value <= value:  # a bool is an int to isinstance
+        if type(value) is not int or not 0 <= edit.value <= value:  # isinstance would accept a bool
             raise CheckpointError(f"{where} is {value!r}, and cannot become {edit.value}: build the unpruned original.")
 
 
 def _staged_value(old: Tensor, value: Tensor) -> Tensor:
-    """The value on the device and in the memory format of the old tensor."""
+    """Return the value on the device and in the memory format of the old tensor."""
     device = value.device if value.is_meta else torch.device("cpu") if old.is_meta else old.device
     if old.shape == value.shape:
         new = torch.empty_like(old, device=device, requires_grad=False)
@@ -156,7 +157,7 @@ def _staged_value(old: Tensor, value: Tensor) -> Tensor:
 def _put_tensors(
     model: nn.Module, record: SurgeryRecord, tensors: Mapping[str, Tensor], values: Mapping[str, Tensor]
 ) -> None:
-    """Write attributes and tensors. Nothing here should fail; whatever does is undone."""
+    """Write classes, attributes and tensors. After an error all changes are undone."""
     fresh: dict[int, Tensor] = {}
     with ExitStack() as undo:
         for name in record.standins:
@@ -174,7 +175,7 @@ def _put_tensors(
                 continue
             if isinstance(old, nn.Parameter):
                 undo.callback(setattr, old, "grad", old.grad)
-                old.grad = None  # it belongs to the values that go
+                old.grad = None  # the gradient belongs to the old values
             undo.callback(setattr, old, "data", old.data)
             replace_data(old, value)
         if record != SurgeryRecord():
@@ -183,7 +184,7 @@ def _put_tensors(
 
 
 def _materialised(old: Tensor, value: Tensor) -> Tensor:
-    """The value as the kind of tensor that stood on the meta device, with its user's attributes."""
+    """Return the value as a parameter or buffer like the old one on the meta device, with its Python attributes."""
     if not isinstance(old, nn.Parameter):
         return value
     new = nn.Parameter(value, requires_grad=old.requires_grad)

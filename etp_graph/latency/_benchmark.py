@@ -1,4 +1,4 @@
-"""What a forward takes on this machine: seconds, items a second and memory, of one model or of several in turns."""
+"""Measure the time, throughput and peak memory of forwards on this machine, for one model or for several in turns."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from ._clock import Work, device_of, forwards, peak_memory, seconds_in_turns, se
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Latency:
-    """What one forward of a model took; made by :func:`benchmark`.
+    """Time and memory of one forward of a model; made by :func:`benchmark`.
 
     Attributes:
         p50_ms: median milliseconds of a forward.
-        p90_ms: nine of ten forwards took at most so many milliseconds.
-        throughput: items a second at the median; the items of a forward are the first axis of the first input tensor.
-        peak_memory: bytes. On CUDA the most that PyTorch had allocated during a forward, weights included. On the CPU
-            by how much the process grew beyond all it ever had during the model's first forward; ``None`` where
-            it did not grow, or where the system does not say.
-        threads: of PyTorch while it was measured.
-        repetitions: forwards that count.
-        device: where, such as ``cpu`` or ``cuda:0``.
+        p90_ms: 90th percentile of the milliseconds of a forward.
+        throughput: items a second at the median; the first axis of the first input tensor counts the items.
+        peak_memory: bytes. On CUDA: the most memory that PyTorch had allocated during a forward, weights included. On
+            the CPU: the increase of the process's peak memory during the model's first forward; ``None`` if the peak
+            did not increase, or if the system does not report it. ``None`` on other devices.
+        threads: number of PyTorch threads during the measurement.
+        repetitions: number of forwards that were timed, without the warm-up.
+        device: device of the model, such as ``cpu`` or ``cuda:0``.
     """
 
     p50_ms: float
@@ -45,12 +45,12 @@ class Latency:
     device: str
 
     def to_json(self) -> str:
-        """As JSON text; :meth:`from_json` reads it back."""
+        """Return the latency as JSON text; :meth:`from_json` reads it back."""
         return json.dumps(asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> Latency:
-        """The latency that :meth:`to_json` wrote. Raises :class:`EtpError` if the text is something else."""
+        """Read the latency that :meth:`to_json` wrote. Raises :class:`EtpError` if the text is not a latency."""
         try:
             return cls(**json.loads(text))
         except (TypeError, ValueError) as error:
@@ -91,21 +91,21 @@ def benchmark(
 ) -> Latency | tuple[Latency, ...]:
     """Measure a forward in eval mode, without gradients and without garbage collection.
 
-    Several models take turns, so that whatever else the machine does slows all of them alike and their ratios mean
-    something. Modes, threads, random states and the garbage collector are afterwards what they were.
+    Several models take turns, so that other load on the machine slows all of them alike and their ratios stay
+    meaningful. Training modes, number of threads, random states and garbage collection are restored at the end.
 
     Args:
         model: a model, or a list or tuple of models on one device.
         example_inputs: as for :func:`etp_graph.trace`; tensors are moved to each model's device and dtype.
-        repetitions: forwards of each model that count, at least 1.
-        warm_up: forwards of each model before them, which fill caches; at least 0.
-        threads: of PyTorch while it is measured; default: as many as it has now.
+        repetitions: number of timed forwards of each model, at least 1.
+        warm_up: number of forwards of each model before the timed ones, which fill caches; at least 0.
+        threads: number of PyTorch threads during the measurement; default: the present number.
 
     Returns:
         One :class:`Latency`, or a tuple with one for each model.
 
     Raises:
-        EtpError: a number is out of its range, there is no model, or a model has no values (meta device).
+        EtpError: a number is out of its range, there is no model, or a model has tensors on the meta device.
     """
     several = not isinstance(model, nn.Module)
     models = tuple(model) if isinstance(model, Sequence) else (model,)
@@ -148,26 +148,26 @@ def _check(models: Sequence[nn.Module], **numbers: int | None) -> None:
 
 
 def _items(example_inputs: Any) -> int:
-    """The length of the first axis of the first input tensor."""
+    """Return the length of the first axis of the first input tensor; 1 if there is none."""
     tensors = [leaf for leaf in tree_leaves(example_inputs) if isinstance(leaf, Tensor)]
     return tensors[0].shape[0] if tensors and tensors[0].ndim else 1
 
 
 class WallClock:
-    """Seconds as they pass on this machine.
+    """Timer that measures real time on this machine.
 
     Args:
-        repetitions: forwards of each whole model, at least; fast models are repeated for about ``whole`` seconds.
-        warm_up: forwards before them.
-        single: seconds for each size of each layer, about.
-        whole: seconds for the models.
+        repetitions: timed forwards of each model; up to 10 times as many, so that fast models fill ``whole`` seconds.
+        warm_up: number of forwards of each model before the timed ones.
+        single: approximate seconds spent on each size of each layer.
+        whole: approximate seconds spent on all models together.
     """
 
     def __init__(self, *, repetitions: int = 15, warm_up: int = 3, single: float = 0.01, whole: float = 1.0) -> None:
         self.repetitions, self.warm_up, self.single, self.whole = repetitions, warm_up, single, whole
 
     def models(self, models: Sequence[nn.Module], example_inputs: Any) -> list[float]:
-        """Median seconds of a forward of each model; the models take turns."""
+        """Return the median seconds of a forward of each model; the models take turns."""
         first = benchmark(models, example_inputs, repetitions=1, warm_up=self.warm_up)
         fit = math.ceil(self.whole / max(sum(one.p50_ms for one in first) / 1e3, 1e-4))
         repetitions = max(self.repetitions, min(fit, 10 * self.repetitions))
@@ -175,9 +175,9 @@ class WallClock:
         return [one.p50_ms / 1e3 for one in found]
 
     def layer(self, work: Work, sizes: tuple[int, ...]) -> float:
-        """Least seconds of a layer at these sizes: what else the machine does only ever adds to so short a time.
+        """Return the minimum seconds of a layer at these sizes.
 
-        A device that works while Python runs on gets ten calls at a time.
+        Other load on the machine can only lengthen so short a time. Off the CPU, calls are timed in batches of ten.
         """
         device, call = work.device, work.call(sizes)
         several = 1 if device.type == "cpu" else 10

@@ -18,13 +18,13 @@ Call = Callable[[], object]
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """The device of the first parameter or buffer; the CPU for a model without any."""
+    """Return the device of the first parameter or buffer; the CPU for a model without any."""
     return next((tensor.device for _, tensor in named_tensors(model)), torch.device("cpu"))
 
 
 @contextmanager
 def steady_conditions(threads: int | None = None) -> Iterator[None]:
-    """Inside neither gradients nor garbage collection take time, and so many threads work."""
+    """Disable gradients and garbage collection inside the context, and set the number of threads if given."""
     collecting, before = gc.isenabled(), torch.get_num_threads()
     gc.collect()
     gc.disable()
@@ -42,7 +42,7 @@ def steady_conditions(threads: int | None = None) -> Iterator[None]:
 
 @contextmanager
 def forwards(model: nn.Module, example_inputs: Any) -> Iterator[Call]:
-    """Inside the model is in eval mode; yields what runs one forward."""
+    """Set the model to eval mode inside the context; yield a function that runs one forward."""
     like = next((tensor for _, tensor in named_tensors(model) if tensor.is_floating_point()), None)
     inputs = example_inputs if like is None else convert_inputs(example_inputs, like=like)
     with eval_mode(model), preserved_rng(model):
@@ -50,13 +50,13 @@ def forwards(model: nn.Module, example_inputs: Any) -> Iterator[Call]:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait for everything that the device was given to do."""
+    """Wait until the device has finished all work submitted to it."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
 
 
 def seconds_of(call: Call, device: torch.device) -> float:
-    """Seconds of one call, from an idle device to an idle device."""
+    """Return the seconds of one call. The device is idle before and after it."""
     synchronize(device)
     start = perf_counter()
     call()
@@ -67,7 +67,7 @@ def seconds_of(call: Call, device: torch.device) -> float:
 def seconds_in_turns(
     calls: Sequence[Call], device: torch.device, *, repetitions: int, warm_up: int
 ) -> tuple[tuple[float, ...], ...]:
-    """Seconds of each call, which take turns: one tuple of ``repetitions`` for each."""
+    """Time several calls in turns. Return for each call its ``repetitions`` times in seconds."""
     found: list[list[float]] = [[] for _ in calls]
     for number in range(warm_up + repetitions):
         for call, own in zip(calls, found):
@@ -78,7 +78,7 @@ def seconds_in_turns(
 
 
 def peak_memory(call: Call, device: torch.device) -> int | None:
-    """Bytes that one call needs at most, see :class:`Latency`."""
+    """Return the peak memory of one call in bytes; see :class:`Latency`."""
     if device.type == "cuda":
         synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
@@ -94,7 +94,7 @@ def peak_memory(call: Call, device: torch.device) -> int | None:
 
 
 def _process_peak() -> int | None:
-    """The most bytes that this process ever held; ``None`` on systems that do not say."""
+    """Return the peak memory of this process in bytes; ``None`` on systems that do not report it."""
     try:
         import resource
     except ImportError:  # Windows
@@ -104,21 +104,21 @@ def _process_peak() -> int | None:
 
 
 class Work(Protocol):
-    """Something that a model does, and that can be done at other sizes."""
+    """Part of a model that can be run at other sizes."""
 
     @property
     def device(self) -> torch.device:
-        """Where it is done."""
+        """Return the device that it runs on."""
 
     def call(self, sizes: tuple[int, ...]) -> Call:
-        """What does it at these sizes."""
+        """Return a function that runs it once at these sizes."""
 
 
 class Timer(Protocol):
-    """What says how long things take: :class:`WallClock`, or a formula."""
+    """Interface for timing: real time (:class:`WallClock`), or a formula in tests."""
 
     def models(self, models: Sequence[nn.Module], example_inputs: Any) -> list[float]:
-        """Seconds of a forward of each model."""
+        """Return the seconds of a forward of each model."""
 
     def layer(self, work: Any, sizes: tuple[int, ...]) -> float:
-        """Seconds of one layer at these sizes."""
+        """Return the seconds of one layer at these sizes."""

@@ -1,7 +1,7 @@
-"""The layers that a plan counts, as they meet the example inputs, and each again at other sizes.
+"""Record the layers behind a plan's cost terms, and run each of them at other sizes for timing.
 
-One dense forward is watched. A convolution, a linear or a recurrent layer is then rebuilt from random weights at any
-size of its two weight axes. Products of tensors (attention) are seen as the operators that run in the end; they are
+One dense forward is recorded. A convolution, a linear or a recurrent layer is then rebuilt with new weights at any
+size of its two weight axes. Products of tensors (attention) are recorded as the low-level operators that run, and are
 repeated with fewer heads.
 """
 
@@ -44,21 +44,21 @@ _BATCHED = {"bmm": 0, "baddbmm": 0}
 _ATTENTION = "_scaled_dot_product"
 
 ROOT = "the model's forward"
-"""What the plan's terms call the model itself."""
+"""Name of the model itself in the plan's cost terms."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class TimedLayer:
-    """A module that is a function of one input and one weight with two axes of channels.
+    """Module that applies one weight with two channel axes to one input.
 
     Attributes:
-        name: of the module; of equal layers the first one.
-        module: the module. Its settings are read, its weights are not.
-        weight: name of the weight (recurrent: of the first one that meets the input).
-        sizes: of the weight's first two axes.
-        shape: of the input.
-        dtype: of the input.
-        device: of the input.
+        name: name of the module.
+        module: the module. Only its settings are read, not its weights.
+        weight: name of the weight; for a recurrent layer ``weight_ih_l0``, the first one applied to the input.
+        sizes: sizes of the weight's first two axes.
+        shape: shape of the input.
+        dtype: element type of the input.
+        device: device of the input.
     """
 
     name: str
@@ -71,13 +71,16 @@ class TimedLayer:
 
     @property
     def key(self) -> tuple[Any, ...]:
-        """Equal for layers that take equally long."""
+        """Return a key that is equal for layers that take the same time."""
         names = "kernel_size stride padding output_padding dilation groups mode num_layers bidirectional".split()
         settings = tuple(str(getattr(self.module, name, None)) for name in names)
         return type(self.module), settings, self.sizes, self.shape, self.dtype, self.device
 
     def call(self, sizes: tuple[int, ...]) -> Call:
-        """One forward with these sizes of the weight's two axes, without its bias."""
+        """Return a function that runs one forward with these sizes of the weight's two axes.
+
+        Only recurrent layers have a bias.
+        """
         module, (a, b) = self.module, (sizes[0], sizes[1])
         if isinstance(module, nn.RNNBase):
             return self._recurrent(module, max(1, round(a / _GATES[module.mode])), b)
@@ -114,19 +117,19 @@ class TimedLayer:
         return self._zeros(*shape)
 
     def _zeros(self, *shape: int) -> Tensor:
-        # zeros, because denormal numbers are slow, and because no random state has to be put back
+        # zeros leave the random state unchanged, and avoid denormal numbers, which are slow
         return torch.zeros(shape, dtype=self.dtype, device=self.device)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class TimedProducts:
-    """Operators that multiply tensors in one module, along an axis of heads.
+    """Operators of one module that multiply tensors, such as those of an attention, with an axis of heads.
 
     Attributes:
-        name: of the module.
+        name: name of the module.
         size: number of heads, or of matrices in a batch.
-        calls: operator, arguments with shapes in place of tensors, keyword arguments.
-        device: where they run.
+        calls: (operator, arguments, keyword arguments) of each call, with shapes in place of tensors.
+        device: device that they run on.
     """
 
     name: str
@@ -136,11 +139,11 @@ class TimedProducts:
 
     @property
     def key(self) -> tuple[Any, ...]:
-        """Equal for products that take equally long."""
+        """Return a key that is equal for products that take the same time."""
         return self.size, self.device, str(self.calls)
 
     def call(self, sizes: tuple[int, ...]) -> Call:
-        """All of them with so many heads."""
+        """Return a function that runs all operators with ``sizes[0]`` heads."""
         count = sizes[0]
 
         def smaller(axis: int | None, value: Any) -> Any:
@@ -164,20 +167,20 @@ class TimedProducts:
 
 @dataclass(frozen=True, slots=True)
 class _Shape:
-    """What is remembered of a tensor."""
+    """Shape and element type of a tensor, recorded in its place."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
 
 
 def _axis(func: Any) -> int | None:
-    """The axis of heads of an operator's tensors; ``None`` for an operator that is no product."""
+    """Return the axis of heads of an operator's tensors; ``None`` for an operator that is no product."""
     name = func._overloadpacket.__name__
     return 1 if name.startswith(_ATTENTION) else _BATCHED.get(name)
 
 
 class _Watch(TorchDispatchMode):
-    """Notes products by the innermost of the named modules that runs them."""
+    """Dispatch mode that records product operators under the innermost of the named modules that runs them."""
 
     def __init__(self, running: ModuleStack, names: Mapping[nn.Module, str]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -199,10 +202,10 @@ def _shape(value: Any) -> Any:
 
 
 def record_calls(model: nn.Module, plan: Plan, example_inputs: Any) -> tuple[list[TimedLayer], list[TimedProducts]]:
-    """The layers and products among the terms of the plan's cost, from one forward; nothing is changed.
+    """Record the layers and products behind the plan's cost terms during one forward. The model is not changed.
 
-    A module that runs several times appears once for each run. Terms of modules that are neither, or that do not run
-    apart from their model, are left out.
+    A layer that is called several times appears once for each call. Modules that are neither layers nor products, and
+    those that cannot run outside the model, are left out.
     """
     modules = {name or ROOT: module for name, module in model.named_modules()}
     weights = {
@@ -229,17 +232,17 @@ def record_calls(model: nn.Module, plan: Plan, example_inputs: Any) -> tuple[lis
     ):  # fmt: skip
         run_model(model, inputs)
     called = {layer.name for layer in layers}
-    for op in plan.ops:  # weights that another module uses, such as those of an output projection
+    for op in plan.ops:  # linear layers that are not called, because another module uses their weight (attention)
         if op.name in weights and op.name not in called and isinstance(modules[op.name], nn.Linear):
             shape = op.coefficient, plan.tensors[weights[op.name]][1]
             note(op.name, shape, torch.float32 if like is None else like.dtype)
     products = [_products(name, calls, device) for name, calls in watch.found.items()]
-    with preserved_rng(model), torch.no_grad():  # recurrent layers draw their weights
+    with preserved_rng(model), torch.no_grad():  # new recurrent layers draw random weights
         return [one for one in layers if _can_run(one)], [one for one in products if _can_run(one)]
 
 
 def _can_run(work: TimedLayer | TimedProducts) -> bool:
-    """Whether it can be repeated: a kernel may want an alignment or a dtype that only the model's own tensors have."""
+    """Return True if it runs outside the model. A kernel may need an alignment or dtype that the new tensors lack."""
     try:
         work.call(work.sizes if isinstance(work, TimedLayer) else (work.size,))()
     except (RuntimeError, TypeError, ValueError):
@@ -262,7 +265,7 @@ def _named(ops: tuple[Op, ...]) -> list[str]:
 
 
 def _weight(module: nn.Module | None, name: str, plan: Plan) -> str | None:
-    """The weight of a module that :class:`Layer` can rebuild; ``None`` for any other module."""
+    """Return the name of the weight if :class:`Layer` can rebuild the module; ``None`` otherwise."""
     if isinstance(module, nn.RNNBase):
         weight = f"{name}.weight_ih_l0"
         return weight if not module.proj_size and module.mode in _GATES and weight in plan.tensors else None
@@ -279,7 +282,7 @@ def _weight(module: nn.Module | None, name: str, plan: Plan) -> str | None:
 def _inputs(
     names: Mapping[nn.Module, str], note: Callable[[str, tuple[int, ...], torch.dtype], None]
 ) -> Iterator[None]:
-    """Inside ``note`` gets the name and the input's shape and dtype of each call of these modules."""
+    """Call ``note`` inside the context for each call of these modules, with name, input shape and input dtype."""
 
     def hook(module: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]

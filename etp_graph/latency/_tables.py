@@ -1,7 +1,7 @@
-"""Seconds of every layer at several sizes, and from them the seconds of any selection: a cost like any other.
+"""Tables of layer times at several sizes, and the predicted time of a selection as a cost.
 
-What a table says between its sizes is interpolated, and no table ever says that fewer channels take longer. So the
-sum over the layers falls with every unit that goes, and a target is searched for as one in MACs is.
+Times between the sizes of a table are interpolated. Tables are made monotone: fewer channels never take longer. The sum
+over the layers therefore never rises when a unit is removed, and the search for a target in MACs also works for it.
 """
 
 from __future__ import annotations
@@ -22,27 +22,30 @@ from ._layers import TimedLayer, TimedProducts
 Floats = npt.NDArray[np.float64]
 
 SHARES = (0.25, 0.5, 0.75)
-"""Sizes of a table: 1, these shares of the dense size, and the dense size."""
+"""Shares of the dense size at which an axis is timed, besides size 1 and the dense size."""
 
 STEPS = (32, 16, 8)
-"""Multiples that a kernel may round its channels up to."""
+"""Multiples to which a kernel may round up its number of channels internally."""
 
-_UNIT = 1e9  # the search works with integers: nanoseconds
+_UNIT = 1e9  # times are integer nanoseconds, because the search works with integers
 
-_PACE = 1e-9  # seconds for a MAC where no layer could be timed; only the order of selections hangs on it
+_PACE = 1e-9  # seconds for a MAC if no layer could be timed; only the order of selections depends on it
 
 _HEAVIEST = 8
 
 
 def measured_sizes(size: int, *, varies: bool) -> tuple[int, ...]:
-    """The sizes at which an axis is timed, ascending; always as many, with repetitions where there are fewer."""
+    """Return the five sizes at which an axis is timed, ascending; all equal if the axis does not vary."""
     if not varies:
         return (size,) * (len(SHARES) + 2)
     return (1, *(max(1, round(share * size)) for share in SHARES), size)
 
 
 def monotone_fit(seconds: Floats) -> Floats:
-    """Never falling along any axis: half-way between the highest found below and the lowest found above."""
+    """Make times monotone: never falling along any axis.
+
+    Each time becomes the mean of the highest time at sizes up to its own and the lowest time at sizes from its own on.
+    """
     low, high = seconds, seconds
     for axis in range(seconds.ndim):
         low = np.maximum.accumulate(low, axis)
@@ -52,11 +55,11 @@ def monotone_fit(seconds: Floats) -> Floats:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class LatencyTable:
-    """Seconds at the points of two grids.
+    """Measured seconds of one layer at all pairs of sizes of its two axes.
 
     Attributes:
-        work: the layer that was timed.
-        grids: the sizes of its two axes, each int [5], ascending.
+        work: the layer, or the products, that were timed.
+        grids: sizes of the two axes, each int [5], ascending.
         seconds: float64 [5, 5], never falling along an axis.
     """
 
@@ -66,7 +69,7 @@ class LatencyTable:
 
     @classmethod
     def of(cls, work: TimedLayer | TimedProducts, varies: tuple[bool, bool], timer: Timer) -> LatencyTable:
-        """Time a layer at all pairs of sizes; an axis that cannot shrink has one."""
+        """Time a layer at all pairs of sizes. An axis that holds no units has only its dense size."""
         sizes = work.sizes if isinstance(work, TimedLayer) else (work.size, 1)
         grids = measured_sizes(sizes[0], varies=varies[0]), measured_sizes(sizes[1], varies=varies[1])
         once = {pair: timer.layer(work, pair) for pair in sorted({(a, b) for a in grids[0] for b in grids[1]})}
@@ -75,7 +78,7 @@ class LatencyTable:
 
 
 class _TableStack:
-    """Many tables, interpolated at once."""
+    """Many tables, interpolated together in one vectorised call."""
 
     def __init__(self, tables: Sequence[LatencyTable]) -> None:
         self._grids = np.array([table.grids for table in tables], dtype=np.float64)  # [n_tables, 2, 5]
@@ -83,7 +86,7 @@ class _TableStack:
         self._rows = np.arange(len(tables))
 
     def __call__(self, sizes: Floats) -> Floats:
-        """Seconds of every table, [n, n_tables], at their ``sizes`` [n, n_tables, 2]."""
+        """Interpolate every table at its ``sizes`` [n, n_tables, 2]; return seconds, float64 [n, n_tables]."""
         at = (sizes[..., None] >= self._grids[None, :, :, 1:-1]).sum(-1)
         low, high = (np.take_along_axis(self._grids[None], (at + i)[..., None], -1)[..., 0] for i in (0, 1))
         wide = high - low
@@ -98,21 +101,21 @@ class _TableStack:
 
 
 class TimedCosts(CostModel):
-    """The cost of a plan in MACs, parameters, and nanoseconds of its layers by their tables.
+    """Cost of a plan in MACs, parameters, and nanoseconds predicted from the tables of its layers.
 
-    Products that were timed follow the share of their MACs that is left. Whatever was not timed counts by its MACs, at
-    the mean pace of the layers that were.
+    Products are looked up at their number of heads times the share of their MACs that is left. Operators without a
+    table count by their MACs, at the mean seconds per MAC of those with one.
 
     Args:
         plan: the plan.
-        layers: of the plan's terms, each run of a module; see :func:`etp_graph.layer_times.record`.
-        products: likewise.
-        timer: says how long each takes.
+        layers: the layers among the plan's cost terms, one entry per call; see :func:`etp_graph.layer_times.record`.
+        products: the products among the plan's cost terms; see there.
+        timer: times the layers and products.
 
     Attributes:
-        pairs: the dimension of each axis of a layer's weight; ``None`` for an axis that stays.
-        tables: of the layers and then of the products, in their order; equal ones are the same object.
-        names: of the modules, likewise.
+        pairs: for each layer the dimensions of its weight's two axes; ``None`` for an axis that holds no units.
+        tables: tables of the layers, then of the products. Layers that take the same time share one object.
+        names: names of the modules, in the same order.
     """
 
     def __init__(
@@ -141,9 +144,9 @@ class TimedCosts(CostModel):
         self._timed = True
 
     def _set_terms_of(self, layers: Sequence[TimedLayer], products: Sequence[TimedProducts]) -> None:
-        """What the products multiply, and how the terms without a table count."""
+        """Assign the plan's cost terms to products and to untimed operators, and compute the seconds per MAC."""
         names, shared = {layer.name for layer in layers}, {one.name for one in products}
-        # what a module multiplies besides, such as by its own weights, is none of its products of tensors
+        # terms without axes are no products of tensors, such as a module's multiplications by its own weights
         of: dict[str, list[Op]] = {}
         others: list[Op] = []
         for op in self.plan.ops:
@@ -156,7 +159,7 @@ class TimedCosts(CostModel):
         self._pace = seconds / macs if macs and seconds else _PACE
 
     def _terms(self, ops: Sequence[Op]) -> list[tuple[float, list[int]]]:
-        """Each operator as a factor and the dimensions that it is multiplied with."""
+        """Return each operator's MACs as a constant factor and the dimensions to multiply it with."""
         found = []
         for op in ops:
             dims = [self._number[pair] for pair in op.axes if pair in self._number]
@@ -168,9 +171,9 @@ class TimedCosts(CostModel):
         return found
 
     def totals(self, counts: Ints) -> Ints:
-        """MACs, parameters and nanoseconds, [n, 3], of n models given their kept sizes ``counts`` [n, n_dims]."""
+        """Return MACs, parameters and nanoseconds, [n, 3], of n models with the kept sizes ``counts`` [n, n_dims]."""
         exact = super().totals(counts)
-        if not self._timed:  # the constructor of the base class counts the dense model
+        if not self._timed:  # the constructor of the base class calls this before there are tables
             return exact
         found = self._pace * _evaluate(self._others, counts)
         if self._stack is not None:
@@ -178,7 +181,7 @@ class TimedCosts(CostModel):
         return np.concatenate([exact, np.rint(_UNIT * found).astype(np.int64)[:, None]], axis=1)
 
     def by_layer(self, counts: Ints) -> dict[str, float]:
-        """Seconds of each module that was timed, in the order of its first run, at ``counts`` [1, n_dims]."""
+        """Return the seconds of each timed module at ``counts`` [1, n_dims], in the order of its first call."""
         found: dict[str, float] = {}
         if self._stack is not None:
             for name, seconds in zip(self.names, self._stack(self._sizes(counts))[0].tolist(), strict=True):
@@ -186,7 +189,7 @@ class TimedCosts(CostModel):
         return found
 
     def _sizes(self, counts: Ints) -> Floats:
-        """The sizes of every table's axes, [n, n_tables, 2]."""
+        """Return the sizes of every table's axes, [n, n_tables, 2], at the kept sizes ``counts`` [n, n_dims]."""
         found = np.repeat(self._dense[None], len(counts), 0)
         table, axis, dim = self._moving
         found[:, table, axis] = counts[:, dim]
@@ -197,7 +200,7 @@ class TimedCosts(CostModel):
 
 
 def _evaluate(terms: Sequence[tuple[float, list[int]]], counts: Ints) -> Floats:
-    """The sum of the terms, [n], at the kept sizes ``counts`` [n, n_dims]."""
+    """Return the sum of the terms, [n], at the kept sizes ``counts`` [n, n_dims]."""
     found = np.zeros(len(counts))
     for factor, dims in terms:
         found += factor * counts[:, dims].astype(np.float64).prod(1)
@@ -205,9 +208,9 @@ def _evaluate(terms: Sequence[tuple[float, list[int]]], counts: Ints) -> Floats:
 
 
 def preferred_multiple(costs: TimedCosts, timer: Timer) -> int:
-    """The largest multiple at which the heaviest layers step: below it, half a step fewer channels save nothing.
+    """Return the largest of :data:`STEPS` at whose multiples the times of the slowest layers step; 1 if none does.
 
-    1 where no multiple does.
+    Times step at a multiple if removing half as many channels saves hardly any time.
     """
     heavy: dict[int, LatencyTable] = {}
     for table, pair in zip(costs.tables, costs.pairs, strict=False):
@@ -218,13 +221,13 @@ def preferred_multiple(costs: TimedCosts, timer: Timer) -> int:
 
 
 def _steps(tables: Sequence[LatencyTable], multiple: int, timer: Timer) -> bool:
-    """Whether half a step saves less than a quarter of a step, over all these layers."""
+    """Return True if half a step saves less than a quarter of the time that a whole step saves, over all tables."""
     whole = half = 0.0
     for table in tables:
         work = table.work
         assert isinstance(work, TimedLayer)
         top = work.sizes[0] // 2 // STEPS[0] * STEPS[0]
-        # an odd number of channels between, because some kernels are slow with those
+        # the size between is odd, because some kernels are slow at odd sizes
         full, between, below = (
             timer.layer(work, (at, work.sizes[1])) for at in (top, top - multiple // 2 - 1, max(top - multiple, 1))
         )

@@ -16,13 +16,13 @@ def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def all_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Every parameter and buffer under each of its names."""
+    """Return all parameters and buffers by name. A tied tensor appears under each of its names."""
     found: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
     return found | dict(model.named_buffers(remove_duplicate=False))
 
 
 def persistent_names(model: nn.Module) -> set[str]:
-    """Names of all parameters and persistent buffers."""
+    """Return the names of all parameters and persistent buffers."""
     volatile = {
         f"{prefix}.{name}" if prefix else name
         for prefix, module in model.named_modules(remove_duplicate=False)
@@ -32,7 +32,7 @@ def persistent_names(model: nn.Module) -> set[str]:
 
 
 def first_names(tensors: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, str]:
-    """Each name -> the first name of the same tensor: the same object, or another one on the same memory."""
+    """Map each name to the first name of the same tensor: the same object, or one with the same memory and layout."""
     first: dict[Hashable, str] = {}
     return {name: first.setdefault(_identity(tensors[name]), name) for name in names}
 

@@ -1,4 +1,4 @@
-"""From slices to arrays: which unit each position of an axis holds. All of a plan at once, linear in its slices."""
+"""Turn slices into arrays that hold the unit number of each position of an axis."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Ints = npt.NDArray[np.int64]
 
 
 class PlacedUnits(NamedTuple):
-    """Units at positions: ``unit`` numbers, counted from ``start``, at the positions ``at``."""
+    """Units of one slice: position ``at[i]`` holds the unit with the flat number ``start + unit[i]``."""
 
     at: Index
     unit: Index
@@ -27,9 +27,10 @@ class PlacedUnits(NamedTuple):
 
 
 def maps_of(pieces: Sequence[PlacedUnits], size: int, nobody: int) -> list[LongTensor]:
-    """The flat unit number at every position, int64 [size] each; ``nobody`` where there is none.
+    """Return layers of the flat unit number at every position, each int64 [size]; ``nobody`` means no unit.
 
-    One layer, unless positions hold several units at once: every piece goes into the first layer that has room for it.
+    One layer is enough unless positions hold several units at once. Each piece is then written to the first layer in
+    which its positions are free.
     """
     one = np.full(size, nobody, dtype=np.int64)
     for piece in pieces:
@@ -43,7 +44,7 @@ def maps_of(pieces: Sequence[PlacedUnits], size: int, nobody: int) -> list[LongT
 
 
 def index_length(indices: Iterable[Index]) -> int:
-    """The number of positions up to the last one that an index names."""
+    """Return the smallest axis length that contains all positions of the indices."""
     return 1 + max(index[-1] if isinstance(index, range) else int(index.max()) for index in indices)
 
 
@@ -71,28 +72,28 @@ def _numbers(piece: PlacedUnits) -> Ints:
 
 @dataclass(frozen=True, slots=True)
 class SlicedAxis:
-    """One sliced axis of one tensor: ``layers`` of flat unit numbers, each int64 [size of the axis]."""
+    """Sliced axis of one tensor: ``layers`` of flat unit numbers, each int64 [size of the axis]."""
 
     tensor: str
     axis: int
     maps: tuple[LongTensor, ...]
 
     def kept_positions(self, keep: Tensor) -> Tensor:
-        """Which positions stay, bool [size], given ``keep`` bool [n_units + 1] whose last entry is True."""
+        """Mark positions whose units all stay, bool [size]; the last entry of ``keep``, bool [n_units + 1], is True."""
         mask = keep[self.maps[0]]
         for layer in self.maps[1:]:
             mask = mask & keep[layer]
         return mask
 
     def spread(self, values: Tensor) -> Tensor:
-        """Product over the layers of ``values`` [n_units + 1] at each position, shape [size]."""
+        """Return at each position the product of ``values`` [n_units + 1] over its units, shape [size]."""
         out = values[self.maps[0]]
         for layer in self.maps[1:]:
             out = out * values[layer]
         return out
 
     def product_over_axes(self, values: Tensor, ndim: int) -> Tensor:
-        """:meth:`spread`, shaped to broadcast against a tensor of ``ndim`` dimensions."""
+        """Return :meth:`spread`, shaped to broadcast against a tensor of ``ndim`` dimensions."""
         shape = [1] * ndim
         shape[self.axis] = -1
         return self.spread(values).view(shape)
@@ -101,10 +102,10 @@ class SlicedAxis:
 def sliced_axes(
     plan: Plan, device: torch.device | str = "cpu", *, passive: bool = True, locked: bool = True
 ) -> dict[str, tuple[SlicedAxis, ...]]:
-    """Every sliced axis of every tensor of the plan, with its index tensors on ``device``.
+    """Return every sliced axis of every tensor of the plan, with its index tensors on ``device``.
 
-    Without ``passive`` those slices are left out that are cut with their units but are no part of their norm; without
-    ``locked`` all those of locked groups.
+    If ``passive`` is False, slices that surgery cuts but that do not count in the norm of their units are left out.
+    If ``locked`` is False, slices of locked groups are left out.
     """
     pieces: dict[tuple[str, int], list[PlacedUnits]] = {}
     for group, span in plan.spans():
@@ -122,9 +123,9 @@ def sliced_axes(
 
 
 def attribute_units(plan: Plan, *, locked: bool = True) -> dict[tuple[str, str, int | None], list[LongTensor]]:
-    """For each counted attribute (module, name, item) the layers [number of positions] of flat unit numbers.
+    """Return for each attribute (module, name, item) the layers of flat unit numbers that it counts.
 
-    Without ``locked`` those of locked groups are left out.
+    Each layer is int64 [number of positions]. If ``locked`` is False, attributes of locked groups are left out.
     """
     found: dict[tuple[str, str, int | None], list[PlacedUnits]] = {}
     for group, span in plan.spans():
@@ -134,12 +135,12 @@ def attribute_units(plan: Plan, *, locked: bool = True) -> dict[tuple[str, str, 
 
 
 def with_no_unit(values: Tensor, neutral: float | bool) -> Tensor:
-    """``values`` [n_units] with one more entry for positions that belong to no unit."""
+    """Append to ``values`` [n_units] one neutral entry for positions that belong to no unit."""
     return torch.cat([values, values.new_full((1,), neutral)])
 
 
 def numbers_per_unit(plan: Plan) -> Tensor:
-    """How many numbers each unit owns, float [n_units]."""
+    """Return the number of parameter elements of each unit, float [n_units]; passive slices do not count."""
     total, parameters = torch.zeros(plan.n_units, device="cpu"), set(plan.parameters)
     for group, span in plan.spans():
         for piece in group.slices:

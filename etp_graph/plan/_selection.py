@@ -17,18 +17,18 @@ from ._plan import Plan
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LatencyFit:
-    """How a budget in time was met. All times are medians of forwards with the example inputs.
+    """Result of the search for a target in time. All times are medians of forwards with the example inputs.
 
     Attributes:
-        target_ms: what was asked for.
-        predicted_ms: what the tables said of the selection before its model was measured.
-        measured_ms: of the pruned model.
-        dense_ms: of the dense model, which took turns with the pruned one.
-        iterations: how many pruned models were measured for it.
-        round_to: the multiple that the numbers of kept units were rounded to; if it was chosen by the tables, in groups
-            of at least four times as many units.
-        layers: milliseconds of each timed module, by the tables: dense, and with the selection's sizes. Their sums are
-            less than the times of the models, which also do what no table has.
+        target_ms: the target.
+        predicted_ms: predicted time of the pruned model before it was measured.
+        measured_ms: measured time of the pruned model.
+        dense_ms: measured time of the dense model, in turns with the pruned one.
+        iterations: number of the iteration that gave this selection, counted from 1; 0 if all units stay.
+        round_to: the multiple that the numbers of kept units were rounded to. If it was chosen from measured times,
+            only groups with at least four times as many units were rounded.
+        layers: for each timed module its milliseconds by the tables: in the dense model, and with the selection's
+            sizes. Their sums are smaller than the times of the models, because not every operator has a table.
     """
 
     target_ms: float
@@ -41,21 +41,21 @@ class LatencyFit:
 
     @property
     def speed_up(self) -> float:
-        """Measured time of the dense model over that of the pruned one."""
+        """Return the measured time of the dense model divided by that of the pruned one."""
         return self.dense_ms / self.measured_ms
 
     @property
     def miss(self) -> float:
-        """By what share the pruned model takes longer than asked for; negative where it is faster."""
+        """Return the relative excess of the measured time over the target; negative if the model is faster."""
         return self.measured_ms / self.target_ms - 1
 
     def to_dict(self) -> dict[str, Any]:
-        """Every field, ready for JSON."""
+        """Return all fields as a dict that JSON can store."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, body: Mapping[str, Any]) -> LatencyFit:
-        """The fit that :meth:`to_dict` wrote."""
+        """Read the fit that :meth:`to_dict` wrote."""
         layers = {str(name): (float(dense), float(pruned)) for name, (dense, pruned) in body.get("layers", {}).items()}
         return cls(**{**body, "layers": layers})
 

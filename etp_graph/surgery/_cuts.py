@@ -15,28 +15,28 @@ from etp_graph.plan import Plan, sliced_axes
 WEIGHT_NORM_DIRECTION = ".parametrizations.weight.original1"
 
 _CHUNK = 1 << 20
-"""Elements: a tensor that is cut along several axes is cut in pieces of at most so many."""
+"""Maximum number of elements of the pieces in which a tensor is cut along several axes."""
 
 
 @dataclass(slots=True)
 class Cut:
-    """The positions of one tensor that stay, by axis."""
+    """Positions of one tensor that stay, by axis."""
 
     tensor: Tensor
     kept: dict[int, Tensor]
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """What is left of the shape."""
+        """Return the shape of the tensor after the cut."""
         return tuple(len(self.kept[d]) if d in self.kept else n for d, n in enumerate(self.tensor.shape))
 
     def apply(self, tensor: Tensor) -> Tensor:
-        """The kept part of a tensor of the original shape, in its memory format."""
+        """Return the kept part of a tensor of the original shape, in its memory format."""
         (first, rows), *others = sorted(self.kept.items())
         step = max(1, _CHUNK * tensor.shape[first] // max(1, tensor.numel()))
         if not others or step >= len(rows):
             return self._select(tensor.detach(), rows).contiguous(memory_format=_memory_format(tensor))
-        # in pieces: a tensor between the old and the new one would be a third
+        # cut in pieces, because a cut axis by axis would need an intermediate tensor besides the old and the new one
         out = torch.empty(self.shape, dtype=tensor.dtype, device=tensor.device, memory_format=_memory_format(tensor))
         for start, piece in zip(range(0, len(rows), step), rows.split(step), strict=True):
             out.narrow(first, start, len(piece)).copy_(self._select(tensor.detach(), piece))
@@ -58,7 +58,7 @@ def _memory_format(tensor: Tensor) -> torch.memory_format:
 
 
 def find_cuts(plan: Plan, tensors: Mapping[str, Tensor], keep: Tensor) -> dict[str, Cut]:
-    """What is cut of which tensor, given ``keep`` bool [n_units + 1] whose last entry is True."""
+    """Return the cut of each tensor that shrinks, given ``keep`` bool [n_units + 1] whose last entry is True."""
     cuts: dict[str, Cut] = {}
     for name, parts in sliced_axes(plan).items():
         kept = {
@@ -73,7 +73,12 @@ def find_cuts(plan: Plan, tensors: Mapping[str, Tensor], keep: Tensor) -> dict[s
 def find_optimizer_states(
     optimizer: torch.optim.Optimizer, cuts: Mapping[str, Cut]
 ) -> list[tuple[dict[str, Any], str, Cut]]:
-    """Every entry of the optimizer's state that has the shape of a parameter that is cut."""
+    """Return the entries (state, key, cut) of the optimizer's state that must be cut with their parameters.
+
+    Raises:
+        PlanError: an entry has another shape than its parameter, or the optimizer lacks a trainable parameter
+            that is cut.
+    """
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     names = {id(cut.tensor): name for name, cut in cuts.items()}
     found = []

@@ -1,7 +1,7 @@
-"""From a selection to a smaller model: find every cut and every obstacle, then cut tensor after tensor.
+"""Surgery: remove the units that a selection drops from a model.
 
-What can fail is done first. Then each tensor is replaced by its smaller self before the next one is touched, so that
-surgery takes no more memory than the model and its largest tensor.
+All checks, and the steps that can fail, come before the first change of a tensor. Tensors are then replaced one at a
+time, so that surgery takes no more memory than the model and its largest tensor.
 """
 
 from __future__ import annotations
@@ -27,12 +27,13 @@ def prune_(
     """Remove the units that the selection drops, in place.
 
     The ``nn.Parameter`` objects stay the same (their ``.data`` shrinks), so optimizers, tied weights and references
-    stay valid; gradients, buffers and, with ``optimizer``, momentum and Adam state are cut along.
-    Either everything is done or, after an error, nothing.
+    stay valid. Gradients, buffers and, with ``optimizer``, momentum and Adam state are cut in the same way.
+    If an error is raised, nothing has changed.
 
     Raises:
         PlanError: the plan is of another model (or of this one before it was pruned), the optimizer does not hold the
-            model's parameters or keeps state that cannot be cut, or inference mode is on.
+            model's parameters or keeps state that cannot be cut, parameters are sharded (FSDP2), or inference mode is
+            on.
         SelectionError: the selection violates a constraint of a group.
     """
     if torch.is_inference_mode_enabled():
@@ -64,9 +65,9 @@ def prune_(
 
 
 def _reserve_memory(cuts: Mapping[str, Cut]) -> None:
-    """Raise now, while nothing has changed, if the memory for the largest new tensor cannot be had.
+    """Allocate and free the largest new tensor of each device, so that a lack of memory raises before any change.
 
-    Every later step frees at least as much as it takes.
+    Each later step frees at least as much memory as it takes.
     """
     for device in {cut.tensor.device for cut in cuts.values()}:
         mine = [cut for cut in cuts.values() if cut.tensor.device == device]
@@ -75,7 +76,7 @@ def _reserve_memory(cuts: Mapping[str, Cut]) -> None:
 
 
 def _cut_tensor(tensor: Tensor, cut: Cut) -> None:
-    """The smaller tensor and its gradient in place of the old ones."""
+    """Replace a tensor and its gradient by their kept parts."""
     grad = None if tensor.grad is None else cut.apply(tensor.grad.to_dense())  # embeddings may have sparse gradients
     tensor.grad = None
     replace_data(tensor, cut.apply(tensor))
@@ -96,9 +97,10 @@ def _attribute_edits(model: nn.Module, plan: Plan, keep: Tensor) -> list[Edit]:
 
 
 def _weight_norms(cuts: Mapping[str, Cut], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Magnitudes of weight-normalised layers, before their own cut, so that the weights that stay are what they were.
+    """Return new magnitudes, not yet cut, for weight-normalised layers that lose inputs.
 
-    weight = g * v / ||v||: without its removed inputs v is shorter, and g shrinks in proportion.
+    The weight is g * v / ||v||. Without the removed inputs ||v|| is smaller, so g must shrink in proportion to keep the
+    other weights.
     """
     rescaled = {}
     for name, cut in cuts.items():
@@ -119,7 +121,7 @@ def _weight_norms(cuts: Mapping[str, Cut], tensors: Mapping[str, Tensor]) -> dic
 
 
 def _write_attributes(model: nn.Module, edits: list[Edit]) -> None:
-    """All attributes or none."""
+    """Write all attributes. If one cannot be written, restore those written before it."""
     before = [Edit(module=e.module, name=e.name, item=e.item, value=read_attribute(model, e)) for e in edits]
     done = 0
     try:

@@ -1,4 +1,4 @@
-"""What surgery did to a model: enough to rebuild it from the original architecture, without a plan."""
+"""Record of the surgery on a model. It suffices to rebuild the model from the original architecture without a plan."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _KEY = "_etp_record"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Edit:
-    """A module attribute after surgery. ``item`` is the entry of a tuple attribute, ``None`` for an integer."""
+    """Value of a module attribute after surgery. ``item`` is the index into a tuple, ``None`` for an integer."""
 
     module: str
     name: str
@@ -22,14 +22,14 @@ class Edit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SurgeryRecord:
-    """All rounds of surgery on one model.
+    """Record of all rounds of surgery on one model.
 
     Attributes:
         fingerprints: fingerprint of the plan of each round.
         selections: :meth:`Selection.to_json` of each round.
         edits: the attributes that surgery changed, with their present values.
         tensors: names of the tensors that surgery cut.
-        standins: names of the modules that surgery gave the class that stands in for theirs.
+        standins: names of the modules whose class surgery replaced by its stand-in.
     """
 
     fingerprints: tuple[str, ...] = ()
@@ -40,18 +40,18 @@ class SurgeryRecord:
 
 
 def get_record(model: nn.Module) -> SurgeryRecord:
-    """The record of a model; empty for one that was never pruned. It survives ``copy.deepcopy``."""
+    """Return the record of a model, empty if it was never pruned. ``copy.deepcopy`` of a model copies its record."""
     record = model.__dict__.get(_KEY)
     return record if isinstance(record, SurgeryRecord) else SurgeryRecord()
 
 
 def set_record(model: nn.Module, record: SurgeryRecord) -> None:
-    """Remember what was done to the model."""
+    """Store the record in the model."""
     model.__dict__[_KEY] = record
 
 
 def read_attribute(model: nn.Module, edit: Edit) -> int:
-    """The present value of the attribute that an edit names."""
+    """Return the present value of the attribute that an edit names."""
     value = getattr(model.get_submodule(edit.module), edit.name)
     return int(value if edit.item is None else value[edit.item])
 
@@ -69,10 +69,11 @@ def write_attribute(model: nn.Module, edit: Edit) -> None:
 
 
 def replace_data(tensor: Tensor, data: Tensor) -> None:
-    """Give a parameter or buffer, which has no gradient now, other values and perhaps another shape.
+    """Replace the values of a parameter or buffer, perhaps with another shape. Its gradient must be ``None``.
 
-    A graph that is still alive (the ``loss`` of the last step) holds the node that accumulates the gradient,
-    and that node remembers the shape. PyTorch makes a new one when the type of the data changes, not its shape.
+    An autograd graph that still exists (of the last ``loss``) keeps the node that accumulates the gradient, and this
+    node stores the old shape. PyTorch makes a new node when the element type of the data changes, but not when only
+    the shape does. The data therefore gets another element type in between.
     """
     if isinstance(tensor, nn.Parameter) and tensor.shape != data.shape:
         other = torch.float32 if data.dtype == torch.float64 else torch.float64

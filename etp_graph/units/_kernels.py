@@ -1,8 +1,8 @@
-"""Sums over, and products along, the axes of weights: what a force does to memory in every step.
+"""Fast sums over the axes of weights, and products along them, for the forces, which need them in every step.
 
-A weight is a matrix of its first axis *in memory* against all others, so that row sums and column sums give the sums
-for every axis, and both come from one read. Large weights go through in pieces that stay in the cache and bound
-the memory that a step takes.
+A weight is viewed as a matrix: rows are its first axis *in memory*, columns are all others. Row sums and column sums
+give the sums for every axis, and one read of the weight gives both. Large weights are processed in pieces, which stay
+in the cache and limit the memory of a step.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ import torch
 from torch import Tensor
 
 _CHUNK = 1 << 19
-"""Elements: weights are taken in pieces of at most so many."""
+"""Maximum number of elements of a piece, unless one row of the weight is longer."""
 
 _RUN = 256
-"""Float32 numbers that are summed one after the other; partial sums are then summed pairwise, which keeps 1e-6."""
+"""Count of numbers summed one after the other. The partial sums are summed next, which keeps an accuracy of 1e-6."""
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
-    """At least float32, in which sums over many numbers are exact enough."""
+    """Convert to float32 unless the tensor is float64. Sums in lower precision are not accurate enough."""
     return tensor if tensor.dtype == torch.float64 else tensor.to(torch.float32)
 
 
 def axis_sums(value: Tensor, over: Sequence[int], transform: Callable[[Tensor], Tensor] | None = None) -> list[Tensor]:
-    """For each axis in ``over`` the sum of ``transform(value)`` over all other axes, in float32 at least.
+    """Sum ``transform(value)``, for each axis in ``over``, over all other axes, in float32 or float64. Differentiable.
 
-    Differentiable. The first two axes of a contiguous tensor, which is nearly every weight, are summed as a matrix and
-    a matrix-vector product: on a CPU several times as fast as sums over several axes, and in one pass.
+    On a CPU, the first two axes of a contiguous tensor (nearly every weight) are summed by a row sum and a
+    matrix-vector product. This needs one pass, and is several times as fast as sums over several axes.
     """
     dtype = torch.float64 if value.dtype == torch.float64 else torch.float32
     if value.device.type != "cpu" or value.ndim < 2 or max(over) > 1 or not value.is_contiguous() or not value.numel():
@@ -54,11 +54,11 @@ def axis_sums(value: Tensor, over: Sequence[int], transform: Callable[[Tensor], 
 
 
 class Layout:
-    """How one weight lies in memory, and which of its axes hold units.
+    """Memory layout of one weight, and its axes that hold units.
 
     Args:
         tensor: the weight; only its shape, strides, dtype and device are read.
-        over: the axes.
+        over: the axes that hold units.
     """
 
     def __init__(self, tensor: Tensor, over: Sequence[int]) -> None:
@@ -66,7 +66,7 @@ class Layout:
         self.over = tuple(over)
         self.vector = tensor.ndim == 1 and tensor.dtype in (torch.float32, torch.float64)
         self.order = sorted(range(tensor.ndim), key=lambda d: (-self.strides[d], d))
-        # a shard may be empty, and nothing can be viewed as a matrix of so many columns
+        # a shard may be empty, and an empty tensor cannot be reshaped to (0, -1)
         self.dense = tensor.ndim > 1 and tensor.numel() > 0 and tensor.permute(self.order).is_contiguous()
         self._permuted = self.order != list(range(tensor.ndim))
         shape = [tensor.shape[d] for d in self.order]
@@ -75,14 +75,14 @@ class Layout:
         places = [self.order.index(axis) for axis in self.over]
         self.by_rows = 0 in places
         self.by_columns = any(places)
-        # an axis inside of the columns: sizes before, of, and after it
+        # for an axis among the columns: the sizes before it, of it, and after it; None for the axis of the rows
         self.inside = [(prod(shape[1:p]), shape[p], prod(shape[p + 1 :])) if p else None for p in places]
         self._numpy = tensor.device.type == "cpu" and tensor.dtype in (torch.float32, torch.float64)
 
     def square_sums(self, tensor: Tensor, buffer: Tensor | None = None) -> list[Tensor]:
-        """For each of the axes the sum of squares over all others, in float32 at least.
+        """Sum the squares, for each of the axes, over all other axes, in float32 or float64.
 
-        ``buffer``: :meth:`room` for the squares, one for many weights.
+        ``buffer`` is :meth:`room` for the squares, which many weights can share.
         """
         if not self.dense:
             wide = tensor if tensor.dtype == torch.float64 else tensor.float()
@@ -106,7 +106,7 @@ class Layout:
         return found
 
     def scale_(self, tensor: Tensor, factors: Sequence[tuple[int, Tensor]]) -> None:
-        """Multiply by every factor [size of its axis], along its axis, one after the other."""
+        """Multiply the tensor in place by each (axis, factor [size of the axis]) along its axis."""
         if not self.dense:
             for axis, factor in factors:
                 tensor.mul_(factor.view([-1 if d == axis else 1 for d in range(tensor.ndim)]))
@@ -124,7 +124,7 @@ class Layout:
                 piece.mul_(factor)
 
     def _along(self, axis: int, factor: Tensor) -> Tensor:
-        """The factors of an axis, as a column or a row of the matrix."""
+        """Return the factors of an axis as a column or a row that broadcasts against the matrix."""
         place = self.inside[self.over.index(axis)]
         if place is None:
             return factor.view(-1, 1)
@@ -134,12 +134,12 @@ class Layout:
         return (tensor.permute(self.order) if self._permuted else tensor).reshape(tensor.shape[self.order[0]], -1)
 
     def room(self, tensor: Tensor) -> Tensor:
-        """A buffer for the squares of a piece."""
+        """Return a buffer for the squares of one piece."""
         dtype = torch.float64 if tensor.dtype == torch.float64 else torch.float32
         return tensor.new_empty(min(self.step * self.columns, tensor.numel()), dtype=dtype)
 
     def _both(self, matrix: Tensor, buffer: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Sums of squares along rows and columns."""
+        """Return the sums of squares of each row and, if an axis needs them, of each column."""
         rows: list[Tensor] = []
         columns: Tensor | None = None
         for piece in matrix.split(self.step) if self.step < len(matrix) else (matrix,):
@@ -156,7 +156,7 @@ class Layout:
 
 
 def square_sums(held: Sequence[tuple[Layout, Tensor]]) -> list[list[Tensor]]:
-    """:meth:`Layout.square_sums` of many weights; those of one axis, of which models have most, in one call."""
+    """Compute :meth:`Layout.square_sums` of many weights. One call squares all vectors, the most common parameters."""
     vectors = [tensor for layout, tensor in held if layout.vector]
     squares = iter(torch._foreach_mul(vectors, vectors) if vectors else ())
     rooms: dict[torch.dtype, Tensor] = {}
@@ -173,7 +173,7 @@ def square_sums(held: Sequence[tuple[Layout, Tensor]]) -> list[list[Tensor]]:
 
 
 def scale_(held: Sequence[tuple[Layout, Tensor, Sequence[tuple[int, Tensor]]]]) -> None:
-    """:meth:`Layout.scale_` of many weights."""
+    """Apply :meth:`Layout.scale_` to many weights. One call scales all vectors."""
     vectors: list[Tensor] = []
     scales: list[Tensor] = []
     for layout, tensor, factors in held:
@@ -187,7 +187,7 @@ def scale_(held: Sequence[tuple[Layout, Tensor, Sequence[tuple[int, Tensor]]]]) 
 
 
 def _row_squares(matrix: Tensor) -> Tensor:
-    """Sum of the squares of each row, on a CPU; NumPy's einsum multiplies and adds without storing the squares."""
+    """Sum the squares of each row, on a CPU. NumPy's einsum does not store the squares."""
     values = matrix.numpy()
     whole = values.shape[1] // _RUN * _RUN
     body = values[:, :whole].reshape(len(values), -1, _RUN)
@@ -197,7 +197,7 @@ def _row_squares(matrix: Tensor) -> Tensor:
 
 
 def _column_squares(matrix: Tensor) -> Tensor:
-    """Sum of the squares of each column, on a CPU."""
+    """Sum the squares of each column, on a CPU."""
     values = matrix.numpy()
     parts = [np.einsum("ij,ij->j", rows, rows) for rows in (values[i : i + _RUN] for i in range(0, len(values), _RUN))]
     return torch.from_numpy(parts[0] if len(parts) == 1 else np.sum(parts, axis=0))

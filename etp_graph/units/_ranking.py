@@ -1,4 +1,4 @@
-"""Which units are ranked together, and their ranks."""
+"""Runs of consecutive units that are ranked together, and statistics within each run."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from etp_graph.plan import Plan
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Rankings:
-    """Which units are ranked together: a group, or each block of a group whose blocks keep equal counts.
+    """Runs of consecutive units that are ranked together.
+
+    A run is a group or, in a group whose blocks must keep equal numbers of units, one block.
 
     Attributes:
-        number: which run a unit belongs to, int64 [n_units].
+        number: number of the run of each unit, int64 [n_units].
         start: flat number of the first unit of that run, int64 [n_units].
         size: number of units in that run, int64 [n_units].
     """
@@ -26,7 +28,7 @@ class Rankings:
 
     @classmethod
     def of(cls, plan: Plan, device: torch.device | str = "cpu") -> Rankings:
-        """The runs of a plan, with their tensors on ``device``."""
+        """Return the runs of a plan, with their tensors on ``device``."""
         sizes = torch.tensor(
             [g.n_units // g.blocks for g in plan.groups for _ in range(g.blocks)], dtype=torch.int64, device="cpu"
         )
@@ -35,7 +37,7 @@ class Rankings:
         return cls(number.to(device), starts[number].to(device), sizes[number].to(device))
 
     def rank(self, key: Tensor) -> Tensor:
-        """Rank of each unit in its run by ascending ``key`` [n_units], ties by position: int64 [n_units]."""
+        """Rank the units of each run by ascending ``key`` [n_units], equal keys by position: int64 [n_units]."""
         order = key.argsort(stable=True)
         order = order[self.number[order].argsort(stable=True)]
         rank = torch.empty_like(order)
@@ -43,22 +45,22 @@ class Rankings:
         return rank - self.start
 
     def distance(self, rank: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Distance from the pivot, the unit of rank 0: |ρ_u − ρ_p| / max distance, in [0, 1], shape [n_units]."""
+        """Return the distance from the pivot (the unit of rank 0): |ρ_u − ρ_p| / max distance, in [0, 1], [n_units]."""
         return rank.to(dtype) / (self.size - 1).clamp_min(1).to(dtype)
 
     def relative(self, values: Tensor) -> Tensor:
-        """(I_u − I_min)/(I_max − I_min) within each run, [n_units]; 1 where all values of a run are equal."""
+        """Return (I_u − I_min)/(I_max − I_min) within each run, [n_units]; 1 if all values of a run are equal."""
         low, high = self._extreme(values, "amin"), self._extreme(values, "amax")
         spread = high - low
         return torch.where(spread > 0, (values - low) / spread.clamp_min(torch.finfo(values.dtype).tiny), 1.0)
 
     def mean(self, values: Tensor) -> Tensor:
-        """Mean of ``values`` [n_units] over the run of each unit, [n_units]; 1 where it is zero."""
+        """Return the mean of ``values`` [n_units] over the run of each unit, [n_units]; 1 if the mean is zero."""
         found = torch.zeros_like(values).scatter_reduce_(0, self.number, values, reduce="mean", include_self=False)
         return torch.where(found > 0, found, 1.0)[self.number]
 
     def raise_zeros(self, values: Tensor) -> Tensor:
-        """``values`` [n_units] with zeros raised to the smallest positive value of their run, or 1 if there is none."""
+        """Replace zeros in ``values`` [n_units] by the smallest positive value of their run, or 1 if there is none."""
         low = self._extreme(values.masked_fill(values <= 0, float("inf")), "amin")
         return torch.where(values > 0, values, torch.where(low.isinf(), 1.0, low))
 

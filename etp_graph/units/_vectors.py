@@ -1,9 +1,9 @@
-"""Between parameters and flat [n_units] vectors: the only index arithmetic of the library.
+"""Convert between parameters and flat [n_units] vectors.
 
-A position of a tensor's axis belongs to at most one unit of a group, but an axis may serve several groups
-(concatenated streams) and, where unit kinds overlap (heads and head dimensions), several units at once.
-An :class:`Axis` therefore holds one or more *layers*, each a map position -> flat unit number, with
-``n_units`` standing for "no unit". Vectors are extended by one neutral entry, so nothing is ever masked.
+A position of a tensor's axis belongs to at most one unit of a group. An axis may hold units of several groups
+(concatenated streams). Where unit kinds overlap (heads and head dimensions), a position belongs to several units.
+An :class:`Axis` therefore holds one or more *layers*, each a map position -> flat unit number, where ``n_units`` means
+"no unit". Vectors get one more neutral entry for that number, so that no masks are needed.
 """
 
 from __future__ import annotations
@@ -21,20 +21,19 @@ from ._kernels import Layout, axis_sums, scale_, square_sums
 
 
 class Units:
-    """Gather from and scatter to the sliced parameters of one model, in flat ``[n_units]`` vectors.
+    """Sums over the slices of each unit, and scaling of the slices, as flat ``[n_units]`` vectors of one model.
 
     Args:
-        model: the model that the plan was traced from; its tensors are looked up anew in every call.
+        model: the model that the plan was traced from. The parameters themselves are not kept.
         plan: the plan.
-        device: where the index tensors and the vectors live; default: the device of the model.
-        locked: also the slices of locked groups; without them their units count as empty.
+        device: device of the index tensors and the vectors; default: the device of the model.
+        locked: whether to include slices of locked groups. If False, sums over units of locked groups are 0.
 
     Attributes:
-        axes: of every sliced parameter (buffers are not among them), by name, the sliced axes, each with the number
-            of its layers.
+        axes: by name of each sliced parameter (not buffers), its sliced axes, each with its number of layers.
         dtype: of the vectors: float64 if a sliced parameter is float64, else float32 (also for bfloat16 weights).
-        shards: who holds what of parameters that are DTensors; ``None`` if there are none. Sums then take the part
-            of this process, and are added up over all; every process has to call them.
+        shards: how parameters that are DTensors are divided among processes; ``None`` if there are none. Each process
+            then sums its own part, and an all-reduce adds the parts; all processes must make the same calls.
     """
 
     def __init__(
@@ -55,31 +54,31 @@ class Units:
         self.shards = Shards(held) if any_sharded(held) else None
         layers: list[Tensor] = [layer for parts in found.values() for axis in parts for layer in self._held(axis)]
         none = torch.zeros(0, dtype=torch.int64, device="cpu")
-        # 32 bits, because this is all that a regularizer adds to the memory of a model that grows with its width
+        # 32 bits, because this index is the only memory of a regularizer that grows with the width of the model
         self._index = (torch.cat(layers) if layers else none).to(self.device, torch.int32)
         self._lengths = [len(layer) for layer in layers]
         self._rows = self._index if self.shards is None else self._index + self._offsets(self.shards)
         self._layouts: dict[str, Layout] = {}
 
     def _held(self, axis: SlicedAxis) -> Iterable[Tensor]:
-        """The layers of an axis, as far as this process holds the axis."""
+        """Return the layers of an axis, restricted to the positions that this process holds."""
         if self.shards is None:
             return axis.maps
         here = self.shards.held[axis.tensor][axis.axis]
         return [layer[here.start : here.stop] for layer in axis.maps]
 
     def _offsets(self, shards: Shards) -> Tensor:
-        """Where the row of sums begins that each position goes to, int32 [positions]."""
+        """Return for each position the offset of the row that its sum is added to, int32 [positions]."""
         counts = [sum(self._lengths[span]) for span in self._pieces()]
         rows = torch.tensor([shards.row[name] * (self.n_units + 1) for name in self.axes], dtype=torch.int32)
         return rows.repeat_interleave(torch.tensor(counts, dtype=torch.int64)).to(self.device)
 
     def local_part(self, name: str, tensor: Tensor) -> Tensor:
-        """What this process holds of a parameter or of a tensor of its shape, sharing memory: all, if not sharded."""
+        """Return the part of a parameter, or of a tensor of its shape, that this process holds; a view, not a copy."""
         return tensor if self.shards is None else self.shards.part(name, tensor)
 
     def tensors(self, model: nn.Module) -> dict[str, Tensor]:
-        """The sliced parameters of the model, by name."""
+        """Return the sliced parameters of the model, by name."""
         parameters = dict(model.named_parameters())
         return {name: parameters[name] for name in self.axes}
 
@@ -89,19 +88,19 @@ class Units:
         *,
         transform: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
-        """Sum elementwise ``values`` (name -> tensor shaped like the parameter) into their units: [n_units].
+        """Sum elementwise ``values`` (name -> tensor shaped like the parameter) over each unit: [n_units].
 
-        An element that belongs to two units (an entry of a weight between two groups) counts for both. The sums
-        are taken in float32 at least, and in float64 for float64 values; differentiable.
+        An element that belongs to two units (an entry of a weight between two groups) counts for both. Sums have
+        at least the precision of float32, and of float64 for float64 values. Differentiable.
 
         Args:
-            values: a mapping, or pairs that are made one at a time so that no copy of all weights ever exists.
+            values: a mapping, or an iterator of (name, tensor), which can save memory by making one tensor at a time.
             transform: an elementwise function applied to the values before they are summed.
         """
         return self.total(self.partial(values, transform=transform))
 
     def total(self, rows: Tensor) -> Tensor:
-        """Add up what the processes hold, ``rows`` [rows, n] of :meth:`partial`: [n]; one all-reduce if sharded."""
+        """Add ``rows`` [rows, n] of :meth:`partial` over all processes: [n]; an all-reduce if sharded."""
         return rows[0] if self.shards is None else self.shards.total(rows)
 
     def partial(
@@ -110,7 +109,7 @@ class Units:
         *,
         transform: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
-        """As :meth:`reduce`, the part of this process: [rows, n_units], one row unless parameters are sharded."""
+        """Sum as :meth:`reduce`, over the part of this process: [rows, n_units]; one row if nothing is sharded."""
         names: list[str] = []
         sums: list[Tensor] = []
         for name, value in values.items() if isinstance(values, Mapping) else values:
@@ -125,12 +124,12 @@ class Units:
         return self._collect(sums, index)
 
     def _spans(self) -> list[slice]:
-        """Where the positions of each parameter stand among all positions."""
+        """Return for each parameter the slice of its positions among all positions."""
         ends = list(itertools.accumulate(self._lengths, initial=0))
         return [slice(ends[piece.start], ends[piece.stop]) for piece in self._pieces()]
 
     def _pieces(self) -> list[slice]:
-        """Where the layers of each parameter stand among all layers."""
+        """Return for each parameter the slice of its layers among all layers."""
         counts = itertools.accumulate((sum(n for _, n in parts) for parts in self.axes.values()), initial=0)
         return [slice(a, b) for a, b in itertools.pairwise(counts)]
 
@@ -144,7 +143,7 @@ class Units:
 
     @torch.no_grad()
     def squares(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        """Squared group norm of every unit, [n_units]; the fast way, without gradients.
+        """Return the squared group norm of every unit, [n_units]. Faster than :meth:`square_norms`; no gradients.
 
         Args:
             tensors: every sliced parameter, by name, in the order of :attr:`axes`.
@@ -153,7 +152,7 @@ class Units:
 
     @torch.no_grad()
     def partial_squares(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        """As :meth:`squares`, the part of this process: [rows, n_units]; see :meth:`partial`."""
+        """Compute :meth:`squares` over the part of this process: [rows, n_units]; see :meth:`partial`."""
         if self.shards is not None:
             tensors = {name: self.local_part(name, tensor) for name, tensor in tensors.items()}
         found = square_sums([(self._layout(name, tensor), tensor.detach()) for name, tensor in tensors.items()])
@@ -170,13 +169,13 @@ class Units:
         return known
 
     def square_norms(self, model: nn.Module) -> Tensor:
-        """Squared group norm of every unit over all its slices, [n_units], differentiable."""
+        """Return the squared group norm of every unit, [n_units]; differentiable."""
         return self.reduce(self.tensors(model), transform=torch.square)
 
     def positions(self, values: Tensor) -> dict[str, list[tuple[int, Tensor]]]:
-        """``values`` [n_units + 1] at every position of every layer of every axis: by tensor its (axis, values [size]).
+        """Gather ``values`` [n_units + 1] at the positions of each layer: by tensor a list of (axis, values [size]).
 
-        One gather for the whole model; the last entry of ``values`` goes to positions that belong to no unit.
+        Positions that belong to no unit get the last entry of ``values``. One gather serves the whole model.
         """
         parts = iter(torch.split(values.index_select(0, self._index), self._lengths))
         return {
@@ -186,7 +185,7 @@ class Units:
 
     @torch.no_grad()
     def scale_(self, tensors: Mapping[str, Tensor], factors: Tensor) -> None:
-        """Multiply every slice of every unit in these tensors by its factor [n_units + 1]; the last entry is 1."""
+        """Multiply in place every slice of every unit by the unit's factor; ``factors`` [n_units + 1] end with 1."""
         parts = self.positions(factors)
         if self.shards is not None:
             tensors = {name: self.local_part(name, tensor) for name, tensor in tensors.items()}
