@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 
-from etp_graph.integrations.torch_pruning import plan_from_depgraph
+from etp_graph.graph import plan_from_depgraph
 
 __all__ = ["plan_from_depgraph"]
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from etp_graph.graph.rules._operators import Reading, compact_label, labelled_dims
-from etp_graph.plan import Attribute, Group, Index, Slice
+from etp_graph.plan import NO_UNIT, Attribute, Group, Index, Slice
 
 from ._labels import Labels, Locks
 from ._ties import ResolvedRuns, resolve_ties
@@ -103,7 +103,7 @@ def _bound(groups: list[Group], labels: Labels, root: Tensor, group_of: Tensor) 
     """Set the minimum number of units that each group keeps, and the number that it must be a multiple of."""
     for found, name in ((labels.floors, "min_units"), (labels.multiples, "multiple")):
         for ids, number in found:
-            for owner in {g for g in group_of[root[ids]].tolist() if g >= 0}:
+            for owner in set(group_of[root[ids]].tolist()) - {NO_UNIT}:
                 value = max(getattr(groups[owner], name), number)
                 groups[owner] = replace(groups[owner], **{name: min(value, groups[owner].n_units)})
 
@@ -111,7 +111,7 @@ def _bound(groups: list[Group], labels: Labels, root: Tensor, group_of: Tensor) 
 def _with(labels: Labels, root: Tensor, group_of: Tensor, n_groups: int, found: list[Tensor]) -> list[bool]:
     """Return for each group whether it has a unit among the labels found."""
     flags = torch.zeros(n_groups + 1, dtype=torch.bool, device="cpu")
-    flags[group_of[labels.members(root, found)]] = True  # -1 means no group, and is the last entry
+    flags[group_of[labels.members(root, found)]] = True  # NO_UNIT reads the last entry
     return flags[:n_groups].tolist()
 
 
@@ -180,7 +180,7 @@ def _partition(
     by_group = np.argsort(group, kind="stable")
     at = np.empty_like(by_group)
     at[by_group] = np.arange(len(units)) - starts[group[by_group]]
-    group_of = torch.full((len(root),), -1, device="cpu")
+    group_of = torch.full((len(root),), NO_UNIT, device="cpu")
     position = torch.zeros(len(root), dtype=torch.int64, device="cpu")
     group_of[units], position[units] = torch.from_numpy(group), torch.from_numpy(at)
     for together in tied:
@@ -200,7 +200,7 @@ def _code(key: object) -> int:
 def _split(groups: Ints, units: Ints) -> Iterator[tuple[int, Index, Index]]:
     """Yield every group on an axis, with the ascending positions of its units and the numbers of these units."""
     if not len(groups) or (groups == groups[0]).all():
-        if len(groups) and groups[0] >= 0:
+        if len(groups) and groups[0] != NO_UNIT:
             yield int(groups[0]), range(len(groups)), _index(units)
         return
     order = np.argsort(groups, kind="stable")
@@ -224,7 +224,7 @@ def _names(labels: Labels, root: Tensor, group_of: Tensor, n_groups: int) -> tup
     taken: dict[str, int] = {}
     for producer in labels.producers.values():
         for group in torch.unique(group_of[root[labels.axes[producer.axis]]]).tolist():
-            if group < 0:
+            if group == NO_UNIT:
                 continue
             makers[group] += 1
             if not names[group]:
@@ -244,12 +244,12 @@ def _names(labels: Labels, root: Tensor, group_of: Tensor, n_groups: int) -> tup
 def _constrain(groups: list[Group], units: Tensor, group_of: Tensor, position: Tensor, blocks: int, where: str) -> None:
     """Make all normalisation groups of ``where`` keep equally many channels. Lock groups that cannot ensure this."""
     owners = torch.unique(group_of[units]).tolist()
-    if owners == [-1]:
+    if owners == [NO_UNIT]:
         return
     if len(owners) == 1 and _apply_blocks(groups, owners[0], position[units], blocks):
         return
     for owner in owners:
-        if owner >= 0 and groups[owner].locked is None:
+        if owner != NO_UNIT and groups[owner].locked is None:
             reason = f"its channels do not fill the {blocks} normalisation groups of {where} evenly"
             groups[owner] = replace(groups[owner], locked=reason)
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from etp_graph.errors import PlanError
 from etp_graph.model import named_tensors
+from etp_graph.plan import NO_UNIT
 
 Prune = Callable[..., Any]
 """``prune_out_channels(layer, indices)`` or ``prune_in_channels`` of a ``torch_pruning.BasePruningFunc``."""
@@ -22,7 +23,7 @@ class ProbedCut:
     """Where the units of a layer live.
 
     Attributes:
-        axes: (tensor, axis) -> the unit of each position, int64 [size]; -1 for positions that are never cut.
+        axes: (tensor, axis) -> the unit of each position, int64 [size]; ``NO_UNIT`` for positions that are never cut.
         attributes: (path of the submodule, name, item of a tuple or ``None``) of the integers that count the units.
     """
 
@@ -59,7 +60,7 @@ def probe_pruner(layer: nn.Module, prune: Prune, pruning_dim: int, n_units: int,
         mixed = ((times != 0) & (times != bits)).nonzero().flatten()
         if len(mixed):
             raise PlanError(f"the pruner of {where!r} cuts {mixed[:8].tolist()} of {name} with several units.")
-    axes = {axis: torch.where(rows[:, 1] > 0, rows[:, 0], -1) for axis, rows in found.items()}
+    axes = {axis: torch.where(rows[:, 1] > 0, rows[:, 0], NO_UNIT) for axis, rows in found.items()}
     return ProbedCut(axes=axes, attributes=tuple(steps))
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from etp_graph.errors import PlanError
 from etp_graph.graph.rules._terms import cost_terms
 from etp_graph.model import counting_attributes, eval_mode, named_tensors, run_model, tensors_of
-from etp_graph.plan import Plan
+from etp_graph.plan import NO_UNIT, Plan
 from etp_graph.standins import standing_in
 
 from ._grouping import build_groups
@@ -325,7 +325,7 @@ class _Writer:
             self.labels.count((".".join(filter(None, (side.name, path))), name, item), side.ids)
         tensors = dict(named_tensors(side.node.module))
         return [
-            self._record(side, tensors[name], axis, torch.where(unit < 0, 0, side.ids[unit]))
+            self._record(side, tensors[name], axis, torch.where(unit == NO_UNIT, 0, side.ids[unit]))
             for (name, axis), unit in cut.axes.items()
         ]
 

@@ -7,13 +7,14 @@ from ._costs import CostModel, Ints, cost
 from ._groups import Attribute, Group, Index, Slice, as_tensor
 from ._kinds import KINDS, chosen_kinds, lock_other_kinds
 from ._plan import ACTIVATION, Op, Plan
-from ._positions import SlicedAxis, attribute_units, numbers_per_unit, sliced_axes, with_no_unit
+from ._positions import NO_UNIT, Positions, SlicedAxis, numbers_per_unit, with_no_unit
 from ._selection import LatencyFit, Selection
 from ._table import cost_table
 
 __all__ = [
     "ACTIVATION",
     "KINDS",
+    "NO_UNIT",
     "Attribute",
     "Cost",
     "CostModel",
@@ -23,16 +24,15 @@ __all__ = [
     "LatencyFit",
     "Op",
     "Plan",
+    "Positions",
     "Selection",
     "Slice",
     "SlicedAxis",
     "as_tensor",
-    "attribute_units",
     "chosen_kinds",
     "cost",
     "cost_table",
     "lock_other_kinds",
     "numbers_per_unit",
-    "sliced_axes",
     "with_no_unit",
 ]

@@ -23,7 +23,7 @@ from etp_graph.errors import PlanError
 
 from ._cost import Cost
 from ._plan import ACTIVATION, Plan
-from ._positions import SlicedAxis, attribute_units, sliced_axes
+from ._positions import NO_UNIT, Positions, SlicedAxis
 from ._selection import Selection
 
 Ints = npt.NDArray[np.int64]
@@ -65,7 +65,7 @@ class CostModel:
         self.maps: list[tuple[Ints, ...]] = []
         self._number: dict[tuple[str, int], int] = {}
         known: dict[tuple[bytes, ...], int] = {}
-        for name, parts in (sliced_axes(plan, locked=False) | _activation_axes(plan)).items():
+        for name, parts in (Positions(plan, locked=False).axes | _activation_axes(plan)).items():
             for part in parts:
                 layers = tuple(layer.numpy() for layer in part.maps)
                 number = known.setdefault(tuple(sorted(layer.tobytes() for layer in layers)), len(known))
@@ -149,10 +149,10 @@ class CostModel:
 def _activation_axes(plan: Plan) -> dict[str, tuple[SlicedAxis, ...]]:
     """The axes of activations that the cost names and that hold units."""
     found: dict[str, list[torch.LongTensor]] = {}
-    for (module, name, _), layers in attribute_units(plan, locked=False).items():
+    for (module, name, _), layers in Positions(plan, locked=False).attributes.items():
         if module == ACTIVATION:
             for layer in layers:
-                whole = torch.full((plan.activations[name],), plan.n_units, device="cpu")
+                whole = torch.full((plan.activations[name],), NO_UNIT, device="cpu")
                 whole[: len(layer)] = layer
                 found.setdefault(name, []).append(whole)  # type: ignore[arg-type]
     return {name: (SlicedAxis(name, 0, tuple(layers)),) for name, layers in found.items()}

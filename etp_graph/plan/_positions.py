@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 from typing import NamedTuple
 
@@ -12,10 +13,16 @@ import numpy.typing as npt
 import torch
 from torch import LongTensor, Tensor
 
-from ._groups import Index, as_tensor
+from ._groups import Group, Index, as_tensor
 from ._plan import Plan
 
 Ints = npt.NDArray[np.int64]
+
+NO_UNIT = -1
+"""Number that stands for "no unit", "no group" and "no level" wherever such numbers are stored.
+
+As an index it reads the last entry of a vector, which is the neutral one that :func:`with_no_unit` appends.
+"""
 
 
 class PlacedUnits(NamedTuple):
@@ -26,20 +33,20 @@ class PlacedUnits(NamedTuple):
     start: int
 
 
-def maps_of(pieces: Sequence[PlacedUnits], size: int, nobody: int) -> list[LongTensor]:
-    """Return layers of the flat unit number at every position, each int64 [size]; ``nobody`` means no unit.
+def maps_of(pieces: Sequence[PlacedUnits], size: int) -> list[LongTensor]:
+    """Return maps of the flat unit number at every position, each int64 [size]; :data:`NO_UNIT` where there is none.
 
-    One layer is enough unless positions hold several units at once. Each piece is then written to the first layer in
-    which its positions are free.
+    One map is enough unless positions hold several units at once. Each piece is then written to the first map in which
+    its positions are free.
     """
-    one = np.full(size, nobody, dtype=np.int64)
+    one = np.full(size, NO_UNIT, dtype=np.int64)
     for piece in pieces:
         one[_at(piece.at)] = _numbers(piece)
     found = [one]
-    if np.count_nonzero(one != nobody) < sum(len(piece.at) for piece in pieces):
+    if np.count_nonzero(one != NO_UNIT) < sum(len(piece.at) for piece in pieces):
         found = []
         for piece in pieces:
-            _place(found, piece, size, nobody)
+            _place(found, piece, size)
     return [torch.from_numpy(layer) for layer in found]  # type: ignore[misc]
 
 
@@ -48,13 +55,13 @@ def index_length(indices: Iterable[Index]) -> int:
     return 1 + max(index[-1] if isinstance(index, range) else int(index.max()) for index in indices)
 
 
-def _place(found: list[Ints], piece: PlacedUnits, size: int, nobody: int) -> None:
+def _place(found: list[Ints], piece: PlacedUnits, size: int) -> None:
     at = _at(piece.at)
     for layer in found:
-        if (layer[at] == nobody).all():
+        if (layer[at] == NO_UNIT).all():
             layer[at] = _numbers(piece)
             return
-    layer = np.full(size, nobody, dtype=np.int64)
+    layer = np.full(size, NO_UNIT, dtype=np.int64)
     layer[at] = _numbers(piece)
     found.append(layer)
 
@@ -99,39 +106,50 @@ class SlicedAxis:
         return self.spread(values).view(shape)
 
 
-def sliced_axes(
-    plan: Plan, device: torch.device | str = "cpu", *, passive: bool = True, locked: bool = True
-) -> dict[str, tuple[SlicedAxis, ...]]:
-    """Return every sliced axis of every tensor of the plan, with its index tensors on ``device``.
+class Positions:
+    """Which units lie at the positions of a plan's tensors and attributes: the one owner of index arithmetic.
 
-    If ``passive`` is False, slices that surgery cuts but that do not count in the norm of their units are left out.
-    If ``locked`` is False, slices of locked groups are left out.
+    Args:
+        plan: the plan.
+        device: device of the maps of tensors.
+        passive: whether to include slices that are cut with their units but are no part of their norm.
+        locked: whether to include slices and attributes of locked groups.
     """
-    pieces: dict[tuple[str, int], list[PlacedUnits]] = {}
-    for group, span in plan.spans():
-        if group.locked is not None and not locked:
-            continue
-        for piece in group.slices:
-            if passive or not piece.passive:
-                held = pieces.setdefault((piece.tensor, piece.axis), [])
-                held.append(PlacedUnits(piece.index, piece.unit, span.start))
-    found: dict[str, list[SlicedAxis]] = {}
-    for (tensor, axis), held in pieces.items():
-        maps = maps_of(held, plan.tensors[tensor][axis], plan.n_units)
-        found.setdefault(tensor, []).append(SlicedAxis(tensor, axis, tuple(m.to(device) for m in maps)))  # type: ignore
-    return {tensor: tuple(parts) for tensor, parts in found.items()}
 
+    def __init__(
+        self, plan: Plan, device: torch.device | str = "cpu", *, passive: bool = True, locked: bool = True
+    ) -> None:
+        self.plan, self.device, self.passive, self.locked = plan, device, passive, locked
 
-def attribute_units(plan: Plan, *, locked: bool = True) -> dict[tuple[str, str, int | None], list[LongTensor]]:
-    """Return for each attribute (module, name, item) the layers of flat unit numbers that it counts.
+    @cached_property
+    def axes(self) -> dict[str, tuple[SlicedAxis, ...]]:
+        """The sliced axes of each tensor, by its name."""
+        pieces: dict[tuple[str, int], list[PlacedUnits]] = {}
+        for group, start in self._groups():
+            for piece in group.slices:
+                if self.passive or not piece.passive:
+                    held = pieces.setdefault((piece.tensor, piece.axis), [])
+                    held.append(PlacedUnits(piece.index, piece.unit, start))
+        found: dict[str, list[SlicedAxis]] = {}
+        for (tensor, axis), held in pieces.items():
+            maps = tuple(m.to(self.device) for m in maps_of(held, self.plan.tensors[tensor][axis]))
+            found.setdefault(tensor, []).append(SlicedAxis(tensor, axis, maps))  # type: ignore[arg-type]
+        return {tensor: tuple(parts) for tensor, parts in found.items()}
 
-    Each layer is int64 [number of positions]. If ``locked`` is False, attributes of locked groups are left out.
-    """
-    found: dict[tuple[str, str, int | None], list[PlacedUnits]] = {}
-    for group, span in plan.spans():
-        for a in group.attributes if locked or group.locked is None else ():
-            found.setdefault((a.module, a.name, a.item), []).append(PlacedUnits(a.index, a.unit, span.start))
-    return {key: maps_of(held, index_length(p.at for p in held), plan.n_units) for key, held in found.items()}
+    @cached_property
+    def attributes(self) -> dict[tuple[str, str, int | None], list[LongTensor]]:
+        """The maps [number of positions] of each counted attribute, by (module, name, item)."""
+        found: dict[tuple[str, str, int | None], list[PlacedUnits]] = {}
+        for group, start in self._groups():
+            for a in group.attributes:
+                found.setdefault((a.module, a.name, a.item), []).append(PlacedUnits(a.index, a.unit, start))
+        return {key: maps_of(held, index_length(p.at for p in held)) for key, held in found.items()}
+
+    def _groups(self) -> Iterator[tuple[Group, int]]:
+        """The groups to include, each with the flat number of its first unit."""
+        for group, span in self.plan.spans():
+            if self.locked or group.locked is None:
+                yield group, span.start
 
 
 def with_no_unit(values: Tensor, neutral: float | bool) -> Tensor:

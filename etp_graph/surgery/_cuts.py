@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from etp_graph.errors import PlanError
-from etp_graph.plan import Plan, sliced_axes
+from etp_graph.plan import Plan, Positions
 
 WEIGHT_NORM_DIRECTION = ".parametrizations.weight.original1"
 
@@ -60,7 +60,7 @@ def _memory_format(tensor: Tensor) -> torch.memory_format:
 def find_cuts(plan: Plan, tensors: Mapping[str, Tensor], keep: Tensor) -> dict[str, Cut]:
     """Return the cut of each tensor that shrinks, given ``keep`` bool [n_units + 1] whose last entry is True."""
     cuts: dict[str, Cut] = {}
-    for name, parts in sliced_axes(plan).items():
+    for name, parts in Positions(plan).axes.items():
         kept = {
             part.axis: mask.nonzero().flatten() for part in parts if not bool((mask := part.kept_positions(keep)).all())
         }

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from etp_graph.errors import PlanError
 from etp_graph.model import is_sharded, named_tensors
-from etp_graph.plan import ACTIVATION, Plan, Selection, SlicedAxis, attribute_units, with_no_unit
+from etp_graph.plan import ACTIVATION, Plan, Positions, Selection, SlicedAxis, with_no_unit
 from etp_graph.standins import replace_, replaceable
 
 from ._cuts import WEIGHT_NORM_DIRECTION, Cut, find_cuts, find_optimizer_states
@@ -85,7 +85,7 @@ def _cut_tensor(tensor: Tensor, cut: Cut) -> None:
 
 def _attribute_edits(model: nn.Module, plan: Plan, keep: Tensor) -> list[Edit]:
     edits = []
-    for (module, name, item), layers in attribute_units(plan).items():
+    for (module, name, item), layers in Positions(plan).attributes.items():
         if module == ACTIVATION:
             continue
         kept = SlicedAxis(module, 0, tuple(layers)).kept_positions(keep)

@@ -2,8 +2,8 @@
 
 A position of a tensor's axis belongs to at most one unit of a group. An axis may hold units of several groups
 (concatenated streams). Where unit kinds overlap (heads and head dimensions), a position belongs to several units.
-An :class:`Axis` therefore holds one or more *layers*, each a map position -> flat unit number, where ``n_units`` means
-"no unit". Vectors get one more neutral entry for that number, so that no masks are needed.
+A :class:`etp_graph.plan.SlicedAxis` therefore holds one or more *maps* position -> flat unit number, where ``NO_UNIT``
+means "no unit". Vectors get one more neutral entry for that number, so that no masks are needed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from etp_graph.model import Shards, any_sharded
-from etp_graph.plan import Plan, SlicedAxis, sliced_axes
+from etp_graph.plan import NO_UNIT, Plan, Positions, SlicedAxis
 
 from ._kernels import Layout, axis_sums, scale_, square_sums
 
@@ -45,7 +45,7 @@ class Units:
         if device is None:
             device = next(iter(parameters.values())).device if parameters else "cpu"
         self.device = torch.device(device)
-        active = sliced_axes(plan, passive=False, locked=locked)
+        active = Positions(plan, passive=False, locked=locked).axes
         found = {name: parts for name, parts in active.items() if name in set(plan.parameters)}
         double = any(parameters[name].dtype == torch.float64 for name in found)
         self.dtype = torch.float64 if double else torch.float32
@@ -55,7 +55,9 @@ class Units:
         layers: list[Tensor] = [layer for parts in found.values() for axis in parts for layer in self._held(axis)]
         none = torch.zeros(0, dtype=torch.int64, device="cpu")
         # 32 bits, because this index is the only memory of a regularizer that grows with the width of the model
-        self._index = (torch.cat(layers) if layers else none).to(self.device, torch.int32)
+        index = torch.cat(layers) if layers else none
+        # The kernels take no negative index: positions without a unit use the entry after the last unit
+        self._index = torch.where(index == NO_UNIT, self.n_units, index).to(self.device, torch.int32)
         self._lengths = [len(layer) for layer in layers]
         self._rows = self._index if self.shards is None else self._index + self._offsets(self.shards)
         self._layouts: dict[str, Layout] = {}

@@ -25,7 +25,7 @@ from etp_graph.model import (
     run_with_closed_experts,
     unit_mean,
 )
-from etp_graph.plan import ACTIVATION, Plan, SlicedAxis, attribute_units, sliced_axes, with_no_unit
+from etp_graph.plan import ACTIVATION, Plan, Positions, SlicedAxis, with_no_unit
 
 
 class Masked(TorchFunctionMode):
@@ -44,7 +44,7 @@ class Masked(TorchFunctionMode):
         self._running = ModuleStack()
         self._by_weight: dict[int, dict[int, Tensor]] = {}
         self._by_module: dict[int, dict[int, Tensor]] = {}
-        for name, parts in sliced_axes(plan).items():
+        for name, parts in Positions(plan).axes.items():
             kept_by_axis = {axis.axis: axis.kept_positions(full) for axis in parts}
             layer = _normed_layer(model, name)
             if layer is None:
@@ -52,7 +52,7 @@ class Masked(TorchFunctionMode):
                 _zero_units(tensors[name], kept_by_axis)
             elif name.endswith("original1"):
                 parametrize.register_parametrization(layer, "weight", _Mask(kept_by_axis))
-        for (module, _, item), maps in attribute_units(plan).items():
+        for (module, _, item), maps in Positions(plan).attributes.items():
             if module == ACTIVATION:
                 continue
             kept = SlicedAxis(module, 0, tuple(maps)).kept_positions(full)

@@ -23,7 +23,7 @@ from etp_graph.model import (
     tensors_of,
     without_cudnn_recurrence,
 )
-from etp_graph.plan import Group, Plan, sliced_axes, with_no_unit
+from etp_graph.plan import Group, Plan, Positions, with_no_unit
 from etp_graph.standins import standing_in
 from etp_graph.surgery import prune_
 
@@ -254,7 +254,7 @@ def _relative_error(got: Sequence[Tensor], want: Sequence[Tensor]) -> float:
 def _gradient_error(got: dict[str, Tensor], want: dict[str, Tensor], plan: Plan, keep: Tensor) -> float:
     """Largest relative error of a gradient over its kept entries."""
     full = with_no_unit(keep, True)
-    sliced = sliced_axes(plan)
+    sliced = Positions(plan).axes
     top = max((float(g.abs().max()) for g in want.values() if g.numel()), default=0.0)
     worst = 0.0
     for name, grad in got.items():

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from etp_graph.budget._levels import LevelCosts
 from etp_graph.errors import PlanError, SelectionError
-from etp_graph.plan import Cost, CostModel, Op, Plan, Selection, cost, sliced_axes
+from etp_graph.plan import Cost, CostModel, Op, Plan, Positions, Selection, cost
 from tests.support.synthetic import synthetic
 from tests.support.toy import Toy, toy_plan
 
@@ -128,7 +128,7 @@ def test_staircase_equals_evaluate(seed: int) -> None:
 
 def test_random_plans_have_positions_of_two_units() -> None:
     _, plan = synthetic(0)
-    assert any(len(axis.maps) == 2 for parts in sliced_axes(plan).values() for axis in parts)
+    assert any(len(axis.maps) == 2 for parts in Positions(plan).axes.values() for axis in parts)
 
 
 @pytest.mark.parametrize("coefficient", [2**40, 2**70])

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from etp_graph.model import named_tensors
-from etp_graph.plan import Plan, sliced_axes, with_no_unit
+from etp_graph.plan import Plan, Positions, with_no_unit
 
 
 @torch.no_grad()
@@ -14,7 +14,7 @@ def zero_units_(model: nn.Module, plan: Plan, keep: Tensor) -> None:
     """Set every slice of every unit that is not kept to zero, buffers included; ``keep`` bool [n_units]."""
     tensors = dict(named_tensors(model))
     full = with_no_unit(keep.cpu(), True)
-    for name, parts in sliced_axes(plan).items():
+    for name, parts in Positions(plan).axes.items():
         tensor = tensors[name]
         for axis in parts:
             gone = (~axis.kept_positions(full)).nonzero().flatten().to(tensor.device)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import etp_graph as etp
 from etp_graph.model import named_tensors
-from etp_graph.plan import sliced_axes, with_no_unit
+from etp_graph.plan import Positions, with_no_unit
 from etp_graph.surgery import _cuts, _prune
 from etp_graph.verification._sampling import randomize_
 from tests.support.toy import Toy, toy_plan
@@ -40,7 +40,7 @@ def some_selection(plan: etp.Plan) -> etp.Selection:
 
 
 def cut_by_hand(plan: etp.Plan, selection: etp.Selection, name: str, tensor: Tensor) -> Tensor:
-    for axis in sliced_axes(plan).get(name, ()):
+    for axis in Positions(plan).axes.get(name, ()):
         tensor = tensor.index_select(
             axis.axis, axis.kept_positions(with_no_unit(selection.flat(plan), True)).nonzero().flatten()
         )
