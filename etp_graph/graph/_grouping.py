@@ -40,18 +40,18 @@ def build_groups(labels: Labels, bare: dict[str, Tensor], facet: Reading = "inne
     or not at all. Units of a group can therefore be ranked against each other.
     """
     root, locks = labels.resolve()
-    units = _produced(labels, root)
-    places = list(_places(labels, bare, root, units, locks))
+    units = _units_by_producer(labels, root)
+    places = list(_iter_places(labels, bare, root, units, locks))
     tied = resolve_ties(labels.ties.values(), root, locks)
-    group_of, position, reasons = _partition(root, units, places, locks, tied)
+    group_of, position, reasons = _partition_units(root, units, places, locks, tied)
     n_groups = len(reasons)
-    slices, attributes = _pieces(places, group_of, position, n_groups)
+    slices, attributes = _slices_and_attributes(places, group_of, position, n_groups)
     sizes = torch.bincount(group_of[units], minlength=n_groups).tolist() if len(units) else []
-    names, kinds = _names(labels, root, group_of, n_groups)
-    floors = [2 if n else 1 for n in _with(labels, root, group_of, n_groups, labels.normalised)]
-    folded = _with(labels, root, group_of, n_groups, labels.folded)
+    names, kinds = _names_and_kinds(labels, root, group_of, n_groups)
+    floors = [2 if n else 1 for n in _groups_with(labels, root, group_of, n_groups, labels.normalised)]
+    folded = _groups_with(labels, root, group_of, n_groups, labels.folded)
     if facet == "outer":
-        headed = _with(labels, root, group_of, n_groups, labels.headed)
+        headed = _groups_with(labels, root, group_of, n_groups, labels.headed)
         kinds = ["heads" if f and h else kind for f, h, kind in zip(folded, headed, kinds, strict=True)]
     groups = [
         Group(name=names[g], kind=kinds[g], n_units=sizes[g], slices=tuple(slices[g]),
@@ -61,13 +61,13 @@ def build_groups(labels: Labels, bare: dict[str, Tensor], facet: Reading = "inne
     for together in tied:
         g = int(group_of[together.units[0, 0]])
         groups[g] = replace(groups[g], blocks=len(together.units), min_units=together.min_units)
-    _bound(groups, labels, root, group_of)
+    _set_minimums(groups, labels, root, group_of)
     for ids, blocks, where in labels.blocks:
-        _constrain(groups, root[ids], group_of, position, blocks, where)
+        _keep_blocks_equal(groups, root[ids], group_of, position, blocks, where)
     return tuple(groups)
 
 
-def _produced(labels: Labels, root: Tensor) -> Tensor:
+def _units_by_producer(labels: Labels, root: Tensor) -> Tensor:
     """Return the units in the order in which their first producers run.
 
     The labels are not in this order, because entries of bare parameters have labels, too.
@@ -78,7 +78,7 @@ def _produced(labels: Labels, root: Tensor) -> Tensor:
     return torch.from_numpy(units[first.argsort()])
 
 
-def _pieces(
+def _slices_and_attributes(
     places: Sequence[_Place], group_of: Tensor, position: Tensor, n_groups: int
 ) -> tuple[list[list[Slice]], list[list[Attribute]]]:
     """Return the slices and the attributes of each group."""
@@ -88,7 +88,7 @@ def _pieces(
     owners, units = group_of[flat].numpy(), position[flat].numpy()
     ends = np.cumsum([len(place.units) for place in places]).tolist()
     for place, start, end in zip(places, [0, *ends], ends, strict=False):
-        for group, index, unit in _split(owners[start:end], units[start:end]):
+        for group, index, unit in _split_by_group(owners[start:end], units[start:end]):
             if len(place.key) == 2:
                 tensor, axis = place.key
                 piece = Slice(tensor=tensor, axis=axis, index=index, unit=unit, passive=place.passive)
@@ -99,7 +99,7 @@ def _pieces(
     return slices, attributes
 
 
-def _bound(groups: list[Group], labels: Labels, root: Tensor, group_of: Tensor) -> None:
+def _set_minimums(groups: list[Group], labels: Labels, root: Tensor, group_of: Tensor) -> None:
     """Set the minimum number of units that each group keeps, and the number that it must be a multiple of."""
     for found, name in ((labels.floors, "min_units"), (labels.multiples, "multiple")):
         for ids, number in found:
@@ -108,14 +108,16 @@ def _bound(groups: list[Group], labels: Labels, root: Tensor, group_of: Tensor) 
                 groups[owner] = replace(groups[owner], **{name: min(value, groups[owner].n_units)})
 
 
-def _with(labels: Labels, root: Tensor, group_of: Tensor, n_groups: int, found: list[Tensor]) -> list[bool]:
+def _groups_with(labels: Labels, root: Tensor, group_of: Tensor, n_groups: int, found: list[Tensor]) -> list[bool]:
     """Return for each group whether it has a unit among the labels found."""
     flags = torch.zeros(n_groups + 1, dtype=torch.bool, device="cpu")
-    flags[group_of[labels.members(root, found)]] = True  # NO_UNIT reads the last entry
+    flags[group_of[labels.mark_members(root, found)]] = True  # NO_UNIT reads the last entry
     return flags[:n_groups].tolist()
 
 
-def _places(labels: Labels, bare: dict[str, Tensor], root: Tensor, units: Tensor, locks: Locks) -> Iterator[_Place]:
+def _iter_places(
+    labels: Labels, bare: dict[str, Tensor], root: Tensor, units: Tensor, locks: Locks
+) -> Iterator[_Place]:
     unit = torch.zeros_like(root)
     unit[units] = units
     unit = unit[root]
@@ -128,7 +130,7 @@ def _places(labels: Labels, bare: dict[str, Tensor], root: Tensor, units: Tensor
         if small is not None and labelled_dims(small) == [dim] and key not in labels.attributes:
             yield _Place(key, small.flatten())
     for name, ids in sorted(bare.items()):  # a forward may read tables in the order of a set
-        small = compact_label(_filled(unit[ids], locks.code[root[ids]] > 0))
+        small = compact_label(_fill_unread(unit[ids], locks.code[root[ids]] > 0))
         if small is not None:
             yield from _table_places(labels, name, small, ids.numel(), locks)
 
@@ -148,7 +150,7 @@ def _table_places(labels: Labels, name: str, small: Tensor, numel: int, locks: L
         locks.add(small.unique(), reason)
 
 
-def _filled(units: Tensor, locked: Tensor) -> Tensor:
+def _fill_unread(units: Tensor, locked: Tensor) -> Tensor:
     """Assign entries of a stored table that no forward read to the units of the entries next to them."""
     if bool((units > 0).all()) or not bool((units > 0).any()):
         return units
@@ -161,7 +163,7 @@ def _filled(units: Tensor, locked: Tensor) -> Tensor:
     return units
 
 
-def _partition(
+def _partition_units(
     root: Tensor, units: Tensor, places: Sequence[_Place], locks: Locks, tied: Sequence[ResolvedRuns]
 ) -> tuple[Tensor, Tensor, list[str | None]]:
     """Return the group of each label, the position of each label in its group, and the lock reason of each group."""
@@ -169,9 +171,9 @@ def _partition(
     for place in places:
         if len(place.key) > 2:
             continue  # attributes only count units
-        signature.index_add_(0, place.units, torch.full_like(place.units, _code(place.key)))
+        signature.index_add_(0, place.units, torch.full_like(place.units, _hash_place(place.key)))
     for number, together in enumerate(tied):
-        signature[together.units] = _code(number)  # tied units form one group, on whatever axes they lie
+        signature[together.units] = _hash_place(number)  # tied units form one group, on whatever axes they lie
     keys = (signature[units] + locks.code[units] * _SPREAD).numpy()
     _, first, number_of, sizes = np.unique(keys, return_index=True, return_inverse=True, return_counts=True)
     order = np.argsort(first)  # groups in the order of their first units
@@ -192,32 +194,32 @@ def _partition(
     )
 
 
-def _code(key: object) -> int:
+def _hash_place(key: object) -> int:
     """Return a number for a place. The sum over the places of a unit identifies this set of places."""
     return int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=8).digest(), "little", signed=True)
 
 
-def _split(groups: Ints, units: Ints) -> Iterator[tuple[int, Index, Index]]:
+def _split_by_group(groups: Ints, units: Ints) -> Iterator[tuple[int, Index, Index]]:
     """Yield every group on an axis, with the ascending positions of its units and the numbers of these units."""
     if not len(groups) or (groups == groups[0]).all():
         if len(groups) and groups[0] != NO_UNIT:
-            yield int(groups[0]), range(len(groups)), _index(units)
+            yield int(groups[0]), range(len(groups)), _compact_index(units)
         return
     order = np.argsort(groups, kind="stable")
     order = order[np.searchsorted(groups[order], 0) :]
     starts = np.flatnonzero(np.diff(groups[order], prepend=-1))
     for start, stop in pairwise([*starts.tolist(), len(order)]):
-        yield int(groups[order[start]]), _index(order[start:stop]), _index(units[order[start:stop]])
+        yield int(groups[order[start]]), _compact_index(order[start:stop]), _compact_index(units[order[start:stop]])
 
 
-def _index(values: Ints) -> Index:
+def _compact_index(values: Ints) -> Index:
     first, last = int(values[0]), int(values[-1])
     if last - first == len(values) - 1 and bool((values[1:] > values[:-1]).all()):
         return range(first, last + 1)
     return torch.from_numpy(values.copy())  # type: ignore[return-value]
 
 
-def _names(labels: Labels, root: Tensor, group_of: Tensor, n_groups: int) -> tuple[list[str], list[str]]:
+def _names_and_kinds(labels: Labels, root: Tensor, group_of: Tensor, n_groups: int) -> tuple[list[str], list[str]]:
     names: list[str] = [""] * n_groups
     kinds: list[str] = [""] * n_groups
     makers = [0] * n_groups
@@ -234,14 +236,16 @@ def _names(labels: Labels, root: Tensor, group_of: Tensor, n_groups: int) -> tup
                 kinds[group] = producer.kind
             elif producer.kind == "conv-groups":
                 kinds[group] = producer.kind
-    normalised = _with(labels, root, group_of, n_groups, labels.normalised)
+    normalised = _groups_with(labels, root, group_of, n_groups, labels.normalised)
     for group in range(n_groups):
         if normalised[group] and makers[group] > 1:
             kinds[group] = "stream"  # a residual stream: a sum of several layers that a norm averages over
     return names, kinds
 
 
-def _constrain(groups: list[Group], units: Tensor, group_of: Tensor, position: Tensor, blocks: int, where: str) -> None:
+def _keep_blocks_equal(
+    groups: list[Group], units: Tensor, group_of: Tensor, position: Tensor, blocks: int, where: str
+) -> None:
     """Make all normalisation groups of ``where`` keep equally many channels. Lock groups that cannot ensure this."""
     owners = torch.unique(group_of[units]).tolist()
     if owners == [NO_UNIT]:

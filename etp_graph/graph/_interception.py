@@ -16,7 +16,7 @@ from torch.utils.flop_counter import flop_registry
 from etp_graph.graph.rules._dispatch import FOLLOWED, Call, label_of_result
 from etp_graph.graph.rules._layer_rules import rule_of_layer, stored_matrix
 from etp_graph.graph.rules._operators import ELEMENTWISE, MOVEMENT, Operand, UnknownOperator, compact_label
-from etp_graph.graph.rules._products import MATRIX, matrix, placeholder
+from etp_graph.graph.rules._products import MATRIX, add_empty_term, label_of_matrix_product
 from etp_graph.graph.rules._recurrent import makes_state
 from etp_graph.graph.rules._terms import ProductTerm
 from etp_graph.plan import Op
@@ -165,7 +165,7 @@ class OperationFollower:
         """Return the label of every output of the call."""
         if all(operand.label is None for operand in call.operands):
             if call.name in MATRIX:
-                matrix(self.tracker, call.name, call.operands, call.outs[0].shape)
+                label_of_matrix_product(self.tracker, call.name, call.operands, call.outs[0].shape)
             return [None] * len(call.outs)
         try:
             found = label_of_result(call)
@@ -214,7 +214,7 @@ class OperationFollower:
         at = SUMMED.get(name)
         source = args[at] if at is not None and len(args) > at else None
         if isinstance(source, Tensor) and source in tracker.multiplied:
-            term, label = placeholder(tracker, tuple(source.shape)), tracker.label_of.get(source)
+            term, label = add_empty_term(tracker, tuple(source.shape)), tracker.label_of.get(source)
             if label is not None:
                 tracker.ops[term] = ProductTerm(tracker.where.strip("'"), tuple(source.shape), (label,))
 

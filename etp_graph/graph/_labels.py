@@ -127,7 +127,7 @@ class Labels:
         first, self._next = self._next, self._next + size
         return torch.arange(first, first + size, device="cpu")
 
-    def table(self, name: str, shape: torch.Size) -> Tensor:
+    def label_entries(self, name: str, shape: torch.Size) -> Tensor:
         """Return a new label for each entry of a bare parameter. Entries are united when the parameter meets units."""
         self.tables.append((name, self._next, shape))
         return self.new_labels(shape.numel()).view(shape)
@@ -141,7 +141,7 @@ class Labels:
             rest = rest[(rest < first) | (rest >= first + shape.numel())]
         return not rest.numel()
 
-    def pin(self, labels: Tensor, dim: int, reason: str) -> None:
+    def pin_axes(self, labels: Tensor, dim: int, reason: str) -> None:
         """Pin each axis of a bare parameter that lies along ``dim``. Units on a pinned axis are locked later."""
         line = labels
         for d in range(labels.ndim):
@@ -196,7 +196,7 @@ class Labels:
                 return True
         return False
 
-    def merge(self, label: Tensor, dim: int, where: str) -> Tensor:
+    def merge_dim(self, label: Tensor, dim: int, where: str) -> Tensor:
         """Unite all positions along ``dim``. Return the label of the first one, with size 1 along ``dim``."""
         first = label.narrow(dim, 0, 1)
         self.unite(label, first.expand_as(label), f"meets channels of fixed width in {where}")
@@ -217,7 +217,7 @@ class Labels:
             self.lock(known, reason)
             self.lock(labels, reason)
 
-    def fold(self, labels: Tensor, survivors: Tensor, reason: str) -> None:
+    def fold_axis(self, labels: Tensor, survivors: Tensor, reason: str) -> None:
         """Record that an axis is folded into several axes, and unite units that differ only along its fixed axes.
 
         ``survivors`` are the labels along the other axes, and broadcast to ``labels``.
@@ -225,7 +225,7 @@ class Labels:
         self.folded.append(survivors.flatten())
         self.unite(labels, survivors.expand_as(labels), reason)
 
-    def members(self, root: Tensor, found: list[Tensor]) -> Tensor:
+    def mark_members(self, root: Tensor, found: list[Tensor]) -> Tensor:
         """Mark the representatives of the labels found, bool [number of labels + 1]."""
         flags = torch.zeros(len(root), dtype=torch.bool, device="cpu")
         for labels in found:
@@ -238,14 +238,14 @@ class Labels:
         if self._pairs:
             a = torch.cat([left for left, _ in self._pairs])
             b = torch.cat([right for _, right in self._pairs])
-            root = components(self._next, a, b)
+            root = connected_components(self._next, a, b)
         locks = Locks(self._next)
         for labels, reason in self._locks:
             locks.add(root[labels], reason)
         return root, locks
 
 
-def components(n: int, a: Tensor, b: Tensor) -> Tensor:
+def connected_components(n: int, a: Tensor, b: Tensor) -> Tensor:
     """Find the connected components of the graph with edges a[i] - b[i].
 
     Each round attaches roots to smaller roots and drops the edges inside a component. The number of rounds is

@@ -47,11 +47,11 @@ def probe_pruner(layer: nn.Module, prune: Prune, pruning_dim: int, n_units: int,
     for bit in range(bits):
         for value in (0, 1):
             removed = [i for i in range(n_units) if (i >> bit & 1) == value]
-            cut = _cut(layer, prune, pruning_dim, removed, where)
-            for axis, gone in _missing(layer, cut, where).items():
+            cut = _pruned_copy(layer, prune, pruning_dim, removed, where)
+            for axis, gone in _missing_positions(layer, cut, where).items():
                 row = torch.tensor([value << bit, 1], device="cpu") * gone[:, None]
                 found[axis] = found.get(axis, torch.zeros_like(row)) + row
-            for key, less in _lowered(layer, cut).items():
+            for key, less in _lowered_attributes(layer, cut).items():
                 steps[key] = steps.get(key, 0) + (less == len(removed))
     odd = [name for (_, name, _), times in steps.items() if times != 2 * bits]
     if odd:
@@ -64,14 +64,14 @@ def probe_pruner(layer: nn.Module, prune: Prune, pruning_dim: int, n_units: int,
     return ProbedCut(axes=axes, attributes=tuple(steps))
 
 
-def _stored(layer: nn.Module) -> list[tuple[str, Tensor]]:
+def _stored_tensors(layer: nn.Module) -> list[tuple[str, Tensor]]:
     return [(name, tensor) for name, tensor in named_tensors(layer) if tensor.ndim]
 
 
-def _cut(layer: nn.Module, prune: Prune, pruning_dim: int, removed: list[int], where: str) -> nn.Module:
+def _pruned_copy(layer: nn.Module, prune: Prune, pruning_dim: int, removed: list[int], where: str) -> nn.Module:
     """Run the pruner on a copy of the layer in whose tensors every number is its own position."""
     module = copy.deepcopy(layer)
-    for _, tensor in _stored(module):
+    for _, tensor in _stored_tensors(module):
         tensor.requires_grad_(False)
         tensor.data = torch.arange(tensor.numel(), dtype=torch.float64, device="cpu").view(tensor.shape)
     prune.__self__.pruning_dim = pruning_dim  # type: ignore[attr-defined]
@@ -82,11 +82,11 @@ def _cut(layer: nn.Module, prune: Prune, pruning_dim: int, removed: list[int], w
     return module
 
 
-def _missing(layer: nn.Module, cut: nn.Module, where: str) -> dict[tuple[str, int], Tensor]:
+def _missing_positions(layer: nn.Module, cut: nn.Module, where: str) -> dict[tuple[str, int], Tensor]:
     """(tensor, axis) -> which positions are gone, int64 [size], for every axis that became shorter."""
-    after = dict(_stored(cut))
+    after = dict(_stored_tensors(cut))
     found: dict[tuple[str, int], Tensor] = {}
-    for name, tensor in _stored(layer):
+    for name, tensor in _stored_tensors(layer):
         if name not in after or after[name].ndim != tensor.ndim:
             raise PlanError(f"the pruner of {where!r} replaces {name} by something else.")
         left = torch.unravel_index(after[name].detach().flatten().long(), tensor.shape)
@@ -97,7 +97,7 @@ def _missing(layer: nn.Module, cut: nn.Module, where: str) -> dict[tuple[str, in
     return found
 
 
-def _lowered(layer: nn.Module, cut: nn.Module) -> dict[tuple[str, str, int | None], int]:
+def _lowered_attributes(layer: nn.Module, cut: nn.Module) -> dict[tuple[str, str, int | None], int]:
     """(path below the layer, name, item) -> by how much an integer attribute, or an entry of a tuple, changed."""
     after = dict(cut.named_modules())
     found: dict[tuple[str, str, int | None], int] = {}

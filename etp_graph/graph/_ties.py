@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ._labels import EqualRuns, Locks, components
+from ._labels import EqualRuns, Locks, connected_components
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -33,11 +33,11 @@ def resolve_ties(ties: Iterable[EqualRuns], root: Tensor, locks: Locks) -> list[
     tied: list[ResolvedRuns] = []
     if not (known := list(ties)):
         return tied
-    for members in _connected([set(root[tie.units].flatten().tolist()) for tie in known], len(root)):
+    for members in _connected_sets([set(root[tie.units].flatten().tolist()) for tie in known], len(root)):
         mine = [known[m] for m in members]
         rows = [row for tie in mine for row in root[tie.units]]
         units = torch.unique(torch.cat(rows))
-        blocks = _blocks(rows)
+        blocks = _distinct_runs(rows)
         reason = locks.first(units)
         where = mine[0].where
         if blocks is None:
@@ -54,18 +54,18 @@ def resolve_ties(ties: Iterable[EqualRuns], root: Tensor, locks: Locks) -> list[
     return tied
 
 
-def _connected(sets: Sequence[set[int]], n_labels: int) -> list[list[int]]:
+def _connected_sets(sets: Sequence[set[int]], n_labels: int) -> list[list[int]]:
     """Indices of the sets, those together that are linked by common members."""
     pairs = [(n_labels + i, member) for i, members in enumerate(sets) for member in members]
     a, b = torch.tensor(pairs, dtype=torch.int64, device="cpu").view(-1, 2).unbind(1)
-    found = components(n_labels + len(sets), a, b)
+    found = connected_components(n_labels + len(sets), a, b)
     together: dict[int, list[int]] = {}
     for i in range(len(sets)):
         together.setdefault(int(found[n_labels + i]), []).append(i)
     return list(together.values())
 
 
-def _blocks(rows: Sequence[Tensor]) -> Tensor | None:
+def _distinct_runs(rows: Sequence[Tensor]) -> Tensor | None:
     """The different runs, [runs, units], each unit once; ``None`` if no equal counts of units mean equal widths."""
     found: dict[tuple[int, ...], Tensor] = {}
     for row in rows:

@@ -58,7 +58,7 @@ def plan_from_depgraph(
         raise PlanError(
             "the dependency graph was not built for this model: call graph.build_dependency(model, ...) first."
         )
-    return _plan(model, example_inputs, _labels_of(graph, model, ignored_layers, lock_wrong_edges=False))
+    return _plan_of_labels(model, example_inputs, _labels_of(graph, model, ignored_layers, lock_wrong_edges=False))
 
 
 def trace_with_torch_pruning(model: nn.Module, example_inputs: Any) -> Plan:
@@ -71,7 +71,7 @@ def trace_with_torch_pruning(model: nn.Module, example_inputs: Any) -> Plan:
         PlanError: Torch-Pruning is not installed or cannot build its graph.
     """
     graph = _built_graph(model, example_inputs)
-    return _plan(model, example_inputs, _labels_of(graph, model, (), lock_wrong_edges=True))
+    return _plan_of_labels(model, example_inputs, _labels_of(graph, model, (), lock_wrong_edges=True))
 
 
 def _built_graph(model: nn.Module, example_inputs: Any) -> Any:
@@ -103,7 +103,7 @@ def _labels_of(graph: Any, model: nn.Module, ignored: Sequence[nn.Module], *, lo
     return walk.labels
 
 
-def _plan(model: nn.Module, example_inputs: Any, labels: Labels) -> Plan:
+def _plan_of_labels(model: nn.Module, example_inputs: Any, labels: Labels) -> Plan:
     trackers = Trackers(model)
     tracker = trackers.all[0]
     parameters = tuple(name for name, _ in model.named_parameters())
@@ -176,7 +176,7 @@ class _Walk:
         for node in nodes:
             pruner = self.graph.get_pruner_of_module(node.module)
             for handler in (pruner.prune_out_channels, pruner.prune_in_channels):
-                side = self._side(node, handler)
+                side = self._side_of(node, handler)
                 if side.size is not None and len(side.ids) == 0:
                     side.ids = self.labels.new_labels(side.size)
                     self._queue.append((side, torch.arange(side.size, device="cpu"), side.name))
@@ -185,9 +185,9 @@ class _Walk:
             side, index, near = self._queue.pop()
             for dep in side.node.dependencies:
                 if dep.is_triggered_by(side.handler):
-                    self._follow(dep, side, index, near)
+                    self._follow_edge(dep, side, index, near)
 
-    def _side(self, node: Any, handler: Any) -> _Side:
+    def _side_of(self, node: Any, handler: Any) -> _Side:
         key = (node, handler)
         if key not in self.sides:
             pruner = handler.__self__
@@ -198,10 +198,10 @@ class _Walk:
             self.sides[key] = _Side(node, handler, name, None if output else count(node.module))
         return self.sides[key]
 
-    def _follow(self, dep: Any, side: _Side, index: Tensor, near: str) -> None:
-        target = self._side(dep.target, dep.handler)
+    def _follow_edge(self, dep: Any, side: _Side, index: Tensor, near: str) -> None:
+        target = self._side_of(dep.target, dep.handler)
         try:
-            source, to = self._mapped(dep, index, target, near)
+            source, to = self._existing_positions(dep, index, target, near)
         except PlanError as error:
             if not self.lock_wrong_edges:
                 raise
@@ -219,9 +219,9 @@ class _Walk:
         if len(new):
             self._queue.append((target, new, near))
 
-    def _mapped(self, dep: Any, index: Tensor, target: _Side, near: str) -> tuple[Tensor, Tensor]:
+    def _existing_positions(self, dep: Any, index: Tensor, target: _Side, near: str) -> tuple[Tensor, Tensor]:
         """Return the positions at the source and at the target of an edge, all of which exist."""
-        source, to = self._map(dep, index, f"{near!r} -> {target.name!r}")
+        source, to = self._map_indices(dep, index, f"{near!r} -> {target.name!r}")
         top = self._limit if target.size is None else target.size
         beyond = to[(to < 0) | (to >= top)]
         if len(beyond):
@@ -231,7 +231,7 @@ class _Walk:
             )
         return source, to
 
-    def _map(self, dep: Any, index: Tensor, where: str) -> tuple[Tensor, Tensor]:
+    def _map_indices(self, dep: Any, index: Tensor, where: str) -> tuple[Tensor, Tensor]:
         """The edge's index mappings: pairs of a position at its source and one at its target."""
         mappings = [mapping for mapping in dep.index_mapping if mapping is not None]
         if not mappings:
@@ -272,20 +272,20 @@ class _Writer:
 
     def _write_or_lock(self, side: _Side) -> None:
         try:
-            self._write(side)
+            self._write_side(side)
         except PlanError as error:
             if not self._lock_wrong_edges:
                 raise
             self.labels.lock(side.ids, f"Torch-Pruning: {error}")
 
-    def _write(self, side: _Side) -> None:
+    def _write_side(self, side: _Side) -> None:
         module = side.node.module
-        places = _places(side)
+        places = _sliced_tensors(side)
         if places is None:
-            axes = self._customized(side)
+            axes = self._probe_axes(side)
         else:
-            axes = [self._record(side, tensor, axis, side.ids) for tensor, axis in places if tensor is not None]
-            self._count(side)
+            axes = [self._add_axis(side, tensor, axis, side.ids) for tensor, axis in places if tensor is not None]
+            self._count_attributes(side)
         makes = isinstance(module, nn.modules.conv._ConvNd | nn.Linear | nn.Embedding)
         if axes and side.is_out and (makes or (places is None and not side.is_in)):
             kind = next((kind for cls, kind in _KINDS.items() if isinstance(module, cls)), "channels")
@@ -295,7 +295,7 @@ class _Writer:
         if isinstance(module, nn.modules.conv._ConvNd) and module.groups > 1 and not (side.is_in and side.is_out):
             self.labels.blocks.append((side.ids, module.groups, side.name))
 
-    def _record(self, side: _Side, tensor: Tensor, axis: int, ids: Tensor) -> TensorAxis:
+    def _add_axis(self, side: _Side, tensor: Tensor, axis: int, ids: Tensor) -> TensorAxis:
         """A grouped convolution's weight has one position for a channel of every group: they go together."""
         name = self._tensors.get(id(tensor))
         if name is None:
@@ -310,7 +310,7 @@ class _Writer:
         self.labels.add_axis((name, axis % tensor.ndim), ids)
         return name, axis % tensor.ndim
 
-    def _count(self, side: _Side) -> None:
+    def _count_attributes(self, side: _Side) -> None:
         row = counting_attributes(side.node.module)
         both = side.is_in and side.is_out
         for attribute, mine in ((row.out, side.is_out), (row.into, side.is_in), (row.groups, both)):
@@ -318,19 +318,19 @@ class _Writer:
                 tuple_ = isinstance(getattr(side.node.module, attribute), tuple)
                 self.labels.count((side.name, attribute, side.node.pruning_dim if tuple_ else None), side.ids)
 
-    def _customized(self, side: _Side) -> list[TensorAxis]:
+    def _probe_axes(self, side: _Side) -> list[TensorAxis]:
         """What a customized pruner cuts, as it shows on copies of its layer."""
         cut = probe_pruner(side.node.module, side.handler, side.node.pruning_dim, len(side.ids), side.name)
         for path, name, item in cut.attributes:
             self.labels.count((".".join(filter(None, (side.name, path))), name, item), side.ids)
         tensors = dict(named_tensors(side.node.module))
         return [
-            self._record(side, tensors[name], axis, torch.where(unit == NO_UNIT, 0, side.ids[unit]))
+            self._add_axis(side, tensors[name], axis, torch.where(unit == NO_UNIT, 0, side.ids[unit]))
             for (name, axis), unit in cut.axes.items()
         ]
 
 
-def _places(side: _Side) -> list[tuple[Tensor | None, int]] | None:
+def _sliced_tensors(side: _Side) -> list[tuple[Tensor | None, int]] | None:
     """The tensors and axes that Torch-Pruning's own functions cut; ``None`` for a customized pruner."""
     from torch_pruning.pruner import function
 

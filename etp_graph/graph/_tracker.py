@@ -98,11 +98,11 @@ class Tracker:
         if (base := self.bare_base(tensor)) is not None and tensor.numel() > 1:
             name = str(self.weights.bare_name(base))
             if name not in self.bare:
-                self.bare[name] = self.labels.table(name, base.shape)
+                self.bare[name] = self.labels.label_entries(name, base.shape)
             start = tensor.storage_offset() - base.storage_offset()
             return self.bare[name].as_strided(tensor.shape, tensor.stride(), start)
         if (table := self.weights.embedding_name(tensor)) is not None:
-            owner = self.weights.holder(table)
+            owner = self.weights.layer_of(table)
             ref = TensorView(table, tuple(tensor.shape))
             return self.weights.produce(self.labels, owner, [ref], 1, "features").view(1, -1)
         if (
@@ -118,7 +118,7 @@ class Tracker:
         """Return the bare parameter that a tensor is or is a view of. Such a view gets its labels when it is used."""
         if tensor in self.label_of or tensor.layout != torch.strided:
             return None
-        for base in (tensor, self.weights.base(tensor)):
+        for base in (tensor, self.weights.base_of(tensor)):
             if base is not None and base.is_contiguous() and self.weights.bare_name(base) is not None:
                 return base
         return None
@@ -138,7 +138,7 @@ class Tracker:
             if label is not None and self.labels.holds_whole_runs(
                 label, other
             ):  # one weight takes states of several layers
-                label = self.labels.merge(label, other, self.where)
+                label = self.labels.merge_dim(label, other, self.where)
         if label is not None and set(labelled_dims(label)) - {dim}:
             self.labels.lock(label, f"lies across the channels of {self.where}")
             label = None

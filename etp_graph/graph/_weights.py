@@ -62,7 +62,7 @@ class StoredTensors:
         self._names = {id(tensor): name for name, tensor in self._tensors.items()}
         self._bare = {
             name for name, tensor in self._tensors.items()
-            if tensor.is_floating_point() and counting_attributes(self.holder(name).module) == CountingAttributes()
+            if tensor.is_floating_point() and counting_attributes(self.layer_of(name).module) == CountingAttributes()
         }  # fmt: skip
         self._stored: dict[int, Tensor | None] = {}
         for tensor in self._tensors.values():  # a buffer may itself be a view: what is viewed of it has another base
@@ -78,7 +78,7 @@ class StoredTensors:
         other.fixed, other.seen = dict(self.fixed), set(self.seen)
         return other
 
-    def holder(self, name: str) -> NamedModule:
+    def layer_of(self, name: str) -> NamedModule:
         """The layer that a tensor belongs to, looking through its parametrizations."""
         layer, parametrized, _ = name.partition(".parametrizations.")
         owner = layer if parametrized else name.rpartition(".")[0]
@@ -95,11 +95,11 @@ class StoredTensors:
             self.seen.add(name)
         return name
 
-    def view(self, tensor: Tensor) -> TensorView | None:
+    def view_of(self, tensor: Tensor) -> TensorView | None:
         """The stored tensor that this one is, or a view of that leaves every dimension on an axis of its own."""
         if (name := self.name(tensor)) is not None:
             return TensorView(name, tuple(tensor.shape))
-        base = self.base(tensor)
+        base = self.base_of(tensor)
         if base is None or (name := self.name(base)) is None or not base.is_contiguous():
             return None
         offset, starts = tensor.storage_offset() - base.storage_offset(), []
@@ -115,10 +115,10 @@ class StoredTensors:
 
     def stored_name(self, tensor: Tensor) -> str | None:
         """Name of the parameter or buffer that a tensor is or is a view of."""
-        base = None if self.name(tensor) else self.base(tensor)
+        base = None if self.name(tensor) else self.base_of(tensor)
         return self.name(tensor if base is None else base)
 
-    def base(self, tensor: Tensor) -> Tensor | None:
+    def base_of(self, tensor: Tensor) -> Tensor | None:
         """The parameter or buffer that a tensor is a view of."""
         if tensor._base is None:
             return None
@@ -126,7 +126,7 @@ class StoredTensors:
             return tensor._base
         return self._stored.get(tensor.untyped_storage().data_ptr())
 
-    def use(self, tensors: Iterable[Tensor | None]) -> None:
+    def mark_used(self, tensors: Iterable[Tensor | None]) -> None:
         """Note that a forward pass reads these tensors."""
         for tensor in tensors:
             if tensor is not None:
@@ -140,7 +140,7 @@ class StoredTensors:
     def embedding_name(self, tensor: Tensor) -> str | None:
         """Name of the table of an embedding, whose rows are also read otherwise than by looking them up."""
         name = self.name(tensor)
-        owner = self.holder(name).module if name is not None else None
+        owner = self.layer_of(name).module if name is not None else None
         return name if isinstance(owner, nn.Embedding) and owner.weight is tensor else None
 
     def vector_name(self, tensor: Tensor) -> str | None:
@@ -152,13 +152,13 @@ class StoredTensors:
         """Shape of a named tensor."""
         return tuple(self._tensors[name].shape)
 
-    def find(self, weight: Tensor, running: Sequence[nn.Module]) -> tuple[list[TensorView], str | None]:
+    def find_stored(self, weight: Tensor, running: Sequence[nn.Module]) -> tuple[list[TensorView], str | None]:
         """The stored tensors behind a layer's weight, main one first, and a reason if the layer must stay whole."""
-        ref = self.view(weight)
+        ref = self.view_of(weight)
         if ref is not None:
             return [ref], self.fixed.get(ref.name)
-        owner = self.running(running)
-        stored, reason = self._sources(owner.module)
+        owner = self.running_module(running)
+        stored, reason = self._source_tensors(owner.module)
         refs = []
         for tensor in stored:
             known = self.name(tensor)
@@ -168,7 +168,7 @@ class StoredTensors:
             return [], "a weight that is computed while running"
         return refs, reason
 
-    def _sources(self, module: nn.Module | None) -> tuple[list[Tensor], str | None]:
+    def _source_tensors(self, module: nn.Module | None) -> tuple[list[Tensor], str | None]:
         if module is None:
             return [], None
         if parametrize.is_parametrized(module, "weight"):
@@ -184,13 +184,13 @@ class StoredTensors:
 
     def owner(self, ref: TensorView, running: Sequence[nn.Module]) -> NamedModule:
         """The layer that uses a weight now: the running module, or for a functional call the weight's own module."""
-        for owner in (self.running(running), self.holder(ref.name)):
+        for owner in (self.running_module(running), self.layer_of(ref.name)):
             own = owner.module._parameters.get("weight") if owner.module is not None else None
             if own is self._tensors[ref.name] or ref.name.startswith(f"{owner.name}.parametrizations.weight."):
                 return owner
-        return NamedModule(self.holder(ref.name).name, None)  # a bare parameter: no attribute counts its units
+        return NamedModule(self.layer_of(ref.name).name, None)  # a bare parameter: no attribute counts its units
 
-    def running(self, modules: Sequence[nn.Module]) -> NamedModule:
+    def running_module(self, modules: Sequence[nn.Module]) -> NamedModule:
         """The innermost running module, with its name."""
         module = modules[-1] if modules else None
         return NamedModule(self.module_name(module) or "", module)
@@ -207,7 +207,7 @@ class StoredTensors:
                 labels.add_axis((ref.name, axis), made)
         return made
 
-    def along(
+    def add_vector(
         self, labels: Labels, tensor: Tensor | None, ids: Tensor, *, axis: int = 0, known: Tensor | None = None
     ) -> None:
         """A bias, norm scale or running statistic holds these units along ``axis``.
@@ -216,7 +216,7 @@ class StoredTensors:
         """
         if tensor is None or (tensor.numel() == 1 and len(ids) > 1):
             return
-        ref = self.view(tensor)
+        ref = self.view_of(tensor)
         if ref is None and known is not None and known.numel() == len(ids):
             labels.unite(ids, known.flatten(), "meets a tensor that is partly of fixed width")
         elif ref is None:
@@ -236,7 +236,7 @@ class StoredTensors:
             ids = whole
         labels.add_axis(axis, ids)
 
-    def count(
+    def count_attributes(
         self,
         labels: Labels,
         owner: NamedModule,

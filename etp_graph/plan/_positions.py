@@ -41,12 +41,12 @@ def maps_of(pieces: Sequence[PlacedUnits], size: int) -> list[LongTensor]:
     """
     one = np.full(size, NO_UNIT, dtype=np.int64)
     for piece in pieces:
-        one[_at(piece.at)] = _numbers(piece)
+        one[_as_numpy_index(piece.at)] = _flat_numbers(piece)
     found = [one]
     if np.count_nonzero(one != NO_UNIT) < sum(len(piece.at) for piece in pieces):
         found = []
         for piece in pieces:
-            _place(found, piece, size)
+            _place_units(found, piece, size)
     return [torch.from_numpy(layer) for layer in found]  # type: ignore[misc]
 
 
@@ -55,22 +55,22 @@ def index_length(indices: Iterable[Index]) -> int:
     return 1 + max(index[-1] if isinstance(index, range) else int(index.max()) for index in indices)
 
 
-def _place(found: list[Ints], piece: PlacedUnits, size: int) -> None:
-    at = _at(piece.at)
+def _place_units(found: list[Ints], piece: PlacedUnits, size: int) -> None:
+    at = _as_numpy_index(piece.at)
     for layer in found:
         if (layer[at] == NO_UNIT).all():
-            layer[at] = _numbers(piece)
+            layer[at] = _flat_numbers(piece)
             return
     layer = np.full(size, NO_UNIT, dtype=np.int64)
-    layer[at] = _numbers(piece)
+    layer[at] = _flat_numbers(piece)
     found.append(layer)
 
 
-def _at(index: Index) -> slice | Ints:
+def _as_numpy_index(index: Index) -> slice | Ints:
     return slice(index.start, index.stop, index.step) if isinstance(index, range) else index.numpy()
 
 
-def _numbers(piece: PlacedUnits) -> Ints:
+def _flat_numbers(piece: PlacedUnits) -> Ints:
     if isinstance(piece.unit, range):
         first, last, step = piece.unit.start, piece.unit.stop, piece.unit.step
         return np.arange(first + piece.start, last + piece.start, step, dtype=np.int64)
@@ -125,7 +125,7 @@ class Positions:
     def axes(self) -> dict[str, tuple[SlicedAxis, ...]]:
         """The sliced axes of each tensor, by its name."""
         pieces: dict[tuple[str, int], list[PlacedUnits]] = {}
-        for group, start in self._groups():
+        for group, start in self._included_groups():
             for piece in group.slices:
                 if self.passive or not piece.passive:
                     held = pieces.setdefault((piece.tensor, piece.axis), [])
@@ -140,12 +140,12 @@ class Positions:
     def attributes(self) -> dict[tuple[str, str, int | None], list[LongTensor]]:
         """The maps [number of positions] of each counted attribute, by (module, name, item)."""
         found: dict[tuple[str, str, int | None], list[PlacedUnits]] = {}
-        for group, start in self._groups():
+        for group, start in self._included_groups():
             for a in group.attributes:
                 found.setdefault((a.module, a.name, a.item), []).append(PlacedUnits(a.index, a.unit, start))
         return {key: maps_of(held, index_length(p.at for p in held)) for key, held in found.items()}
 
-    def _groups(self) -> Iterator[tuple[Group, int]]:
+    def _included_groups(self) -> Iterator[tuple[Group, int]]:
         """The groups to include, each with the flat number of its first unit."""
         for group, span in self.plan.spans():
             if self.locked or group.locked is None:

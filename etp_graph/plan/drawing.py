@@ -49,12 +49,14 @@ def layers_of(plan: Plan, group: Group) -> Iterator[LayerOfGroup]:
     held: dict[str, list[Slice]] = {}
     for piece in sorted(group.slices, key=lambda piece: order[piece.tensor]):
         held.setdefault(piece.tensor.rpartition(".")[0], []).append(piece)
-    found = [LayerOfGroup(name, _role(plan, group, name, slices), tuple(slices)) for name, slices in held.items()]
+    found = [
+        LayerOfGroup(name, _role_of_layer(plan, group, name, slices), tuple(slices)) for name, slices in held.items()
+    ]
     for role in Role:
         yield from (layer for layer in found if layer.role is role)
 
 
-def _role(plan: Plan, group: Group, module: str, slices: Sequence[Slice]) -> Role:
+def _role_of_layer(plan: Plan, group: Group, module: str, slices: Sequence[Slice]) -> Role:
     if module == group.name:
         return Role.MAKES
     counted = [a.name for a in group.attributes if a.module == module]
@@ -89,12 +91,12 @@ def _group_lines(plan: Plan, group: Group) -> Iterator[str]:
         for piece in layer.slices:
             by_tensor.setdefault(piece.tensor, []).append(piece)
         tensors = ", ".join(
-            f"{name.rpartition('.')[2]} {_marked(plan.tensors[name], held)}" for name, held in by_tensor.items()
+            f"{name.rpartition('.')[2]} {_marked_shape(plan.tensors[name], held)}" for name, held in by_tensor.items()
         )
         yield f"  {layer.role.value}  {layer.name:{width}}  {tensors}"
 
 
-def _marked(shape: Sequence[int], slices: Sequence[Slice]) -> str:
+def _marked_shape(shape: Sequence[int], slices: Sequence[Slice]) -> str:
     """The shape with the sliced axes in angle brackets, and how much of an axis is sliced if it is not all."""
     covered: dict[int, int] = {}
     for piece in slices:
@@ -118,10 +120,10 @@ def dot(plan: Plan) -> str:
         text = "\n".join(filter(None, (group.name, f"{group.n_units} {group.kind}", group.constraint)))
         style = 'style="dashed", color="#6b7280"' if group.locked else 'style="filled", fillcolor="#dbeafe"'
         tip = group.locked or text
-        nodes[f"g{number}"] = f"g{number} [shape=ellipse, {style}, label={_quoted(text)}, tooltip={_quoted(tip)}]"
+        nodes[f"g{number}"] = f"g{number} [shape=ellipse, {style}, label={_quote_dot(text)}, tooltip={_quote_dot(tip)}]"
         for layer in layers_of(plan, group):
-            name = _quoted(f"layer {layer.name}")
-            nodes.setdefault(name, f"{name} [shape=box, label={_quoted(layer.name or '(model)')}]")
+            name = _quote_dot(f"layer {layer.name}")
+            nodes.setdefault(name, f"{name} [shape=box, label={_quote_dot(layer.name or '(model)')}]")
             ends = (name, f"g{number}") if layer.role is not Role.READS else (f"g{number}", name)
             arrow = ' [dir="both", color="#9ca3af"]' if layer.role is Role.PASSES else ""
             edges.append(f"{' -> '.join(ends)}{arrow}")
@@ -129,7 +131,7 @@ def dot(plan: Plan) -> str:
     return "digraph plan {\n" + "".join(f"  {line};\n" for line in [*head, *nodes.values(), *edges]) + "}\n"
 
 
-def _quoted(text: str) -> str:
+def _quote_dot(text: str) -> str:
     escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
     return f'"{escaped}"'
 

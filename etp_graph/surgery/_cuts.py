@@ -35,14 +35,14 @@ class Cut:
         (first, rows), *others = sorted(self.kept.items())
         step = max(1, _CHUNK * tensor.shape[first] // max(1, tensor.numel()))
         if not others or step >= len(rows):
-            return self._select(tensor.detach(), rows).contiguous(memory_format=_memory_format(tensor))
+            return self._index_axes(tensor.detach(), rows).contiguous(memory_format=_memory_format(tensor))
         # cut in pieces, because a cut axis by axis would need an intermediate tensor besides the old and the new one
         out = torch.empty(self.shape, dtype=tensor.dtype, device=tensor.device, memory_format=_memory_format(tensor))
         for start, piece in zip(range(0, len(rows), step), rows.split(step), strict=True):
-            out.narrow(first, start, len(piece)).copy_(self._select(tensor.detach(), piece))
+            out.narrow(first, start, len(piece)).copy_(self._index_axes(tensor.detach(), piece))
         return out
 
-    def _select(self, values: Tensor, rows: Tensor) -> Tensor:
+    def _index_axes(self, values: Tensor, rows: Tensor) -> Tensor:
         (first, _), *others = sorted(self.kept.items())
         out = values.index_select(first, rows)
         for axis, index in others:

@@ -87,7 +87,7 @@ class Layout:
         if not self.dense:
             wide = tensor if tensor.dtype == torch.float64 else tensor.float()
             return axis_sums(wide, self.over, torch.square) if tensor.ndim > 1 else [wide.square()]
-        matrix = self._matrix(tensor)
+        matrix = self._as_matrix(tensor)
         rows: Tensor | None = None
         columns: Tensor | None = None
         if not self.by_columns and matrix.dtype == torch.float32:
@@ -97,7 +97,7 @@ class Layout:
         elif self._numpy and not self.by_rows:
             columns = _column_squares(matrix)
         else:
-            rows, columns = self._both(matrix, self.room(tensor) if buffer is None else buffer)
+            rows, columns = self._row_and_column_squares(matrix, self.make_buffer(tensor) if buffer is None else buffer)
         found = []
         for place in self.inside:
             sums = rows if place is None else columns
@@ -111,8 +111,8 @@ class Layout:
             for axis, factor in factors:
                 tensor.mul_(factor.view([-1 if d == axis else 1 for d in range(tensor.ndim)]))
             return
-        matrix = self._matrix(tensor)
-        wide = [self._along(axis, factor) for axis, factor in factors]
+        matrix = self._as_matrix(tensor)
+        wide = [self._broadcast_factor(axis, factor) for axis, factor in factors]
         if len(wide) == 1 or matrix.numel() <= _CHUNK:
             for factor in wide:
                 matrix.mul_(factor)
@@ -123,22 +123,22 @@ class Layout:
             for factor in mine:
                 piece.mul_(factor)
 
-    def _along(self, axis: int, factor: Tensor) -> Tensor:
+    def _broadcast_factor(self, axis: int, factor: Tensor) -> Tensor:
         """Return the factors of an axis as a column or a row that broadcasts against the matrix."""
         place = self.inside[self.over.index(axis)]
         if place is None:
             return factor.view(-1, 1)
         return (factor if place[1] == self.columns else factor.view(1, -1, 1).expand(place)).reshape(1, -1)
 
-    def _matrix(self, tensor: Tensor) -> Tensor:
+    def _as_matrix(self, tensor: Tensor) -> Tensor:
         return (tensor.permute(self.order) if self._permuted else tensor).reshape(tensor.shape[self.order[0]], -1)
 
-    def room(self, tensor: Tensor) -> Tensor:
+    def make_buffer(self, tensor: Tensor) -> Tensor:
         """Return a buffer for the squares of one piece."""
         dtype = torch.float64 if tensor.dtype == torch.float64 else torch.float32
         return tensor.new_empty(min(self.step * self.columns, tensor.numel()), dtype=dtype)
 
-    def _both(self, matrix: Tensor, buffer: Tensor) -> tuple[Tensor, Tensor | None]:
+    def _row_and_column_squares(self, matrix: Tensor, buffer: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the sums of squares of each row and, if an axis needs them, of each column."""
         rows: list[Tensor] = []
         columns: Tensor | None = None
@@ -167,7 +167,7 @@ def square_sums(held: Sequence[tuple[Layout, Tensor]]) -> list[list[Tensor]]:
             continue
         room = rooms.get(tensor.dtype)
         if room is None or len(room) < min(layout.step * layout.columns, tensor.numel()):
-            room = rooms[tensor.dtype] = layout.room(tensor)
+            room = rooms[tensor.dtype] = layout.make_buffer(tensor)
         found.append(layout.square_sums(tensor, room))
     return found
 

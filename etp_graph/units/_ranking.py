@@ -50,7 +50,7 @@ class Rankings:
 
     def relative(self, values: Tensor) -> Tensor:
         """Return (I_u − I_min)/(I_max − I_min) within each run, [n_units]; 1 if all values of a run are equal."""
-        low, high = self._extreme(values, "amin"), self._extreme(values, "amax")
+        low, high = self._extreme_of_run(values, "amin"), self._extreme_of_run(values, "amax")
         spread = high - low
         return torch.where(spread > 0, (values - low) / spread.clamp_min(torch.finfo(values.dtype).tiny), 1.0)
 
@@ -61,10 +61,10 @@ class Rankings:
 
     def raise_zeros(self, values: Tensor) -> Tensor:
         """Replace zeros in ``values`` [n_units] by the smallest positive value of their run, or 1 if there is none."""
-        low = self._extreme(values.masked_fill(values <= 0, float("inf")), "amin")
+        low = self._extreme_of_run(values.masked_fill(values <= 0, float("inf")), "amin")
         return torch.where(values > 0, values, torch.where(low.isinf(), 1.0, low))
 
-    def _extreme(self, values: Tensor, reduce: str) -> Tensor:
+    def _extreme_of_run(self, values: Tensor, reduce: str) -> Tensor:
         found = torch.zeros_like(values)
         found.scatter_reduce_(0, self.number, values, reduce=reduce, include_self=False)
         return found[self.number]

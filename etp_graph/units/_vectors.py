@@ -52,26 +52,26 @@ class Units:
         self.axes = {name: tuple((part.axis, len(part.maps)) for part in parts) for name, parts in found.items()}
         held = {name: parameters[name] for name in found}
         self.shards = Shards(held) if any_sharded(held) else None
-        layers: list[Tensor] = [layer for parts in found.values() for axis in parts for layer in self._held(axis)]
+        layers: list[Tensor] = [layer for parts in found.values() for axis in parts for layer in self._local_maps(axis)]
         none = torch.zeros(0, dtype=torch.int64, device="cpu")
         # 32 bits, because this index is the only memory of a regularizer that grows with the width of the model
         index = torch.cat(layers) if layers else none
         # The kernels take no negative index: positions without a unit use the entry after the last unit
         self._index = torch.where(index == NO_UNIT, self.n_units, index).to(self.device, torch.int32)
         self._lengths = [len(layer) for layer in layers]
-        self._rows = self._index if self.shards is None else self._index + self._offsets(self.shards)
+        self._rows = self._index if self.shards is None else self._index + self._row_offsets(self.shards)
         self._layouts: dict[str, Layout] = {}
 
-    def _held(self, axis: SlicedAxis) -> Iterable[Tensor]:
+    def _local_maps(self, axis: SlicedAxis) -> Iterable[Tensor]:
         """Return the layers of an axis, restricted to the positions that this process holds."""
         if self.shards is None:
             return axis.maps
         here = self.shards.held[axis.tensor][axis.axis]
         return [layer[here.start : here.stop] for layer in axis.maps]
 
-    def _offsets(self, shards: Shards) -> Tensor:
+    def _row_offsets(self, shards: Shards) -> Tensor:
         """Return for each position the offset of the row that its sum is added to, int32 [positions]."""
-        counts = [sum(self._lengths[span]) for span in self._pieces()]
+        counts = [sum(self._lengths[span]) for span in self._map_spans()]
         rows = torch.tensor([shards.row[name] * (self.n_units + 1) for name in self.axes], dtype=torch.int32)
         return rows.repeat_interleave(torch.tensor(counts, dtype=torch.int64)).to(self.device)
 
@@ -121,21 +121,21 @@ class Units:
                 sums += [total.to(self.device)] * layers
         index = self._rows
         if names != list(self.axes):
-            starts = dict(zip(self.axes, self._spans(), strict=True))
+            starts = dict(zip(self.axes, self._position_spans(), strict=True))
             index = torch.cat([self._rows[:0], *(self._rows[starts[name]] for name in names)])
-        return self._collect(sums, index)
+        return self._sum_by_unit(sums, index)
 
-    def _spans(self) -> list[slice]:
+    def _position_spans(self) -> list[slice]:
         """Return for each parameter the slice of its positions among all positions."""
         ends = list(itertools.accumulate(self._lengths, initial=0))
-        return [slice(ends[piece.start], ends[piece.stop]) for piece in self._pieces()]
+        return [slice(ends[piece.start], ends[piece.stop]) for piece in self._map_spans()]
 
-    def _pieces(self) -> list[slice]:
+    def _map_spans(self) -> list[slice]:
         """Return for each parameter the slice of its layers among all layers."""
         counts = itertools.accumulate((sum(n for _, n in parts) for parts in self.axes.values()), initial=0)
         return [slice(a, b) for a, b in itertools.pairwise(counts)]
 
-    def _collect(self, sums: list[Tensor], index: Tensor) -> Tensor:
+    def _sum_by_unit(self, sums: list[Tensor], index: Tensor) -> Tensor:
         n_rows = 1 if self.shards is None else self.shards.n_rows
         if not sums:
             return torch.zeros(n_rows, self.n_units, dtype=self.dtype, device=self.device)
@@ -157,14 +157,14 @@ class Units:
         """Compute :meth:`squares` over the part of this process: [rows, n_units]; see :meth:`partial`."""
         if self.shards is not None:
             tensors = {name: self.local_part(name, tensor) for name, tensor in tensors.items()}
-        found = square_sums([(self._layout(name, tensor), tensor.detach()) for name, tensor in tensors.items()])
+        found = square_sums([(self._layout_of(name, tensor), tensor.detach()) for name, tensor in tensors.items()])
         sums: list[Tensor] = []
         for name, totals in zip(tensors, found, strict=True):
             for (_, layers), total in zip(self.axes[name], totals, strict=True):
                 sums += [total] * layers
-        return self._collect(sums, self._rows)
+        return self._sum_by_unit(sums, self._rows)
 
-    def _layout(self, name: str, tensor: Tensor) -> Layout:
+    def _layout_of(self, name: str, tensor: Tensor) -> Layout:
         known = self._layouts.get(name)
         if known is None or known.strides != tensor.stride():
             known = self._layouts[name] = Layout(tensor, [axis for axis, _ in self.axes[name]])
@@ -196,5 +196,5 @@ class Units:
             mine = parts[name]
             if tensor.dtype != factors.dtype:
                 mine = [(axis, factor.to(tensor.dtype)) for axis, factor in mine]
-            held.append((self._layout(name, tensor), tensor.detach(), mine))
+            held.append((self._layout_of(name, tensor), tensor.detach(), mine))
         scale_(held)

@@ -184,7 +184,7 @@ def test_a_step_never_reads_a_value_on_the_host(
 
 def _layouts(reg: Regularizer) -> list[Layout]:
     """The layouts of all weights, made now."""
-    return [reg._units._layout(name, tensor) for name, tensor in reg._binding.tensors.items()]
+    return [reg._units._layout_of(name, tensor) for name, tensor in reg._binding.tensors.items()]
 
 
 def test_a_compiled_model_trains_with_the_force() -> None:

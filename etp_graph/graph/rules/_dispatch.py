@@ -12,7 +12,7 @@ from torch import Tensor
 from etp_graph.graph._tracker import Tracker
 from etp_graph.model import PADDINGS
 
-from ._indexing import GATHERS, SCATTERS, gather, met_by_gather, scatter
+from ._indexing import GATHERS, SCATTERS, label_of_gather, label_of_scatter, met_by_gather
 from ._operators import (
     JOINS,
     MOVEMENT,
@@ -21,15 +21,15 @@ from ._operators import (
     SPATIAL,
     Operand,
     UnknownOperator,
-    elementwise,
-    join,
+    label_of_elementwise,
+    label_of_join,
+    label_of_reduction,
+    label_of_softmax,
+    label_of_spatial,
     labelled_dims,
-    reduction,
     run_on_labels,
-    softmax_like,
-    spatial,
 )
-from ._products import MATRIX, matrix
+from ._products import MATRIX, label_of_matrix_product
 
 FOLLOWED = MOVEMENT | JOINS | REDUCTIONS | GATHERS | SCATTERS | {"constant_pad_nd"}
 """Operators that pass on the labels of bare parameters, besides element-wise ones."""
@@ -70,15 +70,15 @@ def label_of_result(call: Call) -> Any:
         UnknownOperator: no rule can follow the units.
     """
     if call.pointwise:
-        return elementwise(call.tracker.labels, call.operands, call.outs[0].shape, call.tracker.where)
+        return label_of_elementwise(call.tracker.labels, call.operands, call.outs[0].shape, call.tracker.where)
     if call.name not in _RULES:
         raise UnknownOperator
     return _RULES[call.name](call)
 
 
-def _join(call: Call) -> Tensor | None:
+def _join_rule(call: Call) -> Tensor | None:
     dim = call.kwargs.get("dim", call.args[1] if len(call.args) > 1 else 0)
-    return join(call.tracker.labels, call.name, call.operands, dim, call.tracker.where)
+    return label_of_join(call.tracker.labels, call.name, call.operands, dim, call.tracker.where)
 
 
 def _made_like(call: Call) -> Tensor | None:
@@ -93,36 +93,36 @@ def _made_like(call: Call) -> Tensor | None:
     return label
 
 
-def _matrix(call: Call) -> Tensor | None:
-    return matrix(call.tracker, call.name, call.operands, call.outs[0].shape)
+def _matrix_rule(call: Call) -> Tensor | None:
+    return label_of_matrix_product(call.tracker, call.name, call.operands, call.outs[0].shape)
 
 
-def _scatter(call: Call) -> Tensor | None:
-    return scatter(call.tracker.labels, call.name, call.args, call.operands, call.tracker.where)
+def _scatter_rule(call: Call) -> Tensor | None:
+    return label_of_scatter(call.tracker.labels, call.name, call.args, call.operands, call.tracker.where)
 
 
-def _gather(call: Call) -> Tensor | None:
+def _gather_rule(call: Call) -> Tensor | None:
     tracker, first = call.tracker, call.operands[0]
     bare = tracker.weights.bare_name(call.args[0])
-    found = gather(tracker.labels, call.name, first, call.args, call.kwargs, tracker.where, bare)
+    found = label_of_gather(tracker.labels, call.name, first, call.args, call.kwargs, tracker.where, bare)
     return met_by_gather(tracker.labels, call.name, found, call.operands[1:], call.args, call.outs[0], tracker.where)
 
 
-def _spatial(call: Call) -> Tensor:
-    return spatial(call.tracker.labels, call.label, SPATIAL[call.name])
+def _spatial_rule(call: Call) -> Tensor:
+    return label_of_spatial(call.tracker.labels, call.label, SPATIAL[call.name])
 
 
-def _reduction(call: Call) -> Tensor | None:
-    return reduction(
+def _reduction_rule(call: Call) -> Tensor | None:
+    return label_of_reduction(
         call.tracker.labels, call.label, call.name, call.args, call.kwargs, call.outs[0].ndim, call.tracker.where
     )
 
 
-def _along(call: Call) -> Tensor:
-    return softmax_like(call.label, call.args, call.kwargs)
+def _softmax_rule(call: Call) -> Tensor:
+    return label_of_softmax(call.label, call.args, call.kwargs)
 
 
-def _movement(call: Call) -> Any:
+def _movement_rule(call: Call) -> Any:
     tracker, operand = call.tracker, Operand(call.operands[0].shape, call.label)
     return run_on_labels(
         tracker.labels, call.func, call.name, operand, call.args, call.kwargs, tracker.where, tracker.reading,
@@ -130,7 +130,7 @@ def _movement(call: Call) -> Any:
     )  # fmt: skip
 
 
-def _pad(call: Call) -> Tensor:
+def _padding_rule(call: Call) -> Tensor:
     """Return the label after padding. If the running module declares the widths, the padding consists of new units."""
     label, pads = call.label, list(call.args[1])
     if min(pads) < 0:
@@ -139,13 +139,13 @@ def _pad(call: Call) -> Tensor:
     for dim, (before, after) in enumerate(widths, label.ndim - len(widths)):
         if label.shape[dim] == 1:
             continue
-        ends = [_padding(call.tracker, side, width) for side, width in enumerate((before, after))]
+        ends = [_padding_units(call.tracker, side, width) for side, width in enumerate((before, after))]
         shape = [-1 if d == dim else 1 for d in range(label.ndim)]
         label = torch.cat([ends[0].view(shape), label, ends[1].view(shape)], dim)
     return label
 
 
-def _padding(tracker: Tracker, side: int, width: int) -> Tensor:
+def _padding_units(tracker: Tracker, side: int, width: int) -> Tensor:
     module = tracker.modules[-1] if tracker.modules else None
     names = PADDINGS.get(type(module))  # type: ignore[arg-type]
     if names is None or width <= 0:
@@ -156,14 +156,14 @@ def _padding(tracker: Tracker, side: int, width: int) -> Tensor:
 
 
 _RULES: Mapping[str, Callable[[Call], Any]] = {
-    **dict.fromkeys(MOVEMENT, _movement),
-    **dict.fromkeys(JOINS, _join),
+    **dict.fromkeys(MOVEMENT, _movement_rule),
+    **dict.fromkeys(JOINS, _join_rule),
     **dict.fromkeys(MAKERS, _made_like),
-    **dict.fromkeys(MATRIX, _matrix),
-    **dict.fromkeys(SCATTERS, _scatter),
-    **dict.fromkeys(GATHERS, _gather),
-    **dict.fromkeys(SPATIAL, _spatial),
-    **dict.fromkeys(REDUCTIONS, _reduction),
-    **dict.fromkeys(SOFTMAX_LIKE, _along),
-    "constant_pad_nd": _pad,
+    **dict.fromkeys(MATRIX, _matrix_rule),
+    **dict.fromkeys(SCATTERS, _scatter_rule),
+    **dict.fromkeys(GATHERS, _gather_rule),
+    **dict.fromkeys(SPATIAL, _spatial_rule),
+    **dict.fromkeys(REDUCTIONS, _reduction_rule),
+    **dict.fromkeys(SOFTMAX_LIKE, _softmax_rule),
+    "constant_pad_nd": _padding_rule,
 }

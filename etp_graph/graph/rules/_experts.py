@@ -24,20 +24,20 @@ from ._operators import compact_label
 def follow_routed(tracker: Tracker, func: Any, args: Any, kwargs: Any, out: Any) -> None:
     """Experts are the rows of the router; at least ``top_k`` of them stay."""
     x, weight, vectors, top_k, _ = args
-    refs, reason = tracker.weights.find(weight, tracker.modules)
+    refs, reason = tracker.weights.find_stored(weight, tracker.modules)
     into = tracker.channels(x, -1)
     if not refs:
         tracker.labels.lock(into, f"enters a router in {tracker.where} with {reason}")
         return
-    ref, layer = refs[0], tracker.weights.running(tracker.modules)
+    ref, layer = refs[0], tracker.weights.running_module(tracker.modules)
     made = tracker.labels.produce(Producer(ref.axis(0), layer.name, "experts"), ref.shape[0])
     tracker.weights.add_axis(tracker.labels, ref, 1, into)
     tracker.labels.inputs.add(ref.axis(1))
     for vector in vectors:
-        tracker.weights.along(tracker.labels, vector, made)
+        tracker.weights.add_vector(tracker.labels, vector, made)
     tracker.labels.floors.append((made, top_k))
-    _count(tracker, made, _EXPERTS)
-    _count(tracker, into, _WIDTHS)
+    _count_in_attributes(tracker, made, _EXPERTS)
+    _count_in_attributes(tracker, into, _WIDTHS)
     tracker.ops.append(Op(name=layer.name, coefficient=x.numel() // x.shape[-1], axes=(ref.axis(0), ref.axis(1))))
     for tensor in tree_leaves(out):
         if isinstance(tensor, Tensor):
@@ -48,13 +48,16 @@ def follow_mixture(tracker: Tracker, func: Any, args: Any, kwargs: Any, out: Ten
     """Neurons of the same number in all experts are one unit; the router's experts are these experts."""
     x, gate_up, down, index, _ = args
     labels, weights = tracker.labels, tracker.weights
-    (first, *_), (second, *_) = weights.find(gate_up, tracker.modules)[0], weights.find(down, tracker.modules)[0]
-    layer = weights.running(tracker.modules)
+    (first, *_), (second, *_) = (
+        weights.find_stored(gate_up, tracker.modules)[0],
+        weights.find_stored(down, tracker.modules)[0],
+    )
+    layer = weights.running_module(tracker.modules)
     neurons = labels.produce(Producer(first.axis(1), layer.name, "neurons"), first.shape[1])
     gate, up = neurons.chunk(2)
     labels.unite(gate, up, "gate and input of an expert")
     into = tracker.channels(x, -1)
-    _count(tracker, into, _WIDTHS)
+    _count_in_attributes(tracker, into, _WIDTHS)
     weights.add_axis(labels, first, 2, into)
     if getattr(getattr(layer.module, "config", None), "_experts_implementation", "eager") != "eager":
         labels.multiples += [(gate, _ALIGNMENT), (into, _ALIGNMENT)]
@@ -67,8 +70,8 @@ def follow_mixture(tracker: Tracker, func: Any, args: Any, kwargs: Any, out: Ten
     for ref in (first, second):
         weights.add_axis(labels, ref, 0, experts)
     if chosen is not None:
-        _count(tracker, experts, _EXPERTS)
-    _count(tracker, gate, ("intermediate_dim", "intermediate_size"))
+        _count_in_attributes(tracker, experts, _EXPERTS)
+    _count_in_attributes(tracker, gate, ("intermediate_dim", "intermediate_size"))
     for ref in (first, second):
         tracker.ops.append(Op(name=layer.name, coefficient=index.numel(), axes=(ref.axis(1), ref.axis(2))))
     tracker.set(out, compact_label(made.view([1] * (out.ndim - 1) + [-1])))
@@ -82,9 +85,9 @@ _EXPERTS = ("num_experts", "n_routed_experts", "num_local_experts")
 _WIDTHS = ("hidden_dim", "hidden_size")
 
 
-def _count(tracker: Tracker, ids: Tensor, names: Sequence[str]) -> None:
+def _count_in_attributes(tracker: Tracker, ids: Tensor, names: Sequence[str]) -> None:
     """The attributes of the running module, whose code is not followed, that count these units."""
-    layer = tracker.weights.running(tracker.modules)
+    layer = tracker.weights.running_module(tracker.modules)
     for name in names:
         if layer.module is not None and layer.module.__dict__.get(name) == len(ids):
             tracker.labels.count((layer.name, name, None), ids)

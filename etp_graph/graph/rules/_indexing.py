@@ -10,7 +10,7 @@ from torch import Tensor
 
 from etp_graph.graph._labels import Labels
 
-from ._operators import Operand, UnknownOperator, elementwise, labelled_dims
+from ._operators import Operand, UnknownOperator, label_of_elementwise, labelled_dims
 
 GATHERS = frozenset("index gather take_along_dim topk kthvalue _unsafe_index index_select".split())
 
@@ -20,7 +20,7 @@ SCATTERS = frozenset(
 )
 
 
-def gather(
+def label_of_gather(
     labels: Labels, name: str, x: Operand, args: Sequence[Any], kwargs: dict[str, Any], where: str, bare: str | None
 ) -> Any:
     """Return the compact label of entries of ``x`` that are read along dimensions without units.
@@ -35,8 +35,8 @@ def gather(
     if label is None:
         raise UnknownOperator
     if name in ("index", "_unsafe_index"):
-        return _indexed(labels, x, args[1], where, bare)
-    dim = kwargs.get("dim", args[2] if name in ("topk", "kthvalue") and len(args) > 2 else _second(name, args))
+        return _label_of_index(labels, x, args[1], where, bare)
+    dim = kwargs.get("dim", args[2] if name in ("topk", "kthvalue") and len(args) > 2 else _index_argument(name, args))
     dim %= label.ndim
     if label.shape[dim] > 1:
         if bare is None or name != "index_select":
@@ -82,11 +82,13 @@ def met_by_gather(
     return united
 
 
-def _second(name: str, args: Sequence[Any]) -> Any:
+def _index_argument(name: str, args: Sequence[Any]) -> Any:
     return -1 if name in ("topk", "kthvalue") else args[1]
 
 
-def _indexed(labels: Labels, x: Operand, indices: Sequence[Tensor | None], where: str, bare: str | None) -> Tensor:
+def _label_of_index(
+    labels: Labels, x: Operand, indices: Sequence[Tensor | None], where: str, bare: str | None
+) -> Tensor:
     """Return the label of ``x[i, :, j]``, by indexing the label after expanding it along the indexed dimensions."""
     label = x.label
     assert label is not None
@@ -99,7 +101,7 @@ def _indexed(labels: Labels, x: Operand, indices: Sequence[Tensor | None], where
             elif index.numel() and not index.is_floating_point() and bool((index < 0).all()):
                 tail = label.narrow(dim, label.shape[dim] + int(index.min()), -int(index.min()))
                 labels.lock(tail, f"is taken from the end in {where}")
-            elif not _every(index, label.shape[dim]):
+            elif not _names_all_positions(index, label.shape[dim]):
                 raise UnknownOperator
         else:
             label = label.expand([x.shape[d] if d == dim else s for d, s in enumerate(label.shape)])
@@ -107,7 +109,7 @@ def _indexed(labels: Labels, x: Operand, indices: Sequence[Tensor | None], where
     return picked
 
 
-def _every(index: Tensor, size: int) -> bool:
+def _names_all_positions(index: Tensor, size: int) -> bool:
     """Return True if the index names all positions in order along one of its dimensions, as ``arange`` does."""
     long = [d for d, s in enumerate(index.shape) if s == size]
     if index.dtype == torch.bool or len(long) != 1 or index.numel() != size:
@@ -115,11 +117,13 @@ def _every(index: Tensor, size: int) -> bool:
     return bool((index.flatten().cpu() == torch.arange(size, device="cpu")).all())
 
 
-def scatter(labels: Labels, name: str, args: Sequence[Any], operands: Sequence[Operand], where: str) -> Tensor | None:
+def label_of_scatter(
+    labels: Labels, name: str, args: Sequence[Any], operands: Sequence[Operand], where: str
+) -> Tensor | None:
     """Return the label of ``x`` after entries of ``source`` are written to it along dimensions without units."""
     into = operands[0]
     if name.startswith("index_put"):
-        return _put(labels, into, args[1], operands[-1], where)
+        return _label_of_index_put(labels, into, args[1], operands[-1], where)
     dim = args[1] % len(into.shape)
     parts = [o for o in (into, operands[-1]) if len(o.shape) == len(into.shape)]
     flat = []
@@ -131,16 +135,18 @@ def scatter(labels: Labels, name: str, args: Sequence[Any], operands: Sequence[O
         raise UnknownOperator
     if into.label is None:  # an empty accumulator, whose zeros can have any width
         flat[0] = Operand(torch.Size([1] * len(into.shape)), None)
-        return _accumulated(labels, flat, into, where)
-    return elementwise(labels, flat, flat[0].shape, where)
+        return _label_of_accumulation(labels, flat, into, where)
+    return label_of_elementwise(labels, flat, flat[0].shape, where)
 
 
-def _accumulated(labels: Labels, flat: Sequence[Operand], into: Operand, where: str) -> Tensor | None:
+def _label_of_accumulation(labels: Labels, flat: Sequence[Operand], into: Operand, where: str) -> Tensor | None:
     source = flat[-1]
-    return elementwise(labels, [source], source.shape, where) if source.label is not None else None
+    return label_of_elementwise(labels, [source], source.shape, where) if source.label is not None else None
 
 
-def _put(labels: Labels, into: Operand, indices: Sequence[Tensor | None], values: Operand, where: str) -> Tensor | None:
+def _label_of_index_put(
+    labels: Labels, into: Operand, indices: Sequence[Tensor | None], values: Operand, where: str
+) -> Tensor | None:
     """Return the label after ``index_put``, which writes the labels of the values like the values.
 
     Raises:
@@ -150,7 +156,7 @@ def _put(labels: Labels, into: Operand, indices: Sequence[Tensor | None], values
     for operand in (into, values):
         for d in labelled_dims(operand.label) if operand is into and operand.label is not None else ():
             index = indices[d] if d < len(indices) else None
-            if index is not None and not _every(index, into.shape[d]):
+            if index is not None and not _names_all_positions(index, into.shape[d]):
                 raise UnknownOperator
     old = torch.zeros([1] * len(into.shape), dtype=torch.int64) if into.label is None else into.label
     new = old.expand(into.shape).clone()
@@ -166,4 +172,4 @@ def _put(labels: Labels, into: Operand, indices: Sequence[Tensor | None], values
             if bool(((new == 0) | (new == high)).all()) and bool((high > 0).all()):
                 return high
         raise UnknownOperator
-    return elementwise(labels, [into, Operand(into.shape, new)], into.shape, where)
+    return label_of_elementwise(labels, [into, Operand(into.shape, new)], into.shape, where)

@@ -28,7 +28,7 @@ from etp_graph.plan import Op
 from . import _recurrent as recurrent
 from ._experts import follow_mixture, follow_routed
 from ._operators import compact_label, labelled_dims
-from ._products import attention
+from ._products import follow_attention
 from ._terms import ProductTerm
 
 
@@ -38,25 +38,25 @@ def rule_of_layer(func: Any) -> Callable[[Tracker, Any, Any, Any, Tensor], None]
     The rule is called as rule(tracker, func, args, kwargs, out).
     """
     if func in MIXING_LAYERS:
-        return _dense
+        return _follow_mixing_layer
     if func in CHANNELWISE_LAYERS:
-        return _pass
+        return _follow_channelwise_layer
     if func in POOLS:
-        return _pool
+        return _follow_pool
     if func is F.scaled_dot_product_attention:
-        return attention
+        return follow_attention
     if func in _OWN:
         return _OWN[func]
-    return _embedding if func is F.embedding else recurrent.rule_of_recurrence(func)
+    return _follow_embedding if func is F.embedding else recurrent.rule_of_recurrence(func)
 
 
-def _dense(tracker: Tracker, func: Any, args: Any, kwargs: Any, out: Tensor) -> None:
+def _follow_mixing_layer(tracker: Tracker, func: Any, args: Any, kwargs: Any, out: Tensor) -> None:
     row = MIXING_LAYERS[func]
     call = bind_arguments(row.arguments, args, kwargs)
     x, weight, bias = call["input"], call["weight"], call.get("bias")
     dim = -(row.spatial + 1)
-    refs, reason = tracker.weights.find(weight, tracker.modules)
-    tracker.weights.use([bias])
+    refs, reason = tracker.weights.find_stored(weight, tracker.modules)
+    tracker.weights.mark_used([bias])
     into = tracker.channels(x, dim)
     positions = (x if row.transposed else out).numel() // (x if row.transposed else out).shape[dim]
     kernel = prod(weight.shape[2:])
@@ -65,22 +65,22 @@ def _dense(tracker: Tracker, func: Any, args: Any, kwargs: Any, out: Tensor) -> 
         tracker.ops.append(Op(name=tracker.where.strip("'"), coefficient=positions * weight.numel()))
         return
     layer = tracker.weights.owner(refs[0], tracker.modules)
-    term = _cost(tracker, layer.name, refs[0], positions * kernel)
+    term = _add_cost_term(tracker, layer.name, refs[0], positions * kernel)
     groups = call.get("groups", 1)
-    made = _grouped(tracker, layer, row, refs, into, out.shape[dim], groups) if groups > 1 else None
-    into, made_out, kind = made if made else _full(tracker, layer, row, refs, into)
-    _moving(tracker, term, (made_out, into) if row.out_axis == 0 else (into, made_out))
-    tracker.weights.along(tracker.labels, bias, made_out, known=None if bias is None else tracker.get(bias))
+    made = _produce_conv_groups(tracker, layer, row, refs, into, out.shape[dim], groups) if groups > 1 else None
+    into, made_out, kind = made if made else _produce_units(tracker, layer, row, refs, into)
+    _write_cost_units(tracker, term, (made_out, into) if row.out_axis == 0 else (into, made_out))
+    tracker.weights.add_vector(tracker.labels, bias, made_out, known=None if bias is None else tracker.get(bias))
     if reason:
         tracker.labels.lock(made_out, reason)
         tracker.labels.lock(into, reason)
-    tracker.weights.count(tracker.labels, layer, made_out=made_out, into=into, groups=kind)
+    tracker.weights.count_attributes(tracker.labels, layer, made_out=made_out, into=into, groups=kind)
     shape = [1] * out.ndim
     shape[dim] = -1
     tracker.set(out, compact_label(made_out.view(shape)))
 
 
-def _cost(tracker: Tracker, name: str, ref: TensorView, coefficient: int) -> int:
+def _add_cost_term(tracker: Tracker, name: str, ref: TensorView, coefficient: int) -> int:
     """Add a cost term for a weight or a part of one, and return its number."""
     axes = (ref.axis(0), ref.axis(1))
     if all(tracker.weights.shape(tensor)[axis] == ref.shape[dim] for dim, (tensor, axis) in enumerate(axes)):
@@ -90,7 +90,7 @@ def _cost(tracker: Tracker, name: str, ref: TensorView, coefficient: int) -> int
     return len(tracker.ops) - 1
 
 
-def _moving(tracker: Tracker, term: int, units: Sequence[Tensor]) -> None:
+def _write_cost_units(tracker: Tracker, term: int, units: Sequence[Tensor]) -> None:
     """Write the units along the first two axes of a weight into its cost term.
 
     Needed only if the weight is a part of a stored tensor, such as the query of a fused projection.
@@ -105,7 +105,7 @@ def _moving(tracker: Tracker, term: int, units: Sequence[Tensor]) -> None:
     tracker.ops[term] = ProductTerm(product.name, product.shape, tuple(labels))
 
 
-def _full(
+def _produce_units(
     tracker: Tracker, layer: NamedModule, row: MixingLayer, refs: Sequence[TensorView], into: Tensor
 ) -> tuple[Tensor, Tensor, None]:
     """Produce the output units of a layer without groups, and record its input units."""
@@ -117,7 +117,7 @@ def _full(
     return into, made, None
 
 
-def _grouped(
+def _produce_conv_groups(
     tracker: Tracker,
     layer: NamedModule,
     row: MixingLayer,
@@ -142,13 +142,13 @@ def _grouped(
     return units.repeat_interleave(len(into) // groups), units.repeat_interleave(n_out // groups), units
 
 
-def _pass(tracker: Tracker, func: Any, args: Any, kwargs: Any, out: Tensor) -> None:
+def _follow_channelwise_layer(tracker: Tracker, func: Any, args: Any, kwargs: Any, out: Tensor) -> None:
     row = CHANNELWISE_LAYERS[func]
     call = bind_arguments(row.arguments, args, kwargs)
     x = call["input"]
     tracker.uncounted.add(func.__name__)
     label = tracker.get(x)
-    tracker.weights.use(call.get(name) for name in row.tensors)
+    tracker.weights.mark_used(call.get(name) for name in row.tensors)
     if label is None:
         return
     first = x.ndim - len(call["normalized_shape"]) if row.trailing else 1
@@ -158,9 +158,11 @@ def _pass(tracker: Tracker, func: Any, args: Any, kwargs: Any, out: Tensor) -> N
     elif inside and (x.shape[inside[0]] > 1 or not row.trailing):
         ids = tracker.channels(x, inside[0])
         for name in row.tensors:
-            tracker.weights.along(tracker.labels, call.get(name), ids, axis=inside[0] - first if row.trailing else 0)
-        tracker.weights.count(
-            tracker.labels, tracker.weights.running(tracker.modules), into=ids,
+            tracker.weights.add_vector(
+                tracker.labels, call.get(name), ids, axis=inside[0] - first if row.trailing else 0
+            )
+        tracker.weights.count_attributes(
+            tracker.labels, tracker.weights.running_module(tracker.modules), into=ids,
             item=inside[0] - x.ndim if row.trailing else None,
         )  # fmt: skip
         if row.trailing or (func is F.group_norm and call["num_groups"] == 1):
@@ -170,7 +172,7 @@ def _pass(tracker: Tracker, func: Any, args: Any, kwargs: Any, out: Tensor) -> N
     tracker.set(out, label)
 
 
-def _pool(tracker: Tracker, func: Any, args: Any, kwargs: Any, out: Tensor) -> None:
+def _follow_pool(tracker: Tracker, func: Any, args: Any, kwargs: Any, out: Tensor) -> None:
     label = tracker.get(args[0])
     tracker.uncounted.add(func.__name__)
     if label is not None and any(d >= label.ndim - POOLS[func] for d in labelled_dims(label)):
@@ -179,28 +181,28 @@ def _pool(tracker: Tracker, func: Any, args: Any, kwargs: Any, out: Tensor) -> N
     tracker.set(out, label)
 
 
-def _embedding(tracker: Tracker, func: Any, args: Any, kwargs: Any, out: Tensor) -> None:
+def _follow_embedding(tracker: Tracker, func: Any, args: Any, kwargs: Any, out: Tensor) -> None:
     call = bind_arguments(EMBEDDING_ARGUMENTS, args, kwargs)
-    refs, _ = tracker.weights.find(call["weight"], tracker.modules)
+    refs, _ = tracker.weights.find_stored(call["weight"], tracker.modules)
     tracker.uncounted.add(func.__name__)
     if refs:
         layer = tracker.weights.owner(refs[0], tracker.modules)
         made = tracker.weights.produce(tracker.labels, layer, refs, 1, "features")
-        tracker.weights.count(tracker.labels, layer, made_out=made)
+        tracker.weights.count_attributes(tracker.labels, layer, made_out=made)
         tracker.set(out, made.view([1] * (out.ndim - 1) + [-1]))
 
 
 def stored_matrix(tracker: Tracker, name: str, args: Any, out: Tensor) -> bool:
     """Treat ``x @ w`` with a stored matrix, or a view of one, as a dense layer. Return True if it is one."""
     *added, x, weight = args[:3] if name.startswith("add") else args[:2]
-    ref = tracker.weights.view(weight) if name in ("mm", "addmm") else None
+    ref = tracker.weights.view_of(weight) if name in ("mm", "addmm") else None
     if ref is None or tracker.weights.stored_name(x) is not None:
         return False
     layer = tracker.weights.owner(ref, tracker.modules)
-    term = _cost(tracker, layer.name, ref, x.shape[0])
+    term = _add_cost_term(tracker, layer.name, ref, x.shape[0])
     into = tracker.channels(x, -1)
     made = tracker.weights.produce(tracker.labels, layer, [ref], 1, "neurons")
-    _moving(tracker, term, (into, made))
+    _write_cost_units(tracker, term, (into, made))
     tracker.weights.add_axis(tracker.labels, ref, 0, into)
     tracker.labels.inputs.add(ref.axis(0))
     reason = tracker.weights.fixed.get(ref.name)
@@ -208,7 +210,7 @@ def stored_matrix(tracker: Tracker, name: str, args: Any, out: Tensor) -> bool:
         tracker.labels.lock(made, reason)
         tracker.labels.lock(into, reason)
     for bias in added:
-        tracker.weights.along(tracker.labels, bias, made, axis=bias.ndim - 1)
+        tracker.weights.add_vector(tracker.labels, bias, made, axis=bias.ndim - 1)
     tracker.set(out, compact_label(made.view(1, -1)))
     return True
 
@@ -219,7 +221,7 @@ def _unit_mean(tracker: Tracker, func: Any, args: Any, kwargs: Any, out: Tensor)
     ids = tracker.channels(x, dim)
     held = tracker.get(weight)
     if held is None:
-        tracker.weights.along(tracker.labels, weight, ids, axis=long_axis(weight))
+        tracker.weights.add_vector(tracker.labels, weight, ids, axis=long_axis(weight))
     else:
         tracker.labels.unite(ids, held.flatten(), f"meets channels of fixed width in {tracker.where}")
     tracker.labels.normalised.append(ids)

@@ -99,7 +99,7 @@ def _align_dims(operand: Operand, ndim: int) -> tuple[tuple[int, ...], Tensor | 
     return shape, None if operand.label is None else operand.label.reshape((1,) * missing + operand.label.shape)
 
 
-def elementwise(labels: Labels, operands: Sequence[Operand], out: torch.Size, where: str) -> Tensor | None:
+def label_of_elementwise(labels: Labels, operands: Sequence[Operand], out: torch.Size, where: str) -> Tensor | None:
     """Unite the labels of the operands position by position, and return the compact label of the result.
 
     Lock units that are broadcast over other units, or that meet an operand of fixed size.
@@ -121,13 +121,13 @@ def elementwise(labels: Labels, operands: Sequence[Operand], out: torch.Size, wh
     fixed = {d for shape, lab in aligned if lab is None for d in dims if shape[d] > 1}
     if result is not None and fixed and labels.is_unbound(result):
         for d in fixed:
-            labels.pin(result, d, f"is combined with a tensor of fixed width in {where}")
+            labels.pin_axes(result, d, f"is combined with a tensor of fixed width in {where}")
     elif fixed:
         labels.lock(result, f"is combined with a tensor of fixed width in {where}")
     return result
 
 
-def spatial(labels: Labels, label: Tensor, n_spatial: int) -> Tensor:
+def label_of_spatial(labels: Labels, label: Tensor, n_spatial: int) -> Tensor:
     """Return the label of a tensor whose last ``n_spatial`` dimensions are pooled or resized.
 
     Raises:
@@ -146,7 +146,7 @@ def _reduced_dims(args: Sequence[Any], kwargs: dict[str, Any], ndim: int) -> lis
     return [d % ndim for d in dims] if ndim else []
 
 
-def reduction(
+def label_of_reduction(
     labels: Labels, label: Tensor, name: str, args: Sequence[Any], kwargs: dict[str, Any], out_ndim: int, where: str
 ) -> Tensor | None:
     """Return the label of a mean, sum, maximum, norm or similar reduction.
@@ -164,14 +164,14 @@ def reduction(
     for d in set(dims) & set(now):
         if not labels.holds_whole_runs(label, d):
             raise UnknownOperator
-        label = labels.merge(label, d, where)
+        label = labels.merge_dim(label, d, where)
     if len(now) == 1 and dims == [now[0] + 1] and name in ZERO_SAFE_SUMS:
         labels.headed.append(label.flatten())  # a product with one vector per head, as in GAT
     keep = out_ndim == label.ndim
     return label if keep else label.reshape([s for d, s in enumerate(label.shape) if d not in dims])
 
 
-def softmax_like(label: Tensor, args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
+def label_of_softmax(label: Tensor, args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
     """Return the label for softmax, cumulative sums and sorting.
 
     Raises:
@@ -182,7 +182,7 @@ def softmax_like(label: Tensor, args: Sequence[Any], kwargs: dict[str, Any]) -> 
     return label
 
 
-def join(labels: Labels, name: str, operands: Sequence[Operand], dim: int, where: str) -> Tensor | None:
+def label_of_join(labels: Labels, name: str, operands: Sequence[Operand], dim: int, where: str) -> Tensor | None:
     """Return the label of ``cat`` or ``stack``. Concatenate labels along the units, unite them across the units."""
     if name == "stack":
         ndim = len(operands[0].shape) + 1
@@ -201,7 +201,7 @@ def join(labels: Labels, name: str, operands: Sequence[Operand], dim: int, where
         if dim in dims:
             raise UnknownOperator
         flat = [Operand(torch.Size(1 if d == dim else s for d, s in enumerate(o.shape)), o.label) for o in operands]
-        return elementwise(labels, flat, flat[0].shape, where)
+        return label_of_elementwise(labels, flat, flat[0].shape, where)
     pieces = []
     for o in operands:
         shape = [s if d in {dim, *dims} else 1 for d, s in enumerate(o.shape)]
@@ -305,7 +305,7 @@ def _tie_folded(
     first = small
     for d in now:
         first = first if d == survives or labels.holds_whole_runs(small, d) else first.narrow(d, 0, 1)
-    labels.fold(small, first, f"meets channels of fixed width in {where}")
+    labels.fold_axis(small, first, f"meets channels of fixed width in {where}")
     return first
 
 

@@ -18,7 +18,7 @@ from etp_graph.graph._labels import Labels
 from etp_graph.graph._tracker import Tracker
 from etp_graph.model import bind_arguments
 
-from ._operators import Operand, UnknownOperator, compact_label, elementwise, labelled_dims
+from ._operators import Operand, UnknownOperator, compact_label, label_of_elementwise, labelled_dims
 from ._terms import ProductTerm, index_space
 
 MATRIX = frozenset(("mm", "bmm", "addmm", "baddbmm", "mv", "dot"))
@@ -36,7 +36,7 @@ class _Roles:
     outer: Tensor | None
 
 
-def _roles(labels: Labels, operand: Operand, inner: int, where: str) -> _Roles:
+def _split_roles(labels: Labels, operand: Operand, inner: int, where: str) -> _Roles:
     """Split the labels of a matrix operand by role. ``inner`` is its contracted dimension, -1 or -2."""
     shape, label = operand.shape, operand.label
     batch = torch.Size((*shape[:-2], 1, 1))
@@ -58,20 +58,22 @@ def _roles(labels: Labels, operand: Operand, inner: int, where: str) -> _Roles:
     )
 
 
-def contract(tracker: Tracker, a: Operand, b: Operand, term: int) -> Tensor | None:
+def label_of_product(tracker: Tracker, a: Operand, b: Operand, term: int) -> Tensor | None:
     """Return the compact label of ``a [..., m, k] @ b [..., k, n]``, and write the cost to term number ``term``."""
     labels, where = tracker.labels, tracker.where
-    left, right = _roles(labels, a, -1, where), _roles(labels, b, -2, where)
+    left, right = _split_roles(labels, a, -1, where), _split_roles(labels, b, -2, where)
     size = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
-    batch = elementwise(labels, [left.batch, right.batch], torch.Size((*size, 1, 1)), where)
-    inner = _meet(labels, left.inner, right.inner, where)
+    batch = label_of_elementwise(labels, [left.batch, right.batch], torch.Size((*size, 1, 1)), where)
+    inner = _unite_contracted(labels, left.inner, right.inner, where)
     ndim = len(size) + 2
-    outer = [view for view in (_along(left.outer, ndim, -2), _along(right.outer, ndim, -1)) if view is not None]
+    outer = [
+        view for view in (_labels_along(left.outer, ndim, -2), _labels_along(right.outer, ndim, -1)) if view is not None
+    ]
     if batch is not None:
         labels.headed.append(batch.flatten())
     found = [*outer, *([] if batch is None else [batch])]
     at = [label.unsqueeze(-1) for label in found] + [
-        view for view in [_along(inner, len(size) + 3, -1)] if view is not None
+        view for view in [_labels_along(inner, len(size) + 3, -1)] if view is not None
     ]
     tracker.ops[term] = ProductTerm(where.strip("'"), index_space(a.shape, b.shape), tuple(at))
     if batch is not None and outer:
@@ -85,13 +87,13 @@ def contract(tracker: Tracker, a: Operand, b: Operand, term: int) -> Tensor | No
     return found[0] if found else None
 
 
-def placeholder(tracker: Tracker, shape: tuple[int, ...]) -> int:
+def add_empty_term(tracker: Tracker, shape: tuple[int, ...]) -> int:
     """Add a cost term without units, and return its number. Both readings of a trace have the same terms."""
     tracker.ops.append(ProductTerm(tracker.where.strip("'"), shape, ()))
     return len(tracker.ops) - 1
 
 
-def _along(label: Tensor | None, ndim: int, dim: int) -> Tensor | None:
+def _labels_along(label: Tensor | None, ndim: int, dim: int) -> Tensor | None:
     if label is None:
         return None
     shape = [1] * ndim
@@ -99,7 +101,7 @@ def _along(label: Tensor | None, ndim: int, dim: int) -> Tensor | None:
     return label.view(shape)
 
 
-def _meet(labels: Labels, a: Tensor | None, b: Tensor | None, where: str) -> Tensor | None:
+def _unite_contracted(labels: Labels, a: Tensor | None, b: Tensor | None, where: str) -> Tensor | None:
     """Unite the units along the contracted dimension, or lock them if the other operand has a fixed size there."""
     if a is not None and b is not None:
         return labels.unite(a, b, f"meets channels of fixed width in {where}")
@@ -107,31 +109,31 @@ def _meet(labels: Labels, a: Tensor | None, b: Tensor | None, where: str) -> Ten
     return None
 
 
-def matrix(tracker: Tracker, name: str, operands: Sequence[Operand], out: torch.Size) -> Tensor | None:
+def label_of_matrix_product(tracker: Tracker, name: str, operands: Sequence[Operand], out: torch.Size) -> Tensor | None:
     """Return the label of ``mm``, ``bmm``, ``addmm``, ``baddbmm``, ``mv`` or ``dot`` of activations. Note the cost."""
     added, (a, b) = operands[:-2], operands[-2:]
     if any(operand.label is not None for operand in operands):
         tracker.split_readings()
     if name == "dot":
-        a, b = _reshaped(a, (1, -1)), _reshaped(b, (-1, 1))
+        a, b = _as_matrix(a, (1, -1)), _as_matrix(b, (-1, 1))
     elif name == "mv":
-        b = _reshaped(b, (-1, 1))
-    term = placeholder(tracker, index_space(a.shape, b.shape))
-    label = contract(tracker, a, b, term)
+        b = _as_matrix(b, (-1, 1))
+    term = add_empty_term(tracker, index_space(a.shape, b.shape))
+    label = label_of_product(tracker, a, b, term)
     if label is not None and len(out) < label.ndim:
         label = label.reshape(label.shape[: len(out)])
     made = Operand(out, label)
-    return elementwise(tracker.labels, [*added, made], out, tracker.where) if added else label
+    return label_of_elementwise(tracker.labels, [*added, made], out, tracker.where) if added else label
 
 
-def _reshaped(operand: Operand, shape: tuple[int, int]) -> Operand:
+def _as_matrix(operand: Operand, shape: tuple[int, int]) -> Operand:
     label = operand.label
     return Operand(
         torch.empty(operand.shape, device="meta").view(shape).shape, None if label is None else label.view(shape)
     )
 
 
-def attention(tracker: Tracker, func: Any, args: Any, kwargs: Any, out: Tensor) -> None:
+def follow_attention(tracker: Tracker, func: Any, args: Any, kwargs: Any, out: Tensor) -> None:
     """Label the result of ``scaled_dot_product_attention``, and note the cost of its two matrix products.
 
     The heads of queries, keys and values are united, and so are the dimensions of queries and keys. The result has the
@@ -142,24 +144,24 @@ def attention(tracker: Tracker, func: Any, args: Any, kwargs: Any, out: Tensor) 
     q, k, v = (Operand(call[name].shape, tracker.get(call[name])) for name in ("query", "key", "value"))
     mask = call.get("attn_mask")
     batch, (t, d), (s, d_v) = out.shape[:-2], q.shape[-2:], v.shape[-2:]
-    first, second = placeholder(tracker, (*batch, t, s, d)), placeholder(tracker, (*batch, t, d_v, s))
+    first, second = add_empty_term(tracker, (*batch, t, s, d)), add_empty_term(tracker, (*batch, t, d_v, s))
     try:
         if call.get("enable_gqa"):
-            k, v = (_repeated(operand, q.shape[-3]) for operand in (k, v))
+            k, v = (_repeat_heads(operand, q.shape[-3]) for operand in (k, v))
         turned = Operand(torch.Size((*k.shape[:-2], k.shape[-1], k.shape[-2])), None if k.label is None else k.label.mT)
-        _only(tracker, (q, k, v), call)
-        scores = Operand(torch.Size((*out.shape[:-1], k.shape[-2])), contract(tracker, q, turned, first))
+        _lock_scaled_dims(tracker, (q, k, v), call)
+        scores = Operand(torch.Size((*out.shape[:-1], k.shape[-2])), label_of_product(tracker, q, turned, first))
         if mask is not None:
             both = [scores, Operand(mask.shape, tracker.get(mask))]
-            scores = Operand(scores.shape, elementwise(tracker.labels, both, scores.shape, tracker.where))
-        label = contract(tracker, scores, v, second)
+            scores = Operand(scores.shape, label_of_elementwise(tracker.labels, both, scores.shape, tracker.where))
+        label = label_of_product(tracker, scores, v, second)
     except UnknownOperator:
         tracker.lock_all((args, kwargs), f"is mixed by attention in {tracker.where}")
         label = None
     tracker.set(out, None if label is None else compact_label(label))
 
 
-def _only(tracker: Tracker, operands: Sequence[Operand], call: dict[str, Any]) -> None:
+def _lock_scaled_dims(tracker: Tracker, operands: Sequence[Operand], call: dict[str, Any]) -> None:
     """Lock the dimensions of a head if their number sets the attention scale.
 
     Raises:
@@ -174,7 +176,7 @@ def _only(tracker: Tracker, operands: Sequence[Operand], call: dict[str, Any]) -
                 tracker.labels.lock(operand.label, f"their number sets the attention scale in {tracker.where}")
 
 
-def _repeated(operand: Operand, heads: int) -> Operand:
+def _repeat_heads(operand: Operand, heads: int) -> Operand:
     """Repeat keys or values [..., kv heads, s, d], so that there is one for every query head."""
     times = heads // operand.shape[-3]
     shape = torch.Size((*operand.shape[:-3], heads, *operand.shape[-2:]))

@@ -55,10 +55,14 @@ def rule_of_recurrence(func: Any) -> Callable[[Tracker, Any, Any, Any, Any], Non
     The rule is called as rule(tracker, func, args, kwargs, out).
     """
     if func in GATES:
-        return _layers
+        return _follow_layers
     if func in CELL_GATES:
-        return _cell
-    return {torch.zeros: _zeros, _VF._pack_padded_sequence: _pack, _VF._pad_packed_sequence: _pad}.get(func)
+        return _follow_cell
+    return {
+        torch.zeros: _follow_zero_state,
+        _VF._pack_padded_sequence: _follow_packing,
+        _VF._pad_packed_sequence: _follow_padding,
+    }.get(func)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +75,7 @@ class _LayerDirection:
     hr: str | None = None
 
 
-def _zeros(tracker: Tracker, func: Any, args: Any, kwargs: Any, out: Tensor) -> None:
+def _follow_zero_state(tracker: Tracker, func: Any, args: Any, kwargs: Any, out: Tensor) -> None:
     """Label the initial state that a recurrent module creates if it gets none.
 
     The forward of PyTorch's recurrent modules calls ``torch.zeros`` for nothing else. Other zeros have a fixed size.
@@ -88,7 +92,7 @@ def makes_state(tracker: Tracker) -> bool:
     return getattr(type(module), "forward", None) in _OWN_FORWARDS and "forward" not in vars(module)
 
 
-def _layers(tracker: Tracker, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+def _follow_layers(tracker: Tracker, func: Any, args: Any, kwargs: Any, out: Any) -> None:
     packed = "batch_sizes" in kwargs or (len(args) > 3 and isinstance(args[3], (list, tuple)))
     call = bind_arguments(_PACKED if packed else _PADDED, args, kwargs)
     directions = 2 if call["bidirectional"] else 1
@@ -103,16 +107,16 @@ def _layers(tracker: Tracker, func: Any, args: Any, kwargs: Any, out: Any) -> No
             tracker.set(state, compact_label(units.unsqueeze(1)))
 
 
-def _cell(tracker: Tracker, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+def _follow_cell(tracker: Tracker, func: Any, args: Any, kwargs: Any, out: Any) -> None:
     call = bind_arguments(_CELL, args, kwargs)
     params = [call[name] for name in _CELL[2:] if call.get(name) is not None]
     found = _follow_recurrence(tracker, CELL_GATES[func], call | {"has_biases": len(params) == 4}, [params], 1)
     if found is not None:
-        for state, units in zip(_states(out), found):
+        for state, units in zip(_list_states(out), found):
             tracker.set(state, compact_label(units))
 
 
-def _states(value: Any) -> list[Tensor]:
+def _list_states(value: Any) -> list[Tensor]:
     """Return a list of the only state, or of h and c of an LSTM."""
     return [value] if isinstance(value, Tensor) else list(value)
 
@@ -133,13 +137,13 @@ def _follow_recurrence(
     Returns:
         The units of h [runs, H or P] and of c [runs, H], or ``None`` if the module cannot be pruned.
     """
-    x, states = call["input"], _states(call["hx"])
+    x, states = call["input"], _list_states(call["hx"])
     into, steps = tracker.channels(x, -1), x.numel() // x.shape[-1]
     runs = [run for tensors in params if (run := _direction_of(tracker, tensors, call["has_biases"]))]
     if len(runs) < len(params):
         _lock_whole(tracker, [into, *map(tracker.get, states)], params, steps)
         return None
-    layer = tracker.weights.running(tracker.modules)
+    layer = tracker.weights.running_module(tracker.modules)
     hidden: list[Tensor] = []
     made: list[Tensor] = []
     enters = into
@@ -152,10 +156,10 @@ def _follow_recurrence(
         names = [name for name in (run.ih, run.hh, run.hr) if name]
         tracker.ops += [Op(name=layer.name, coefficient=steps, axes=((name, 0), (name, 1))) for name in names]
     found = torch.stack(made), torch.stack(hidden)
-    tracker.weights.count(tracker.labels, layer, made_out=hidden[0], into=into)
-    _tie(tracker, layer, runs[0], *found)
+    tracker.weights.count_attributes(tracker.labels, layer, made_out=hidden[0], into=into)
+    _tie_directions(tracker, layer, runs[0], *found)
     for state, units in zip(states, found):
-        _start(tracker, state, units)
+        _unite_initial_state(tracker, state, units)
     return found
 
 
@@ -184,7 +188,9 @@ def _produce_direction(
 ) -> tuple[Tensor, Tensor]:
     """Label all tensors of a run. Return its hidden units [H] and its output units ([P], or the hidden units)."""
     labels = tracker.labels
-    hidden = _produce(labels, Producer((run.ih, 0), layer.name, "hidden"), tracker.weights.shape(run.ih)[0], gates)
+    hidden = _produce_gates(
+        labels, Producer((run.ih, 0), layer.name, "hidden"), tracker.weights.shape(run.ih)[0], gates
+    )
     for name in (run.hh, *run.biases):
         labels.add_axis((name, 0), hidden.repeat(gates))
     labels.add_axis((run.ih, 1), into)
@@ -192,13 +198,13 @@ def _produce_direction(
     made = hidden
     if run.hr is not None:
         size = tracker.weights.shape(run.hr)[0]
-        made = _produce(labels, Producer((run.hr, 0), layer.name, "projections"), size, 1)
+        made = _produce_gates(labels, Producer((run.hr, 0), layer.name, "projections"), size, 1)
         labels.add_axis((run.hr, 1), hidden)
     labels.add_axis((run.hh, 1), made)
     return hidden, made
 
 
-def _produce(labels: Labels, producer: Producer, size: int, gates: int) -> Tensor:
+def _produce_gates(labels: Labels, producer: Producer, size: int, gates: int) -> Tensor:
     """Return the units [size / gates] of an axis that holds every unit once per gate."""
     known = labels.axes.get(producer.axis)
     units = labels.new_labels(size // gates) if known is None else known[: size // gates]
@@ -207,7 +213,7 @@ def _produce(labels: Labels, producer: Producer, size: int, gates: int) -> Tenso
     return units
 
 
-def _tie(tracker: Tracker, layer: NamedModule, run: _LayerDirection, made: Tensor, hidden: Tensor) -> None:
+def _tie_directions(tracker: Tracker, layer: NamedModule, run: _LayerDirection, made: Tensor, hidden: Tensor) -> None:
     """Tie the runs, so that all of them keep the same number of units.
 
     There must be more hidden units than projections, because PyTorch requires ``proj_size < hidden_size``.
@@ -221,7 +227,7 @@ def _tie(tracker: Tracker, layer: NamedModule, run: _LayerDirection, made: Tenso
     labels.ties.setdefault((run.ih, 0), EqualRuns(hidden, floor, tracker.where))
 
 
-def _start(tracker: Tracker, state: Tensor, units: Tensor) -> None:
+def _unite_initial_state(tracker: Tracker, state: Tensor, units: Tensor) -> None:
     """Unite the units of an initial state ([runs, batch, H], of a cell [batch, H]) with those of the runs [runs, H].
 
     Lock both if the state has a fixed size.
@@ -234,19 +240,19 @@ def _start(tracker: Tracker, state: Tensor, units: Tensor) -> None:
         tracker.labels.unite(label.select(-2, 0).expand_as(units), units, why)
 
 
-def _pack(tracker: Tracker, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+def _follow_packing(tracker: Tracker, func: Any, args: Any, kwargs: Any, out: Any) -> None:
     """Label a packed sequence [steps, features] made of a padded one [T, B, features] or [B, T, features]."""
-    label = _features(tracker, bind_arguments(("input",), args, kwargs)["input"])
+    label = _label_of_sequence(tracker, bind_arguments(("input",), args, kwargs)["input"])
     tracker.set(out[0], None if label is None else label[0])
 
 
-def _pad(tracker: Tracker, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+def _follow_padding(tracker: Tracker, func: Any, args: Any, kwargs: Any, out: Any) -> None:
     """Label a padded sequence [T, B, features] or [B, T, features] made of a packed one [steps, features]."""
-    label = _features(tracker, bind_arguments(("data",), args, kwargs)["data"])
+    label = _label_of_sequence(tracker, bind_arguments(("data",), args, kwargs)["data"])
     tracker.set(out[0], None if label is None else label.unsqueeze(0))
 
 
-def _features(tracker: Tracker, tensor: Tensor) -> Tensor | None:
+def _label_of_sequence(tracker: Tracker, tensor: Tensor) -> Tensor | None:
     """Return the label of a sequence. Lock units along its steps or its batch."""
     label = tracker.get(tensor)
     if label is not None and set(labelled_dims(label)) - {tensor.ndim - 1}:

@@ -65,12 +65,12 @@ def cost_terms(
             for held, product in zip(maps, products, strict=True):
                 for label in product.labels:
                     if not apart or labelled_dims(label) == run:
-                        small = label.permute(_front(run, label.ndim)).reshape([label.shape[d] for d in run])
+                        small = label.permute(_moving_axes(run, label.ndim)).reshape([label.shape[d] for d in run])
                         held.setdefault(axis, []).append(small.expand(kept).reshape(-1))
         coefficient = prod(shape) // prod(shape[d] for d in moving)
         found.append(Op(name=products[0].name, coefficient=coefficient, axes=tuple((axis, 0) for axis in names)))
     return tuple(found), sizes, maps
 
 
-def _front(moving: Sequence[int], ndim: int) -> list[int]:
+def _moving_axes(moving: Sequence[int], ndim: int) -> list[int]:
     return [*moving, *(d for d in range(ndim) if d not in moving)]
