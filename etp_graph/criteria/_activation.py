@@ -1,4 +1,4 @@
-"""How strongly a unit is active."""
+"""Mean absolute activation of a unit."""
 
 from __future__ import annotations
 
@@ -13,16 +13,18 @@ from ._common import Normalize, normalized, recorded
 def activation(
     model: nn.Module, plan: Plan, *, record: Observations | None = None, normalize: Normalize = "mean"
 ) -> Tensor:
-    """``E |a_u|``, the mean absolute activation (Molchanov et al. 2017, section 2.2), over samples, places and layers.
+    """Return ``E |a_u|``, the mean absolute activation over samples, places (pixels or tokens) and layers.
+
+    Source: Molchanov et al. 2017, section 2.2.
 
     Args:
         model: the model that the plan was traced from.
         plan: the plan.
-        record: of :func:`etp_graph.collect.activations`.
+        record: the record of :func:`etp_graph.collect.activations`.
         normalize: as for :func:`magnitude`.
 
     Returns:
-        Scores, float [plan.n_units]; zero for locked groups, which are not watched.
+        Scores, float [plan.n_units]; zero for locked groups, whose activations are not recorded.
 
     Raises:
         PlanError: the plan is not of this model.

@@ -1,4 +1,4 @@
-"""The scales of batch norms as gates of units."""
+"""Batch norm scales of a unit."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ._common import finite, units_of
 
 
 def bn_scale(model: nn.Module, plan: Plan) -> Tensor:
-    """Mean ``|γ|`` over the batch norms that a unit passes through (Network Slimming: Liu et al. 2017).
+    """Return the mean ``|γ|`` over the batch norms that a unit passes through (Network Slimming: Liu et al. 2017).
 
     Returns:
         Scores, float [plan.n_units].

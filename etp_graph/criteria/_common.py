@@ -1,4 +1,4 @@
-"""What every criterion needs: the units of the plan, and errors that name what spoils the scores."""
+"""Helpers of all criteria: access to the units, checks for finite scores, and normalization."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _MEASURES: dict[str, Callable[[Tensor], Tensor]] = {"mean": Tensor.mean, "max": 
 
 
 def units_of(model: nn.Module, plan: Plan) -> Units:
-    """The units of the model. Raises :class:`PlanError` if the plan is of another one."""
+    """Return the units of the model. Raise :class:`PlanError` if the plan is not of this model."""
     plan.check(model)
     return Units(model, plan)
 
 
 def finite(what: str, scores: Tensor, inputs: Iterable[tuple[str, Tensor]]) -> Tensor:
-    """The scores, detached, or :class:`ScoreError` naming the inputs that spoil them."""
+    """Return the scores, detached. Raise :class:`ScoreError` if one is not finite, naming the inputs that are not."""
     scores = scores.detach()
     if bool(scores.isfinite().all()):
         return scores
@@ -41,10 +41,10 @@ def finite(what: str, scores: Tensor, inputs: Iterable[tuple[str, Tensor]]) -> T
 
 
 def normalized(what: str, scores: Tensor, plan: Plan, how: Normalize) -> Tensor:
-    """The scores [n_units] of each group over their mean, maximum or sum; a group of zeros stays zero.
+    """Divide the scores [n_units] of each group by their mean, maximum or sum; a group of zeros stays zero.
 
     Raises:
-        ScoreError: ``how`` is none of the known measures.
+        ScoreError: ``how`` is unknown.
     """
     if how == "none":
         return scores
@@ -59,7 +59,7 @@ def normalized(what: str, scores: Tensor, plan: Plan, how: Normalize) -> Tensor:
 
 
 def recorded(what: str, model: nn.Module, plan: Plan, record: Observations | None) -> Tensor:
-    """The statistic of this name, float [plan.n_units], on the device of the model.
+    """Return the recorded statistic of the criterion ``what``, float [plan.n_units], on the device of the model.
 
     Raises:
         PlanError: the plan is not of this model.

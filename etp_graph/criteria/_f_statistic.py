@@ -1,4 +1,4 @@
-"""How well a unit tells classes apart."""
+"""F statistic of the activations of a unit between classes."""
 
 from __future__ import annotations
 
@@ -11,20 +11,22 @@ from ._common import recorded
 
 
 def f_statistic(model: nn.Module, plan: Plan, *, record: Observations | None = None) -> Tensor:
-    """Variance of pooled activations between classes over that within classes: the F of a one-way analysis of variance.
+    """Return the F statistic of a one-way analysis of variance: between-class over within-class variance.
 
         F = [Σ_k n_k (μ_k − μ)² / (K − 1)] / [Σ_k Σ_{i in k} (a_i − μ_k)² / (n − K)]
 
-    Source: Fisher 1925, as the screening of features by class-conditional statistics. a_i is the activation of a
-    channel in sample i, averaged over its places; a unit of several channels or dimensions has the mean of their F.
+    a_i is the activation of a channel in sample i, averaged over its places (pixels or tokens). A unit of several
+    channels or dimensions has the mean of their F.
+
+    Source: Fisher 1925, as the screening of features by class-conditional statistics.
 
     Args:
         model: the model that the plan was traced from.
         plan: the plan.
-        record: of :func:`etp_graph.collect.activations`, which was told the labels of every batch.
+        record: the record of :func:`etp_graph.collect.activations`, with the labels of every batch.
 
     Returns:
-        Scores, float [plan.n_units]; zero for locked groups, which are not watched.
+        Scores, float [plan.n_units]; zero for locked groups, whose activations are not recorded.
 
     Raises:
         PlanError: the plan is not of this model.

@@ -1,4 +1,4 @@
-"""Filters near the geometric median of their group."""
+"""Distance of a unit from the other units of its group."""
 
 from __future__ import annotations
 
@@ -11,13 +11,23 @@ from ._gram import relation_scores
 
 
 def fpgm(model: nn.Module, plan: Plan, *, normalize: Normalize = "mean") -> Tensor:
-    """Σ_v ‖w_u − w_v‖ over the units v of the group (FPGM: He et al. 2019), over all slices of a unit.
+    """Return Σ_v ‖w_u − w_v‖ over the units v of the group, over all slices of a unit (FPGM: He et al. 2019).
 
-    The units with the lowest sums lie at the geometric median: the others can stand in for them.
+    The units with the lowest sums are closest to the geometric median of the group, so others can replace them.
 
-    ``normalize`` is as for :func:`magnitude`, since the sums grow with the width of a group. Scores are float
-    [plan.n_units]; they take memory for n² numbers of the widest group. Raises :class:`etp_graph.PlanError` if the plan
-    is not of this model, :class:`etp_graph.ScoreError` if a parameter is not finite or ``normalize`` is unknown.
+    Needs memory for n² float64 numbers, n being the number of units of the largest group.
+
+    Args:
+        model: the model that the plan was traced from.
+        plan: the plan.
+        normalize: as for :func:`magnitude`. The sums grow with the number of units in a group.
+
+    Returns:
+        Scores, float [plan.n_units].
+
+    Raises:
+        PlanError: the plan is not of this model.
+        ScoreError: a parameter is not finite, or ``normalize`` is unknown.
     """
 
     def sums(products: Tensor) -> Tensor:

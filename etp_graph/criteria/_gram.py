@@ -1,4 +1,4 @@
-"""Inner products of the units of a group, over all their slices, and the scores that follow from them."""
+"""Inner products of the units of a group over all their slices, and scores computed from them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,16 @@ from ._common import Normalize, finite, normalized, units_of
 def relation_scores(
     what: str, model: nn.Module, plan: Plan, normalize: Normalize, score: Callable[[Tensor], Tensor]
 ) -> Tensor:
-    """``score(products)`` [n, n] -> [n] of each group: float [plan.n_units]. Memory for n² numbers of the widest group.
+    """Compute scores from the inner products of each group: float [plan.n_units].
+
+    Needs memory for n² float64 numbers, n being the number of units of the largest group.
+
+    Args:
+        what: name of the criterion, for error messages.
+        model: the model that the plan was traced from.
+        plan: the plan.
+        normalize: as for :func:`magnitude`.
+        score: maps the inner products of one group, [n, n], to its scores, [n].
 
     Raises:
         PlanError: the plan is not of this model.
@@ -31,9 +40,9 @@ def relation_scores(
 
 @torch.no_grad()
 def grams(model: nn.Module, plan: Plan) -> Iterator[tuple[slice, Tensor]]:
-    """For each group its place in a flat vector and ⟨w_u, w_v⟩ = Σ_s ⟨w_s,u, w_s,v⟩, float64 [n, n].
+    """Yield for each group its span in a flat vector and ⟨w_u, w_v⟩ = Σ_s ⟨w_s,u, w_s,v⟩, float64 [n, n].
 
-    In float64, in which differences of squared norms keep enough digits for distances.
+    The products are float64 because distances are computed as differences of squared norms, which lose digits.
     """
     parameters = dict(model.named_parameters())
     for group, span in plan.spans():
@@ -47,7 +56,7 @@ def grams(model: nn.Module, plan: Plan) -> Iterator[tuple[slice, Tensor]]:
 
 
 def _rows(tensor: Tensor, piece: Slice, n_units: int) -> Tensor:
-    """The weights of each unit in one tensor as a row, its positions side by side, float64 [n_units, numbers]."""
+    """Return the weights of each unit in one tensor as a row, its positions side by side: float64 [n_units, width]."""
     unit, order = as_tensor(piece.unit).sort(stable=True)
     place = torch.arange(len(unit), device="cpu") - torch.searchsorted(unit, unit)  # which of the unit's positions
     values = tensor.movedim(piece.axis, 0).flatten(1) if tensor.ndim > 1 else tensor.unsqueeze(1)

@@ -1,4 +1,4 @@
-"""How much a feature map can tell: its rank."""
+"""Rank of the feature maps of a unit."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from ._common import Normalize, normalized, recorded
 
 
 def hrank(model: nn.Module, plan: Plan, *, record: Observations | None = None, normalize: Normalize = "mean") -> Tensor:
-    """E rank(o_u), the mean rank of the feature map [H, W] of a channel (HRank: Lin et al. 2020, eq. 5).
+    """Return E rank(o_u), the mean rank of the feature map [H, W] of a channel (HRank: Lin et al. 2020, eq. 5).
 
-    Units of linear layers have no map. The natural generalisation is the matrix [tokens, width] of a unit in one
-    sample: of a head its tokens times the dimensions of the head. A neuron has width 1, and its rank is 1 or, where it
-    is silent, 0: the mean is the share of samples in which it is active at all (Hu et al. 2016 prune by that).
+    Units of linear layers have no feature map. Instead, the rank of the matrix [tokens, width] of a unit in one sample
+    is used; the width of a head is its number of dimensions. A neuron has width 1, so its rank is 1 if it is active for
+    any token, else 0. The mean rank is then the share of samples in which it is active (compare Hu et al. 2016).
 
     Args:
         model: the model that the plan was traced from.
         plan: the plan.
-        record: of :func:`etp_graph.collect.activations`.
-        normalize: as for :func:`magnitude`: ranks grow with the size of the maps.
+        record: the record of :func:`etp_graph.collect.activations`.
+        normalize: as for :func:`magnitude`. Ranks grow with the size of the feature maps.
 
     Returns:
-        Scores, float [plan.n_units]; zero for locked groups, which are not watched.
+        Scores, float [plan.n_units]; zero for locked groups, whose activations are not recorded.
 
     Raises:
         PlanError: the plan is not of this model.

@@ -1,4 +1,4 @@
-"""The share of a unit among those of its group that are at least as large."""
+"""Squared norm of a unit, relative to the sum over all units of its group that are at least as large."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from ._common import finite, units_of
 
 @torch.no_grad()
 def lamp(model: nn.Module, plan: Plan) -> Tensor:
-    """‖w_u‖² / Σ_{v: ‖w_v‖ ≥ ‖w_u‖} ‖w_v‖², the sum over the group (LAMP: Lee et al. 2021, for units).
+    """Return ‖w_u‖² / Σ_v ‖w_v‖² over the units v of the group with ‖w_v‖ ≥ ‖w_u‖ (LAMP: Lee et al. 2021, for units).
 
-    The score is 1 for the largest unit of every group, so that groups of any scale and width can be compared.
+    The largest unit of every group has score 1 (1/k if k units are equally large), so that groups of any scale and
+    width can be compared.
 
     Returns:
         Scores, float [plan.n_units], in [0, 1].
@@ -29,6 +30,6 @@ def lamp(model: nn.Module, plan: Plan) -> Tensor:
     for _, span in plan.spans():
         ascending = squares[span].sort().values
         rest = ascending.flip(0).cumsum(0).flip(0)
-        at = torch.searchsorted(ascending, squares[span])  # the first of equals, so that all of them are in the sum
+        at = torch.searchsorted(ascending, squares[span])  # the first of equal units, so that the sum has all of them
         scores[span] = squares[span] / rest[at].clamp_min(torch.finfo(squares.dtype).tiny)
     return scores

@@ -1,4 +1,4 @@
-"""The norm of a unit."""
+"""Norm of a unit."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ from ._common import Normalize, finite, normalized, units_of
 
 
 def magnitude(model: nn.Module, plan: Plan, *, p: float = 2, normalize: Normalize = "mean") -> Tensor:
-    """Group norm ``(Σ_s Σ |w_s,u|^p)^(1/p)`` over all slices of a unit (Li et al. 2017; group-wise: Fang et al. 2023).
+    """Return the group norm ``(Σ_s Σ |w_s,u|^p)^(1/p)`` over all slices of a unit.
+
+    Source: Li et al. 2017; over all slices of a group: Fang et al. 2023.
 
     Args:
         model: the model that the plan was traced from.
         plan: the plan.
         p: order of the norm, positive and finite: 1, 2, ...
-        normalize: divide the scores of each group by their ``"mean"``, ``"max"`` or ``"sum"``, so that groups of
-            different width can be compared, or ``"none"``. A group of zeros stays zero.
+        normalize: ``"mean"``, ``"max"`` or ``"sum"``: divide the scores of each group by this value, so that groups of
+            different width can be compared. ``"none"``: do not divide. A group of zeros stays zero.
 
     Returns:
         Scores, float [plan.n_units].

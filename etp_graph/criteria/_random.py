@@ -1,4 +1,4 @@
-"""The control."""
+"""Random scores, as a control."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ._common import units_of
 
 
 def random(model: nn.Module, plan: Plan, *, seed: int = 0) -> Tensor:
-    """Uniform random scores in [0, 1): the control that every other criterion has to beat.
+    """Return uniform random scores in [0, 1), as a control for other criteria.
 
     Returns:
         Scores, float [plan.n_units]; the same for the same seed on every device.

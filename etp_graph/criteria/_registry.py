@@ -1,9 +1,11 @@
-"""Criteria: model + plan -> one score per unit; the units with the lowest scores go first.
+"""Criteria: functions of a model and its plan that return one score per unit. Units of low score are removed first.
 
-Every criterion reads the parameters (and gradients) of the model, or what a collector recorded of its activations,
-changes nothing, and returns a float tensor ``[plan.n_units]`` on the model's device that is finite and not negative.
-Scores do not depend on the order of slices, and follow a permutation of the units (but for ``random`` and the torque
-in index order, where the position of a unit is what the score is about). Scores of locked groups mean nothing.
+Every criterion reads the parameters and gradients of the model, or statistics that a collector recorded, and changes
+nothing. It returns a float tensor ``[plan.n_units]`` on the model's device, finite and not negative. Scores of locked
+groups have no meaning.
+
+Scores do not depend on the order of slices. If the units of a group are permuted, their scores are permuted in the same
+way, except for ``random`` and the torque in index order, which depend on the position of a unit in its group.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ CRITERIA: Mapping[str, Callable[..., Tensor]] = {
     "f_statistic": f_statistic,
     "random": random,
 }
-"""Every criterion of the library, by name."""
+"""All criteria of the library, by name."""
 
 COLLECTED = ("taylor", "activation", "hrank", "f_statistic")
-"""The criteria that need batches of data, recorded by :func:`etp_graph.collect.watch`."""
+"""Names of the criteria that need batches of data, which :func:`etp_graph.collect.watch` records."""

@@ -1,4 +1,4 @@
-"""The first-order change of the loss when a unit is removed."""
+"""First-order change of the loss when a unit is removed."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ from ._common import finite, units_of
 
 
 def taylor(model: nn.Module, plan: Plan, *, record: Observations | None = None) -> Tensor:
-    """sqrt(mean_b (Σ_s ⟨∇_s L_b, w_s,u⟩)²): to first order the change of the loss when u is set to zero.
+    """Return sqrt(mean_b (Σ_s ⟨∇_s L_b, w_s,u⟩)²), the first-order change of the loss when u is set to zero.
 
-    Source: Molchanov et al. 2019, eq. 8 (the squared sum, averaged over batches b), with the sum over a unit's slices
-    in all its layers. The root leaves the order as it is, and for one batch it is the absolute change of the loss.
+    Source: Molchanov et al. 2019, eq. 8 (the squared sum, averaged over batches b), with the sum over all slices s of a
+    unit. The square root does not change the order of the units. For one batch the score is the absolute first-order
+    change of the loss.
 
     Args:
         model: the model that the plan was traced from.
         plan: the plan.
-        record: of :func:`etp_graph.collect.gradients`. Without it the gradients in ``.grad`` count as one batch: run
-            ``loss.backward()`` first.
+        record: the record of :func:`etp_graph.collect.gradients`. Without it, the gradients in ``.grad`` count as one
+            batch; call ``loss.backward()`` first.
 
     Returns:
         Scores, float [plan.n_units].

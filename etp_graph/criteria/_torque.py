@@ -1,4 +1,4 @@
-"""The torque of a unit: at rest, the first-order loss of removing it."""
+"""Torque of a unit: after convergence, proportional to the first-order change of the loss when it is removed."""
 
 from __future__ import annotations
 
@@ -16,32 +16,35 @@ from ._common import finite, units_of
 
 
 class Forced(Protocol):
-    """What the torque needs to know of a regularizer; :class:`etp_graph.Regularizer` is one."""
+    """Interface of a regularizer that the torque needs; :class:`etp_graph.Regularizer` implements it."""
 
     @property
     def force(self) -> Force:
-        """The force F."""
+        """Return the force F."""
 
     @property
     def kappa(self) -> Tensor:
-        """κ of the group of each unit, [n_units]."""
+        """Return κ of the group of each unit, [n_units]."""
 
     def distances(self) -> Tensor:
-        """Distance d_u of each unit, [n_units]."""
+        """Return the distance d_u of each unit, [n_units]."""
 
 
 def etp(model: nn.Module, plan: Plan, *, regularizer: Forced | None = None) -> Tensor:
-    """Torque κ_g·F(d_u)·‖w_u‖, over β the first-order loss of removing u (ETP: Modi et al. 2025, eq. 8-10).
+    """Return the torque κ_g·F(d_u)·‖w_u‖ of each unit (ETP: Modi et al. 2025, eq. 8-10).
 
-    Where training with the penalty β Σ_g κ_g Σ_u F(d_u)·‖w_u‖ has come to rest, ∇_u L = −β κ_g F(d_u) w_u/‖w_u‖,
-    so that −⟨∇_u L, w_u⟩ = β κ_g F(d_u)·‖w_u‖. A unit on which no force acts (F = 0: the pivot of a linear force,
-    everything below the threshold of a step) gives no such estimate; it is scored with the smallest positive
-    force of the units it is ranked with, instead of as worthless.
+    Times β, this is the first-order change of the loss when u is removed from a model that has converged under the
+    penalty β Σ_g κ_g Σ_u F(d_u)·‖w_u‖. There ∇_u L = −β κ_g F(d_u) w_u/‖w_u‖, so that
+    −⟨∇_u L, w_u⟩ = β κ_g F(d_u)·‖w_u‖.
+
+    A unit without force (F = 0: the pivot of a linear force, units below the threshold of a step) gives no such
+    estimate. It is scored with the smallest positive force of the units it is ranked with, because a score of zero
+    would remove it first.
 
     Args:
         model: the model that the plan was traced from.
         plan: the plan.
-        regularizer: the one that the model was trained with; default: the exponential force in index order.
+        regularizer: the regularizer of the training; default: the exponential force in index order.
 
     Returns:
         Scores, float [plan.n_units].
@@ -65,9 +68,17 @@ def etp(model: nn.Module, plan: Plan, *, regularizer: Forced | None = None) -> T
 def torque_of(
     model: nn.Module, plan: Plan, force: Force, *, distance: Tensor | None = None, kappa: Tensor | None = None
 ) -> Tensor:
-    """κ·F(d)·⟨∇P, w⟩ [n_units], P being what the force acts on: ‖w‖, ‖w‖²/2 of a squared one, ‖w‖₁ of one by element.
+    """Return the torque κ·F(d)·⟨∇P(w), w⟩ of each unit, [n_units].
 
-    Without ``distance`` the order is that of the index, without ``kappa`` the square root of the numbers per unit.
+    P is the norm that the force acts on: ‖w‖, ‖w‖²/2 for a squared force, or ‖w‖₁ for an elementwise force.
+
+    Args:
+        model: the model that the plan was traced from.
+        plan: the plan.
+        force: F.
+        distance: d of each unit, [n_units]; default: distances in index order.
+        kappa: κ of each unit, [n_units]; default: the square root of the number of weights of the unit, or 1 for
+            squared and elementwise forces.
     """
     units = units_of(model, plan)
     runs = Rankings.of(plan, units.device)
@@ -86,7 +97,7 @@ def torque_of(
 
 
 def torque(model: nn.Module, plan: Plan) -> Tensor:
-    """Torque with the linear force in index order (Torque: Gupta et al. 2024, eq. 9); otherwise as :func:`etp`.
+    """Return the torque under the linear force in index order (Torque: Gupta et al. 2024, eq. 9), as :func:`etp`.
 
     Returns:
         Scores, float [plan.n_units].

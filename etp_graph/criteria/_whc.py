@@ -1,4 +1,4 @@
-"""Filters that are small, or that others resemble."""
+"""Norm of a unit times its dissimilarity to the other units of its group."""
 
 from __future__ import annotations
 
@@ -11,18 +11,29 @@ from ._gram import relation_scores
 
 
 def whc(model: nn.Module, plan: Plan, *, normalize: Normalize = "mean") -> Tensor:
-    """``‖w_u‖ Σ_{v≠u} ‖w_v‖ (1 − |cos(w_u, w_v)|)`` in the group, over all slices of a unit (WHC: Chen et al. 2023).
+    """Return ``‖w_u‖ Σ_{v≠u} ‖w_v‖ (1 − |cos(w_u, w_v)|)`` over the units v of the group (WHC: Chen et al. 2023).
 
-    The norm of a unit, times its dissimilarity to all others, each weighted with the other's norm.
+    This is the norm of a unit, times its dissimilarity to all other units, weighted with their norms. Norms and cosines
+    are over all slices of a unit.
 
-    ``normalize`` is as for :func:`magnitude`, since the sums grow with the width of a group. Scores are float
-    [plan.n_units]; they take memory for n² numbers of the widest group. Raises :class:`etp_graph.PlanError` if the plan
-    is not of this model, :class:`etp_graph.ScoreError` if a parameter is not finite or ``normalize`` is unknown.
+    Needs memory for n² float64 numbers, n being the number of units of the largest group.
+
+    Args:
+        model: the model that the plan was traced from.
+        plan: the plan.
+        normalize: as for :func:`magnitude`. The sums grow with the number of units in a group.
+
+    Returns:
+        Scores, float [plan.n_units].
+
+    Raises:
+        PlanError: the plan is not of this model.
+        ScoreError: a parameter is not finite, or ``normalize`` is unknown.
     """
 
     def sums(products: Tensor) -> Tensor:
         norms = products.diagonal().sqrt()
-        # ‖u‖·‖v‖·(1 − |cos|) = ‖u‖·‖v‖ − |⟨u, v⟩|, which needs no division by a norm that may be zero.
+        # ‖u‖·‖v‖·(1 − |cos|) = ‖u‖·‖v‖ − |⟨u, v⟩|, which avoids a division by a norm of zero.
         apart = (norms * norms.unsqueeze(1) - products.abs()).clamp_min(0)
         return apart.fill_diagonal_(0).sum(1)
 

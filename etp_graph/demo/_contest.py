@@ -1,4 +1,4 @@
-"""One seed of the comparison: every method compresses the same checkpoint with the same data order and epochs."""
+"""One seed of the comparison. Every method compresses the same checkpoint with the same data order and epochs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Attach = Callable[[torch.optim.Optimizer], object]
 
 
 def count_macs(model: nn.Module, x: Tensor) -> int:
-    """Multiply-adds of all convolutions and linear layers in one forward: a count that trusts neither library."""
+    """Count the MACs of all convolutions and linear layers in one forward, independently of both libraries."""
     total = 0
 
     def add(module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
@@ -48,16 +48,17 @@ def count_macs(model: nn.Module, x: Tensor) -> int:
 
 
 class Contest:
-    """The checkpoint of one seed and what the methods do with it.
+    """The checkpoint of one seed, and the methods that compress copies of it.
 
     Args:
-        build: makes the network, with the weights of the checkpoint if the recipe trains no dense network.
-        split: images; the accuracy is that of the test part.
-        recipe: the same for all methods.
-        speed_up: the target.
-        seed: of initialisation and data order.
-        augment: of the training images.
-        tick: is told after every epoch what is going on and how many epochs that was.
+        build: function that creates the network. If the recipe has no dense epochs, the network must already have its
+            trained weights.
+        split: the images; accuracies are those on the test images.
+        recipe: training recipe, the same for all methods.
+        speed_up: dense MACs over pruned MACs that every method must reach.
+        seed: seed of initialisation and data order.
+        augment: augmentation of the training images.
+        tick: called with a description of the current training and the number of epochs finished since the last call.
     """
 
     def __init__(
@@ -87,11 +88,11 @@ class Contest:
         self._norms: list[GroupNorms] = []
 
     def accuracy(self, model: nn.Module) -> float:
-        """Share of the test images that the model gets right."""
+        """Return the share of test images that the model classifies correctly."""
         return accuracy(model, self.split.test_x, self.split.test_y)
 
     def run(self, method: MethodName) -> tuple[MethodOutcome, nn.Module]:
-        """Compress a copy of the checkpoint; what came out, and the network itself."""
+        """Compress a copy of the checkpoint. Return the outcome and the compressed network."""
         self._curve, self._norms = (), []
         model = copy.deepcopy(self.checkpoint)
         torch.manual_seed(self.seed)
@@ -107,18 +108,18 @@ class Contest:
         )  # fmt: skip
         return outcome, model.eval()
 
-    # The methods. Each returns the accuracies before and right after surgery and at the end, and the seconds
-    # that went into the curve, which is no part of the method.
+    # The methods. Each returns the accuracies before surgery, right after it, and at the end, and the seconds spent on
+    # the curve, which do not count as time of the method.
 
     def _dense(self, model: nn.Module) -> tuple[float, float, float, float]:
-        """The control that is never cut: the same epochs at the same learning rates."""
+        """Train the control that is never pruned, for the same epochs at the same learning rates."""
         self._sparse(model, "dense control")
         sparse = self.accuracy(model)
         self._finetune(model, "dense control")
         return sparse, sparse, self.accuracy(model), 0.0
 
     def _compress(self, model: nn.Module, name: MethodName) -> tuple[float, float, float, float]:
-        """This library's pipeline. Random units need no sparse phase: all their epochs come after surgery."""
+        """Compress with this library. A method without a sparse phase trains for all its epochs after surgery."""
         preset = replace(get(name), seed=self.seed)
         if preset.steered:
             return self._steered(model, preset, name)
@@ -144,7 +145,7 @@ class Contest:
         return *self._cycle(model, method, self.speed_up, train), spent
 
     def _steered(self, model: nn.Module, method: Method, name: MethodName) -> tuple[float, float, float, float]:
-        """The same for a force that follows from the target: each point of the curve has a sparse phase of its own."""
+        """Compress with a strength that follows from the target. Each point of the curve needs its own sparse phase."""
         steps = self.recipe.sparse_epochs * steps_per_epoch(len(self.split.train_x), self.recipe.batch_size)
 
         def train(model: nn.Module, phase: Phase) -> None:
@@ -178,7 +179,7 @@ class Contest:
     def _cycle(
         self, model: nn.Module, method: Method, speed_up: float, train: Callable[[nn.Module, Phase], None]
     ) -> tuple[float, float, float]:
-        """All phases, in place; the accuracies before and right after surgery, and at the end."""
+        """Run all phases, in place. Return the accuracies before surgery, right after it, and at the end."""
         result = compress(
             model, self.example, train=train, evaluate=self.accuracy, plan=self.plan, method=method,
             speed_up=speed_up, progress=False,
@@ -187,7 +188,7 @@ class Contest:
         return sparse, result.metric_pruned, result.metric_finetuned
 
     def _depgraph(self, model: nn.Module) -> tuple[float, float, float, float]:
-        """Torch-Pruning's own pruner. Its authors turn weight decay off while the force acts."""
+        """Compress with Torch-Pruning. As its authors do, turn off weight decay in the sparse phase."""
         sparse, spent = self.dense, 0.0
 
         def train(model: nn.Module, attach: Attach) -> None:
@@ -220,7 +221,7 @@ class Contest:
         prune_(model, self.plan, allocate(model, self.plan, scores, budget=budget))
 
     def _points(self, name: str, model: nn.Module, cut: Callable[[nn.Module, float], None]) -> tuple[Point, ...]:
-        """Copies of the sparse-trained model, cut to several speed-ups; those out of reach are left out."""
+        """Prune and fine-tune a copy of the sparse-trained model for each reachable speed-up of the curve."""
         points = []
         for speed_up in self.recipe.curve:
             smaller = copy.deepcopy(model)
@@ -234,7 +235,7 @@ class Contest:
             points.append(Point(speed_up=speed_up, pruned=pruned, finetuned=self.accuracy(smaller)))
         return tuple(points)
 
-    # Training: the data order depends on the seed and the part, so it is the same for every method.
+    # Training. The data order depends only on the seed and the part of the training, so all methods have the same.
 
     def _sparse(
         self,
@@ -290,7 +291,7 @@ class Contest:
 
     @torch.no_grad()
     def _record(self, model: nn.Module, phase: Phase | None, epoch: int) -> None:
-        """Norms of the widest group that may be pruned, in the order of the force."""
+        """Record norms and distances of the units of the largest group that is not locked."""
         if phase is None or phase.regularizer is None:
             return
         group, span = max(((g, s) for g, s in self.plan.spans() if g.locked is None), key=lambda pair: pair[0].n_units)

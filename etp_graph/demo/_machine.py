@@ -10,7 +10,7 @@ import torch
 
 
 def environment() -> dict[str, str]:
-    """Versions and hardware, for the report."""
+    """Return versions and hardware, for the report."""
     from importlib.metadata import PackageNotFoundError, version
 
     def one(library: str) -> str:

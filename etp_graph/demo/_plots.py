@@ -1,4 +1,4 @@
-"""Two plots: accuracy against speed-up, and unit norms against distance while training."""
+"""Two plots: accuracy against speed-up, and unit norms against distance during the sparse phase."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _STYLE: Any = {
 
 
 def require_matplotlib() -> None:
-    """Raise :class:`EtpError` with the remedy unless matplotlib can be imported."""
+    """Raise :class:`EtpError` with the command to install matplotlib if it cannot be imported."""
     try:
         import matplotlib  # noqa: F401
     except ModuleNotFoundError as error:
@@ -32,7 +32,7 @@ def require_matplotlib() -> None:
 
 
 def _figure(columns: int, width: float) -> tuple[Any, list[Any]]:
-    """A figure without a window, so that it works on machines without a display."""
+    """Return a figure and its axes, drawn without a window, so that no display is needed."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -42,7 +42,11 @@ def _figure(columns: int, width: float) -> tuple[Any, list[Any]]:
 
 
 def plot_curve(result: DemoResult, out: Path) -> str | None:
-    """Accuracy against speed-up of the sparse-trained networks: right after surgery, and after a few epochs."""
+    """Plot accuracy against speed-up, right after surgery and after a few epochs of fine-tuning.
+
+    Returns:
+        The file name in ``out``; ``None`` if no outcome has a curve.
+    """
     import matplotlib as mpl
 
     methods = [m for m in result.config.methods if any(o.curve for o in result.of(m))]
@@ -84,7 +88,13 @@ def _draw_curve(ax: Any, result: DemoResult, method: MethodName, stage: str) -> 
 
 
 def plot_norms(result: DemoResult, out: Path) -> str | None:
-    """Norm of each unit against its distance from the pivot, at several epochs of the first seed (ETP: figure 3)."""
+    """Plot the norm of each unit against its distance from the pivot, at several epochs of the first seed.
+
+    Source: ETP (Modi et al. 2025), figure 3.
+
+    Returns:
+        The file name in ``out``; ``None`` if no outcome has norms.
+    """
     import matplotlib as mpl
 
     found: dict[MethodName, tuple[GroupNorms, ...]] = {

@@ -1,4 +1,4 @@
-"""The demo's table, its report and its numbers."""
+"""Table, report and JSON results of the demo."""
 
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ _WEIGHTS = {
 
 
 def rows(result: DemoResult) -> list[tuple[str, ...]]:
-    """:data:`COLUMNS` of the checkpoint and of each method; accuracies in percent, mean ± deviation over the seeds."""
+    """Return the cells of :data:`COLUMNS` for the checkpoint and for each method.
+
+    Accuracies are in percent, as mean ± standard deviation over the seeds.
+    """
     checkpoint = _percent(result.of(result.config.methods[0]), lambda o: o.dense)
     found: list[tuple[str, ...]] = [
         ("dense", checkpoint, "-", "-", si(result.params), si(result.macs), "1.00x", "1.00x")
@@ -47,7 +50,7 @@ def rows(result: DemoResult) -> list[tuple[str, ...]]:
 
 
 def table(result: DemoResult) -> Table:
-    """The comparison, for a terminal."""
+    """Return the comparison as a table for a terminal."""
     config = result.config
     seeds = f"{config.seeds} seed{'s' if config.seeds > 1 else ''}"
     shown = Table(
@@ -55,7 +58,7 @@ def table(result: DemoResult) -> Table:
         box=SIMPLE_HEAD, title_style="bold", title_justify="left", show_edge=False, padding=0,
     )  # fmt: skip
     for column in COLUMNS:
-        # Two short lines: the whole table fits into 80 columns.
+        # Two-line headers, so that the table fits into 80 columns.
         shown.add_column(column.replace(" ", "\n"), justify="left" if column == "method" else "right", no_wrap=True)
     for row in rows(result):
         shown.add_row(*row, style="bold" if row[0] == LABELS["etp"] else None)
@@ -63,7 +66,7 @@ def table(result: DemoResult) -> Table:
 
 
 def write_report(result: DemoResult, out: Path) -> None:
-    """``report.md``, ``results.json`` and the plots, in the folder ``out``.
+    """Write ``report.md``, ``results.json`` and the plots to the folder ``out``.
 
     Raises:
         EtpError: a file cannot be written, or matplotlib is missing.
@@ -79,7 +82,7 @@ def write_report(result: DemoResult, out: Path) -> None:
 
 
 def as_dict(result: DemoResult) -> dict[str, object]:
-    """Every number of the run, ready for JSON."""
+    """Return every number of the run as JSON-compatible values."""
     config = asdict(result.config)
     config["recipe"] |= {"strengths": dict(result.config.recipe.strengths)}
     return {
@@ -93,7 +96,7 @@ def as_dict(result: DemoResult) -> dict[str, object]:
 
 
 def markdown(result: DemoResult, figures: Sequence[str]) -> str:
-    """The report."""
+    """Return the report as Markdown text."""
     config, recipe = result.config, result.config.recipe
     lines = [
         f"# {config.data}: the same checkpoint, {config.speed_up:g} times fewer multiply-adds",

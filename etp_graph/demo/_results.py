@@ -1,4 +1,4 @@
-"""What goes into the comparison and what comes out: a recipe, and the outcome of each method."""
+"""Input and output of the comparison: a training recipe, and the outcome of each method."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ MethodName = Literal["dense", "random", "depgraph", "torque", "etp"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """How long and how fast every method trains, and how strong the forces are.
+    """Epochs, learning rates and strengths of the comparison, the same for every method.
 
     Attributes:
-        dense_epochs: of the network that all methods begin with; 0 where it comes with its weights.
-        sparse_epochs: with the force, before surgery.
-        finetune_epochs: after surgery.
-        dense_lr: peak of the learning rate for the dense network; also ``sparse_lr`` and ``finetune_lr``.
-        sparse_lr: see ``dense_lr``.
-        finetune_lr: see ``dense_lr``.
-        batch_size: images of one step.
-        strengths: β of ``torque``, ``reg`` of ``depgraph``; ``etp`` has none.
-        curve: further speed-ups. The network after the sparse phase is cut to each; for ``etp``, whose force follows
-            from the target, a sparse phase leads to each.
-        curve_epochs: epochs of fine-tuning for each point of that curve.
+        dense_epochs: epochs of training the dense network that all methods start from; 0 if it is pretrained.
+        sparse_epochs: epochs with the force, before surgery.
+        finetune_epochs: epochs after surgery.
+        dense_lr: peak learning rate of training the dense network.
+        sparse_lr: peak learning rate of the sparse phase.
+        finetune_lr: peak learning rate of fine-tuning.
+        batch_size: number of images in a batch.
+        strengths: strength of the force by method: β of ``torque``, ``reg`` of ``depgraph``; ``etp`` has none.
+        curve: further speed-ups, for the curve of accuracy against speed-up. The network after the sparse phase is
+            pruned to each. The strength of ``etp`` follows from the target, so it has a sparse phase for each.
+        curve_epochs: epochs of fine-tuning for each point of the curve.
     """
 
     dense_epochs: int
@@ -40,13 +40,13 @@ class Recipe:
 
     @property
     def epochs(self) -> int:
-        """Epochs that every method trains for, from the dense checkpoint on."""
+        """Return the number of epochs of every method, from the dense checkpoint on."""
         return self.sparse_epochs + self.finetune_epochs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Point:
-    """Another speed-up: accuracy right after surgery, and after a few epochs."""
+    """Accuracies at one speed-up of the curve: right after surgery, and after a few epochs of fine-tuning."""
 
     speed_up: float
     pruned: float
@@ -55,7 +55,7 @@ class Point:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupNorms:
-    """Norms of the units of one group against their distance from the pivot, after some epochs of the sparse phase."""
+    """Norm and distance from the pivot of each unit of one group, after some epochs of the sparse phase."""
 
     group: str
     epoch: int
@@ -65,22 +65,22 @@ class GroupNorms:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MethodOutcome:
-    """What one method made of the checkpoint. Accuracies are shares of the test images.
+    """Accuracies, costs and times of one method. Accuracies are shares of the test images.
 
     Attributes:
         method: name of the method.
-        seed: of initialisation and data order.
+        seed: seed of initialisation and data order.
         dense: accuracy of the checkpoint.
-        sparse: after sparse training, before surgery.
-        pruned: right after surgery.
-        finetuned: at the end.
-        macs: of the result, for one image.
-        params: of the result.
-        speed_up: MACs of the checkpoint over those of the result.
-        seconds: for sparse training, surgery and fine-tuning.
-        latency_ratio: p50 latency of the checkpoint over that of the result; 0 until it is measured.
-        curve: other speed-ups.
-        norms: unit norms while training.
+        sparse: accuracy after the sparse phase, before surgery.
+        pruned: accuracy right after surgery.
+        finetuned: accuracy after fine-tuning.
+        macs: MACs of the pruned network, for one image.
+        params: parameters of the pruned network.
+        speed_up: MACs of the checkpoint over MACs of the pruned network.
+        seconds: time of sparse training, surgery and fine-tuning.
+        latency_ratio: p50 latency of the checkpoint over that of the pruned network; 0 until it is measured.
+        curve: accuracies at other speed-ups.
+        norms: unit norms during the sparse phase.
     """
 
     method: MethodName
@@ -102,12 +102,12 @@ _DIGITS = {"depgraph": 1e-2, "torque": 3e-3}
 
 _CIFAR = {"depgraph": 3e-2, "torque": 5e-3}
 
-# The long schedule was not tuned: the quick strengths over the ratio of the steps, 5265 to 141, so that the whole
-# push of the sparse phase stays the same.
+# Not tuned: the quick strengths, divided by the ratio of the numbers of steps (5265 to 141), so that strength times
+# steps stays the same.
 _CIFAR_LONG = {name: value / 37 for name, value in _CIFAR.items()}
 
 Preset = tuple[Recipe, int | None, int | None]
-"""A recipe, the number of training images and of test images; ``None``: all."""
+"""A recipe, the number of training images, and the number of test images; ``None``: all images."""
 
 PRESETS: dict[tuple[str, bool], Preset] = {
     ("digits", False): (Recipe(dense_epochs=20, sparse_epochs=15, finetune_epochs=10, strengths=_DIGITS), None, None),
@@ -129,7 +129,7 @@ PRESETS: dict[tuple[str, bool], Preset] = {
         3_000, 2_000,
     ),
 }  # fmt: skip
-"""By data set, and whether it is the quick form."""
+"""Presets by name of the data set, and by whether it is the quick form."""
 
 LABELS: dict[MethodName, str] = {
     "dense": "dense control",
@@ -138,7 +138,7 @@ LABELS: dict[MethodName, str] = {
     "torque": "Torque",
     "etp": "ETP",
 }
-"""The methods as they are called in tables and plots."""
+"""Names of the methods in tables and plots."""
 
 DataName = Literal["digits", "cifar10"]
 
@@ -147,7 +147,7 @@ METHODS: tuple[MethodName, ...] = ("dense", "random", "depgraph", "torque", "etp
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DemoConfig:
-    """Everything that a run of the demo depends on.
+    """Configuration of a run of the demo.
 
     Attributes:
         data: ``digits`` (8x8, a small residual network that is trained first) or ``cifar10`` (ResNet-20 with its
@@ -155,12 +155,12 @@ class DemoConfig:
         speed_up: dense MACs over pruned MACs.
         seeds: number of repetitions, each with its own initialisation and data order.
         recipe: epochs, learning rates and strengths.
-        methods: what is compared, in the order of the table.
-        train_limit: training images; ``None``: all.
-        test_limit: test images; ``None``: all.
-        latency_batch: images in the batch whose latency is measured.
-        latency_rounds: how often it is measured.
-        quick: whether this is the short form, for the command in the report.
+        methods: the methods to compare, in the order of the table.
+        train_limit: number of training images; ``None``: all.
+        test_limit: number of test images; ``None``: all.
+        latency_batch: number of images in the batch for measuring latency.
+        latency_rounds: number of latency measurements of each model.
+        quick: True for the short form; used only for the command in the report.
     """
 
     data: DataName = "digits"
@@ -178,7 +178,7 @@ class DemoConfig:
     def preset(
         cls, data: str = "digits", *, quick: bool = False, speed_up: float = 8.0, seeds: int | None = None
     ) -> DemoConfig:
-        """The documented defaults; ``quick`` means one seed unless ``seeds`` is given, and a short schedule."""
+        """Return the documented defaults. ``quick``: a short schedule, and one seed unless ``seeds`` is given."""
         recipe, train_limit, test_limit = PRESETS[data, quick]
         return cls(
             data="cifar10" if data == "cifar10" else "digits", speed_up=float(speed_up),
@@ -188,21 +188,21 @@ class DemoConfig:
 
     @property
     def command(self) -> str:
-        """The command line of this configuration."""
+        """Return the command line of this configuration."""
         quick = " --quick" if self.quick else ""
         return f"etp-graph demo --data {self.data} --speed-up {self.speed_up:g} --seeds {self.seeds}{quick}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DemoResult:
-    """What :func:`run_demo` found.
+    """Result of :func:`run_demo`.
 
     Attributes:
-        config: what was run.
-        outcomes: one for each seed and method.
-        macs: of the dense network.
-        params: of the dense network.
-        seconds: of the whole demo.
+        config: configuration of the run.
+        outcomes: one outcome for each seed and method.
+        macs: MACs of the dense network.
+        params: parameters of the dense network.
+        seconds: time of the whole demo.
         environment: versions and hardware.
     """
 
@@ -214,5 +214,5 @@ class DemoResult:
     environment: dict[str, str]
 
     def of(self, method: MethodName) -> list[MethodOutcome]:
-        """The outcomes of one method, a seed each."""
+        """Return the outcomes of one method, one for each seed."""
         return [outcome for outcome in self.outcomes if outcome.method == method]

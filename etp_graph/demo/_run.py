@@ -1,4 +1,4 @@
-"""The demo: several methods, several seeds, one table; the models, a report and plots in a folder."""
+"""Demo: compare several methods over several seeds, and write models, a report and plots to a folder."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def run_demo(config: DemoConfig, out: Path, *, console: Console | None = None) -
     """Run the comparison, print its table, and write models, ``report.md``, ``results.json`` and plots to ``out``.
 
     Args:
-        config: what to run; :meth:`DemoConfig.preset` has the documented defaults.
-        out: a folder; models in it that an earlier run wrote are replaced.
-        console: where table and progress bars go; default: nowhere.
+        config: the configuration; :meth:`DemoConfig.preset` returns the documented defaults.
+        out: the output folder. Models that an earlier run wrote to it are replaced.
+        console: console for the table and the progress bars; default: print nothing.
 
     Raises:
         EtpError: data or an optional library is missing (the message says what to install), the folder cannot be
@@ -42,7 +42,7 @@ def run_demo(config: DemoConfig, out: Path, *, console: Console | None = None) -
     from ._report import table, write_report
 
     start = perf_counter()
-    require_matplotlib()  # before the work, not after it
+    require_matplotlib()  # fail now, and not after training
     _make_folder(out)
     split, build, augment = _task(config)
     outcomes: list[MethodOutcome] = []
@@ -69,7 +69,7 @@ def run_demo(config: DemoConfig, out: Path, *, console: Console | None = None) -
 
 
 def _one_seed(config: DemoConfig, contest: Contest, out: Path) -> list[MethodOutcome]:
-    """Every method on the checkpoint of one seed; then all latencies in one run."""
+    """Run every method on the checkpoint of one seed, then measure the latency of all models together."""
     found: list[MethodOutcome] = []
     models = [contest.checkpoint]
     for method in config.methods:
@@ -84,7 +84,10 @@ def _one_seed(config: DemoConfig, contest: Contest, out: Path) -> list[MethodOut
 
 @torch.no_grad()
 def p50_latencies(models: Sequence[nn.Module], batch: Tensor, *, rounds: int) -> list[float]:
-    """Median seconds of a forward of each model; the models take turns, so that a busy machine slows all alike."""
+    """Return the median seconds of a forward of each model.
+
+    The models run in turn, so that other load on the machine slows all of them equally.
+    """
     seconds: list[list[float]] = [[] for _ in models]
     for number in range(rounds + 3):
         for model, own in zip(models, seconds, strict=True):
@@ -93,18 +96,18 @@ def p50_latencies(models: Sequence[nn.Module], batch: Tensor, *, rounds: int) ->
             out = model(batch)
             if out.is_cuda:
                 torch.cuda.synchronize()
-            if number >= 3:  # the first rounds fill caches
+            if number >= 3:  # the first three rounds only warm up caches
                 own.append(perf_counter() - start)
     return [statistics.median(own) for own in seconds]
 
 
 def _task(config: DemoConfig) -> tuple[Split, Callable[[], nn.Module], Augment | None]:
-    """Images, the network of a seed, and how images are varied."""
+    """Return the images, a function that creates the network, and the augmentation."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if config.data == "digits":
         split = digits()
         limit, test = config.train_limit, config.test_limit
-        # Classes lie one after the other in each part, so a share is taken by steps.
+        # Images are sorted by class, so a prefix would miss classes; take evenly spaced images instead.
         small = replace(
             split,
             train_x=_spread(split.train_x, limit), train_y=_spread(split.train_y, limit),
@@ -112,12 +115,12 @@ def _task(config: DemoConfig) -> tuple[Split, Callable[[], nn.Module], Augment |
         )  # fmt: skip
         return small, lambda: SmallResNet().to(device), None
     build = partial(_pretrained, device)
-    build()  # missing weights are found before the images are decoded
+    build()  # raises if the weights are missing, before the images are decoded
     return cifar10(limit=config.train_limit, test_limit=config.test_limit), build, crop_flip
 
 
 def _spread(tensor: Tensor, limit: int | None) -> Tensor:
-    """``limit`` evenly spaced entries of the first axis."""
+    """Return ``limit`` evenly spaced entries along the first axis; ``None``: all."""
     if limit is None or limit >= len(tensor):
         return tensor
     return tensor[torch.linspace(0, len(tensor) - 1, limit).long()]
@@ -130,7 +133,7 @@ def _pretrained(device: torch.device) -> nn.Module:
 
 
 def _epochs(config: DemoConfig) -> int:
-    """Epochs of the whole run, for the progress bar."""
+    """Return the number of epochs of the whole run, for the progress bar."""
     recipe = config.recipe
     curves = sum(method in ("depgraph", "torque", "etp") for method in config.methods) * recipe.curve_epochs
     curves += ("etp" in config.methods) * recipe.sparse_epochs
@@ -144,7 +147,11 @@ def _labelled(tick: Callable[[str, int], None], label: str, what: str, epochs: i
 
 @contextmanager
 def _progress(console: Console | None, total: int) -> Iterator[Callable[[str, int], None]]:
-    """A bar over all epochs, or off a terminal a line on stderr for each stage; yields what moves it."""
+    """Show a progress bar over all epochs; without a terminal, print a line on stderr for each stage.
+
+    Yields:
+        A function ``tick(description, epochs)`` that advances the progress.
+    """
     columns = (TextColumn("{task.description:<42}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     lines = None if console is None or console.is_terminal else Console(stderr=True)
     with Progress(*columns, console=console, disable=console is None or lines is not None, transient=True) as bar:

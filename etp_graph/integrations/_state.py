@@ -1,4 +1,4 @@
-"""The state of a pruning as one file in a checkpoint of another library: tensors, and JSON in the header."""
+"""Store the state of a pruning as one safetensors file in another library's checkpoint, with JSON in its header."""
 
 from __future__ import annotations
 
@@ -19,7 +19,11 @@ _KEY = "etp_graph"
 
 
 def write_state(state: Mapping[str, Any], folder: Path) -> None:
-    """Write what :meth:`Pruning.state` gave into a folder that exists. Raises :class:`CheckpointError`."""
+    """Write the result of :meth:`Pruning.state` into an existing folder, completely or not at all.
+
+    Raises:
+        CheckpointError: the file cannot be written.
+    """
     force = state["regularizer"]
     tensors = {name: value for name, value in (force or {}).items() if isinstance(value, Tensor)}
     plain = {key: value for key, value in force.items() if key not in tensors} if force is not None else None
@@ -32,7 +36,11 @@ def write_state(state: Mapping[str, Any], folder: Path) -> None:
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """What :func:`write_state` wrote. Raises :class:`CheckpointError` if there is nothing, or it is damaged."""
+    """Return the state that :func:`write_state` wrote.
+
+    Raises:
+        CheckpointError: the file is missing or damaged.
+    """
     file = folder / STATE_FILE
     if not file.is_file():
         raise CheckpointError(

@@ -1,4 +1,4 @@
-"""Sparse phase, surgery after step n, fine-tuning: what every training framework drives in the same way."""
+"""Sparse phase, surgery after step n and fine-tuning, as shared by the callbacks of all training frameworks."""
 
 from __future__ import annotations
 
@@ -30,37 +30,39 @@ Stage = Literal["idle", "sparse", "finetune"]
 
 @dataclass(frozen=True, slots=True)
 class Epochs:
-    """A point in training after ``n`` epochs, which may be a fraction: ``prune_at=Epochs(2)``."""
+    """A point in training after ``n`` epochs; ``n`` may be a fraction. Used as ``prune_at=Epochs(2)``."""
 
     n: float
 
 
 class Pruning:
-    """A sparse phase, surgery after a given optimizer step, fine-tuning with the same optimizer.
+    """A sparse phase, surgery after a given optimizer step, and fine-tuning with the same optimizer.
 
     Args:
         example_inputs: as for :func:`etp_graph.trace`; tensors are moved to the model's device.
-        prune_at: when surgery takes place: after so many optimizer steps (an integer), after this share of all
-            steps (a fraction between 0 and 1), or after :class:`Epochs`.
-        speed_up, macs, params: the target, see :class:`etp_graph.Budget`; or
-        budget: the target with all its rules; the method says ``scope`` and ``rank`` where it does not.
-        method: a name of :data:`etp_graph.methods.METHODS`, or a :class:`etp_graph.methods.Method`, of one round, whose
-            mode is not ``"loss"``, and which neither collects data nor chooses units while it trains.
-        prune: kinds of units, see :func:`etp_graph.trace`.
+        prune_at: when surgery takes place: after this many optimizer steps (an integer), after this share of all
+            steps (a fraction up to 1), or after :class:`Epochs`.
+        speed_up, macs, params: the target, see :class:`etp_graph.Budget`. Give exactly one of them, or ``budget``.
+        budget: the target with all its rules. If its ``scope`` or ``rank`` is ``None``, the method's is used.
+        method: a name of :data:`etp_graph.methods.METHODS`, or a :class:`etp_graph.methods.Method`. It must have one
+            round and a mode other than ``"loss"``. Its criterion must not need data, and it must not choose units
+            during training by the criterion.
+        prune: kinds of units to prune, see :func:`etp_graph.trace`.
         ignore: names or patterns of modules whose units all stay.
-        plan: the plan of the model, if it was traced before.
-        check: of :func:`etp_graph.trace`.
+        plan: the plan of the model, if it is traced already.
+        check: as for :func:`etp_graph.trace`.
 
     Attributes:
         stage: ``"idle"`` outside of training, ``"sparse"``, or ``"finetune"``.
         prune_step: the optimizer step after which surgery takes place; ``None`` before training.
         plan: the plan; ``None`` before it is traced.
-        regularizer: the force of the sparse phase; ``None`` before it, after surgery, and for methods without one.
-        selection: the units that stayed; ``None`` before surgery.
+        regularizer: the regularizer of the sparse phase; ``None`` before it, after surgery, and for methods without a
+            force.
+        selection: the selection that surgery applied; ``None`` before surgery.
 
     Raises:
         BudgetError: the target is malformed.
-        ForceError: the method or ``prune_at`` cannot be used.
+        ForceError: the method or ``prune_at`` is not supported.
         PlanError: ``prune`` or ``ignore`` is given with a plan.
     """
 
@@ -108,15 +110,23 @@ class Pruning:
         per_epoch: int | None,
         together: bool = False,
     ) -> None:
-        """Training begins, or goes on after ``done`` optimizer steps, of ``total`` ones.
+        """Prepare for training: trace, check the target in a dry run of scoring and allocation, and attach the force.
 
-        Everything that surgery would stumble over is found out here. ``together``: all processes of the default group
-        train this model, and rank 0 says what goes.
+        After surgery (in a resumed training) only check that the model is pruned.
+
+        Args:
+            model: the model, not a wrapper of it.
+            optimizer: the optimizer that trains it.
+            done: number of optimizer steps before this training; 0 unless it is resumed.
+            total: number of optimizer steps at the end of training; ``None`` if unknown.
+            per_epoch: number of optimizer steps in an epoch; ``None`` if unknown.
+            together: True if all processes of the default group train this model. All of them then apply the selection
+                of rank 0.
 
         Raises:
             ForceError: surgery would not take place within training, or the optimizer cannot be attached.
-            PlanError, BudgetError, ScoreError: of tracing, and of the target.
-            CheckpointError: training goes on after surgery, and the model was not cut.
+            PlanError, BudgetError, ScoreError: the model cannot be traced or scored, or the target is out of reach.
+            CheckpointError: training is resumed after surgery, and the model is not pruned as in the checkpoint.
         """
         require_bare(model)
         if together and self.budget.quantity == "latency":
@@ -134,7 +144,7 @@ class Pruning:
             self.stage = "finetune"
             return
         self.plan = self._given or self._traced(model)
-        # The end would stumble over the same target and the same scores.
+        # A dry run of scoring and allocation, so that errors appear before training and not at surgery.
         scores = self.method.scores(model, self.plan)
         rehearsed = allocate(model, self.plan, scores, budget=self.budget, example_inputs=self.example_inputs)
         aim = self._aim(rehearsed, saved)
@@ -145,20 +155,20 @@ class Pruning:
         self.stage = "sparse"
 
     def _aim(self, rehearsed: Selection, saved: Mapping[str, Any] | None) -> Budget:
-        """What the force works towards: for a target in time the MACs of a model that takes it."""
+        """Return the regularizer's budget: for a latency target, the MACs of the dry run's selection."""
         if self.budget.quantity != "latency":
             return self.budget
         if saved and saved["regularizer"] is not None and (known := saved["regularizer"]["settings"]["budget"]):
-            return Budget.from_json(known)  # measured anew it would be another one
+            return Budget.from_json(known)  # a new measurement would give a different number of MACs
         assert self.plan is not None
         return self.budget.with_count(CostModel(self.plan).evaluate(rehearsed.flat(self.plan)).macs)
 
     def advance(self, done: int) -> bool:
-        """So many optimizer steps are done: operate if it is time; returns whether that happened.
+        """Perform surgery if it is due after ``done`` optimizer steps. Return True if it took place.
 
         Raises:
-            ForceError: the force never acted, because another optimizer was stepped than the one attached.
-            PlanError, BudgetError, ScoreError: surgery cannot be done. The model is as it was.
+            ForceError: the force never acted, because training stepped an optimizer that it is not attached to.
+            PlanError, BudgetError, ScoreError: surgery is not possible. The model is unchanged.
         """
         if self.stage != "sparse" or self.prune_step is None or done < self.prune_step:
             return False
@@ -182,7 +192,7 @@ class Pruning:
         return True
 
     def finish(self) -> None:
-        """Training is over. Warns if surgery never took place."""
+        """Remove the force at the end of training. Warn if surgery has not taken place."""
         if self.stage == "sparse":
             warnings.warn(
                 f"training ended before surgery, which was due after step {self.prune_step}: the model was not pruned.",
@@ -191,21 +201,21 @@ class Pruning:
         self.abort()
 
     def abort(self) -> None:
-        """Training is over, or was interrupted by an error: no force acts any more. The state can still be saved."""
+        """Remove the force at the end of training or after an error. :meth:`state` can still be saved."""
         if self.regularizer is not None:
             self.regularizer.detach()
         self.stage = "idle"
 
     def state(self) -> dict[str, Any]:
-        """What an identical continuation needs besides the model and the optimizer: plain values and CPU tensors."""
+        """Return the state to save besides the model and the optimizer for resuming: plain values and CPU tensors."""
         force = self.regularizer.state_dict() if self.regularizer is not None else None
         return {"format": FORMAT, "begun": self._begun, "cut": self._cut, "regularizer": force}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Continue, at the next :meth:`begin`, where :meth:`state` was taken.
+        """Store a state of :meth:`state`, from which the next :meth:`begin` resumes.
 
         Raises:
-            CheckpointError: it is not such a state.
+            CheckpointError: ``state`` is not such a state, or has another format.
         """
         if state.keys() != {"format", "begun", "cut", "regularizer"} or state["format"] != FORMAT:
             raise CheckpointError(
@@ -216,7 +226,7 @@ class Pruning:
 
     @property
     def resumed(self) -> bool:
-        """Whether a state waits for the next :meth:`begin`."""
+        """True if :meth:`load_state` stored a state that :meth:`begin` has not used yet."""
         return self._saved is not None
 
     def _traced(self, model: nn.Module) -> Plan:
@@ -225,7 +235,7 @@ class Pruning:
         return trace(model, inputs, **self._trace)  # type: ignore[arg-type]
 
     def _check_cut(self, model: nn.Module, done: int) -> None:
-        """Raise unless the surgery that was done is on record in the model."""
+        """Raise :class:`CheckpointError` unless the record of the model contains the surgery of the state."""
         fingerprints = get_record(model).fingerprints
         if self._cut not in fingerprints if self._cut else not fingerprints:
             raise CheckpointError(
@@ -240,10 +250,10 @@ class Pruning:
 
 
 def prune_step_of(prune_at: int | float | Epochs, *, total: int | None, per_epoch: int | None) -> int:
-    """The optimizer step after which surgery takes place, of ``total`` steps with ``per_epoch`` in an epoch.
+    """Return the optimizer step after which surgery takes place, of ``total`` steps with ``per_epoch`` in an epoch.
 
     Raises:
-        ForceError: it lies outside of training, or the length that it needs is unknown.
+        ForceError: the step lies after the end of training, or ``total`` or ``per_epoch`` is needed and unknown.
     """
     needed = per_epoch if isinstance(prune_at, Epochs) else total
     if needed is None and not isinstance(prune_at, int):
@@ -252,7 +262,7 @@ def prune_step_of(prune_at: int | float | Epochs, *, total: int | None, per_epoc
         step = prune_at
     else:
         share = prune_at.n if isinstance(prune_at, Epochs) else prune_at
-        step = max(1, math.ceil(share * (needed or 0) - 1e-9))  # 0.1 · 30 is a little more than 3
+        step = max(1, math.ceil(share * (needed or 0) - 1e-9))  # in floating point, 0.1 · 30 is a little more than 3
     if total is not None and step > total:
         raise ForceError(f"prune_at={prune_at!r} is step {step}, and training takes {total} steps: prune earlier.")
     return step
@@ -275,7 +285,7 @@ def _check_method(method: Method) -> None:
 
 
 def _check_moment(prune_at: object) -> None:
-    """Raise :class:`ForceError` unless this is a step, a share of training or a number of epochs."""
+    """Raise :class:`ForceError` unless ``prune_at`` is a step, a share of training or a number of epochs."""
     moment = prune_at.n if isinstance(prune_at, Epochs) else prune_at
     number = isinstance(moment, (int, float)) and not isinstance(moment, bool) and math.isfinite(moment) and moment > 0
     if not number or (isinstance(prune_at, float) and prune_at > 1):

@@ -35,13 +35,14 @@ _KEY = "etp_graph"
 class PruningCallback(Pruning, Callback):
     """A sparse phase, surgery and fine-tuning in one ``fit()``, with the module's optimizer and scheduler.
 
-    ``Trainer(callbacks=[PruningCallback(example_inputs, speed_up=2, prune_at=0.5)])``. Surgery takes place when its
-    step is done, before that step is validated and saved. ``fit(dense_model, ckpt_path=...)`` continues from before or
-    after surgery, ``test(dense_model, ckpt_path=...)`` cuts the model, too.
+    Use it as ``Trainer(callbacks=[PruningCallback(example_inputs, speed_up=2, prune_at=0.5)])``. Surgery takes place
+    after its step, before the trainer validates and saves that step. ``fit(dense_model, ckpt_path=...)`` resumes from
+    a checkpoint from before or after surgery. ``test(dense_model, ckpt_path=...)`` prunes the dense model as in the
+    checkpoint before it loads the weights.
 
-    At surgery every ``ModelCheckpoint`` and ``EarlyStopping`` begins anew to look for the best: a dense model is no
-    candidate. The files of those before stay. The trainer runs in one process or with ``strategy="ddp"``, and has one
-    optimizer.
+    At surgery every ``ModelCheckpoint`` and ``EarlyStopping`` forgets the best value so far, which a dense model
+    reached. Files of earlier checkpoints are kept. The trainer must have one optimizer, and run in one process or with
+    ``strategy="ddp"``.
 
     Args:
         example_inputs: as for :func:`etp_graph.trace`.
@@ -56,7 +57,10 @@ class PruningCallback(Pruning, Callback):
         self._fitting = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Lightning loads weights before it hands checkpoints to callbacks: the cut rides on the module's own hook."""
+        """Make the module's ``on_load_checkpoint`` prune the module.
+
+        Lightning calls this hook before it loads the weights, and passes the checkpoint to callbacks only afterwards.
+        """
         self._fitting = stage == "fit"
         loading = pl_module.on_load_checkpoint
 
@@ -67,15 +71,15 @@ class PruningCallback(Pruning, Callback):
         pl_module.__dict__["on_load_checkpoint"] = cut_before_loading
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Weights are loaded: the module has its own hook again."""
+        """Restore the module's own ``on_load_checkpoint``, because the weights are loaded."""
         pl_module.__dict__.pop("on_load_checkpoint", None)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """The module has its own hook again."""
+        """Restore the module's own ``on_load_checkpoint``."""
         pl_module.__dict__.pop("on_load_checkpoint", None)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Trace and attach the force, or go on after surgery."""
+        """Trace and attach the force; if training is resumed after surgery, only check the model."""
         together = trainer.world_size > 1
         if together and not isinstance(trainer.strategy.model, DistributedDataParallel):
             raise PlanError(
@@ -93,7 +97,7 @@ class PruningCallback(Pruning, Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Surgery, if it is time."""
+        """Perform surgery if it is due."""
         if self.advance(trainer.global_step):
             for callback in trainer.callbacks:  # type: ignore[attr-defined]
                 _forget_best(callback)
@@ -101,15 +105,15 @@ class PruningCallback(Pruning, Callback):
                 trainer.strategy.model = rewrap(trainer.strategy.model)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """No force acts any more."""
+        """Remove the force."""
         self.finish()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """No force acts any more."""
+        """Remove the force."""
         self.abort()
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Put the record of surgery into the checkpoint, with those tensors that its weights lack."""
+        """Add to the checkpoint the record of surgery, and the tensors that its weights lack, such as buffers."""
         part, weights = self._part(pl_module), _weights(checkpoint, self.module)
         if get_record(part) != SurgeryRecord():
             manifest, tensors = describe_model(part), all_tensors(part)
@@ -117,11 +121,11 @@ class PruningCallback(Pruning, Callback):
             checkpoint[_KEY] = {"manifest": manifest.to_json(), "extra": extra}
 
     def state_dict(self) -> dict[str, Any]:
-        """The state of the pruning, for Lightning's checkpoints."""
+        """Return the state of the pruning, for Lightning's checkpoints."""
         return self.state()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue where :meth:`state_dict` was taken, if the trainer fits."""
+        """Resume from a state of :meth:`state_dict`. Ignored unless the trainer runs ``fit``."""
         if self._fitting:
             self.load_state(state_dict)
 
@@ -130,17 +134,19 @@ class PruningCallback(Pruning, Callback):
 
 
 def cut_(pl_module: nn.Module, checkpoint: Mapping[str, Any], *, module: str = "") -> None:
-    """Cut a dense module as the checkpoint's was, before its weights are loaded.
+    """Prune a dense module in place as the checkpoint's module was pruned, before its weights are loaded.
 
-    The callback does it for a trainer. For ``load_from_checkpoint``, which knows no callbacks, call it in the module's
-    own ``on_load_checkpoint(self, checkpoint)``. A module that was cut in the same way already stays as it is.
+    In a trainer, the callback calls this function. ``load_from_checkpoint`` uses no callbacks: for it, call this
+    function in the module's own ``on_load_checkpoint(self, checkpoint)``. A module that is already pruned in the same
+    way stays unchanged.
 
     Args:
-        checkpoint: what ``torch.load`` reads from the file.
+        pl_module: the ``LightningModule``.
+        checkpoint: the content of the file, as ``torch.load`` returns it.
         module: name of the submodule that was pruned, as in the callback.
 
     Raises:
-        CheckpointError: the module was cut in another way, or the record does not fit it or the weights.
+        CheckpointError: the module was pruned in another way, or the record does not fit the module or the weights.
     """
     part, weights, entry = pl_module.get_submodule(module), _weights(checkpoint, module), checkpoint.get(_KEY)
     if entry is None:
@@ -171,7 +177,7 @@ def _check_shapes(part: nn.Module, weights: Mapping[str, Tensor]) -> None:
 
 
 def _weights(checkpoint: Mapping[str, Any], module: str) -> dict[str, Tensor]:
-    """The weights of the submodule under its own names."""
+    """Return the checkpoint's weights of the submodule, with names relative to the submodule."""
     prefix = f"{module}." if module else ""
     return {
         name.removeprefix(prefix): value for name, value in checkpoint["state_dict"].items() if name.startswith(prefix)
@@ -179,12 +185,12 @@ def _weights(checkpoint: Mapping[str, Any], module: str) -> dict[str, Tensor]:
 
 
 def _whole(number: float) -> int | None:
-    """Rounded up; ``None`` if it is not finite, which means unknown."""
+    """Return the number rounded up; ``None`` if it is infinite, NaN or negative, which means unknown."""
     return math.ceil(number) if math.isfinite(number) and number >= 0 else None
 
 
 def _forget_best(callback: Callback) -> None:
-    """The best so far was a dense model, whose weights would not fit any more."""
+    """Reset the best value of a callback. A dense model reached it, and its weights do not fit the pruned model."""
     if isinstance(callback, ModelCheckpoint) and callback.monitor is not None:
         callback.best_k_models, callback.best_model_path, callback.kth_best_model_path = {}, "", ""
         callback.best_model_score, callback.current_score = None, None

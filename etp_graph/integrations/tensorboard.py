@@ -1,4 +1,4 @@
-"""Scalars for TensorBoard while the force acts: its strength, the units at zero, and what they make possible."""
+"""Scalars for TensorBoard during a sparse phase: strength, units at zero, and the cost without these units."""
 
 from __future__ import annotations
 
@@ -16,28 +16,31 @@ from etp_graph.units import Units
 
 
 class Writer(Protocol):
-    """What is asked of a writer: :class:`torch.utils.tensorboard.SummaryWriter`, or anything like it."""
+    """Interface of a writer: :class:`torch.utils.tensorboard.SummaryWriter`, or any object with this method."""
 
     def add_scalar(self, tag: str, scalar_value: Any, global_step: Any = None) -> None:
-        """Write one number."""
+        """Write one number under a name and a step."""
 
 
 class TensorBoard:
-    """Logs a sparse phase: call it once after every ``optimizer.step()``.
+    """Log of a sparse phase. Call it once after every ``optimizer.step()``.
 
-    Written are, each below ``prefix``: ``strength`` (β·s(t)), ``units_at_zero`` and ``share_at_zero`` (of the units
-    that may go), ``reachable_macs`` and ``reachable_speed_up``: the cost of the model without its units at zero, as
-    far as the constraints of the plan let them go. That surgery would change no output, except through norms that
-    average over channels.
+    It writes these scalars, each under ``prefix``:
+
+    - ``strength``: β·s(t).
+    - ``units_at_zero``, ``share_at_zero``: number and share of units at zero, among units that are not locked.
+    - ``reachable_macs``, ``reachable_speed_up``: cost and speed-up of the model if surgery removed its units at zero,
+      as many as the constraints of the plan allow. This surgery would not change the output, except through norms that
+      average over channels.
 
     Args:
         writer: a ``SummaryWriter``, or the folder for a new one, which :meth:`close` closes.
-        regularizer: the regularizer; in :func:`etp_graph.compress` what ``phase.attach`` returned.
-        every: write after so many steps. Each time costs one pass over the weights.
-        prefix: of the names of the scalars.
+        regularizer: the regularizer; in :func:`etp_graph.compress` the one that ``phase.attach`` returns.
+        every: number of steps between two writes. Each write costs one pass over the weights.
+        prefix: prefix of the names of the scalars.
 
     Raises:
-        ForceError: ``every`` is no positive integer.
+        ForceError: ``every`` is not a positive integer.
         EtpError: a folder is given, and tensorboard is not installed.
     """
 
@@ -60,9 +63,12 @@ class TensorBoard:
         self._last = -1
 
     def __call__(self, step: int | None = None) -> None:
-        """Write if it is time. ``step``: the number to write it under; default: the steps that the force has done.
+        """Write the scalars if ``every`` steps have passed.
 
-        Calls between two optimizer steps (gradient accumulation) write nothing twice.
+        Further calls before the next optimizer step (gradient accumulation) write nothing.
+
+        Args:
+            step: the step to write them under; default: the number of steps of the regularizer.
         """
         done = self.regularizer.steps_done
         if done % self.every == 0 and done != self._last:
@@ -71,10 +77,10 @@ class TensorBoard:
                 self.writer.add_scalar(f"{self.prefix}/{name}", value, done if step is None else step)
 
     def scalars(self) -> dict[str, float]:
-        """The numbers of this moment, by name.
+        """Return the current scalars, by name.
 
         Raises:
-            PlanError: the model was pruned, so the regularizer is not of this model any more.
+            PlanError: the model was pruned, so that the plan of the regularizer no longer fits it.
         """
         regularizer = self.regularizer
         regularizer.plan.check(regularizer.model)
@@ -90,13 +96,21 @@ class TensorBoard:
         }
 
     def close(self) -> None:
-        """Close the writer, if it was made here."""
+        """Close the writer if this object created it."""
         if self._own:
             self.writer.close()
 
 
 def without_zeros(plan: Plan, zero: Tensor) -> Tensor:
-    """Which units stay, bool [n_units], if as many of those at ``zero`` (bool [n_units]) go as every group allows."""
+    """Return which units stay if each group loses as many of its units at zero as its constraints allow.
+
+    Args:
+        plan: the plan.
+        zero: True for units at zero, bool [n_units].
+
+    Returns:
+        True for units that stay, bool [n_units].
+    """
     keep = torch.ones(plan.n_units, dtype=torch.bool, device="cpu")
     for group, span in plan.spans():
         if group.locked is not None:
@@ -112,7 +126,7 @@ def without_zeros(plan: Plan, zero: Tensor) -> Tensor:
 
 
 def _free(plan: Plan) -> Tensor:
-    """Which units may go, bool [n_units]."""
+    """Return a mask of the units that are not locked, bool [n_units]."""
     free = torch.zeros(plan.n_units, dtype=torch.bool, device="cpu")
     for group, span in plan.spans():
         free[span] = group.locked is None

@@ -36,29 +36,31 @@ Model = TypeVar("Model", bound=nn.Module)
 class PruningCallback(Pruning, TrainerCallback):
     """A sparse phase, surgery and fine-tuning in one ``train()``, with the trainer's optimizer and scheduler.
 
-    ``Trainer(..., callbacks=[PruningCallback(example_inputs, speed_up=2, prune_at=0.5)])``; the arguments are those
-    of :class:`etp_graph.integrations.core.Pruning`. Surgery takes place when its step is done, before that step is
-    evaluated and saved. Checkpoints from then on are folders that :func:`etp_graph.load` reads, too.
+    Use it as ``Trainer(..., callbacks=[PruningCallback(example_inputs, speed_up=2, prune_at=0.5)])``. The arguments are
+    those of :class:`etp_graph.integrations.core.Pruning`. Surgery takes place after its step, before the trainer
+    evaluates and saves that step. :func:`etp_graph.load` can read the checkpoints from after surgery.
 
-    With ``load_best_model_at_end`` the search for the best model begins anew at surgery: a dense model is no
-    candidate. To continue from a checkpoint call :meth:`resume` first. Several processes may train with DDP.
+    With ``load_best_model_at_end``, surgery makes the trainer forget the best model so far, so that it never loads the
+    weights of a dense model at the end. To resume from a checkpoint, call :meth:`resume` first. Several processes may
+    train with DDP.
     """
 
     _wrapped: DistributedDataParallel | None = None
 
     def resume(self, model: Model, checkpoint: str | os.PathLike[str]) -> Model:
-        """Prepare ``trainer.train(resume_from_checkpoint=checkpoint)``: read the state, cut the model as it was then.
+        """Prepare ``trainer.train(resume_from_checkpoint=checkpoint)``: read the state and prune the model.
 
         Args:
-            model: the trainer's dense model (``trainer.model``); its parameters stay the same objects, and
-                get the checkpoint's values. After surgery is on record in it already, it stays as it is.
+            model: the trainer's dense model (``trainer.model``). If the checkpoint is from after surgery, the model is
+                pruned and gets the checkpoint's values; its parameters stay the same objects. A model that is already
+                pruned as in the checkpoint stays unchanged.
             checkpoint: a folder that the trainer wrote with this callback.
 
         Returns:
             The model, so that a ``model_init`` of the trainer may return it.
 
         Raises:
-            CheckpointError: there is no state in the folder, it is damaged, or the model was cut in another way.
+            CheckpointError: the state is missing or damaged, or the model was pruned in another way.
         """
         folder = Path(checkpoint)
         state = read_state(folder)
@@ -73,14 +75,14 @@ class PruningCallback(Pruning, TrainerCallback):
         return model
 
     def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Until training begins, weights of other shapes than the model's get an error that says what to do."""
+        """Install a check that rejects weights of other shapes than the model's until training begins."""
         if isinstance(model := kwargs.get("model"), nn.Module):
             self._guard = model.register_load_state_dict_pre_hook(_check_shapes)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Trace and attach the force, or go on after surgery."""
+        """Trace and attach the force; if training is resumed after surgery, only check the model."""
         if hasattr(self, "_guard"):
             self._guard.remove()
         _check_run(args, state)
@@ -99,18 +101,18 @@ class PruningCallback(Pruning, TrainerCallback):
             self._watch(kwargs["model"])
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Surgery, if it is time."""
+        """Perform surgery if it is due."""
         if args.world_size > 1 and self.stage == "sparse" and self._wrapped is None:
             raise PlanError("the model ran outside of a DistributedDataParallel, whose shapes surgery would change.")
         if self.advance(state.global_step):
             if self._wrapped is not None:
                 rewrap_(self._wrapped)
                 self._wrapped = None
-            # The trainer would load weights of the old shapes at the end, if a dense model had been the best.
+            # Otherwise the trainer could load the weights of a dense best model at the end, which no longer fit.
             state.best_metric, state.best_model_checkpoint, state.best_global_step = None, None, None
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Put the state, and after surgery the manifest, into the checkpoint that was just written."""
+        """Add the state to the checkpoint just written; after surgery also the manifest and the weights."""
         if not state.is_world_process_zero:
             return
         folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
@@ -121,11 +123,11 @@ class PruningCallback(Pruning, TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """No force acts any more."""
+        """Remove the force."""
         self.finish()
 
     def _watch(self, model: nn.Module) -> None:
-        """Find the wrapper of the model, which the trainer tells no callback, in its first forward."""
+        """Find the wrapper of the model in its first forward, because the trainer does not pass it to callbacks."""
 
         def look(module: nn.Module, inputs: Any) -> None:
             if isinstance(module, DistributedDataParallel) and module.module is model:
@@ -136,10 +138,10 @@ class PruningCallback(Pruning, TrainerCallback):
 
 
 def last_checkpoint(folder: str | os.PathLike[str]) -> Path | None:
-    """The newest checkpoint in the trainer's output folder that was written to its end; ``None`` if there is none.
+    """Return the newest complete checkpoint in the trainer's output folder; ``None`` if there is none.
 
-    The state of the pruning is written last, so a checkpoint during which the process died lacks it. The trainer's own
-    search (``resume_from_checkpoint=True``) would take that one.
+    The state of the pruning is written last, so a checkpoint without it is incomplete. The trainer's own search
+    (``resume_from_checkpoint=True``) does not check this and would use an incomplete checkpoint.
     """
     if not Path(folder).is_dir():
         return None
@@ -148,7 +150,7 @@ def last_checkpoint(folder: str | os.PathLike[str]) -> Path | None:
 
 
 def _check_run(args: TrainingArguments, state: TrainerState) -> None:
-    """Raise :class:`PlanError` for what the callback cannot follow."""
+    """Raise :class:`PlanError` for a hyperparameter search and for parallel training other than DDP."""
     if state.is_hyper_param_search:
         raise PlanError("this callback cannot prune in a search for hyperparameters: prune after it.")
     kind = args.parallel_mode.value
@@ -160,12 +162,12 @@ def _check_run(args: TrainingArguments, state: TrainerState) -> None:
 
 
 def _steps_per_epoch(args: TrainingArguments, batches: object) -> int | None:
-    """Optimizer steps in an epoch, as the trainer counts them; ``None`` if the data has no length."""
+    """Return the optimizer steps in an epoch, as the trainer counts them; ``None`` if the data has no length."""
     if not isinstance(batches, Sized):
         return None
     try:
         return max(1, math.ceil(len(batches) / args.gradient_accumulation_steps))
-    except TypeError:  # a loader over an iterable dataset has the method, and no length
+    except TypeError:  # the loader of an iterable dataset has __len__, but it raises
         return None
 
 

@@ -1,4 +1,4 @@
-"""What a pruning method is: which force acts while training, and which score decides what goes."""
+"""Pruning method: the force that acts during training, and the criterion that chooses the units to remove."""
 
 from __future__ import annotations
 
@@ -28,36 +28,38 @@ _CUBIC = schedules.Cubic()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Method(Composed):
-    """A pruning method: sparse training with a force, then the criterion, then the way to the budget.
+    """A pruning method: the force of sparse training, the criterion, and the rules for reaching the budget.
 
-    ``dataclasses.replace(methods.get("etp"), beta=1e-3)`` is a variant of a preset.
+    To vary a preset, call for example ``dataclasses.replace(methods.get("etp"), beta=1e-3)``.
 
     Attributes:
-        name: of the method, for reports.
-        source: where it is described.
-        force: F of the sparse phase, see :mod:`etp_graph.forces`; ``None``: there is no sparse phase.
-        beta, order, refresh_every, mode, kappa, every, seed: of the :class:`etp_graph.Regularizer`. The seed is also
-            that of the criterion ``random``. ``beta="auto"`` steers to the budget of the run; it needs
-            ``phase.attach(optimizer, steps=...)``.
-        strength: s(t), how β rises during the sparse phase, or with ``beta="auto"`` the share of the way to the budget;
-            it needs ``phase.attach(optimizer, steps=...)``.
-        acts_on: ``"units"``: the force acts on every slice of a unit. ``"scales"``: only on its batch norm scales.
-            ``"losers"``: only on units that have to go for the budget: with ``beta="auto"`` by the force itself, with a
-            fixed strength by the criterion, in :func:`etp_graph.compress`.
-        chosen_by: ``"need"``, ``"taylor"`` or ``"need-taylor"``: with ``beta="auto"``, what makes losers.
-        select_at: share of the sparse phase after which the losers are chosen; until then the force acts on all.
-        soft_every: set the filters of the losers to zero after every so many steps; 0: never. Needs no force.
+        name: name of the method, for reports.
+        source: publication that describes the method.
+        force: F of the sparse phase, see :mod:`etp_graph.forces`; ``None``: no force acts.
+        beta, order, refresh_every, mode, kappa, every, seed: arguments of the :class:`etp_graph.Regularizer`. ``seed``
+            is also the seed of the criterion ``random``. With ``beta="auto"`` the strength follows from the budget of
+            the run; this needs ``phase.attach(optimizer, steps=...)``.
+        strength: s(t), the factor of β at the share t of the sparse phase. With ``beta="auto"``: the fraction of the
+            cost reduction reached at t. A schedule needs ``phase.attach(optimizer, steps=...)``.
+        acts_on: slices that the force acts on. ``"units"``: every slice of a unit. ``"scales"``: only its batch norm
+            scales. ``"losers"``: every slice, but only of the losers, the units to be removed for the budget. With
+            ``beta="auto"`` the regularizer chooses the losers; with a fixed strength :func:`etp_graph.compress`
+            chooses them by the criterion.
+        chosen_by: score by which the regularizer chooses losers with ``beta="auto"``: ``"need"``, ``"taylor"`` or
+            ``"need-taylor"``, see :class:`etp_graph.Regularizer`.
+        select_at: share of the sparse phase after which the losers are chosen; until then the force acts on all units.
+        soft_every: set the filters of the losers to zero every ``soft_every`` steps; 0: never. Needs no force.
         criterion: a name of :data:`etp_graph.criteria.CRITERIA`. ``etp`` is the torque of this method's own force.
-            Those that need data see it in the phase ``calibrate``.
-        p: order of the norm; of the criterion ``magnitude``.
-        normalize: within a group; of the criteria that know it.
+            Criteria that need data record it in the phase ``calibrate``.
+        p: order of the norm of the criterion ``magnitude``.
+        normalize: normalization of scores within a group, for criteria that have this argument.
         scope, rank: how units of different groups are compared, see :class:`etp_graph.Budget`.
-        rounds: how often sparse training, surgery and fine-tuning are repeated.
-        schedule: share of the way to the budget that is done after the share t of the rounds; it ends at 1.
+        rounds: number of rounds of sparse training, surgery and fine-tuning.
+        schedule: maps the share t of finished rounds to the fraction of the cost reduction reached then; ends at 1.
 
     Raises:
         ForceError: a value is out of its range.
-        ScoreError: the criterion is unknown, or cannot be used without gradients.
+        ScoreError: the criterion is unknown, or ``p`` or ``normalize`` is out of range.
         BudgetError: scope or rank is unknown.
     """
 
@@ -137,25 +139,25 @@ class Method(Composed):
 
     @property
     def sparse(self) -> bool:
-        """Whether there is a sparse phase."""
+        """True if the method has a sparse phase."""
         return self.force is not None or self.soft_every > 0
 
     @property
     def steered(self) -> bool:
-        """Whether the strength follows from the budget."""
+        """True if the strength of the force follows from the budget."""
         return self.force is not None and self.beta == "auto"
 
     @property
     def collected(self) -> bool:
-        """Whether the criterion needs batches of data, and the method therefore a phase to collect them."""
+        """True if the criterion needs batches of data, so that the method has a phase to collect them."""
         return self.criterion in criteria.COLLECTED
 
     def with_scope_and_rank(self, budget: Budget) -> Budget:
-        """The budget with this method's ``scope`` and ``rank``, where it has none of its own."""
+        """Return the budget with this method's ``scope`` and ``rank`` in place of ``None``."""
         return replace(budget, scope=budget.scope or self.scope, rank=budget.rank or self.rank)
 
     def settings(self, *, steps: int | None = None, budget: Budget | None = None) -> RegularizerSettings:
-        """The settings of the regularizer for a sparse phase of so many optimizer steps, on the way to the budget."""
+        """Return the settings of the regularizer for a sparse phase of ``steps`` optimizer steps and this budget."""
         timed = self.strength is not None or self.steered
         return RegularizerSettings(
             force=self.force if self.force is not None else forces.Uniform(), beta=self.beta, order=self.order,
@@ -169,11 +171,11 @@ class Method(Composed):
     def regularizer(
         self, model: nn.Module, plan: Plan, *, steps: int | None = None, budget: Budget | None = None
     ) -> Regularizer | None:
-        """The regularizer of the sparse phase; ``None`` if the method has no force.
+        """Return a regularizer for the sparse phase; ``None`` if the method has no force.
 
         Raises:
             ForceError: the method's strength follows a schedule or a budget and ``steps`` or ``budget`` is missing.
-            PlanError: the plan is not of this model, or nothing of it may be pruned.
+            PlanError: the plan is not of this model, or all its groups are locked.
         """
         if self.force is None:
             return None
@@ -189,10 +191,14 @@ class Method(Composed):
     def scores(
         self, model: nn.Module, plan: Plan, *, regularizer: Forced | None = None, record: Observations | None = None
     ) -> Tensor:
-        """The scores of the method's criterion, float [plan.n_units]; the lowest go first.
+        """Return the scores of the method's criterion, float [plan.n_units]. Units of low score are removed first.
 
-        Without ``regularizer`` the torque takes the distances that a new one would begin with. ``record`` is that of
-        :func:`etp_graph.collect.watch`, for criteria that need data.
+        Args:
+            model: the model that the plan was traced from.
+            plan: the plan.
+            regularizer: the regularizer of the sparse phase, for the torque. Without it, the torque uses the initial
+                distances of a new regularizer.
+            record: data recorded by :func:`etp_graph.collect.watch`, for criteria that need it.
 
         Raises:
             PlanError: the plan is not of this model.
@@ -206,12 +212,12 @@ class Method(Composed):
         return score(model, plan, **{name: value for name, value in options.items() if name in known})
 
     def _without_strength(self) -> Method:
-        """The method with the same force, and no strength that would have to be known."""
+        """Return the method with strength 0 if its strength follows from a budget, so that no budget is needed."""
         return replace(self, beta=0.0, acts_on="units") if self.steered else self
 
 
 def check_rounds(rounds: int, schedule: Schedule) -> None:
-    """Raise :class:`ForceError` unless the schedule climbs to the whole budget in so many rounds."""
+    """Raise :class:`ForceError` unless the schedule never decreases over the rounds and ends at 1."""
     require(
         isinstance(rounds, int) and not isinstance(rounds, bool) and rounds >= 1,
         f"rounds={rounds!r}; it must be an integer of at least 1.",
@@ -228,7 +234,7 @@ def check_rounds(rounds: int, schedule: Schedule) -> None:
 
 
 def scales_only(model: nn.Module, plan: Plan) -> Plan:
-    """The plan in which a force finds only the scales of batch norms; all other slices are passive."""
+    """Return the plan with every slice passive except batch norm scales, so that a force acts on these scales only."""
 
     def is_scale(tensor: str) -> bool:
         module, _, leaf = tensor.rpartition(".")

@@ -1,4 +1,4 @@
-"""Real images: scikit-learn's digits, which travel with that package, and CIFAR-10 from a folder or the network."""
+"""Image data sets: scikit-learn's digits, which are part of that package, and CIFAR-10 from a folder or a download."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PART = 10_000  # images in one mosaic file
 
 CLASSES = 10
 
-# The statistics that the published CIFAR ResNet weights were trained with (they are ImageNet's).
+# The published CIFAR ResNet weights were trained with the mean and standard deviation of ImageNet.
 MEAN = (0.485, 0.456, 0.406)
 
 STD = (0.229, 0.224, 0.225)
@@ -31,12 +31,12 @@ Labels = NDArray[np.int64]
 
 
 class DataError(EtpError):
-    """A data set or a file of weights is neither at hand nor can it be downloaded."""
+    """A data set or a file of weights is missing or unusable, and could not be downloaded."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Split:
-    """Images float32 [n, c, h, w] and labels int64 [n], for training, for choosing, and for the final figure."""
+    """Images, float32 [n, c, h, w], and labels, int64 [n], of the training, validation and test sets."""
 
     train_x: Tensor
     train_y: Tensor
@@ -47,10 +47,10 @@ class Split:
 
 
 def data_root() -> Path:
-    """The folder with data sets: ``$ETP_GRAPH_DATA``, else ``../shared/data`` where that exists, else a cache folder.
+    """Return the folder of data sets: ``$ETP_GRAPH_DATA``, else ``../shared/data`` if it exists, else a cache folder.
 
-    ``../shared/data`` is looked for next to the current directory and next to the checkout of the sources.
-    The cache folder is ``$XDG_CACHE_HOME/etp_graph`` or ``~/.cache/etp_graph``; it may not exist yet.
+    ``../shared/data`` is relative to the current directory or to the checkout of the sources. The cache folder is
+    ``$XDG_CACHE_HOME/etp_graph`` or ``~/.cache/etp_graph``; it may not exist yet.
     """
     chosen = os.environ.get(ENVIRONMENT)
     if chosen:
@@ -64,10 +64,11 @@ def data_root() -> Path:
 
 
 def digits(*, seed: int = 0) -> Split:
-    """1,797 handwritten digits, 8x8, 10 classes (Alpaydin & Kaynak 1998): 60 % train, 15 % validation, 25 % test.
+    """Return 1,797 handwritten digits of 10 classes, 8x8 (Alpaydin & Kaynak 1998).
 
-    Every class is split in these proportions by a shuffle with ``seed``. Pixels 0..16 become -1..1, shape
-    [n, 1, 8, 8]. The scans are inside scikit-learn; nothing is downloaded.
+    Every class is shuffled with ``seed`` and split into 60 % training, 15 % validation and 25 % test images. Images
+    have shape [n, 1, 8, 8], with pixel values 0..16 scaled to -1..1. They are part of scikit-learn; nothing is
+    downloaded.
 
     Raises:
         DataError: scikit-learn is not installed.
@@ -84,7 +85,7 @@ def digits(*, seed: int = 0) -> Split:
 
 
 def _stratified(labels: Tensor, fractions: tuple[float, ...], seed: int) -> list[Tensor]:
-    """Shuffled positions for each fraction of every class, and for the rest; int64, class after class."""
+    """Return shuffled positions for each fraction of every class, and for the rest: int64, sorted by class."""
     generator = torch.Generator().manual_seed(seed)
     parts: list[list[Tensor]] = [[] for _ in range(len(fractions) + 1)]
     for label in torch.unique(labels):
@@ -100,25 +101,26 @@ def _stratified(labels: Tensor, fractions: tuple[float, ...], seed: int) -> list
 def cifar10(
     *, limit: int | None = None, validation: int = 5_000, test_limit: int | None = None, root: Path | None = None
 ) -> Split:
-    """CIFAR-10 (Krizhevsky 2009), normalised for the published weights, shape [n, 3, 32, 32].
+    """Return CIFAR-10 (Krizhevsky 2009), normalised for the published weights, shape [n, 3, 32, 32].
 
-    Labels follow the official order (airplane 0 ... truck 9) whatever the source. The images come in an order in
-    which every multiple of ten is class-balanced, so ``limit`` and ``test_limit`` take balanced prefixes. Validation
-    images are the first ``validation`` of the training set and are the same for every ``limit``.
+    Labels have the official order (airplane 0 ... truck 9). Images are ordered so that every prefix whose length is a
+    multiple of ten is class-balanced; ``limit`` and ``test_limit`` take prefixes. The validation images are the first
+    ``validation`` images of the training set, the same for every ``limit``.
+
+    If the folder ``cifar10`` holds ``labels.npz``, the images are read from the lossless mosaics ``train_0.webp`` to
+    ``train_4.webp`` and ``test_0.webp`` in it (100 x 100 images each). Only the needed files are decoded, in about a
+    second each. Otherwise torchvision downloads the original data set into the folder. Both sources have the same
+    images and labels in a different order. Images of the download are taken from the classes in turn, and within a
+    class in the order of the SHA-256 of their pixels.
 
     Args:
-        limit: training images after the validation images; default: all that are left.
-        validation: images carved from the training set.
-        test_limit: test images; default: all 10,000.
-        root: folder that holds ``cifar10``; default: :func:`data_root`.
-
-    The folder ``cifar10`` is read where it holds ``labels.npz`` and the lossless mosaics ``train_0.webp`` to
-    ``train_4.webp`` and ``test_0.webp`` (100 x 100 images each); only the files that are needed are decoded, about a
-    second each. Otherwise torchvision downloads the original into it. Both give the same images and labels, in a
-    different order: the downloaded set is dealt class by class in the order of the SHA-256 of the pixels.
+        limit: number of training images, after the validation images; default: all that are left.
+        validation: number of validation images, taken from the training set.
+        test_limit: number of test images; default: all 10,000.
+        root: folder that contains ``cifar10``; default: :func:`data_root`.
 
     Raises:
-        DataError: no copy and no download, or a size that the set does not have.
+        DataError: there is no copy and the download fails, or more images are requested than there are.
     """
     folder = (data_root() if root is None else root) / "cifar10"
     if limit is None:
@@ -140,13 +142,13 @@ def cifar10(
 
 
 def _normalise(pixels: Bytes) -> Tensor:
-    """uint8 [n, 32, 32, 3] to float32 [n, 3, 32, 32], one copy."""
+    """Convert uint8 [n, 32, 32, 3] to normalised float32 [n, 3, 32, 32], with a single copy."""
     x = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
     return x.div_(255).sub_(torch.tensor(MEAN).view(3, 1, 1)).div_(torch.tensor(STD).view(3, 1, 1))
 
 
 def _mosaics(folder: Path, part: str, count: int) -> tuple[Bytes, Labels]:
-    """The first ``count`` images of a part of the mosaic copy."""
+    """Return the first ``count`` images and labels of a part of the mosaic copy."""
     try:
         from PIL import Image
     except ModuleNotFoundError as error:
@@ -171,7 +173,7 @@ def _mosaics(folder: Path, part: str, count: int) -> tuple[Bytes, Labels]:
 
 
 def _download(folder: Path, part: str, count: int) -> tuple[Bytes, Labels]:
-    """The first ``count`` images of the original set in a class-balanced order; downloads 170 MB once."""
+    """Return the first ``count`` images and labels of the original in a class-balanced order; downloads 170 MB once."""
     try:
         from torchvision.datasets import CIFAR10
     except ModuleNotFoundError as error:
@@ -193,7 +195,7 @@ def _download(folder: Path, part: str, count: int) -> tuple[Bytes, Labels]:
 
 
 def _balanced_order(pixels: Bytes, labels: Labels) -> Labels:
-    """Positions that deal the classes round robin, each class in the order of its images' SHA-256."""
+    """Return an order that takes images from the classes in turn; a class is sorted by the SHA-256 of its images."""
     digests = np.array([hashlib.sha256(image.tobytes()).digest() for image in pixels], dtype="S32")
     by_class = [np.flatnonzero(labels == label) for label in range(CLASSES)]
     dealt = [members[np.argsort(digests[members], kind="stable")] for members in by_class]
@@ -201,16 +203,17 @@ def _balanced_order(pixels: Bytes, labels: Labels) -> Labels:
 
 
 def load_weights(model: nn.Module, name: str) -> None:
-    """Load ``<data_root>/weights/<name>.safetensors`` into ``model``, in place, every tensor exactly once.
+    """Load ``<data_root>/weights/<name>.safetensors`` into ``model``, in place.
 
-    The batch counters of norms may be missing from the file, as they are in weights from before PyTorch 0.4.1.
+    The file must hold every tensor of the model and no other. Only the batch counters of norms may be missing, because
+    weights from before PyTorch 0.4.1 have none.
 
     Args:
         model: the architecture that the weights were trained with, for example ``resnet20()``.
-        name: file name without suffix: ``resnet20_cifar10`` or ``resnet56_cifar10``.
+        name: file name without suffix, such as ``resnet20_cifar10`` or ``resnet56_cifar10``.
 
     Raises:
-        DataError: no such file, a damaged file, or weights of another architecture. The model is as it was.
+        DataError: the file is missing or damaged, or holds weights of another architecture. The model is unchanged.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file

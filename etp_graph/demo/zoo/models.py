@@ -20,14 +20,14 @@ def _conv3x3(channels: Int2, stride: int = 1) -> nn.Conv2d:
 
 
 def _projection(channels: Int2, stride: int) -> nn.Module:
-    """1x1 convolution and norm where the shape changes, identity elsewhere (option B)."""
+    """Return a 1x1 convolution and norm if the shape changes, else the identity (option B)."""
     if stride == 1 and channels[0] == channels[1]:
         return nn.Identity()
     return nn.Sequential(nn.Conv2d(*channels, 1, stride=stride, bias=False), nn.BatchNorm2d(channels[1]))
 
 
 def _padding(channels: Int2, stride: int) -> nn.Module:
-    """Padded shortcut where the shape changes, identity elsewhere (option A)."""
+    """Return a padded shortcut if the shape changes, else the identity (option A)."""
     added = channels[1] - channels[0]
     if stride == 1 and added == 0:
         return nn.Identity()
@@ -35,7 +35,7 @@ def _padding(channels: Int2, stride: int) -> nn.Module:
 
 
 class BasicBlock(nn.Module):
-    """conv-bn-relu-conv-bn plus shortcut, relu (He et al. 2016)."""
+    """Residual block conv-bn-relu-conv-bn plus shortcut, then relu (He et al. 2016)."""
 
     def __init__(self, channels: Int2, stride: int, *, shortcut: Callable[[Int2, int], nn.Module]) -> None:
         super().__init__()
@@ -46,15 +46,15 @@ class BasicBlock(nn.Module):
         self.shortcut = shortcut(channels, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[n, c_in, h, w] to [n, c_out, h / stride, w / stride]."""
+        """Map [n, c_in, h, w] to [n, c_out, h / stride, w / stride]."""
         out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
         return F.relu(out + self.shortcut(x))
 
 
 class PreactBottleneck(nn.Module):
-    """bn-relu-conv three times (1x1, 3x3, 1x1) plus shortcut (He et al. 2016b).
+    """Residual block of three times bn-relu-conv (1x1, 3x3, 1x1) plus shortcut (He et al. 2016b).
 
-    Where the shape changes, the shortcut projects the activated input; elsewhere it is the identity.
+    If the shape changes, the shortcut projects the activated input; else it is the identity.
     """
 
     def __init__(self, channels: Int2, stride: int) -> None:
@@ -71,7 +71,7 @@ class PreactBottleneck(nn.Module):
         self.shortcut = None if same else nn.Conv2d(c_in, c_out, 1, stride=stride, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[n, c_in, h, w] to [n, c_out, h / stride, w / stride]."""
+        """Map [n, c_in, h, w] to [n, c_out, h / stride, w / stride]."""
         active = F.relu(self.bn1(x))
         identity: Tensor = x if self.shortcut is None else self.shortcut(active)
         out: Tensor = self.conv3(F.relu(self.bn3(self.conv2(F.relu(self.bn2(self.conv1(active)))))))
@@ -79,7 +79,7 @@ class PreactBottleneck(nn.Module):
 
 
 def _stage(block: Callable[[Int2, int], nn.Module], channels: Int2, *, blocks: int, stride: int) -> nn.Sequential:
-    """The first block changes the shape, the others keep it."""
+    """Return a stage of blocks, of which only the first changes the shape."""
     same = (channels[1], channels[1])
     return nn.Sequential(block(channels, stride), *(block(same, 1) for _ in range(blocks - 1)))
 
@@ -90,7 +90,7 @@ class SmallResNet(nn.Module):
     Args:
         widths: channels of each stage; every stage but the first halves the image, through a projection.
         blocks: residual blocks in each stage.
-        num_classes: outputs.
+        num_classes: number of outputs.
     """
 
     def __init__(self, *, widths: Sequence[int] = (16, 32, 64), blocks: int = 2, num_classes: int = 10) -> None:
@@ -106,7 +106,7 @@ class SmallResNet(nn.Module):
         _initialise(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits."""
+        """Return the logits."""
         return _logits(self.pool, self.linear, self.layers(F.relu(self.bn1(self.conv1(x)))))
 
 
@@ -115,7 +115,7 @@ class CifarResNet(nn.Module):
 
     Args:
         depth: 6n + 2, with n blocks in each of three stages of 16, 32 and 64 channels.
-        num_classes: outputs.
+        num_classes: number of outputs.
     """
 
     def __init__(self, depth: int = 20, *, num_classes: int = 10) -> None:
@@ -134,7 +134,7 @@ class CifarResNet(nn.Module):
         _initialise(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits."""
+        """Return the logits."""
         out = F.relu(self.bn1(self.conv1(x)))
         return _logits(self.pool, self.linear, self.layer3(self.layer2(self.layer1(out))))
 
@@ -144,7 +144,7 @@ class PreactResNet(nn.Module):
 
     Args:
         depth: 9n + 2, with n blocks in each of three stages of 64, 128 and 256 channels.
-        num_classes: outputs.
+        num_classes: number of outputs.
     """
 
     def __init__(self, depth: int = 164, *, num_classes: int = 10) -> None:
@@ -162,7 +162,7 @@ class PreactResNet(nn.Module):
         _initialise(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits."""
+        """Return the logits."""
         return _logits(self.pool, self.linear, F.relu(self.bn(self.layers(self.conv1(x)))))
 
 
@@ -171,7 +171,7 @@ class VGG(nn.Module):
 
     Args:
         layout: output channels of each 3x3 convolution; ``"M"`` halves the image by max pooling.
-        num_classes: outputs.
+        num_classes: number of outputs.
     """
 
     def __init__(self, layout: Sequence[int | str], *, num_classes: int = 100) -> None:
@@ -190,12 +190,12 @@ class VGG(nn.Module):
         _initialise(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits."""
+        """Return the logits."""
         return _logits(self.pool, self.linear, self.features(x))
 
 
 class DenseLayer(nn.Module):
-    """bn-relu-conv whose output is concatenated to its input (Huang et al. 2017)."""
+    """Layer bn-relu-conv whose output is concatenated to its input (Huang et al. 2017)."""
 
     def __init__(self, c_in: int, growth: int) -> None:
         super().__init__()
@@ -203,7 +203,7 @@ class DenseLayer(nn.Module):
         self.conv = _conv3x3((c_in, growth))
 
     def forward(self, x: Tensor) -> Tensor:
-        """[n, c_in, h, w] to [n, c_in + growth, h, w]."""
+        """Map [n, c_in, h, w] to [n, c_in + growth, h, w]."""
         return torch.cat([x, self.conv(F.relu(self.bn(x)))], 1)
 
 
@@ -212,8 +212,8 @@ class DenseNet(nn.Module):
 
     Args:
         depth: 3n + 4, with n layers in each of three dense blocks.
-        growth: channels that a layer adds.
-        num_classes: outputs.
+        growth: number of channels that each layer adds.
+        num_classes: number of outputs.
     """
 
     def __init__(self, depth: int = 40, *, growth: int = 12, num_classes: int = 10) -> None:
@@ -237,7 +237,7 @@ class DenseNet(nn.Module):
         _initialise(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits."""
+        """Return the logits."""
         return _logits(self.pool, self.linear, F.relu(self.bn(self.layers(self.conv1(x)))))
 
 
@@ -248,44 +248,44 @@ def _logits(pool: nn.Module, linear: nn.Module, x: Tensor) -> Tensor:
 
 
 def _initialise(model: nn.Module) -> None:
-    """Normal weights with the variance of He et al. 2015 for every convolution; the default for the classifier."""
+    """Initialise every convolution with normal weights as He et al. 2015; keep the default for the classifier."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
 
 def resnet20(num_classes: int = 10) -> CifarResNet:
-    """ResNet-20 for CIFAR, option A: 269,722 parameters at 10 classes."""
+    """Return ResNet-20 for CIFAR, option A: 269,722 parameters at 10 classes."""
     return CifarResNet(20, num_classes=num_classes)
 
 
 def resnet56(num_classes: int = 10) -> CifarResNet:
-    """ResNet-56 for CIFAR, option A: 853,018 parameters at 10 classes."""
+    """Return ResNet-56 for CIFAR, option A: 853,018 parameters at 10 classes."""
     return CifarResNet(56, num_classes=num_classes)
 
 
 def resnet164(num_classes: int = 10) -> PreactResNet:
-    """Pre-activation bottleneck ResNet-164 for CIFAR: 1.7 M parameters."""
+    """Return pre-activation bottleneck ResNet-164 for CIFAR: 1.7 M parameters."""
     return PreactResNet(164, num_classes=num_classes)
 
 
 def vgg19_bn(num_classes: int = 100) -> VGG:
-    """VGG-19 with BatchNorm for CIFAR: 20.08 M parameters at 100 classes."""
+    """Return VGG-19 with BatchNorm for CIFAR: 20.08 M parameters at 100 classes."""
     m = "M"
     return VGG((64, 64, m, 128, 128, m, *[256] * 4, m, *[512] * 4, m, *[512] * 4), num_classes=num_classes)
 
 
 def densenet40(num_classes: int = 10) -> DenseNet:
-    """DenseNet-40 with growth 12 for CIFAR: 1.0 M parameters."""
+    """Return DenseNet-40 with growth 12 for CIFAR: 1.0 M parameters."""
     return DenseNet(40, num_classes=num_classes)
 
 
 @register_padding
 class PaddedShortcut(nn.Module):
-    """Shortcut without parameters: subsample space, add zero channels (He et al. 2016, option A).
+    """Shortcut that subsamples rows and columns and adds zero channels (He et al. 2016, option A).
 
-    Keeps every ``stride``-th row and column and puts ``before`` zero channels in front of the input's channels and
-    ``after`` behind them: [n, c, h, w] to [n, before + c + after, ceil(h / stride), ceil(w / stride)].
+    It keeps every ``stride``-th row and column, and adds ``before`` zero channels before the input's channels and
+    ``after`` zero channels after them: [n, c, h, w] to [n, before + c + after, ceil(h / stride), ceil(w / stride)].
     """
 
     def __init__(self, *, stride: int, before: int, after: int) -> None:
@@ -295,9 +295,9 @@ class PaddedShortcut(nn.Module):
         self.after = after
 
     def forward(self, x: Tensor) -> Tensor:
-        """Subsample and pad; shapes as in the class."""
+        """Subsample and pad; for shapes see the class."""
         return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.before, self.after))
 
     def extra_repr(self) -> str:
-        """The three integers."""
+        """Return the arguments, for ``repr``."""
         return f"stride={self.stride}, before={self.before}, after={self.after}"

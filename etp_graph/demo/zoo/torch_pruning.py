@@ -1,6 +1,6 @@
-"""DepGraph (Fang et al. 2023) as its authors run it: Torch-Pruning's own pruner, importance and regularizer.
+"""DepGraph baseline (Fang et al. 2023) with the pruner, importance and regularizer of Torch-Pruning.
 
-Nothing here uses this library's tracing, criteria or surgery, so that a comparison compares two implementations.
+It uses none of this library's tracing, criteria or surgery, so that the demo compares two independent implementations.
 The recipe and its numbers are those of ``reproduce/main.py`` (method ``group_sl``) in Torch-Pruning 1.6.1.
 """
 
@@ -21,19 +21,19 @@ from .models import PaddedShortcut
 Attach = Callable[[torch.optim.Optimizer], object]
 
 Train = Callable[[nn.Module, Attach], object]
-"""Trains the model; gives its optimizer to the second argument before the first step."""
+"""Function that trains the model. It passes its optimizer to the second argument before the first step."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BaselineReport:
-    """What the baseline did.
+    """Costs before and after pruning by the baseline.
 
     Attributes:
-        base_macs: count before pruning, for the example inputs.
-        macs: count after pruning.
+        base_macs: MACs before pruning, for one example input.
+        macs: MACs after pruning.
         base_params: parameters before pruning.
         params: parameters after pruning.
-        steps: pruning steps taken.
+        steps: number of pruning steps.
     """
 
     base_macs: int
@@ -44,14 +44,15 @@ class BaselineReport:
 
 
 class ChannelSelect(nn.Module):
-    """A padded shortcut that may lose any input or output channel: ``out[:, target] = x[:, source, ::s, ::s]``.
+    """A padded shortcut from which any input or output channel can be removed.
 
-    Every other output channel is zero. Without pruning it computes what :class:`PaddedShortcut` computes.
+    Computes ``out[:, target] = x[:, source, ::s, ::s]``; all other output channels are zero. Before pruning, the output
+    equals that of :class:`PaddedShortcut`.
 
     Args:
         channels_in: channels of the input.
         channels_out: channels of the output.
-        before: the input's channel i goes to the output's channel ``before + i``.
+        before: channel i of the input becomes channel ``before + i`` of the output.
         stride: keep every ``stride``-th row and column.
     """
 
@@ -67,24 +68,24 @@ class ChannelSelect(nn.Module):
         self.register_buffer("target", torch.arange(channels_in) + before, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[n, channels_in, h, w] to [n, channels_out, h / stride, w / stride]."""
+        """Map [n, channels_in, h, w] to [n, channels_out, h / stride, w / stride]."""
         small = x[:, :, :: self.stride, :: self.stride].index_select(1, self.source)
         out = small.new_zeros(len(x), self.channels_out, *small.shape[2:])
         return out.index_add(1, self.target, small)
 
     def drop_inputs(self, channels: Sequence[int]) -> None:
-        """The input loses these channels; where they went, the output is zero."""
+        """Remove these input channels. The output channels that they were copied to become zero."""
         self.source, self.target = _drop(self.source, self.target, channels, self.channels_in)
         self.channels_in -= len(channels)
 
     def drop_outputs(self, channels: Sequence[int]) -> None:
-        """The output loses these channels; what went there is not read any more."""
+        """Remove these output channels. The input channels that were copied to them are no longer read."""
         self.target, self.source = _drop(self.target, self.source, channels, self.channels_out)
         self.channels_out -= len(channels)
 
 
 def _drop(index: Tensor, partner: Tensor, channels: Sequence[int], size: int) -> tuple[Tensor, Tensor]:
-    """Remove ``channels`` of 0..size-1 from ``index``, renumber the rest, and keep the partners of what stays."""
+    """Remove ``channels`` of 0..size-1 from ``index``, renumber the rest, and keep the partners of the rest."""
     keep = torch.ones(size, dtype=torch.bool, device=index.device)
     keep[torch.as_tensor(channels, dtype=torch.int64, device=index.device)] = False
     renumbered = keep.cumsum(0) - 1
@@ -105,39 +106,41 @@ def depgraph_compress(
     ignored_layers: Sequence[nn.Module] = (),
     count: Callable[[nn.Module], int] | None = None,
 ) -> BaselineReport:
-    """DepGraph's group sparsity learning and progressive global pruning, in place; fine-tuning is up to the caller.
+    """Run DepGraph's group sparsity learning and progressive global pruning, in place, without fine-tuning.
 
-    ``train`` runs the sparse phase. Between backward and step ``GroupNormPruner.regularize`` adds ``reg`` times
-    2^(4 (I_max - I) / (I_max - I_min)) times the weight to the gradient of every unit. The authors turn the
-    optimizer's weight decay off in this phase; so should ``train``. Then ``GroupNormPruner.step`` removes the units
-    with the least ``GroupMagnitudeImportance`` of all groups, 1 / ``iterative_steps`` of them at a time, until the
-    count is at or below ``target_macs``. A group whose width is one is left alone, as there.
+    ``train`` runs the sparse phase. Between backward and step, ``GroupNormPruner.regularize`` adds ``reg`` times
+    2^(4 (I_max - I) / (I_max - I_min)) times the weight to the gradient of every unit. The authors turn off the
+    optimizer's weight decay in this phase, and ``train`` should do the same. Then ``GroupNormPruner.step`` removes the
+    units with the lowest ``GroupMagnitudeImportance`` across all groups, 1 / ``iterative_steps`` of them at a time,
+    until the MACs are at or below ``target_macs``. As in the original, groups of width one are not pruned.
 
-    **Option-A shortcuts need help.** Torch-Pruning 1.6.1 takes the zero padding for an element-wise operation: removing
-    channel i of the first stage removes channel i of the later ones, though its data lies in channel ``before + i``
-    there, and four inputs of the classifier (64 / 16) for each. The pruned network then raises a shape error.
-    Torch-Pruning's means for such layers is ``customized_pruners``: every :class:`PaddedShortcut` is replaced by a
-    :class:`ChannelSelect`, which computes the same and whose input and output channels can go independently. All
-    channels are prunable and pruning is exact. To prune within the blocks alone, as is common for these
-    networks, ignore the first layer that writes to each stage: ``conv1``, ``layer2.0.conv2``, ``layer3.0.conv2``.
+    **Option-A shortcuts need special handling.** Torch-Pruning 1.6.1 treats the zero padding as an element-wise
+    operation. When it removes channel i of the first stage, it also removes channel i of the later stages, although the
+    data of that channel lies in channel ``before + i`` there, and four inputs of the classifier (64 / 16). The pruned
+    network then raises a shape error. Here, every :class:`PaddedShortcut` is replaced by a :class:`ChannelSelect`,
+    which computes the same output, and is registered in ``customized_pruners``, Torch-Pruning's interface for such
+    layers. Its input and output channels can be removed independently, so that all channels are prunable and pruning is
+    exact. To prune only within the blocks, as is common for these networks, ignore the first layer that writes to each
+    stage: ``conv1``, ``layer2.0.conv2``, ``layer3.0.conv2``.
 
     Args:
-        model: trained network; afterwards the pruned one, in eval mode.
-        example_inputs: [n, c, h, w], on the model's device; the count is for one of them.
-        target_macs: what the pruned model may cost.
-        train: the sparse phase, given the model and a function that wants the optimizer. Not called if ``reg`` is 0.
-        reg: strength; the authors use 5e-4 for ResNet-56 on CIFAR-10 and 2e-4 on CIFAR-100.
-        normalizer: of the importance within a group; the authors use ``"max"`` on CIFAR.
-        iterative_steps: number of steps from nothing to everything pruned.
-        max_pruning_ratio: share of a layer's channels that may go.
-        ignored_layers: layers whose outputs stay. Linear layers with as many outputs as the network are added.
-        count: counts MACs of a model; default: ``torch_pruning.utils.count_ops_and_params``, which also
-            counts norms, activations and pooling.
+        model: trained network. It is pruned in place, and in eval mode afterwards.
+        example_inputs: [n, c, h, w], on the model's device; MACs are counted for one of them.
+        target_macs: largest allowed number of MACs of the pruned model.
+        train: runs the sparse phase, given the model and a function to call with the optimizer. Not called if ``reg``
+            is 0.
+        reg: strength of the regularizer; the authors use 5e-4 for ResNet-56 on CIFAR-10 and 2e-4 on CIFAR-100.
+        normalizer: normalization of the importance within a group; the authors use ``"max"`` on CIFAR.
+        iterative_steps: number of pruning steps that would remove everything.
+        max_pruning_ratio: largest share of a layer's channels that may be removed.
+        ignored_layers: layers whose outputs are not pruned. Linear layers as wide as the network's output are added.
+        count: function that counts the MACs of a model; default: ``torch_pruning.utils.count_ops_and_params``, which
+            also counts norms, activations and pooling.
 
     Raises:
         EtpError: Torch-Pruning is not installed.
-        BudgetError: the target is not below the present count and above 0 (nothing is changed), or
-            cannot be reached by these means (the message says how far pruning came).
+        BudgetError: the target is not above 0 and below the present MACs (the model is unchanged), or it is out of
+            reach (the message gives the MACs that pruning reached).
     """
     tp = _torch_pruning()
     counter = count or (lambda net: int(tp.utils.count_ops_and_params(net, example_inputs[:1])[0]))
@@ -169,7 +172,7 @@ def _torch_pruning() -> ModuleType:
 
 
 def _pruner(tp: Any, model: nn.Module, example_inputs: Tensor, **options: Any) -> Any:
-    """Torch-Pruning's group norm pruner over all groups of the model, from nothing to everything pruned."""
+    """Return Torch-Pruning's group norm pruner over all groups of the model, with a final pruning ratio of 1."""
     model.eval()
     return tp.pruner.GroupNormPruner(
         model,
@@ -177,7 +180,7 @@ def _pruner(tp: Any, model: nn.Module, example_inputs: Tensor, **options: Any) -
         global_pruning=True,
         pruning_ratio=1.0,
         customized_pruners={ChannelSelect: _select_pruner(tp)},
-        # The defaults of these are dictionaries shared by all pruners of a process, and filled by each.
+        # The defaults of these arguments are dictionaries that all pruners of a process share and write to.
         in_channel_groups={},
         out_channel_groups={},
         num_heads={},
@@ -204,14 +207,14 @@ def _parameters(model: nn.Module) -> int:
 
 
 def _classifiers(model: nn.Module, example_inputs: Tensor) -> list[nn.Module]:
-    """Linear layers as wide as the network's output."""
+    """Return the linear layers as wide as the network's output."""
     with torch.no_grad():
         classes = model.eval()(example_inputs).shape[-1]
     return [module for module in model.modules() if isinstance(module, nn.Linear) and module.out_features == classes]
 
 
 def _replace_padded_shortcuts(model: nn.Module, example_inputs: Tensor) -> None:
-    """Put a :class:`ChannelSelect` in the place of every :class:`PaddedShortcut`, in place."""
+    """Replace every :class:`PaddedShortcut` of the model by a :class:`ChannelSelect`, in place."""
     widths: dict[nn.Module, int] = {}
     found = {name: module for name, module in model.named_modules() if isinstance(module, PaddedShortcut)}
     hooks = [
@@ -233,7 +236,7 @@ def _replace_padded_shortcuts(model: nn.Module, example_inputs: Tensor) -> None:
 
 
 def _select_pruner(tp: Any) -> Any:
-    """How Torch-Pruning removes channels of a :class:`ChannelSelect`. Two functions: in and out are independent."""
+    """Return the Torch-Pruning functions that remove input and output channels of a :class:`ChannelSelect`."""
 
     class SelectPruner(tp.function.BasePruningFunc):  # type: ignore[misc]
         def prune_out_channels(self, layer: ChannelSelect, idxs: Sequence[int]) -> nn.Module:

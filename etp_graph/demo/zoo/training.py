@@ -1,4 +1,4 @@
-"""A plain training loop on tensors in memory: the same data in the same order for every method."""
+"""Training loop on tensors in memory, with the same data in the same order for every method."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from torch.nn import functional as F
 from .data import Split
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
-"""Maps a batch [n, c, h, w] to another of the same shape; all its randomness comes from the generator."""
+"""Function that maps a batch [n, c, h, w] to a batch of the same shape, with random numbers of the generator only."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """Where training stands after an optimizer step.
+    """State of training after an optimizer step.
 
     Attributes:
-        number: steps done, from 1.
-        total: steps of the whole call.
-        epoch: epochs begun, from 1.
-        loss: the batch's loss before the step, a detached scalar tensor (reading it waits for the device).
+        number: number of the step, from 1.
+        total: number of steps of the whole training.
+        epoch: number of the epoch, from 1.
+        loss: loss of the batch before the step, a detached scalar tensor (reading its value waits for the device).
         lr: learning rate of the step.
     """
 
@@ -51,31 +51,32 @@ def train_epochs(
     on_step: Callable[[Step], object] | None = None,
     progress: Callable[[int, int, float], object] | None = None,
 ) -> list[float]:
-    """Train with cross-entropy, SGD with Nesterov momentum, and one linear-up, linear-down cycle of the learning rate.
+    """Train with cross-entropy and SGD with Nesterov momentum. The learning rate rises linearly, then falls linearly.
 
-    The order of the images and their augmentation depend on ``seed``, ``epochs`` and ``batch_size`` only, not on the
-    model or on anything that ``attach`` draws. A last batch of a single image is left out: BatchNorm needs two.
+    The order of the images and their augmentation depend only on ``seed``, ``epochs`` and ``batch_size``, not on the
+    model or on random numbers drawn by ``attach``. A last batch of a single image is skipped, because BatchNorm needs
+    two.
 
     Args:
         model: trained in place, on its own device; it is in train mode afterwards.
         split: ``train_x`` and ``train_y`` are used. Images that are already on the device are not copied.
-        epochs: passes over the training images.
-        lr: peak of the learning rate; it is reached after the share ``warmup`` of all steps and falls to 1 % of it.
-        momentum: of SGD; 0 turns Nesterov off.
-        weight_decay: of SGD, on every parameter.
-        batch_size: images of one step.
-        seed: of the data order and the augmentation.
-        augment: for example :func:`crop_flip` or :func:`shift`.
+        epochs: number of passes over the training images.
+        lr: peak learning rate. It is reached after the share ``warmup`` of all steps, and then falls to 1 % of ``lr``.
+        momentum: momentum of SGD; 0 turns Nesterov momentum off.
+        weight_decay: weight decay of SGD, on every parameter.
+        batch_size: number of images in a batch.
+        seed: seed of the data order and the augmentation.
+        augment: augmentation of the images, such as :func:`crop_flip` or :func:`shift`.
         warmup: see ``lr``.
-        attach: is given the optimizer before the first step; whatever it registers there acts on this call alone.
-        on_step: is called after every optimizer step.
-        progress: is called after every epoch with (epochs done, epochs, mean loss of the epoch).
+        attach: called with the optimizer before the first step. The optimizer is used in this call only.
+        on_step: called after every optimizer step.
+        progress: called after every epoch with (finished epochs, epochs, mean loss of the epoch).
 
     Returns:
         The mean training loss of each epoch.
 
     Raises:
-        ValueError: nothing to train on, or a number out of its range.
+        ValueError: there are fewer than two images, or a number is out of its range.
         FloatingPointError: the loss of an epoch is not finite.
     """
     n = len(split.train_x)
@@ -105,7 +106,7 @@ def train_epochs(
 
 
 def steps_per_epoch(n: int, batch_size: int) -> int:
-    """Optimizer steps that :func:`train_epochs` takes for one pass over ``n`` images."""
+    """Return the number of optimizer steps of :func:`train_epochs` for one pass over ``n`` images."""
     return ceil(n / batch_size) - (n % batch_size == 1)
 
 
@@ -128,7 +129,7 @@ def _step(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tens
 
 
 def _triangle(done: float, peak: float, warmup: float) -> float:
-    """Learning rate at the share ``done`` of the steps: up to ``peak`` at ``warmup``, then down to 1 % of it."""
+    """Return the learning rate at the share ``done`` of the steps: up to ``peak`` at ``warmup``, then down to 1 %."""
     if done < warmup:
         return peak * (0.1 + 0.9 * done / warmup)
     return peak * (1 - 0.99 * (done - warmup) / (1 - warmup))
@@ -137,7 +138,7 @@ def _triangle(done: float, peak: float, warmup: float) -> float:
 def _batches(
     model: nn.Module, split: Split, *, batch_size: int, seed: int, augment: Augment | None
 ) -> Callable[[], Iterator[tuple[Tensor, Tensor]]]:
-    """One shuffled pass over the training images per call, on the model's device."""
+    """Return a function that yields one shuffled pass over the training images, on the model's device."""
     generator = torch.Generator().manual_seed(seed)
     device = next(model.parameters()).device
 
@@ -159,17 +160,19 @@ def _take(tensor: Tensor, index: Tensor) -> Tensor:
 
 
 def _to_device(x: Tensor, device: torch.device) -> Tensor:
-    """On the device; with the channels last where there are several, which convolutions compute faster."""
+    """Move images to the device, in channels-last format if there are several channels, for faster convolutions."""
     x = x.to(device, non_blocking=True)
     return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 and x.shape[1] > 1 else x
 
 
 @torch.no_grad()
 def accuracy(model: nn.Module, x: Tensor, y: Tensor, *, batch: int = 512) -> float:
-    """Share of images [n, ...] whose largest logit is the label [n], in eval mode; the mode is restored.
+    """Return the share of images [n, ...] whose largest logit is at the label [n].
+
+    The model runs in eval mode; the mode of every module is restored afterwards.
 
     Raises:
-        ValueError: no images, or not one label for each.
+        ValueError: there are no images, or their number differs from that of the labels.
     """
     if len(x) == 0 or len(x) != len(y):
         raise ValueError(f"accuracy: {len(x)} images and {len(y)} labels; need one label for each of one or more.")
@@ -188,18 +191,18 @@ def accuracy(model: nn.Module, x: Tensor, y: Tensor, *, batch: int = 512) -> flo
 
 
 def shift(x: Tensor, generator: torch.Generator, *, pad: int = 1) -> Tensor:
-    """Move every image by up to ``pad`` pixels in each direction; what is uncovered repeats the border."""
+    """Move every image by up to ``pad`` pixels in each direction, and fill with the pixels of the border."""
     n, _, height, width = x.shape
     offsets = torch.randint(-pad, pad + 1, (2, n), generator=generator).to(x.device)
     rows = (torch.arange(height, device=x.device) + offsets[0, :, None]).clamp(0, height - 1)
     columns = (torch.arange(width, device=x.device) + offsets[1, :, None]).clamp(0, width - 1)
     images = torch.arange(n, device=x.device)[:, None, None]
-    # Advanced indices around a slice put their own dimensions first: [n, h, w, c].
+    # The result of indexing is [n, h, w, c]: dimensions of advanced indices separated by a slice come first.
     return x[images, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
 def crop_flip(x: Tensor, generator: torch.Generator, *, pad: int = 4) -> Tensor:
-    """Pad by ``pad`` zeros, crop back at random, mirror every other image (He et al. 2016).
+    """Pad by ``pad`` zeros, crop at random to the original size, and mirror with probability 1/2 (He et al. 2016).
 
     The zeros are added to normalised images, so the border has the mean colour.
     """
