@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ._checkpoint import describe_model, load, read_weights, save, save_into
-from ._files import fsync, locate_folder, move_into_place, read_file, replace_file, restore_backup
+from ._files import locate_folder, move_into_place, read_file, replace_file, restore_backup, storage_errors
 from ._manifest import DTYPES, MANIFEST_FILE, WEIGHTS_FILE, Manifest, parse_manifest, read_manifest
 from ._restore import restore_
 
@@ -13,7 +13,6 @@ __all__ = [
     "WEIGHTS_FILE",
     "Manifest",
     "describe_model",
-    "fsync",
     "load",
     "locate_folder",
     "move_into_place",
@@ -26,4 +25,5 @@ __all__ = [
     "restore_backup",
     "save",
     "save_into",
+    "storage_errors",
 ]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import secrets
 import shutil
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
@@ -24,7 +23,15 @@ from etp_graph.errors import CheckpointError
 from etp_graph.model import all_tensors, first_names, persistent_names
 from etp_graph.surgery import SurgeryRecord, get_record, read_attribute
 
-from ._files import fsync, locate_folder, move_into_place, read_file, restore_backup, storage_errors
+from ._files import (
+    locate_folder,
+    move_into_place,
+    read_file,
+    restore_backup,
+    storage_errors,
+    sync_folder,
+    temporary_name,
+)
 from ._manifest import DTYPES, MANIFEST_FILE, WEIGHTS_FILE, Manifest, TensorInfo, parse_manifest, read_manifest
 from ._restore import check_supported, restore_
 
@@ -48,7 +55,7 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, overwrite: bool = Fa
         restore_backup(folder)
         _check_target(folder, overwrite)
         folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(8)}.tmp")
+        temporary = temporary_name(folder)
         try:
             temporary.mkdir()
             _write(temporary, stored, get_record(model), aliases)
@@ -71,6 +78,7 @@ def save_into(model: nn.Module, folder: str | os.PathLike[str]) -> None:
     stored = {name: _storable(tensor) for name, tensor in tensors.items()}
     with storage_errors(target), TemporaryDirectory(dir=target, prefix=".etp-") as temporary:
         _write(Path(temporary), stored, get_record(model), aliases)
+        sync_folder(Path(temporary))
         for name in (WEIGHTS_FILE, MANIFEST_FILE):
             (Path(temporary) / name).replace(target / name)
 
@@ -165,7 +173,7 @@ def _check_target(folder: Path, overwrite: bool) -> None:
 
 
 def _write(folder: Path, stored: dict[str, Tensor], record: SurgeryRecord, aliases: dict[str, str]) -> None:
-    """Write both files and wait until they are on the disk."""
+    """Write both files."""
     weights, text = folder / WEIGHTS_FILE, folder / MANIFEST_FILE
     save_file(stored, weights)
     with weights.open("rb") as stream:
@@ -175,8 +183,6 @@ def _write(folder: Path, stored: dict[str, Tensor], record: SurgeryRecord, alias
     parse_manifest(data, where=str(text))  # raises here if load could not read it
     text.write_bytes(data)
     shutil.copymode(text, weights)  # safetensors ignores the umask and makes its file private
-    for file in (weights, text, folder):
-        fsync(file)
 
 
 def _manifest(

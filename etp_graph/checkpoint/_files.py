@@ -15,14 +15,30 @@ from safetensors import SafetensorError
 
 from etp_graph.errors import CheckpointError
 
+FAILURES: tuple[type[BaseException], ...] = (OSError, SafetensorError, RuntimeError)
+"""What the disk and safetensors raise if a file cannot be written."""
+
 
 @contextmanager
-def storage_errors(folder: Path) -> Iterator[None]:
+def storage_errors(
+    place: Path,
+    *,
+    action: str = "written",
+    remedy: str = "Check space and permissions there; what was there before is still there.",
+    failures: tuple[type[BaseException], ...] = FAILURES,
+) -> Iterator[None]:
+    """Raise failures inside the context as :class:`CheckpointError`.
+
+    Args:
+        place: file or folder that the error names.
+        action: what cannot be done, as a past participle.
+        remedy: sentence that says what to do.
+        failures: the exceptions to replace; all others pass.
+    """
     try:
         yield
-    except (OSError, SafetensorError, RuntimeError) as error:
-        remedy = "Check space and permissions there; what was there before is still there."
-        raise CheckpointError(f"{folder}: cannot be written ({error}). {remedy}") from error
+    except failures as error:
+        raise CheckpointError(f"{place}: cannot be {action} ({error}). {remedy}") from error
 
 
 def restore_backup(folder: Path) -> None:
@@ -32,10 +48,11 @@ def restore_backup(folder: Path) -> None:
 
 
 def move_into_place(new: Path, folder: Path) -> None:
-    """Move the new checkpoint to its place.
+    """Wait until the new checkpoint is on the disk, and move it to its place.
 
     A rename cannot replace a folder that is not empty, so an existing folder is first renamed to its backup name.
     """
+    sync_folder(new)
     backup = backup_of(folder)
     with ExitStack() as undo:
         if os.path.lexists(folder):
@@ -60,14 +77,23 @@ def fsync(path: Path) -> None:
         os.close(descriptor)
 
 
+def sync_folder(folder: Path) -> None:
+    """Wait until the files of a folder without subfolders, and its entries, are on the disk."""
+    for path in (*folder.iterdir(), folder):
+        fsync(path)
+
+
+def temporary_name(path: Path) -> Path:
+    """Return an unused hidden name beside ``path``, under which its new content is written first."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+
+
 def replace_file(file: Path, content: bytes) -> None:
-    """Write a file atomically: completely, or not at all."""
-    temporary = file.with_name(f".{file.name}.{secrets.token_hex(8)}.tmp")
+    """Write a file atomically: completely, or not at all. Raises ``OSError``; see :func:`storage_errors`."""
+    temporary = temporary_name(file)
     try:
-        with temporary.open("wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
+        temporary.write_bytes(content)
+        fsync(temporary)
         temporary.replace(file)
     finally:
         temporary.unlink(missing_ok=True)

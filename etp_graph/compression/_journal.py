@@ -20,7 +20,7 @@ from safetensors.torch import save as tensor_bytes
 from torch import Tensor, nn
 
 from etp_graph._config import quoted
-from etp_graph.checkpoint import load, read_file, replace_file, save
+from etp_graph.checkpoint import load, read_file, replace_file, save, storage_errors
 from etp_graph.errors import CheckpointError
 from etp_graph.model import RNG, all_tensors, capture_rng, first_names, restore_rng_
 from etp_graph.surgery import SurgeryRecord, get_record
@@ -126,15 +126,13 @@ class Journal:
             return
         home = self._folder / found["step"]
         content = tensor_bytes({**tensors, **{RNG + name: state for name, state in capture_rng().items()}})
-        try:
+        with storage_errors(home):
             home.mkdir(exist_ok=True)
             if model is not None:
                 save(model, home / "model", overwrite=True)  # a run that stopped before it wrote the journal leaves one
             replace_file(home / STATE_FILE, content)
             body = {"format": FORMAT, "arguments": self._arguments, "steps": [*self._steps, found]}
             replace_file(self._folder / JOURNAL_FILE, json.dumps(body).encode())
-        except OSError as error:
-            raise CheckpointError(f"{home}: cannot be written ({error}). Check space and permissions there.") from error
 
 
 def check_dense(model: nn.Module) -> None:
@@ -169,10 +167,8 @@ def _prepare(folder: Path) -> None:
     # If a run stops in its first step, before the journal is written, only the folder of that step remains.
     if others := [name for name in held if not name.startswith(("00-", f".{JOURNAL_FILE}"))]:
         raise CheckpointError(f"{folder}: holds {quoted(others)}, but no run. Choose an empty folder.")
-    try:
+    with storage_errors(folder, action="made", remedy="Choose another path."):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CheckpointError(f"{folder}: cannot be made ({error}). Choose another path.") from error
 
 
 def read_tensors(folder: Path, step: StepResult) -> dict[str, Tensor]:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 import pickle
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,11 @@ from torch.optim import Optimizer
 from etp_graph.checkpoint import (
     MANIFEST_FILE,
     describe_model,
-    fsync,
     locate_folder,
     move_into_place,
     read_manifest,
     restore_backup,
+    storage_errors,
 )
 from etp_graph.distributed import Group, raise_everywhere, require_group
 from etp_graph.errors import CheckpointError, PlanError
@@ -41,6 +41,8 @@ from . import _reshard as reshard
 _INDEX = ".metadata"
 
 _FAILURES = (OSError, RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError, CheckpointException)
+
+_REMEDY = "Check space and permissions there, and whether all processes live; what was there before is still there."
 
 _FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
 
@@ -87,8 +89,6 @@ def save(
         if first:
             with _errors(folder):
                 (temporary / MANIFEST_FILE).write_text(text[0], encoding="utf8")
-                for file in (*temporary.iterdir(), temporary):
-                    fsync(file)
                 move_into_place(temporary, folder)
 
     raise_everywhere(begin, "Nothing was written.", group, CheckpointError)
@@ -173,15 +173,8 @@ def _prepare(folder: Path, temporary: Path, *, overwrite: bool) -> None:
     temporary.mkdir(parents=True)
 
 
-@contextmanager
-def _errors(folder: Path, *, reading: bool = False) -> Iterator[None]:
-    """What goes wrong on disk, as an error of ours; PyTorch's own is no ``Exception``."""
-    try:
-        yield
-    except _FAILURES as error:
-        if reading:
-            raise CheckpointError(f"{folder}: cannot be read ({error}). Restore it from a copy.") from error
-        raise CheckpointError(
-            f"{folder}: cannot be written ({error}). Check space and permissions there, and whether all processes "
-            "live; what was there before is still there."
-        ) from error
+def _errors(folder: Path, *, reading: bool = False) -> AbstractContextManager[None]:
+    """Raise what fails on disk as :class:`CheckpointError`; PyTorch's own failure is no ``Exception``."""
+    if reading:
+        return storage_errors(folder, action="read", remedy="Restore it from a copy.", failures=_FAILURES)
+    return storage_errors(folder, remedy=_REMEDY, failures=_FAILURES)

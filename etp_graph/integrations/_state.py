@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as tensor_bytes
 from torch import Tensor
 
+from etp_graph.checkpoint import replace_file, storage_errors
 from etp_graph.errors import CheckpointError
 
 STATE_FILE = "etp_graph.safetensors"
@@ -27,12 +28,9 @@ def write_state(state: Mapping[str, Any], folder: Path) -> None:
     force = state["regularizer"]
     tensors = {name: value for name, value in (force or {}).items() if isinstance(value, Tensor)}
     plain = {key: value for key, value in force.items() if key not in tensors} if force is not None else None
-    temporary = folder / f".{STATE_FILE}.tmp"
-    try:
-        save_file(tensors, temporary, metadata={_KEY: json.dumps({**state, "regularizer": plain})})
-        temporary.replace(folder / STATE_FILE)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{folder}: cannot be written ({error}). Check space and permissions there.") from error
+    with storage_errors(folder):
+        content = tensor_bytes(tensors, metadata={_KEY: json.dumps({**state, "regularizer": plain})})
+        replace_file(folder / STATE_FILE, content)
 
 
 def read_state(folder: Path) -> dict[str, Any]:
@@ -54,3 +52,18 @@ def read_state(folder: Path) -> dict[str, Any]:
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{file}: is damaged ({error!r}). Restore it, or use another checkpoint.") from error
     return dict(state)
+
+
+def require_equal_shapes(model: Mapping[str, Tensor], saved: Mapping[str, Tensor], *, remedy: str) -> None:
+    """Raise :class:`CheckpointError` if weights have other shapes than those of the model of the same name.
+
+    Args:
+        model: tensors of the model by name.
+        saved: weights that are about to be loaded; other names are ignored.
+        remedy: end of the error message.
+    """
+    for name, tensor in model.items():
+        if name in saved and saved[name].shape != tensor.shape:
+            raise CheckpointError(
+                f"{name} is saved as {list(saved[name].shape)}, the model has {list(tensor.shape)}: {remedy}"
+            )

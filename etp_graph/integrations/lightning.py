@@ -16,6 +16,7 @@ from etp_graph.errors import CheckpointError, ForceError, PlanError
 from etp_graph.model import all_tensors
 from etp_graph.surgery import SurgeryRecord, get_record
 
+from ._state import require_equal_shapes
 from .core import Epochs, Pruning
 
 try:
@@ -30,6 +31,11 @@ except ModuleNotFoundError as error:
 __all__ = ["Epochs", "PruningCallback", "cut_"]
 
 _KEY = "etp_graph"
+
+_NO_RECORD = (
+    "the checkpoint has no record of surgery. Build the dense module anew for a checkpoint from before surgery. "
+    "Checkpoints of weights alone (save_weights_only=True) lack the record."
+)
 
 
 class PruningCallback(Pruning, Callback):
@@ -150,7 +156,7 @@ def cut_(pl_module: nn.Module, checkpoint: Mapping[str, Any], *, module: str = "
     """
     part, weights, entry = pl_module.get_submodule(module), _weights(checkpoint, module), checkpoint.get(_KEY)
     if entry is None:
-        _check_shapes(part, weights)
+        require_equal_shapes(part.state_dict(), weights, remedy=_NO_RECORD)
         return
     manifest = parse_manifest(str(entry["manifest"]).encode(), where="the checkpoint")
     if get_record(part) == manifest.record:
@@ -164,16 +170,6 @@ def cut_(pl_module: nn.Module, checkpoint: Mapping[str, Any], *, module: str = "
             found = "missing" if value is None else f"{list(value.shape)}"
             raise CheckpointError(f"the checkpoint: {name} is {found}, its record says {list(info.shape)}. Restore it.")
     restore_(part, manifest, {name: value for name, value in tensors.items() if value is not None})
-
-
-def _check_shapes(part: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    for name, tensor in part.state_dict().items():
-        if name in weights and weights[name].shape != tensor.shape:
-            raise CheckpointError(
-                f"{name} is saved as {list(weights[name].shape)}, the module has {list(tensor.shape)}, and the "
-                "checkpoint has no record of surgery: build the dense module anew for a checkpoint from before "
-                "surgery. Checkpoints of weights alone (save_weights_only=True) lack the record."
-            )
 
 
 def _weights(checkpoint: Mapping[str, Any], module: str) -> dict[str, Tensor]:

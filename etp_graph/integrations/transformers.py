@@ -17,7 +17,7 @@ from etp_graph.distributed import rewrap_
 from etp_graph.errors import CheckpointError, PlanError
 from etp_graph.surgery import SurgeryRecord, get_record
 
-from ._state import STATE_FILE, read_state, write_state
+from ._state import STATE_FILE, read_state, require_equal_shapes, write_state
 from .core import Epochs, Pruning
 
 try:
@@ -31,6 +31,11 @@ except ModuleNotFoundError as error:
 __all__ = ["Epochs", "PruningCallback", "last_checkpoint"]
 
 Model = TypeVar("Model", bound=nn.Module)
+
+_RESUME = (
+    "call callback.resume(trainer.model, checkpoint) before trainer.train(resume_from_checkpoint=checkpoint), with the "
+    "dense model."
+)
 
 
 class PruningCallback(Pruning, TrainerCallback):
@@ -77,7 +82,7 @@ class PruningCallback(Pruning, TrainerCallback):
     def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Install a check that rejects weights of other shapes than the model's until training begins."""
         if isinstance(model := kwargs.get("model"), nn.Module):
-            self._guard = model.register_load_state_dict_pre_hook(_check_shapes)
+            self._guard = model.register_load_state_dict_pre_hook(_refuse_other_shapes)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -171,12 +176,6 @@ def _steps_per_epoch(args: TrainingArguments, batches: object) -> int | None:
         return None
 
 
-def _check_shapes(model: nn.Module, state: dict[str, Any], prefix: str, *rest: Any) -> None:
+def _refuse_other_shapes(model: nn.Module, state: dict[str, Any], prefix: str, *rest: Any) -> None:
     """Raise :class:`CheckpointError` if weights of other shapes are about to be loaded."""
-    for name, tensor in model.state_dict(prefix=prefix).items():
-        if name in state and state[name].shape != tensor.shape:
-            raise CheckpointError(
-                f"{name} is saved as {list(state[name].shape)}, the model has {list(tensor.shape)}: call "
-                "callback.resume(trainer.model, checkpoint) before trainer.train(resume_from_checkpoint=checkpoint), "
-                "with the dense model."
-            )
+    require_equal_shapes(model.state_dict(prefix=prefix), state, remedy=_RESUME)
