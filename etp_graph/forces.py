@@ -1,11 +1,12 @@
-"""Forces: how hard a unit is pushed to zero, given its distance from the pivot. The body is the equation.
+"""Forces: functions from the distance of a unit from the pivot to the strength of its push to zero.
 
-A force is called on the units that are ranked together (a group, or one of its blocks), or on all of a
-plan at once, with the context of each unit as tensors::
+The body of ``__call__`` is the equation of the paper. A force is called for units that are ranked together (a group, or
+one of its blocks), or for all units of a plan at once. In the second case, ``size`` and ``importance`` are tensors with
+one value for each unit::
 
     force = exponential(rate=5.0)
     force(distance)                                      # distance [n] in [0, 1] -> force [n] >= 0
-    force(distance, size=size, importance=importance)    # what `linear` and `growing` need as well
+    force(distance, size=size, importance=importance)    # for `linear` and `growing`
 """
 
 from __future__ import annotations
@@ -24,13 +25,14 @@ from etp_graph.errors import ForceError
 
 
 class Force(Configured, ABC):
-    """A map from distance to force; subclass it, as a frozen dataclass, for a force of your own.
+    """Function from distance to force. For a force of your own, subclass it as a frozen dataclass.
 
     Attributes:
-        squared: the force acts on squared norms, F/2·‖w‖² instead of F·‖w‖: it shrinks by a factor, so it never
-            ends in exact zeros by itself.
-        elementwise: the force acts on every number by itself, F·‖w‖₁ instead of F·‖w‖: its gradient is F·sign(w).
-        adaptive: the force depends on the importance of the units and is therefore evaluated anew in every step.
+        squared: the force acts on squared norms: the penalty is F/2·‖w‖² instead of F·‖w‖. It multiplies weights by a
+            factor, so it does not reach exact zeros by itself.
+        elementwise: the force acts on every element by itself: the penalty is F·‖w‖₁ instead of F·‖w‖, with the
+            gradient F·sign(w).
+        adaptive: the force depends on the importance of the units, and is therefore evaluated in every step.
     """
 
     __slots__ = ()
@@ -42,7 +44,7 @@ class Force(Configured, ABC):
     def __call__(
         self, distance: Tensor, *, size: int | Tensor | None = None, importance: Tensor | None = None
     ) -> Tensor:
-        """The force on each unit.
+        """Return the force on each unit.
 
         Args:
             distance: |ρ_u − ρ_p| / max distance, in [0, 1], shape [n].
@@ -69,7 +71,7 @@ class Linear(Force):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinearL1(Linear):
-    """F(d) = (N − 1)·d on every number by itself (Torque: Gupta et al. 2024, eq. 13: the L1 version)."""
+    """F(d) = (N − 1)·d on every element by itself (Torque: Gupta et al. 2024, eq. 13, the L1 version)."""
 
     name: ClassVar[str] = "linear_l1"
     elementwise: ClassVar[bool] = True
@@ -112,7 +114,7 @@ class Exponential(Force):
     A fixed λ per index overflows float32 in wide layers; a rate per unit of distance does not.
 
     Attributes:
-        rate: r, how many times e the force grows from the pivot to the farthest unit; in [0, 80].
+        rate: r, in [0, 80]. The force of the farthest unit is exp(r) times the force at the pivot.
     """
 
     name: ClassVar[str] = "exponential"
@@ -146,7 +148,7 @@ class Uniform(Force):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lasso(Uniform):
-    """F(d) = 1 on every number by itself: the lasso (Tibshirani 1996)."""
+    """F(d) = 1 on every element by itself: the lasso (Tibshirani 1996)."""
 
     name: ClassVar[str] = "lasso"
     elementwise: ClassVar[bool] = True
@@ -230,5 +232,5 @@ FORCES: Mapping[str, type[Force]] = {
 
 
 def from_json(source: str | Mapping[str, Any]) -> Force:
-    """The force that ``to_json`` or ``to_dict`` wrote. Raises :class:`etp_graph.ForceError` if it is not one."""
+    """Return the force that ``to_json`` or ``to_dict`` wrote; raise :class:`etp_graph.ForceError` if it is no force."""
     return build_named(FORCES, source, what="force")

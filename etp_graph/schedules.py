@@ -1,4 +1,4 @@
-"""Schedules: training progress in [0, 1] -> fraction in [0, 1] of the final sparsity or strength.
+"""Schedules: functions from training progress in [0, 1] to a fraction in [0, 1] of the final sparsity or strength.
 
 Each is a frozen configuration and is called with the progress of the phase, t = step / steps.
 """
@@ -15,12 +15,12 @@ from etp_graph._config import Configured, build_named, is_number, require
 
 
 class Schedule(Configured, ABC):
-    """A map from progress to fraction; subclass it, as a frozen dataclass, for a schedule of your own."""
+    """Function from progress to fraction. For a schedule of your own, subclass it as a frozen dataclass."""
 
     __slots__ = ()
 
     def __call__(self, progress: float) -> float:
-        """The fraction at ``progress`` in [0, 1]. Raises :class:`ForceError` for a progress outside."""
+        """Return the fraction at ``progress``; raise :class:`ForceError` unless ``progress`` is in [0, 1]."""
         require(
             is_number(progress) and 0 <= progress <= 1,
             f"{self.name}: progress={progress!r}; it must lie in [0, 1] (step / steps).",
@@ -29,7 +29,7 @@ class Schedule(Configured, ABC):
 
     @abstractmethod
     def at(self, progress: float) -> float:
-        """The equation, for a ``progress`` in [0, 1]."""
+        """Evaluate the equation for a ``progress`` in [0, 1]."""
 
 
 def _fraction(owner: Schedule, field: str, value: float) -> None:
@@ -38,7 +38,7 @@ def _fraction(owner: Schedule, field: str, value: float) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Constant(Schedule):
-    """``value`` from the first step to the last."""
+    """``value`` in every step."""
 
     name: ClassVar[str] = "constant"
     value: float = 1.0
@@ -53,7 +53,7 @@ class Constant(Schedule):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OneShot(Schedule):
-    """1[t ≥ start]: nothing, then everything at once; by default at the very end."""
+    """1[t ≥ start]: 0 before ``start``, 1 from there on. By default ``start`` is the end of the phase."""
 
     name: ClassVar[str] = "one_shot"
     start: float = 1.0
@@ -68,7 +68,7 @@ class OneShot(Schedule):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Iterative(Schedule):
-    """⌊k·t⌋ / k: ``steps`` = k equal rounds, each at the end of its share; k = 1 is one-shot (Han et al. 2015)."""
+    """⌊k·t⌋ / k: k = ``steps`` equal increments, at t = 1/k, 2/k, ..., 1; k = 1 is one-shot (Han et al. 2015)."""
 
     name: ClassVar[str] = "iterative"
     steps: int
@@ -81,7 +81,7 @@ class Iterative(Schedule):
 
     def at(self, progress: float) -> float:
         """See :class:`Schedule`."""
-        # The tolerance keeps a progress such as 0.3 = 3/10 in its own round: 0.3 * 10 is below 3 in floating point.
+        # Without the tolerance some increments would be one step late: 22 * (15 / 22) is below 15 in floating point.
         return min(1.0, math.floor(self.steps * progress * (1 + 1e-12) + 1e-12) / self.steps)
 
 
@@ -119,7 +119,7 @@ class Cubic(Schedule):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WarmUp(Schedule):
-    """min(1, t / end): a straight rise to 1 at ``end``, then constant."""
+    """min(1, t / end): linear from 0 to 1 at ``end``, then constant."""
 
     name: ClassVar[str] = "warm_up"
     end: float = 0.1
@@ -140,12 +140,12 @@ cubic = Cubic
 
 
 def iterative(steps: int) -> Iterative:
-    """⌊k·t⌋ / k with k = ``steps``."""
+    """Return the schedule ⌊k·t⌋ / k with k = ``steps``."""
     return Iterative(steps=steps)
 
 
 def warm_up(end: float = 0.1) -> WarmUp:
-    """min(1, t / end)."""
+    """Return the schedule min(1, t / end)."""
     return WarmUp(end=end)
 
 
@@ -156,5 +156,5 @@ SCHEDULES: Mapping[str, type[Schedule]] = {
 
 
 def from_json(source: str | Mapping[str, Any]) -> Schedule:
-    """The schedule that ``to_json`` or ``to_dict`` wrote. Raises :class:`etp_graph.ForceError` if it is not one."""
+    """Return the schedule that ``to_json`` or ``to_dict`` wrote; raise :class:`etp_graph.ForceError` if it is none."""
     return build_named(SCHEDULES, source, what="schedule")

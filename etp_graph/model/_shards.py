@@ -1,4 +1,4 @@
-"""Parameters that several processes share (DTensors, as FSDP2 makes them): who holds what, and sums over all."""
+"""Parameters that are divided among processes (DTensors, as in FSDP2): local parts, and sums over all processes."""
 
 from __future__ import annotations
 
@@ -13,21 +13,26 @@ from etp_graph.errors import ForceError, PlanError
 
 
 def is_sharded(tensor: object) -> bool:
-    """Whether this is a DTensor. Nobody has one who has not imported its module, which takes a while to import."""
+    """Return True if this is a DTensor.
+
+    If ``torch.distributed.tensor`` is not imported, no DTensor can exist. Importing it only for this check would be
+    slow.
+    """
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(tensor, module.DTensor)
 
 
 def any_sharded(tensors: Mapping[str, Tensor]) -> bool:
-    """Whether one of the tensors is a DTensor."""
+    """Return True if at least one of the tensors is a DTensor."""
     return any(is_sharded(tensor) for tensor in tensors.values())
 
 
 def local_ranges(name: str, tensor: Any) -> tuple[range, ...]:
-    """The positions of each axis that this process holds of a tensor.
+    """Return the positions of each axis of a tensor that this process holds.
 
     Raises:
-        PlanError: a placement other than ``Shard`` and ``Replicate``, or this process is not in the tensor's mesh.
+        PlanError: a placement is neither ``Shard`` nor ``Replicate``, this process is not in the tensor's mesh, or the
+            shape of the local tensor does not follow from the placements.
     """
     ranges = [range(size) for size in tensor.shape]
     if not is_sharded(tensor):
@@ -54,14 +59,14 @@ def local_ranges(name: str, tensor: Any) -> tuple[range, ...]:
 
 
 def local_part(tensor: Tensor, ranges: tuple[range, ...]) -> Tensor:
-    """What this process holds of a tensor: of a DTensor the local one, else a view of these positions; differentiable.
+    """Return the part of a tensor that this process holds: of a DTensor the local tensor, else a view of ``ranges``.
 
-    It shares memory with the tensor.
+    It shares memory with the tensor, and is differentiable.
     """
     shape = tuple(map(len, ranges))
     if is_sharded(tensor):
         found: Tensor = tensor.to_local()  # type: ignore[attr-defined]
-        return found if tuple(found.shape) == shape else found.reshape(shape)  # one without numbers may have any shape
+        return found if tuple(found.shape) == shape else found.reshape(shape)  # shapes differ only if it is empty
     for axis, positions in enumerate(ranges):
         if len(positions) < tensor.shape[axis]:
             tensor = tensor.narrow(axis, positions.start, len(positions))
@@ -69,18 +74,19 @@ def local_part(tensor: Tensor, ranges: tuple[range, ...]) -> Tensor:
 
 
 class Shards:
-    """How the sliced parameters of one model are shared, found once.
+    """Division of the sliced parameters of one model among processes, found once.
 
-    Parameters that are shared along the same dimensions of a mesh are summed in one row, and each row takes one
-    all-reduce for each of these dimensions: one in all for FSDP, and for HSDP, whose other dimension only repeats.
+    Sums over parameters that are divided along the same mesh dimensions share one row. Each row takes one all-reduce
+    for each of these dimensions. FSDP needs one all-reduce in total. So does HSDP, because it divides parameters along
+    one dimension and replicates them along the other.
 
     Args:
         tensors: the parameters, by name.
 
     Attributes:
-        held: the positions of each axis that this process holds, by name.
-        row: in which row a parameter is summed, by name; row 0: not shared.
-        n_rows: their number.
+        held: by name of the parameter, the positions of each axis that this process holds.
+        row: by name of the parameter, the row in which it is summed; row 0 is for parameters that are not divided.
+        n_rows: number of rows.
 
     Raises:
         PlanError: see :func:`held`.
@@ -101,29 +107,30 @@ class Shards:
         self.n_rows = len(rows)
 
     def part(self, name: str, tensor: Tensor) -> Tensor:
-        """What this process holds of a parameter, or of a tensor of its shape."""
+        """Return the part that this process holds of a parameter, or of a tensor of its shape."""
         return local_part(tensor, self.held[name])
 
     def total(self, rows: Tensor) -> Tensor:
-        """The sum over all rows and processes, [n]; ``rows`` [n_rows, n] are this process's sums.
+        """Sum over all rows and processes, [n]; ``rows`` [n_rows, n] are the sums of this process.
 
-        Differentiable: every process has the same total, and what it does to its own parameters is its own gradient.
+        Differentiable. Every process computes the same total, so the backward pass needs no communication: each process
+        gets the gradient with respect to its own parameters.
 
         Raises:
-            ForceError: a process does not answer.
+            ForceError: an all-reduce failed, because a process died or does not take part.
         """
         found: Tensor = _Total.apply(rows, self)
         return found
 
     def maximum(self, values: Tensor) -> Tensor:
-        """The maximum over all processes of each number of ``values`` [n]."""
+        """Return the maximum of each element of ``values`` [n] over all processes, [n]."""
         from torch.distributed import ReduceOp
 
         rows = values.repeat(self.n_rows, 1)
         return torch.stack([self._reduced(row, number, ReduceOp.MAX) for number, row in enumerate(rows)]).amax(0)
 
     def sum_without_grad(self, rows: Tensor) -> Tensor:
-        """:meth:`total` without gradients."""
+        """Compute :meth:`total` without gradients."""
         total = rows[0]
         for number in range(1, self.n_rows):
             total = total + self._reduced(rows[number], number)
@@ -133,7 +140,8 @@ class Shards:
         import torch.distributed as dist
 
         groups, device = self._groups[number]
-        moved = row.contiguous().to(device) if groups else row  # CPU offload: parameters are not where processes talk
+        # with CPU offload, parameters are not on the device of the process group
+        moved = row.contiguous().to(device) if groups else row
         moved = moved.clone() if moved is row else moved
         try:
             for group in groups:
@@ -158,7 +166,7 @@ class _Total(torch.autograd.Function):
 
 
 def _groups(tensor: Any) -> tuple[tuple[Any, ...], str]:
-    """The groups of processes among which a tensor is divided, and the device on which they talk."""
+    """Return the process groups among which a tensor is divided, and the type of the device they communicate on."""
     if not is_sharded(tensor):
         return (), "cpu"
     mesh = tensor.device_mesh

@@ -1,4 +1,4 @@
-"""The sliced parameters of a live model: which optimizer holds them, which are frozen, whether they still fit."""
+"""Sliced parameters of a live model: checks that they fit the plan, and their places in an optimizer."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ from etp_graph.units import Units
 
 
 class Binding:
-    """The sliced parameters of one model, found once and checked cheaply in every step.
+    """Sliced parameters of one model, found once and checked cheaply in every step.
 
     Attributes:
         tensors: the parameters, by name.
-        active: whether a force may act on a unit, bool [n_units]: not in a locked group, no frozen slice.
-        frozen: name of each group that is only kept from the force by frozen parameters -> their names.
-        owner: index of the optimizer's parameter group that holds a trainable parameter, by name; see :meth:`hold`.
+        active: True for units that a force may act on, bool [n_units]: their group is not locked, and they have no
+            frozen slice.
+        frozen: name of each group that is not locked but has frozen slices -> names of the frozen parameters.
+        owner: name of each trainable parameter -> index of its parameter group in the optimizer; see :meth:`hold`.
     """
 
     def __init__(self, model: nn.Module, plan: Plan, units: Units) -> None:
@@ -53,7 +54,11 @@ class Binding:
 
     @torch.no_grad()
     def _spoiled(self) -> list[str]:
-        """Names of parameters that are not finite; on all processes those of any, so that none waits for another."""
+        """Return the names of parameters with NaN or infinite values.
+
+        A parameter that is not finite on one process is named on all. So all processes raise, and none waits for
+        another.
+        """
         shards = self._units.shards
         if shards is None:
             return [name for name, tensor in self.tensors.items() if not bool(tensor.isfinite().all())]
@@ -62,7 +67,7 @@ class Binding:
         return [name for name, spoiled in zip(self.tensors, found, strict=True) if spoiled]
 
     def refresh(self) -> bool:
-        """Read anew which parameters are frozen; returns whether that has changed."""
+        """Read again which parameters are frozen. Return True if this has changed."""
         flags = tuple(tensor.requires_grad for tensor in self.tensors.values())
         if flags == self._flags:
             return False
@@ -81,7 +86,7 @@ class Binding:
         return True
 
     def check(self) -> None:
-        """Raise unless the parameters are the ones that were found, with the plan's shapes, on the same device."""
+        """Raise unless the parameters are the same objects as before, with the plan's shapes, on the same device."""
         for name, (module, leaf) in self._homes.items():
             tensor = module._parameters.get(leaf)
             if tensor is None or tensor.device != self._units.device or tuple(tensor.shape) != self.plan.tensors[name]:
@@ -97,7 +102,7 @@ class Binding:
         """Find the parameter group of each trainable parameter that a force acts on.
 
         Raises:
-            ForceError: a parameter is in no group, or nothing is left to act on.
+            ForceError: a parameter is in no group, or no unit is left for the force to act on.
         """
         index = {id(p): i for i, group in enumerate(optimizer.param_groups) for p in group["params"]}
         wanted = dict.fromkeys(s.tensor for g in self.plan.prunable for s in g.slices if s.tensor in self.tensors)
@@ -113,12 +118,12 @@ class Binding:
         self.owner = {name: index[id(self.tensors[name])] for name in trainable}
 
     def smallest_step(self) -> float:
-        """The smallest relative change that every held weight can follow: four times the coarsest rounding step."""
+        """Return the smallest relative change that survives rounding in all held weights: four times the largest eps."""
         return 4 * max(torch.finfo(self.tensors[name].dtype).eps for name in self.owner)
 
     @torch.no_grad()
     def add_gradient_(self, pull: Tensor, *, signs: bool = False) -> None:
-        """Add to the gradient of every slice of every unit its weights (or their signs) times ``pull`` [n_units]."""
+        """Add to the gradient of each slice its weights (or their signs) times the ``pull`` [n_units] of its unit."""
         parts = self._units.positions(with_no_unit(pull, 0))
         for name in self.owner:
             tensor = self.tensors[name]
@@ -132,13 +137,17 @@ class Binding:
 
     @torch.no_grad()
     def scale_(self, factors: Mapping[int, Tensor]) -> None:
-        """Multiply every slice of every unit by the factor [n_units] for the parameter group that holds it."""
+        """Multiply every slice of every unit by the unit's factor.
+
+        Args:
+            factors: index of the parameter group -> factors [n_units] for the slices that it holds.
+        """
         for index, factor in factors.items():
             mine = {name: self.tensors[name] for name, owner in self.owner.items() if owner == index}
             self._units.scale_(mine, with_no_unit(factor, 1))
 
     def describe_frozen(self) -> str:
-        """One sentence on the groups that frozen parameters keep from the force; empty if there are none."""
+        """Return a sentence on the groups that frozen parameters exclude from the force; empty if there are none."""
         if not self.frozen:
             return ""
         names = dict.fromkeys(name for names in self.frozen.values() for name in names)
@@ -149,7 +158,7 @@ class Binding:
 
 
 def step_size(group: Mapping[str, Any]) -> float | Tensor:
-    """η_eff = lr·(1 − dampening)/(1 − momentum): how far a constant unit gradient moves a weight in one step."""
+    """Return lr·(1 − dampening)/(1 − momentum): how far a constant gradient of 1 moves a weight in a late step."""
     rate, momentum = group.get("lr"), group.get("momentum", 0)
     if rate is None:
         raise ForceError("the optimizer sets its learning rate itself (lr=None), so mode='prox' has no step size.")
@@ -160,7 +169,7 @@ def step_size(group: Mapping[str, Any]) -> float | Tensor:
 
 
 def maximum(values: Sequence[float | Tensor]) -> float | Tensor:
-    """The maximum, on the device if a value is a tensor, so that the host need not wait for it."""
+    """Return the maximum: a tensor on the device if a value is a tensor, so that the host does not wait for it."""
     plain = max((float(v) for v in values if not isinstance(v, Tensor)), default=0.0)
     found: float | Tensor = plain
     for value in values:
@@ -170,14 +179,14 @@ def maximum(values: Sequence[float | Tensor]) -> float | Tensor:
 
 
 def prox_factors(ratio: Tensor, ripe: Tensor, sizes: Mapping[int, float | Tensor]) -> dict[int, Tensor]:
-    """max(0, 1 − η_i/η_max·ratio) for ripe units and 1 for others, [n_units] for each parameter group i.
+    """Return max(0, 1 − η_i/η_max·ratio) for ripe units and 1 for others, [n_units] for each parameter group i.
 
     Args:
         ratio: η_max β κ F(d_u)/‖w_u‖, [n_units].
-        ripe: bool [n_units].
+        ripe: True for units whose force is applied now, bool [n_units].
         sizes: η_i by index of the parameter group.
     """
     most = maximum(list(sizes.values()))
-    # The bound keeps 0/0 out of tensors that hold a learning rate of zero; for plain numbers nobody calls this then.
+    # Avoid 0/0 if a learning rate of zero is a tensor. If plain numbers are all zero, this function is not called.
     bound = most.clamp_min(1e-30) if isinstance(most, Tensor) else most
     return {i: torch.where(ripe, (1 - ratio * (size / bound)).clamp_min(0), 1.0) for i, size in sizes.items()}

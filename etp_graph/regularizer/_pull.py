@@ -1,4 +1,4 @@
-"""How hard each unit is pulled to zero: its distance from the pivot, the force there, and κ of its group."""
+"""Pull on each unit to zero, from its distance from the pivot, the force at that distance, and κ of its group."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ from ._settings import RegularizerSettings
 
 
 class Pull:
-    """κ_g·F(d_u) of every unit.
+    """Pull κ_g·F(d_u) on every unit.
 
-    Only vectors that a step needs are kept: a model of small layers has few more weights than units.
+    Only vectors that every step needs stay in memory, because in a model of small layers a vector [n_units] is not much
+    smaller than the weights.
 
     Args:
         plan: the plan.
-        settings: force, order, κ and seed.
-        units: of the model.
-        binding: which units a force may act on, and the parameters.
+        settings: the settings, of which force, order, κ and seed are used.
+        units: sums over the units of the model.
+        binding: the parameters, and the units that a force may act on.
 
     Attributes:
-        distance: of each unit from the pivot of its group (or block), in [0, 1], [n_units].
+        distance: distance of each unit from the pivot of its group (or block), in [0, 1], [n_units].
     """
 
     def __init__(self, plan: Plan, settings: RegularizerSettings, units: Units, binding: Binding) -> None:
@@ -42,7 +43,7 @@ class Pull:
 
     @torch.no_grad()
     def rank(self, norms: Tensor | None = None) -> None:
-        """Rank the units of each group anew, in the order of the settings; ``norms``, if they are known."""
+        """Rank the units of each group again, in the order of the settings; ``norms`` [n_units] are computed if needed."""
         n, device, order = self.plan.n_units, self._units.device, self.settings.order
         if order == "importance":
             key = -(self.norms() if norms is None else norms)
@@ -54,55 +55,58 @@ class Pull:
         self.set_distance(runs.distance(runs.rank(key), self._units.dtype))
 
     def set_distance(self, distance: Tensor) -> None:
-        """Take these distances [n_units]."""
+        """Set the distances [n_units]."""
         self.distance = distance
         self._pulled = None
 
     @torch.no_grad()
     def norms(self) -> Tensor:
-        """Group norm of every unit, [n_units]."""
+        """Return the group norm of every unit, [n_units]."""
         return self._units.squares(self._binding.tensors).sqrt()
 
     @torch.no_grad()
     def products(self) -> Tensor:
-        """⟨∇_u L, w_u⟩ of every unit, the part of this process: [rows, n_units]; no gradient counts as zero."""
+        """Compute ⟨∇_u L, w_u⟩ over the part of this process, [rows, n_units]; a missing gradient counts as zero."""
         return self._units.partial((name, _product(w)) for name, w in self._binding.tensors.items())
 
     @torch.no_grad()
     def norms_beside(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """:meth:`norms` and the total of ``rows`` [rows, n_units], with one all-reduce for both where it takes one."""
+        """Return :meth:`norms` and the total of ``rows`` [rows, n_units] over all processes.
+
+        On sharded parameters, both use the same all-reduce.
+        """
         both = torch.cat([self._units.partial_squares(self._binding.tensors), rows], 1)
         squares, sums = self._units.total(both).chunk(2)
         return squares.sqrt(), sums
 
     @torch.no_grad()
     def half_relative(self, values: Tensor, *, floor: float) -> Tensor:
-        """``values`` over the square root of their mean in the group (or block) of each unit, [n_units].
+        """Divide ``values`` by the square root of their mean in the group (or block) of each unit, [n_units].
 
-        Half way between comparing units of different groups as they are and over the mean of their group.
+        This is a compromise between no division and division by the mean.
 
         Args:
-            values: not negative, [n_units].
-            floor: smaller values count as this share of the mean.
+            values: non-negative, [n_units].
+            floor: values below this share of the mean are raised to it.
         """
         mean = self._get_runs().mean(values)
         return values.maximum(floor * mean) / mean.sqrt()
 
     @torch.no_grad()
     def force(self, norms: Tensor | None = None) -> Tensor:
-        """F(d_u) of every unit, [n_units], whether or not a force may act on it."""
+        """Return F(d_u) of every unit, [n_units], including units on which no force may act."""
         runs, force = self._get_runs(), self.settings.force
         importance = runs.relative(self.norms() if norms is None else norms)
         return force(self.distance, size=runs.size, importance=importance)
 
     @property
     def _plain(self) -> bool:
-        """Whether κ is 1: forces on anything but plain norms take no other."""
+        """Return True if κ is 1. Forces on squared norms or on single elements always use 1."""
         return self.settings.kappa == "one" or self.settings.force.squared or self.settings.force.elementwise
 
     @property
     def kappa(self) -> Tensor:
-        """κ of the group of each unit, [n_units]."""
+        """Return κ of the group of each unit, [n_units]."""
         if self._kappa is not None:
             return self._kappa
         kappa = torch.ones_like(self.distance) if self._plain else numbers_per_unit(self.plan).to(self.distance).sqrt()
@@ -110,14 +114,16 @@ class Pull:
         return kappa
 
     def set_kappa(self, kappa: Tensor) -> None:
-        """Take these κ [n_units]."""
+        """Set κ of each unit [n_units]."""
         self._kappa, self._pulled = kappa, None
 
     @torch.no_grad()
     def __call__(self, norms: Tensor | None = None) -> Tensor:
-        """κ F(d_u), zero where no force acts: the size of the gradient (over ‖w_u‖ for forces on squared norms).
+        """Return κ F(d_u), [n_units], zero where no force acts.
 
-        Evaluated once per ranking, unless the force adapts to the weights.
+        This is the norm of the penalty's gradient with respect to the unit, for β·s(t) = 1. For forces on squared norms
+        it is that norm divided by ‖w_u‖; for elementwise forces it is the absolute gradient of each element.
+        It is evaluated once per ranking, unless the force is adaptive.
         """
         active = self._binding.active
         if self._pulled is None or self._pulled_where is not active or self.settings.force.adaptive:
@@ -125,7 +131,7 @@ class Pull:
         return self._pulled
 
     def check(self) -> None:
-        """Raise :class:`ForceError` unless the force is one finite number, not negative, for each unit."""
+        """Raise :class:`ForceError` unless the force is a finite, non-negative number for each unit."""
         force = self.force()
         if tuple(force.shape) != (self.plan.n_units,) or not bool((force.isfinite() & (force >= 0)).all()):
             raise ForceError(

@@ -1,4 +1,4 @@
-"""The regularizer: a force on every slice of every unit, applied in the user's own training loop."""
+"""Regularizer that applies a force to every slice of every unit, in the user's own training loop."""
 
 from __future__ import annotations
 
@@ -27,39 +27,45 @@ _EXPONENTIAL = Exponential()
 
 
 class Regularizer:
-    """Drives units to zero while a model trains: penalty β·s(t)·Σ_g κ_g Σ_u F(d_u)·‖w_u‖ (ETP eq. 10).
+    """Regularizer that shrinks units to zero during training: penalty β·s(t)·Σ_g κ_g Σ_u F(d_u)·‖w_u‖ (ETP eq. 10).
 
-    Units of locked groups feel no force. Nor do units with a frozen slice (``requires_grad`` is False): they cannot
-    become zero as a whole, so removing them would change the output; ``attach`` warns about them.
+    No force acts on units of locked groups. No force acts on units with a frozen slice (``requires_grad`` is False)
+    either. They cannot become zero as a whole, so removing them would change the output; ``attach`` warns about them.
 
     Args:
         model: the model that the plan was traced from, not a wrapper of it (DDP, ``torch.compile``).
         plan: the plan.
         force: F, see :mod:`etp_graph.forces`.
-        beta: β ≥ 0, the strength; or ``"auto"``: as strong as it takes to have enough units at zero for the budget.
-        order: the ranking ρ behind the distance: ``"index"`` (pivot 0, the papers'), ``"random"``, or
-            ``"importance"`` (by group norm; the pivot is the largest). Blocks of a group are ranked separately.
-        refresh_every: rank anew after this many steps; only with ``order="importance"``; 0: never after attaching.
+        beta: β ≥ 0, the strength. With ``"auto"`` each step computes β, so that enough units are at zero for the budget
+            at the end.
+        order: the ranking ρ that defines the distance: ``"index"`` (the pivot is unit 0, as in the papers),
+            ``"random"``, or ``"importance"`` (by group norm; the pivot is the unit with the largest norm). Blocks of a
+            group are ranked separately.
+        refresh_every: rank the units again after this many steps; only with ``order="importance"``. 0: never after
+            attaching.
         mode: ``"prox"``: after each optimizer step w_u <- w_u·max(0, 1 − η_eff β κ F/‖w_u‖), with
-            η_eff = lr·(1 − dampening)/(1 − momentum) of each parameter's own group: decoupled from the optimizer,
-            ends in exact zeros. ``"gradient"``: added to ``.grad`` before the step (Torque eq. 11-13).
-            ``"loss"``: the user adds :meth:`penalty` to the loss (ETP eq. 10).
-        kappa: κ_g: ``"sqrt"`` of the numbers per unit; ``"mean"`` norm of the group's units when the regularizer is
-            made, so that groups of any scale are pushed alike; or ``"one"``, which all but forces on plain norms take.
-        every: apply the force of this many steps at once (``prox`` and ``gradient``).
-        seed: of the random order.
-        schedule: s(t) with t = step/steps, see :mod:`etp_graph.schedules`; default: constant. With ``beta="auto"``
-            the share of the way to the budget; default: cubic; it ends after as large a share of the phase
-            as has to go of the cost, but within 20 and 80 %.
-        steps: number of optimizer steps of the phase; needed by a schedule and by ``beta="auto"``.
-        budget: what ``beta="auto"`` steers to, see :mod:`etp_graph.steering`; in MACs or parameters.
-        acts_on: ``"units"``, or, with ``beta="auto"``, ``"losers"``: only those that have to be at zero soon.
-        chosen_by: what makes losers: ``"need"``, their norm over the pull; ``"taylor"``, what they do to the loss, from
-            the gradients of training; or ``"need-taylor"``, both. See :mod:`etp_graph.steering`.
+            η_eff = lr·(1 − dampening)/(1 − momentum) of the parameter group that holds the slice. This is decoupled
+            from the optimizer, and units reach exact zeros. ``"gradient"``: the gradient of the penalty is added to
+            ``.grad`` before the step (Torque eq. 11-13). ``"loss"``: the user adds :meth:`penalty` to the loss (ETP
+            eq. 10).
+        kappa: κ_g. ``"sqrt"``: the square root of the number of elements of a unit. ``"mean"``: the mean norm of the
+            group's units when the regularizer is made, so that the force has the same effect on groups of any scale.
+            ``"one"``: 1. Forces on squared norms or on single elements always use 1.
+        every: apply the force once in this many steps, with the force of all of them (``prox`` and ``gradient``).
+        seed: seed of the random order.
+        schedule: s(t) with t = step/steps, see :mod:`etp_graph.schedules`; default: constant. With ``beta="auto"`` it
+            gives the share of the final saving; default: cubic. The share of the phase after which the cubic schedule
+            ends is the share of the cost to remove, but at least 20 % and at most 80 %.
+        steps: number of optimizer steps of the phase; required by a schedule and by ``beta="auto"``.
+        budget: the budget that ``beta="auto"`` meets, see :mod:`etp_graph.steering`; in MACs or parameters.
+        acts_on: ``"units"``: the force acts on all units. ``"losers"``, only with ``beta="auto"``: it acts only on
+            units that must be at zero at the end of the present interval.
+        chosen_by: score that chooses the losers. ``"need"``: norm divided by the pull. ``"taylor"``: effect on the
+            loss, from the gradients of training. ``"need-taylor"``: both. See :mod:`etp_graph.steering`.
 
     Raises:
         ForceError: an argument is out of range.
-        PlanError: the plan is not of this model, or has no group that may be pruned.
+        PlanError: the plan was traced from another model, or every group is locked.
         BudgetError: the budget is out of reach.
     """
 
@@ -101,20 +107,23 @@ class Regularizer:
         self._pull.check()
         self._steering = Steering(model, plan, self.settings, self._pull) if self.settings.steered else None
 
-    # What acts on which unit.
+    # Forces and penalty.
     @property
     def force(self) -> Force:
-        """The force F."""
+        """Return the force F."""
         return self.settings.force
 
     @property
     def kappa(self) -> Tensor:
-        """κ of the group of each unit, [n_units]."""
+        """Return κ of the group of each unit, [n_units]."""
         return self._pull.kappa
 
     @property
     def strength(self) -> float:
-        """β·s(t) at the present step; with ``beta="auto"`` that of the last one, which a CPU has to wait for."""
+        """Return β·s(t) at the present step.
+
+        With ``beta="auto"`` return the β of the last step. The CPU then waits for the device.
+        """
         if self._steering is not None:
             most = float(maximum(list(self._sizes().values())))
             return float(self._steering.push) / most if most else 0.0
@@ -125,19 +134,20 @@ class Regularizer:
         return self.settings.beta * schedule(min(1.0, self.steps_done / steps))
 
     def distances(self) -> Tensor:
-        """Distance d_u of each unit from the pivot of its group (or block), in [0, 1], shape [n_units]."""
+        """Return the distance d_u of each unit from the pivot of its group (or block), in [0, 1], shape [n_units]."""
         return self._pull.distance.clone()
 
     def forces(self) -> Tensor:
-        """F(d_u), zero where no force acts (locked groups, frozen slices), shape [n_units]."""
+        """Return F(d_u), zero where no force acts (locked groups, frozen slices), shape [n_units]."""
         self._binding.refresh()
         return self._pull.force() * self._binding.active
 
     def penalty(self) -> Tensor:
-        """β·s(t)·Σ_u κ F(d_u)·‖w_u‖ (or F/2·‖w_u‖²), differentiable, a scalar; add it to the loss with ``mode="loss"``.
+        """Return β·s(t)·Σ_u κ F(d_u)·‖w_u‖, a differentiable scalar; add it to the loss with ``mode="loss"``.
 
-        The force is a constant under differentiation, and a unit at zero has gradient zero. A loss that is divided
-        for gradient accumulation divides this term, too.
+        ‖w_u‖ is replaced by ‖w_u‖²/2 or ‖w_u‖₁ for forces on squared norms or on single elements. The force is a
+        constant in differentiation, and a unit at zero has gradient zero. Add the penalty before the loss is divided
+        for gradient accumulation, so that it is divided too.
         """
         self._binding.refresh()
         self.penalties += 1
@@ -150,15 +160,15 @@ class Regularizer:
         positive = squares > 0  # the square root has an infinite slope at zero, and 0·inf is NaN
         return (pull * torch.where(positive, squares, 1.0).sqrt() * positive).sum()
 
-    # Life in a training loop.
+    # Use in a training loop.
     def attach(self, optimizer: Optimizer) -> Regularizer:
-        """Apply the force in every ``optimizer.step()`` from now on; returns itself, also for use in ``with``.
+        """Apply the force in every ``optimizer.step()`` from now on. Return the regularizer, for use in ``with``.
 
-        With ``mode="loss"`` this only counts steps, which schedules and ``refresh_every`` go by.
+        With ``mode="loss"`` this only counts steps, for schedules and ``refresh_every``.
 
         Raises:
-            ForceError: already attached, not a :class:`torch.optim.Optimizer`, or the optimizer lacks a parameter
-                that the force has to act on.
+            ForceError: the regularizer is already attached, ``optimizer`` is not a :class:`torch.optim.Optimizer`, or
+                it lacks a parameter that the force has to act on.
             PlanError: the model no longer fits the plan.
         """
         optimizer = inner_optimizer(optimizer)
@@ -180,7 +190,7 @@ class Regularizer:
         return self
 
     def detach(self) -> None:
-        """Leave the optimizer as it was before :meth:`attach`. Does nothing if not attached."""
+        """Remove the hooks that :meth:`attach` added to the optimizer. Does nothing if not attached."""
         for handle in self._handles:
             handle.remove()
         self._handles, self._optimizer = [], None
@@ -192,7 +202,7 @@ class Regularizer:
         self.detach()
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that an identical continuation needs: plain values and two tensors [n_units] on the CPU."""
+        """Return the state that an exact continuation needs: plain values, and tensors [n_units] on the CPU."""
         state: dict[str, Any] = {
             "format": FORMAT,
             "plan": self.plan.fingerprint,
@@ -208,11 +218,11 @@ class Regularizer:
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue where :meth:`state_dict` was taken.
+        """Continue from a state that :meth:`state_dict` returned.
 
         Raises:
             PlanError: the state belongs to another plan.
-            ForceError: it is not a state, of another format, or of a regularizer with other settings.
+            ForceError: this is not a state, or it has another format, is damaged, or was saved with other settings.
         """
         self.steps_done, distance, pending = read_state(state, self.plan, self.settings)
         self._pull.set_distance(distance.to(self._pending, copy=True))
@@ -223,9 +233,9 @@ class Regularizer:
             for name in ("losers", "sensitivity"):
                 setattr(self._steering, name, checked_vector(state.get(name), name, getattr(self._steering, name)))
 
-    # One step.
+    # Hooks of one optimizer step.
     def _before(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Pre-step hook: the checks, before anything has changed, and what adds to gradients or looks at them."""
+        """Check the parameters before the step changes anything, then add the force to gradients or observe them."""
         self._binding.check()
         if self._binding.refresh():
             self._binding.find_owners(optimizer)
@@ -236,7 +246,7 @@ class Regularizer:
         return None if act is None else after_gradients(act, optimizer, args, kwargs)
 
     def _after(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Post-step hook: the force of the mode ``prox``, and the count of steps."""
+        """Apply the force of the mode ``prox`` after the step, count the step, and rank the units again if due."""
         if self._steering is not None:
             self._steer(optimizer, self._steering)
         elif self.settings.mode == "prox":
@@ -246,7 +256,7 @@ class Regularizer:
             self._pull.rank()
 
     def _sizes(self, optimizer: Optimizer | None = None) -> dict[int, float | Tensor]:
-        """Step size of each parameter group that a force acts on; none while not attached."""
+        """Return the step size of each parameter group on which a force acts; empty while not attached."""
         groups = () if (found := optimizer or self._optimizer) is None else found.param_groups
         return {index: step_size(groups[index]) for index in set(self._binding.owner.values()) if groups}
 
@@ -255,19 +265,19 @@ class Regularizer:
 
     @torch.no_grad()
     def _add_gradient(self, optimizer: Optimizer) -> None:
-        """∇_u <- ∇_u + β κ F(d_u) w_u/‖w_u‖ (Torque eq. 11-13), zero for a unit at zero."""
+        """Add the force: ∇_u <- ∇_u + β κ F(d_u) w_u/‖w_u‖ (Torque eq. 11-13); add nothing for a unit at zero."""
         norms = self._pull.norms()
         pull = self._pull(norms) * (self.strength * self.settings.every)
         if not self.force.squared and not self.force.elementwise:
             pull = torch.where(norms > 0, pull / norms, 0.0)
         scale = getattr(optimizer, "grad_scale", None)
-        if scale is not None:  # a fused optimizer divides by GradScaler's factor itself, after this
+        if scale is not None:  # a fused optimizer divides by GradScaler's factor later, in its own step
             pull = pull * scale.to(pull)
         self._binding.add_gradient_(pull, signs=self.force.elementwise)
 
     @torch.no_grad()
     def _steer(self, optimizer: Optimizer, steering: Steering) -> None:
-        """As :meth:`_shrink`, with the push that the budget asks for: all slices of a unit reach zero together."""
+        """Shrink units as the budget requires. All slices of a unit have the same ratio, so they reach zero together."""
         ratio = steering.ratio(self.steps_done)
         skipped = getattr(optimizer, "found_inf", None)
         if skipped is not None:
@@ -276,23 +286,23 @@ class Regularizer:
 
     @torch.no_grad()
     def _shrink(self, optimizer: Optimizer) -> None:
-        """w_u <- w_u·max(0, 1 − η_eff β κ F(d_u)/‖w_u‖), each slice with the η_eff of its own parameter group.
+        """Apply w_u <- w_u·max(0, 1 − η_eff β κ F(d_u)/‖w_u‖), with the η_eff of the slice's parameter group.
 
-        The force waits in ``_pending`` until it is due and large enough for the weights' number format: a factor
-        of 1 − 1e-4 would be rounded to 1 in bfloat16, and the force lost.
+        The force is summed in ``_pending`` until it is due and large enough for the number format of the weights.
+        Otherwise it could be lost: bfloat16 rounds a factor of 1 − 1e-4 to 1.
         """
         sizes = self._sizes(optimizer)
         most = maximum(list(sizes.values()))
         push: float | Tensor = self.strength * most
         skipped = getattr(optimizer, "found_inf", None)
-        if skipped is not None:  # a fused optimizer skips the step itself where gradients overflowed
+        if skipped is not None:  # a fused optimizer skips its step if gradients overflowed
             push = push * (1 - skipped)
         norms = self._pull.norms() if self._due() or self.force.squared or self.force.adaptive else None
         pull = self._pull(norms) * push
         self._pending += pull * norms if self.force.squared and norms is not None else pull
         if norms is None or not self._due() or (not isinstance(most, Tensor) and most == 0):
             return
-        # The bounds keep 0·inf, which is NaN, out of units at zero and of parameter groups with lr = 0.
+        # Without the bounds, 0·inf would give NaN for units at zero and for parameter groups with lr = 0.
         ratio = (self._pending / norms.clamp_min(1e-30)).clamp_max(1e6)
         ripe = ratio >= self._binding.smallest_step()
         self._pending.masked_fill_(ripe, 0)

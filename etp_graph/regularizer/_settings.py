@@ -1,4 +1,4 @@
-"""The settings of a regularizer: everything about it that is not the model, as a configuration."""
+"""Settings of a regularizer (everything but the model, the plan and its state), as a configuration."""
 
 from __future__ import annotations
 
@@ -48,7 +48,11 @@ def _choice(name: str, value: object, choices: tuple[str, ...]) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RegularizerSettings(Composed):
-    """As in :class:`etp_graph.Regularizer`. Raises :class:`etp_graph.ForceError` for values out of range."""
+    """Arguments of :class:`etp_graph.Regularizer`, with the same meaning.
+
+    Raises:
+        ForceError: a value is out of range, or values contradict each other.
+    """
 
     readers: ClassVar = {
         "force": forces.from_json, "schedule": schedules.from_json, "budget": Budget.from_json,
@@ -70,7 +74,7 @@ class RegularizerSettings(Composed):
 
     @property
     def steered(self) -> bool:
-        """Whether β follows from the budget."""
+        """Return True if β is computed from the budget."""
         return self.beta == "auto"
 
     def __post_init__(self) -> None:
@@ -153,7 +157,7 @@ class RegularizerSettings(Composed):
         )
 
     def require_equal(self, other: Mapping[str, Any]) -> None:
-        """Raise :class:`ForceError` naming every field in which ``other`` (from ``to_dict``) differs."""
+        """Raise :class:`ForceError` if a field of ``other`` (from ``to_dict``) differs; the message names all that do."""
         mine = self.to_dict()
         differ = [f"{k}: {other.get(k)!r}, here {v!r}" for k, v in mine.items() if other.get(k) != v]
         if differ:
@@ -161,11 +165,11 @@ class RegularizerSettings(Composed):
 
 
 def read_state(state: Mapping[str, Any], plan: Plan, settings: RegularizerSettings) -> tuple[int, Tensor, Tensor]:
-    """The number of steps, the distances and the pending force [n_units] of a regularizer's state.
+    """Return from a regularizer's state the number of steps, the distances [n_units] and the pending force [n_units].
 
     Raises:
         PlanError: the state belongs to another plan.
-        ForceError: it is not a state, of another format, damaged, or of a regularizer with other settings.
+        ForceError: this is not a state, or it has another format, is damaged, or was saved with other settings.
     """
     missing = {"format", "plan", "settings", "steps_done", "distance", "pending"} - set(state)
     if missing or state["format"] != FORMAT:
@@ -187,7 +191,11 @@ def read_state(state: Mapping[str, Any], plan: Plan, settings: RegularizerSettin
 
 
 def checked_vector(value: object, name: str, like: Tensor) -> Tensor:
-    """A vector of a state, as a copy on the device of ``like``; :class:`ForceError` unless it is one of that shape."""
+    """Return a copy of a vector of a state, on the device of ``like``.
+
+    Raises:
+        ForceError: this is not a finite vector with the shape and dtype of ``like``.
+    """
     sound = isinstance(value, Tensor) and value.shape == like.shape and value.dtype == like.dtype
     if not sound or not bool(torch.as_tensor(value).isfinite().all()):
         raise ForceError(f"this state is damaged: {name} has to be a finite vector, {like.dtype} {list(like.shape)}.")

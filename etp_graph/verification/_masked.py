@@ -1,7 +1,7 @@
-"""The masked model: what a pruned model must compute, without removing anything.
+"""Masked model: the reference for a pruned model, computed without removing anything.
 
-Units are zeroed in every slice, and norms that average over channels (layer, group and RMS norm) are reduced over the
-kept entries: the definition against which surgery is proved.
+Units are set to zero in every slice, and norms that average over channels (layer, group and RMS norm) are reduced over
+the kept entries. Surgery is checked against this definition.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from etp_graph.plan import ACTIVATION, Plan, Positions, SlicedAxis, with_no_unit
 
 
 class Masked(TorchFunctionMode):
-    """Inside this context the given model runs with norms reduced over the kept entries.
+    """Context in which the given model runs with norms reduced over the kept entries.
 
     Args:
-        model: a copy of the traced model; its removed units are set to zero here, in place.
+        model: a copy of the traced model; its removed units are set to zero by this constructor, in place.
         plan: the plan of the model.
-        keep: which units stay, bool [plan.n_units].
+        keep: True for units that stay, bool [plan.n_units].
     """
 
     def __init__(self, model: nn.Module, plan: Plan, keep: Tensor) -> None:
@@ -84,7 +84,7 @@ class Masked(TorchFunctionMode):
         return unit_mean(x if kept is None else x.index_select(dim, kept.nonzero().flatten().to(x.device)), dim, weight)
 
     def _masks(self, call: dict[str, Any], trailing: bool) -> dict[int, Tensor]:
-        """Dimension of the input -> which of its positions are kept."""
+        """Return for each normalised dimension of the input which of its positions are kept, bool [size]."""
         x, weight = call["input"], call.get("weight")
         if trailing:
             first = x.ndim - len(call["normalized_shape"])
@@ -95,7 +95,10 @@ class Masked(TorchFunctionMode):
         return dict.fromkeys([1], next(iter(found.values()))) if found else {}
 
     def _module(self) -> dict[int, Tensor]:
-        """What the running module's attributes count, or else what its own vectors hold."""
+        """Return the kept positions of the running module, for a norm without weight.
+
+        They come from the attributes of the module that count units, or else from its own sliced vectors.
+        """
         module = self._running.modules[-1] if self._running.modules else None
         if module is None or id(module) in self._by_module:
             return self._by_module.get(id(module), {})
@@ -112,7 +115,7 @@ def _zero_units(tensor: Tensor, kept_by_axis: dict[int, Tensor]) -> None:
 def _reduced(
     func: Callable[..., Tensor], call: dict[str, Any], masks: dict[int, Tensor], rest: dict[str, Any]
 ) -> Tensor:
-    """The norm over the kept entries, zeros elsewhere."""
+    """Apply the norm to the kept entries; return zeros elsewhere."""
     x: Tensor = call.pop("input")
     out_shape, index = x.shape, {}
     trailing = "normalized_shape" in call
@@ -135,7 +138,7 @@ def _reduced(
 
 
 class _Mask(nn.Module):
-    """The last step of a parametrized weight: removed units become zero after normalisation, not before."""
+    """Last parametrization of a weight-normalised weight; it sets removed units to zero after the normalisation."""
 
     def __init__(self, kept: dict[int, Tensor]) -> None:
         super().__init__()
@@ -149,6 +152,6 @@ class _Mask(nn.Module):
 
 
 def _normed_layer(model: nn.Module, name: str) -> nn.Module | None:
-    """The layer whose weight-normalised weight this tensor is a part of."""
+    """Return the layer whose weight-normalised weight is computed from this tensor, or ``None``."""
     owner, found, _ = name.partition(".parametrizations.weight.original")
     return model.get_submodule(owner) if found else None

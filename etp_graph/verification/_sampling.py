@@ -1,4 +1,4 @@
-"""Random selections and random weights: what the oracle tries."""
+"""Random selections and random weights, for the check of surgery against masking."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from etp_graph.plan import Group, Plan, Selection
 
 
 def random_selection(plan: Plan, groups: Sequence[Group], ratio: float, generator: torch.Generator) -> Selection:
-    """Drop units of each group at random, within its constraints; on average ``ratio`` of them, at 1 all that may go.
+    """Choose random units of each group to remove, within its constraints; return the selection.
 
-    Every group gets a ratio of its own, so that counts that must be equal across groups do not agree by accident.
+    On average a share ``ratio`` is removed; at 1, all units that may be removed. Each group gets its own random share,
+    so that counts that must be equal across groups are not equal by accident.
     """
     keep = {}
     for group in groups:
@@ -35,18 +36,18 @@ def random_selection(plan: Plan, groups: Sequence[Group], ratio: float, generato
 
 @torch.no_grad()
 def randomize_(model: nn.Module, *, seed: int = 0) -> None:
-    """Random weights, biases, norm scales and running statistics, in place; activations keep a sensible scale.
+    """Replace weights, biases, norm scales and running statistics by random values, in place.
 
-    Matrices and kernels: normal with variance 1 / fan-in (with more, rounding errors grow with the depth). Vectors
-    named ``weight``, ``running_var`` or ``original0``: uniform in [0.5, 1.5]. Everything else: normal with standard
-    deviation 0.2.
+    Activations keep a moderate scale. Matrices and kernels: normal with variance 1 / fan-in (with a larger variance,
+    rounding errors would grow with the depth). Vectors named ``weight``, and tensors named ``running_var`` or
+    ``original0``: uniform in [0.5, 1.5]. Everything else: normal with standard deviation 0.2.
     """
     generator = torch.Generator().manual_seed(seed)
     for name, tensor in named_tensors(model):
         if not tensor.is_floating_point():
             continue
         if not isinstance(tensor, nn.Parameter) and not name.endswith(("running_mean", "running_var")):
-            if tensor.numel() == 1:  # a gate that happens to be closed hides what it gates
+            if tensor.numel() == 1:  # a gate that is zero would hide errors behind it
                 tensor.copy_(torch.rand(tensor.shape, generator=generator, device="cpu") + 0.5)
             continue
         if name.endswith(("running_var", "original0")) or (tensor.ndim < 2 and name.endswith("weight")):

@@ -1,4 +1,4 @@
-"""The oracle: a pruned model computes what the masked model computes, outputs and gradients."""
+"""Check that a pruned model computes the same outputs and gradients as the masked model."""
 
 from __future__ import annotations
 
@@ -35,14 +35,15 @@ TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verification:
-    """What :func:`verify` measured.
+    """Measurements of :func:`verify`.
 
     Attributes:
         error: largest relative error of an output, over all trials.
         gradient_error: the same for gradients; ``None`` if they were not compared.
-        effect: how much removing the units changed the outputs, relative: a check without effect proves nothing.
-        units: units removed in the trials, of ``n_units``.
-        dtype: ``float64``, or ``float32`` where an operator of the model knows no float64.
+        effect: largest relative change of an output by removing the units. If it is zero, the check proves nothing.
+        units: number of units removed, summed over all trials.
+        n_units: number of units of the plan.
+        dtype: ``float64``, or ``float32`` if an operator of the model does not support float64.
     """
 
     error: float
@@ -67,22 +68,24 @@ def verify(
     randomize: bool = True,
     seed: int = 0,
 ) -> Verification:
-    """Prove on copies that surgery removes exactly what masking silences.
+    """Check on copies of the model that removing units and masking them give the same results.
 
-    In every group random units are chosen. One copy has them zeroed in every slice (norms reduced over the kept
-    entries), another has them removed; outputs, and gradients of the parameters, must agree to 1e-6 (relative) in
-    float64, or to 1e-4 in float32 where an operator knows no float64. The model itself is not touched.
+    Random units of every group are chosen. In one copy they are set to zero in every slice, and norms are reduced over
+    the kept entries. In another copy they are removed. Outputs, and gradients of the parameters, must agree to 1e-6
+    (relative) in float64, or to 1e-4 in float32 if an operator does not support float64. The model itself does not
+    change.
 
     Args:
-        ratio: share of the units to remove, one trial for each; 0: one unit (of each block) of every group, 1: all that
-            may go. Every group gets a share of its own around it.
+        ratio: share of the units to remove, one trial for each value. 0 removes one unit (of each block) of every
+            group, and 1 removes all units that may be removed. For values in between, each group gets a random share
+            around the value.
         gradients: compare gradients too.
-        randomize: replace weights, biases, norms and running statistics in the copies by random values; the defaults of
-            a fresh model (zero biases, unit norms) hide errors.
-        seed: of the choice and of the random values.
+        randomize: replace weights, biases, norms and running statistics in the copies by random values, because the
+            defaults of a fresh model (zero biases, unit norms) hide errors.
+        seed: seed of the choice and of the random values.
 
     Raises:
-        EquivalenceError: they differ; it names the first group that breaks.
+        EquivalenceError: outputs or gradients differ; the error names the first group that fails.
         PlanError: the plan does not fit the model.
     """
     plan.check(model)
@@ -104,9 +107,9 @@ def verify(
 
 
 def lock_what_fails(model: nn.Module, plan: Plan, example_inputs: Any) -> Plan:
-    """The plan with every group locked that :func:`verify` refutes, the measured error as the reason."""
+    """Lock every group for which :func:`verify` fails, with the measured error as the reason; return the locked plan."""
     judge = _Trials(model, plan, example_inputs, gradients=False, randomize=True, seed=0)
-    for ratio in (0.5, 0.0, 1.0):  # the extremes find sizes that only few counts fit
+    for ratio in (0.5, 0.0, 1.0):  # 0 and 1 find operators that only accept some sizes
         while plan.prunable and not (trial := judge.trial(plan.prunable, ratio)).good:
             plan = plan.lock(
                 {g.name: f"check failed: {why}" for g, why in judge.groups_that_fail(plan.prunable, ratio, trial)}
@@ -126,7 +129,7 @@ class _Trial:
 
 
 class _Trials:
-    """Runs trials on copies of one model, in the widest precision that its operators know."""
+    """Trials on copies of one model, in the highest precision that its operators support."""
 
     def __init__(
         self, model: nn.Module, plan: Plan, example_inputs: Any, *, gradients: bool, randomize: bool, seed: int
@@ -162,7 +165,7 @@ class _Trials:
     def groups_that_fail(
         self, groups: Sequence[Group], ratio: float, trial: _Trial | None = None
     ) -> list[tuple[Group, str]]:
-        """The groups that fail on their own, or the smallest set found that fails together, each with the reason."""
+        """Return the groups that fail alone, or else the smallest failing set found by bisection, each with the reason."""
         trial = trial or self.trial(groups, ratio)
         if trial.good:
             return []
@@ -173,7 +176,7 @@ class _Trials:
         return bad or [(group, trial.why) for group in groups]
 
     def equivalence_error(self, groups: Sequence[Group], ratio: float) -> EquivalenceError:
-        """Bisect to the first group with which the groups before it break."""
+        """Find by bisection the first group with which the trial of all groups up to it fails; return the error."""
         low, high = 0, len(groups)
         while high - low > 1:
             middle = (low + high) // 2
@@ -189,7 +192,7 @@ class _Trials:
         )
 
     def trial(self, groups: Sequence[Group], ratio: float) -> _Trial:
-        """Remove ``ratio`` of the units of these groups, by masking and by surgery, and compare."""
+        """Remove a share ``ratio`` of the units of these groups by masking and by surgery, and compare the results."""
         generator = torch.Generator().manual_seed(self.seed)
         selection = random_selection(self.plan, groups, ratio, generator)
         keep = selection.flat(self.plan)
@@ -199,7 +202,7 @@ class _Trials:
             got, got_grads = self._run(pruned)
         except (RuntimeError, ValueError, IndexError, TypeError, AttributeError, AssertionError) as failure:
             return _Trial(float("inf"), float("inf"), 0.0, 0, False, f"the pruned model fails: {failure}")
-        del pruned  # one copy at a time: the largest models just fit
+        del pruned  # keep one copy at a time, because memory may not suffice for two
         masked = copy.deepcopy(self.model)
         with Masked(masked, self.plan, keep), standing_in(masked, views_only=True):
             want, want_grads = self._run(masked)
@@ -230,19 +233,22 @@ class _Trials:
 
 
 def _as_real(tensor: Tensor) -> Tensor:
-    """Integers and booleans as float64, complex numbers as pairs: everything that can be compared by difference."""
+    """Convert integers and booleans to float64 and complex numbers to pairs, so that differences can be computed."""
     if tensor.is_complex():
         return torch.view_as_real(tensor)
     return tensor if tensor.is_floating_point() else tensor.double()
 
 
 def _relative_error(got: Sequence[Tensor], want: Sequence[Tensor]) -> float:
-    """Largest |got - want| over the largest |want|; infinite for other shapes, and for anything not finite."""
+    """Return the largest |got - want| of a tensor, divided by its largest |want|, over all tensors.
+
+    Infinite if numbers or shapes of the tensors differ, or if values that differ are not finite.
+    """
     worst = float("inf") if len(got) != len(want) or not want else 0.0
     for a, b in zip(got, want, strict=False):
         if a.shape != b.shape:
             return float("inf")
-        other = a != b  # infinities of masked logits are equal, and have no difference
+        other = a != b  # masked logits may be equal infinities, whose difference is NaN
         if bool(other.any()):
             if not bool(a[other].isfinite().all() and b[other].isfinite().all()):
                 return float("inf")
@@ -252,14 +258,14 @@ def _relative_error(got: Sequence[Tensor], want: Sequence[Tensor]) -> float:
 
 
 def _gradient_error(got: dict[str, Tensor], want: dict[str, Tensor], plan: Plan, keep: Tensor) -> float:
-    """Largest relative error of a gradient over its kept entries."""
+    """Return the largest relative error of a gradient over its kept entries."""
     full = with_no_unit(keep, True)
     sliced = Positions(plan).axes
     top = max((float(g.abs().max()) for g in want.values() if g.numel()), default=0.0)
     worst = 0.0
     for name, grad in got.items():
         if name not in want or ".parametrizations." in name:
-            continue  # surgery rescales a magnitude, so its gradient is another one for the same function
+            continue  # surgery rescales magnitudes, so their gradients differ although the function is the same
         other = want[name]
         for axis in sliced.get(name, ()):
             other = other.index_select(axis.axis, axis.kept_positions(full).nonzero().flatten().to(other.device))
