@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common.statistics import Cell, Record, Spread, cells
-from benchmarks.contest.contestants import CONTROLS, UNPRUNED
+from benchmarks.common.contestant_names import CONTROLS, UNPRUNED
+from benchmarks.common.records import Record
+from benchmarks.common.statistics import Cell, Spread, cells
 
 INK = "#6b7280"
 STYLE: Any = {

@@ -5,15 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict
-from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -21,18 +18,19 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from benchmarks.models import FAMILIES, registry
+from etp_graph.demo.zoo.machine import machine_record
 
 _LIBRARIES = ("torch", "torchvision", "timm", "transformers", "torch-geometric", "torch-pruning")
 
 
-def run_apart(module: str, payload: dict[str, Any], *, limit: float, threads: int) -> dict[str, Any]:
-    """What ``python -m module --one JSON`` prints as its last line, or a verdict why it printed nothing."""
-    command = [sys.executable, "-m", module, "--one", json.dumps(payload)]
+def run_apart(command: str, payload: dict[str, Any], *, limit: float, threads: int) -> dict[str, Any]:
+    """Return what ``python -m benchmarks COMMAND --one JSON`` prints as its last line, or a verdict why it did not."""
+    words = [sys.executable, "-m", "benchmarks", command, "--one", json.dumps(payload)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     start = time.perf_counter()
     try:
         done = subprocess.run(  # noqa: S603 - this program itself
-            command,
+            words,
             check=False,
             capture_output=True,
             text=True,
@@ -48,17 +46,9 @@ def run_apart(module: str, payload: dict[str, Any], *, limit: float, threads: in
     return {"verdict": f"exception: {last[0]}", "seconds": time.perf_counter() - start}
 
 
-def conditions() -> dict[str, str]:
-    """Versions and hardware."""
-    cpu = next((line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if "model name" in line), "")
-    return {
-        **{name: version(name) for name in _LIBRARIES if find_spec(name.replace("-", "_"))},
-        "python": platform.python_version(), "cpu": cpu or platform.processor(), "cores": str(os.cpu_count()),
-    }  # fmt: skip
-
-
-def _lines(path: str) -> list[str]:
-    return Path(path).read_text().splitlines() if Path(path).exists() else []
+def processor_record() -> dict[str, str]:
+    """Return versions and hardware of measurements on the processor."""
+    return machine_record(_LIBRARIES, accelerator=False)
 
 
 class Setting(Protocol):
@@ -108,11 +98,11 @@ def begin(options: argparse.Namespace, **facts: Any) -> dict[str, Any]:
     if options.resume and options.results.exists():
         body: dict[str, Any] = json.loads(options.results.read_text())
         return body
-    return {"conditions": conditions(), **facts, "seconds": 0.0, "measurements": {}}
+    return {"conditions": processor_record(), **facts, "seconds": 0.0, "measurements": {}}
 
 
 def measure_all(
-    module: str, settings: Sequence[Setting], body: dict[str, Any], results: Path, *,
+    command: str, settings: Sequence[Setting], body: dict[str, Any], results: Path, *,
     limit: Callable[[Any], float], jobs: int = 1,
 ) -> None:  # fmt: skip
     """Measure what the body lacks, ``jobs`` at a time, and write it to the file after each measurement."""
@@ -123,7 +113,7 @@ def measure_all(
     with Progress(*columns, console=Console(stderr=True)) as progress, ThreadPoolExecutor(jobs) as pool:
         task = progress.add_task("", total=len(settings), completed=len(settings) - len(missing))
         runs = {
-            pool.submit(run_apart, module, asdict(each), limit=limit(each), threads=each.threads): each.key
+            pool.submit(run_apart, command, asdict(each), limit=limit(each), threads=each.threads): each.key
             for each in missing
         }
         for run in as_completed(runs):

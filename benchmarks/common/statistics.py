@@ -5,14 +5,9 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-Record = dict[str, Any]
-RIVALS = {
-    "DepGraph (tp-groupnorm)": "tp-groupnorm", "DepGraph (depgraph)": "depgraph", "Torque (torque)": "torque",
-    "a narrow network (small-dense)": "small-dense",
-}  # fmt: skip
-"""What `etp` is compared with: DepGraph as its authors wrote it and as it is here, Torque, and a narrow network."""
+from benchmarks.common.contestant_names import RIVALS
+from benchmarks.common.records import Record
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

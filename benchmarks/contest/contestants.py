@@ -12,25 +12,19 @@ import torch
 from torch import nn
 
 import etp_graph as etp
-from benchmarks.common.machine import Counter
+from benchmarks.common.contestant_names import CONTROLS, DISTILLED, SMALL, UNPRUNED
 from benchmarks.contest import torch_pruning
-from benchmarks.contest.distillation import SUFFIX, Distillation
+from benchmarks.contest.counting import Counter
+from benchmarks.contest.distillation import Distillation
 from benchmarks.contest.strength import reference
 from benchmarks.contest.training import train
-from benchmarks.study.variants import STUDY
-from benchmarks.tasks.base import SMALL, Task
+from benchmarks.contest.variants import STUDY
+from benchmarks.tasks.base import Task
 from etp_graph import methods
 from etp_graph.methods import Method
 
 Stage = Literal["dense", "sparse", "pruned", "finetuned"]
 Watch = Callable[[Stage, nn.Module], None]
-CONTROLS = ("dense", "small-dense", "random", "l1-uniform")
-"""Unpruned with the same extra training; a narrow network from scratch; random units; L1, the same share everywhere."""
-VARIANTS: Mapping[str, Method] = {
-    "l1-uniform": replace(methods.get("l1"), name="l1-uniform", source="Li et al. 2017, uniform", scope="local"),
-    **STUDY,
-}
-UNPRUNED = "dense"
 RATES = (0.3, 1.0, 3.0, 9.0)
 """Learning rates that `small-dense` tries, as multiples of the one of the wide network."""
 CALIBRATION = 4
@@ -40,23 +34,21 @@ CALIBRATION = 4
 def known() -> tuple[str, ...]:
     """Every name that a run may have: this library's presets, the peers, the controls; each also distilled."""
     names = dict.fromkeys([*methods.METHODS, *torch_pruning.PEERS, *CONTROLS, *STUDY])
-    return (*names, *(name + SUFFIX for name in names))
+    return (*names, *(name + DISTILLED for name in names))
 
 
 def library_method(name: str) -> Method | None:
     """The preset or variant of this library; ``None`` for the others."""
-    name = name.removesuffix(SUFFIX)
-    if name in VARIANTS:
-        return VARIANTS[name]
-    return methods.METHODS.get(name)
+    name = name.removesuffix(DISTILLED)
+    return STUDY.get(name) or methods.METHODS.get(name)
 
 
 def tunable(name: str) -> bool:
     """Whether the contestant has a strength (or, with fresh weights, a learning rate) that somebody has to choose."""
-    if name.removesuffix(SUFFIX) == SMALL:
+    if name.removesuffix(DISTILLED) == SMALL:
         return True
     method = library_method(name)
-    return name.removesuffix(SUFFIX) in torch_pruning.PEERS or (
+    return name.removesuffix(DISTILLED) in torch_pruning.PEERS or (
         method is not None and method.force is not None and not method.steered
     )
 
@@ -119,8 +111,8 @@ class Contest:
     def run(self, name: str, push: float | None) -> Finished:
         """The small network; ``push`` is that of its strength, if it has one (of `small-dense`: of its rate)."""
         torch.manual_seed(self.seed)
-        self.distilled = name.endswith(SUFFIX)
-        name = name.removesuffix(SUFFIX)
+        self.distilled = name.endswith(DISTILLED)
+        name = name.removesuffix(DISTILLED)
         if name == UNPRUNED:
             return self._dense()
         if name == SMALL:

@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-SUFFIX = "+kd"
 TEMPERATURE, WEIGHT = 4.0, 0.5
 
 

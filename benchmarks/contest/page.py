@@ -1,26 +1,18 @@
-"""Write the records of measurements from committed results, without measuring: ``python -m benchmarks report``.
-
-It writes ``docs/results/TASK.md`` with figures for every file of runs, the records on coverage, speed, latency, scale
-and export from their JSON files, and ``docs/results/index.md``. Remarks that do not follow from figures are in a
-Markdown file beside the runs (``TASK.md``) and are copied onto the page.
-"""
+"""Write the record of one task from its runs; a pure function of them."""
 
 from __future__ import annotations
 
-import argparse
-import json
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from benchmarks.common.contestant_names import RIVALS, SMALL
+from benchmarks.common.markdown import as_row, with_spread
+from benchmarks.common.records import Record
+from benchmarks.common.statistics import Cell, Spread, cells
+from benchmarks.contest.verdicts import VERDICTS, as_times, better_methods, difference_text, speed_ups_of, verdict_on
+from benchmarks.tasks.base import concerns
 
-from benchmarks.common.statistics import RIVALS, Cell, Record, Spread, cells, difference, impossible, rival
-from benchmarks.contest.run import RUNS, files, read
-from benchmarks.tasks.base import SMALL, concerns
-
-PAGES = Path("docs/results")
 COLUMNS = ("method", "before surgery", "right after", "fine-tuned", "params", "MACs", "p50 latency", "push", "seeds")
 
 
@@ -29,7 +21,7 @@ def page(records: Sequence[Record], *, figures: Sequence[str] = (), remarks: str
     first = records[0]
     metric, config = first["metric"], first["config"]
     found = cells(records)
-    speed_ups = _speed_ups(found)
+    speed_ups = speed_ups_of(found)
     lines = [f"# {first['title']}", "", *_introduction(records, found), ""]
     lines += ["## Findings", "", *_findings(records, found), "", "## Limits", "", *_limits(records, found), ""]
     if remarks:
@@ -44,121 +36,10 @@ def page(records: Sequence[Record], *, figures: Sequence[str] = (), remarks: str
     return "\n".join(lines)
 
 
-def _speed_ups(found: Sequence[Cell]) -> list[float]:
-    return sorted({cell.speed_up for cell in found if cell.method != "dense"})
-
-
-MORE = {
-    "coverage": ("Coverage", "checks the plan of each model of the registry, beside plain Torch-Pruning"),
-    "speed": ("Speed", "measures the cost of the force, of plans, of budgets and of surgery"),
-    "latency": ("Latency", "compares the speed-up in multiply-adds with that in time, and checks budgets in time"),
-    "scale": ("Scale", "measures what the force sends and costs on several ranks, and models it for up to 1,024 GPUs"),
-    "export": ("Export", "exports pruned models with `torch.export`, `torch.compile` and ONNX"),
-    "study": ("The study behind `etp`", "compares `etp` with variants of it that differ in one thing each"),
-    "gradual": ("Single weights or whole units", "compares masks on weights, removed units and a narrow network"),
-    "papers": ("Beside the papers", "compares the runs with the figures of the papers, row by row"),
-}
-"""Title and contents of the records that are not of one task."""
-
-
-_OVERVIEW = (
-    "*After fine-tuning, at the highest speed-up of each task, the best above; mean and standard deviation over the "
-    "seeds. Hollow: controls; `dense`, dashed, is never cut and takes as many steps. Dotted: the checkpoint.*"
-)
-
-
-def index(pages: Mapping[str, Sequence[Record]], more: Iterable[str] = (), figure: str | None = None) -> str:
-    """The list of all records with one sentence each, and the comparison of etp with others on all tasks.
-
-    Args:
-        pages: records by the name of their page.
-        more: names of further pages.
-        figure: file of the overview.
-    """
-    lines = [
-        "# Results", "",
-        "This page lists the records of measurements. Each begins with its command, its findings and its limits; "
-        "tables follow. [The protocol](../benchmarks.md) has the rules of the comparison.", "",
-        "## Findings", "", *_verdicts(pages), "",
-        "Better and worse mean by more than one standard deviation of the difference over the common seeds.", "",
-        "## Limits", "", *_behind(pages),
-        "- Tasks of the scale `cpu` have parts of the data, narrower networks and short schedules.",
-        "- A task with a single seed gives no verdict.", "",
-        "## Records", "",
-        *(f"- [{MORE[name][0]}]({name}.md) {MORE[name][1]}." for name in more),
-        *(f"- [{records[0]['title']}]({name}.md) {_contents(records)}." for name, records in pages.items()), "",
-        "## Comparison on all tasks", "",
-        "The table has the metric of `etp` on the test part and the mean difference to others over the common seeds, "
-        "in the units of the metric. Write it again: `python -m benchmarks report`.", "",
-        *([f"![All methods on every task]({figure})", "", _OVERVIEW, ""] if figure else []),
-        as_row(("task", "metric", "speed-up", "etp", *(f"etp against {name}" for name in RIVALS), "seeds")),
-        as_row(["---"] * (5 + len(RIVALS))),
-    ]  # fmt: skip
-    for name, records in pages.items():
-        found, metric = cells(records), records[0]["metric"]
-        for cell in sorted((c for c in found if c.method == "etp"), key=lambda c: c.speed_up):
-            spread = cell.stage("finetuned")
-            against = [_against(cell, found, other, metric) for other in RIVALS]
-            lines.append(as_row((
-                f"[{records[0]['title']}]({name}.md)", metric["name"], f"{cell.speed_up:g}x",
-                with_spread(spread, metric), *against, str(spread.n if spread else 0),
-            )))  # fmt: skip
-    return "\n".join([*lines, ""])
-
-
-def _verdicts(pages: Mapping[str, Sequence[Record]]) -> list[str]:
-    """How often etp is better or worse than each rival, over tasks and speed-ups."""
-    lines, own = [], _all_of_etp(pages)
-    for name in RIVALS:
-        said: Counter[str] = Counter()
-        for cell, found, metric in own:
-            said[_verdict(cell, found, name, higher=metric["higher"])] += 1
-        counts = ", ".join(f"{sort} in {said[sort]}" for sort in ("better", "within one deviation", "worse"))
-        rest = "".join(f"; {sort} in {n}" for sort, n in said.items() if sort not in _SAID)
-        if own:
-            lines.append(f"- Against {name}, of {len(own)} tasks and speed-ups: `etp` is {counts}{rest}.")
-    return lines or ["- There are no runs yet."]
-
-
-def _all_of_etp(pages: Mapping[str, Sequence[Record]]) -> list[tuple[Cell, list[Cell], Mapping[str, Any]]]:
-    """The cells of etp, each with all cells of its task and the metric."""
-    grouped = [(cells(records), records[0]["metric"]) for records in pages.values()]
-    return [(cell, found, metric) for found, metric in grouped for cell in found if cell.method == "etp" and cell.ok]
-
-
-def _behind(pages: Mapping[str, Sequence[Record]]) -> list[str]:
-    """In how many tasks and speed-ups another method has a better mean than etp."""
-    own = _all_of_etp(pages)
-    n = sum(bool(_ahead(cell, found, higher=metric["higher"])) for cell, found, metric in own)
-    return [
-        f"- In {n} of {len(own)} tasks and speed-ups another method has a better mean than `etp`. "
-        "The page of the task names it."
-    ]
-
-
-def _verdict(own: Cell, found: Sequence[Cell], name: str, *, higher: bool) -> str:
-    other = rival(found, name, own.speed_up)
-    if other is None:
-        return "not possible" if impossible(found, name, own.speed_up) else "no such run yet"
-    apart = difference(own, other, higher=higher)
-    return "without verdict (one common seed or none)" if apart is None else apart.mark
-
-
-def _contents(records: Sequence[Record]) -> str:
-    """The sentence of a task in the list of records."""
-    found = cells(records)
-    methods = len({cell.method for cell in found})
-    return f"compares {methods} methods by {records[0]['metric']['name']} at {_times(_speed_ups(found))}"
-
-
-def _times(speed_ups: Sequence[float]) -> str:
-    return " and ".join(f"{speed_up:g}x" for speed_up in speed_ups)
-
-
 def _introduction(records: Sequence[Record], found: Sequence[Cell]) -> list[str]:
     methods, config = len({cell.method for cell in found}), records[0]["config"]
     return [
-        f"This record compares {methods} methods at {_times(_speed_ups(found))} fewer multiply-adds. All see the same "
+        f"This record compares {methods} methods at {as_times(speed_ups_of(found))} fewer multiply-adds. All see the same "
         "batches in the same order, so that they can be compared.", "",
         f"- Measure: `{_command(records, config)}`.",
         f"- Results: `benchmarks/results/runs/{config['task']}.jsonl`.",
@@ -180,47 +61,33 @@ def _findings(records: Sequence[Record], found: Sequence[Cell]) -> list[str]:
             f"{with_spread(dense.stage('finetuned'), metric)}."
         )  # fmt: skip
         lines.append(f"- The checkpoint has {with_spread(start, metric)}.{same}")
-    for speed_up in _speed_ups(found):
+    for speed_up in speed_ups_of(found):
         own = _own(found, speed_up)
         if own is None:
             continue
         sorts: dict[str, list[str]] = {}
         for name, method in RIVALS.items():
-            verdict = _verdict(own, found, name, higher=metric["higher"])
-            if verdict in _SAID:
+            verdict = verdict_on(own, found, name, higher=metric["higher"])
+            if verdict in VERDICTS:
                 sorts.setdefault(verdict, []).append(f"`{method}`")
-        said = "; ".join(f"{_SAID[sort]} {', '.join(names)}" for sort in _SAID if (names := sorts.get(sort)))
+        said = "; ".join(f"{VERDICTS[sort]} {', '.join(names)}" for sort in VERDICTS if (names := sorts.get(sort)))
         against = f" It is {said}." if said else ""
         lines.append(f"- At {speed_up:g}x `etp` has {with_spread(own.stage('finetuned'), metric)}.{against}")
-        if not _ahead(own, found, higher=metric["higher"]):
+        if not better_methods(own, found, higher=metric["higher"]):
             lines.append(f"- At {speed_up:g}x no other pruned or narrow network has a better mean than `etp`.")
     return lines
-
-
-_SAID = {"better": "better than", "within one deviation": "within one deviation of", "worse": "worse than"}
 
 
 def _own(found: Sequence[Cell], speed_up: float) -> Cell | None:
     return next((cell for cell in found if cell.method == "etp" and cell.speed_up == speed_up and cell.ok), None)
 
 
-def _ahead(own: Cell, found: Sequence[Cell], *, higher: bool) -> list[Cell]:
-    """The methods with a better mean at the same speed-up, the best first."""
-
-    def mean(cell: Cell) -> float:
-        spread = cell.stage("finetuned")
-        return float("-inf") if spread is None else spread.mean * (1 if higher else -1)
-
-    others = [cell for cell in found if cell.ok and cell.speed_up == own.speed_up and cell.method != "dense"]
-    return sorted((cell for cell in others if mean(cell) > mean(own)), key=mean, reverse=True)
-
-
 def _limits(records: Sequence[Record], found: Sequence[Cell]) -> list[str]:
     """What does not hold: who is ahead of etp, which methods gave nothing, and how much the figures say."""
     metric, lines = records[0]["metric"], []
-    for speed_up in _speed_ups(found):
+    for speed_up in speed_ups_of(found):
         own = _own(found, speed_up)
-        ahead = [] if own is None else _ahead(own, found, higher=metric["higher"])
+        ahead = [] if own is None else better_methods(own, found, higher=metric["higher"])
         if ahead:
             said = ", ".join(f"`{cell.method}` ({with_spread(cell.stage('finetuned'), metric)})" for cell in ahead)
             lines.append(f"- At {speed_up:g}x these have a better mean than `etp`: {said}.")
@@ -280,20 +147,7 @@ def _marks(found: Sequence[Cell], speed_up: float, metric: Mapping[str, Any]) ->
     own = _own(found, speed_up)
     if own is None:
         return []
-    return [f"- etp against {name}: {_against(own, found, name, metric)}" for name in RIVALS]
-
-
-def _against(own: Cell, found: Sequence[Cell], name: str, metric: Mapping[str, Any]) -> str:
-    other = rival(found, name, own.speed_up)
-    if other is None:
-        return "not possible" if impossible(found, name, own.speed_up) else "no such run yet"
-    apart = difference(own, other, higher=metric["higher"])
-    by, digits = (100.0, 2) if metric["percent"] else (1.0, 3)
-    if apart is None:
-        left, right = own.by_seed(), other.by_seed()
-        both = left.keys() & right.keys()
-        return "; ".join(f"{by * (left[k] - right[k]):+.{digits}f}, a single seed" for k in both) or "no common seed"
-    return f"{by * apart.mean:+.{digits}f} ± {by * apart.deviation:.{digits}f}, {apart.mark} ({apart.n} seeds)"
+    return [f"- etp against {name}: {difference_text(own, found, name, metric)}" for name in RIVALS]
 
 
 def _conditions(records: Sequence[Record], config: Mapping[str, Any]) -> list[str]:
@@ -309,7 +163,7 @@ def _conditions(records: Sequence[Record], config: Mapping[str, Any]) -> list[st
         f"{recipe['scratch_steps']} steps from fresh weights, at the best of several learning rates, which stand under "
         "push as multiples of the checkpoint's; *dense* is never cut.",
         f"- Strengths: the best of the pushes {', '.join(f'{p:g}' for p in recipe['pushes'])} on the validation part, "
-        f"each with {100 * recipe['tune_share']:.0f} % of the steps (`benchmarks/strength.py`).",
+        f"each with {100 * recipe['tune_share']:.0f} % of the steps (`benchmarks/contest/strength.py`).",
         f"- MACs by {' and '.join(counted) or '-'}; latency is the median over forwards of dense and pruned in turns.",
     ]
     if any(concerns(r["recipe"], r["config"]["method"]) != concerns(recipe, r["config"]["method"]) for r in records):
@@ -335,90 +189,5 @@ def _named(method: str) -> str:
     return f"**{method}**" if method == "etp" else method
 
 
-def with_spread(spread: Spread | None, metric: Mapping[str, Any]) -> str:
-    return "-" if spread is None else spread.text(percent=metric["percent"], digits=2 if metric["percent"] else 3)
-
-
 def _ratio(spread: Spread | None) -> str:
     return "-" if spread is None else f"{spread.mean:.2f}x"
-
-
-def as_row(values: Iterable[str]) -> str:
-    return "| " + " | ".join(str(value).replace("|", "/") for value in values) + " |"
-
-
-def by_scale(records: Sequence[Record]) -> dict[str, list[Record]]:
-    """The records of each scale, apart: they are not comparable."""
-    found: dict[str, list[Record]] = {}
-    for record in records:
-        found.setdefault(record["config"]["scale"], []).append(record)
-    return found
-
-
-def write(runs: Path, out: Path) -> list[Path]:
-    """Write all pages and figures; what was written."""
-    from benchmarks.common.figures import plot_curves, plot_latency, plot_overview
-
-    pages: dict[str, list[Record]] = {}
-    remarks = {path.stem: path.read_text(encoding="utf8") for path in runs.glob("*.md")}
-    for file in files(runs):
-        for scale, records in by_scale(read(file)).items():
-            pages[file.stem if scale == "cpu" else f"{file.stem}-{scale}"] = records
-    (out / "images").mkdir(parents=True, exist_ok=True)
-    written = []
-    for name, records in pages.items():
-        figures = [plot(records, out / "images", name) for plot in (plot_curves, plot_latency)]
-        path = out / f"{name}.md"
-        shown = [f"images/{figure}" for figure in figures if figure]
-        path.write_text(page(records, figures=shown, remarks=remarks.get(name, "")), encoding="utf8")
-        written.append(path)
-    written += measured(runs.parent, out)
-    more = [name for name in MORE if (out / f"{name}.md").exists()]
-    overview = plot_overview({n: r for n, r in pages.items() if r[0]["config"]["scale"] == "cpu"}, out / "images")
-    figure = f"images/{overview}" if overview else None
-    (out / "index.md").write_text(index(pages, more, figure), encoding="utf8")
-    return [*written, out / "index.md"]
-
-
-def measured(results: Path, out: Path) -> list[Path]:
-    """Write the records on coverage, speed, latency, scale and export whose results are there."""
-    from benchmarks.coverage import page as coverage_page
-    from benchmarks.export import page as export_page
-    from benchmarks.latency import page as latency_page
-    from benchmarks.models import registry
-    from benchmarks.scale import run as scale
-    from benchmarks.speed import page as speed_page
-
-    pages = {
-        "coverage": ("coverage", coverage_page.write_page), "speed": ("speed-cpu", speed_page.write_page),
-        "latency": ("latency-cpu", latency_page.write_page), "export": ("export", export_page.write_page),
-        "scale": ("scale", lambda body, path: path.write_text(scale.page(body), encoding="utf8")),
-    }  # fmt: skip
-    written = []
-    for name, (file, write_page) in pages.items():
-        path = results / f"{file}.json"
-        if not path.is_file():
-            continue
-        body = json.loads(path.read_text(encoding="utf8"))
-        if name in ("coverage", "export"):
-            missing = {key.partition("/")[0] for key in body["measurements"]} - registry().keys()
-            if missing:  # a page without them would look complete
-                lost = ", ".join(sorted(missing))
-                Console(stderr=True).print(f"{name}.md is left as it is: no library for {lost}", highlight=False)
-                continue
-        write_page(body, out / f"{name}.md")
-        written.append(out / f"{name}.md")
-    return written
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks report", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--runs", type=Path, default=RUNS, help="folder with the JSON lines")
-    parser.add_argument("--out", type=Path, default=PAGES, help="folder of the pages")
-    options = parser.parse_args()
-    for path in write(options.runs, options.out):
-        Console(stderr=True).print(f"wrote {path}", highlight=False)
-
-
-if __name__ == "__main__":
-    main()

@@ -17,13 +17,13 @@ from typing import Any
 
 from torch import nn
 
-from benchmarks.common.machine import commit, conditions, p50_latencies, parameters
-from benchmarks.contest.contestants import RATES, UNPRUNED, Contest, Finished, Stage, Start, tunable
-from benchmarks.contest.distillation import SUFFIX
+from benchmarks.common.contestant_names import DISTILLED, SMALL, UNPRUNED
+from benchmarks.common.machine import commit, machine_conditions, median_seconds, parameters
+from benchmarks.contest.contestants import RATES, Contest, Finished, Stage, Start, tunable
 from benchmarks.contest.torch_pruning import PEERS
 from benchmarks.contest.torch_pruning_check import impossible
 from benchmarks.contest.training import checkpoint
-from benchmarks.tasks.base import SMALL, Part, Task
+from benchmarks.tasks.base import Part, Task
 from etp_graph.errors import EtpError
 
 TUNING_SEED = 1_000
@@ -80,7 +80,7 @@ class Protocol:
         """One run as a record, ready for JSON; ``trials``: those of an earlier seed, which tuned the same."""
         record: dict[str, Any] = {
             "format": FORMAT, "config": asdict(config), "title": self.task.title, "metric": asdict(self.task.metric),
-            "recipe": asdict(self.task.recipe), "checkpoint": self.task.checkpoint_note, "conditions": conditions(),
+            "recipe": asdict(self.task.recipe), "checkpoint": self.task.checkpoint_note, "conditions": machine_conditions(),
             "commit": commit(), "time": datetime.now(UTC).isoformat(timespec="seconds"),
         }  # fmt: skip
         begin = perf_counter()
@@ -104,7 +104,7 @@ class Protocol:
         short = copy.copy(self.task)
         short.recipe = self.task.recipe.trial()
         found = []
-        fresh = config.method.removesuffix(SUFFIX) == SMALL
+        fresh = config.method.removesuffix(DISTILLED) == SMALL
         for push in RATES if fresh else self.task.recipe.pushes:
             try:
                 finished = self._contest(short, config, TUNING_SEED, push, {})
@@ -165,8 +165,8 @@ class Protocol:
         }
         if self.blind:
             return found
-        models = [self.start.dense, model]
-        latency = p50_latencies(models, self.task.latency_inputs(), rounds=_ROUNDS[self.task.scale])
+        models, rounds = [self.start.dense, model], _ROUNDS[self.task.scale]
+        latency = median_seconds(models, self.task.latency_inputs(), repetitions=rounds)
         return {**found, "details": self.task.details(model, "test"), "latency": latency}
 
     def _read(self, model: nn.Module, part: Any) -> float:
@@ -181,7 +181,7 @@ class Protocol:
             if task is self.task:
                 stages[stage] = copy.deepcopy(model)
 
-        speed_up = 1.0 if config.method.removesuffix(SUFFIX) == UNPRUNED else config.speed_up
+        speed_up = 1.0 if config.method.removesuffix(DISTILLED) == UNPRUNED else config.speed_up
         contest = Contest(self.start, task, speed_up=speed_up, seed=seed, watch=watch)
         try:
             return contest.run(config.method, push)
@@ -199,4 +199,4 @@ class Protocol:
 
 
 def _peer(name: str) -> bool:
-    return name.removesuffix(SUFFIX) in PEERS
+    return name.removesuffix(DISTILLED) in PEERS

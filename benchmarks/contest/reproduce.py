@@ -22,11 +22,11 @@ import torch
 from rich.console import Console
 
 from benchmarks.common import figures as plots
-from benchmarks.common.statistics import RIVALS, Cell, Record, cells, rival
+from benchmarks.common.contestant_names import RIVALS
+from benchmarks.common.records import PAGES, RUNS, Record, by_scale, read_records, task_files
+from benchmarks.common.statistics import Cell, cells, rival
 from benchmarks.contest.contestants import Start, library_method
-from benchmarks.contest.page import PAGES, by_scale
 from benchmarks.contest.published import ERRATA, TABLES, Row
-from benchmarks.contest.run import RUNS, files, read
 from benchmarks.contest.strength import reference
 from benchmarks.contest.training import checkpoint, train
 from benchmarks.tasks import SCALES, TASKS, Task, TaskUnavailableError, make
@@ -162,11 +162,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=1, help="of PyTorch, for figure3")
     options = parser.parse_args(arguments)
     console = Console(stderr=True)
-    found = files(options.runs)
+    found = task_files(options.runs)
     if options.what in TABLES:
-        sys.stdout.write(table(options.what, [record for file in found for record in read(file)]))
+        sys.stdout.write(table(options.what, [record for file in found for record in read_records(file)]))
     elif options.what == "all":
-        write_page([record for file in found for record in read(file)], options.out / "papers.md")
+        write_page([record for file in found for record in read_records(file)], options.out / "papers.md")
         console.print(f"wrote {options.out / 'papers.md'}", highlight=False)
     elif options.what == "figure3":
         torch.set_num_threads(options.threads)
@@ -177,10 +177,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     else:
         (options.out / "images").mkdir(parents=True, exist_ok=True)
         for file in found:
-            for scale, records in by_scale(read(file)).items():
+            for scale, records in by_scale(read_records(file)).items():
                 name = f"figure4-{file.stem}-{scale}"
                 console.print(f"wrote {plots.plot_curves(records, options.out / 'images', name)}")
-
-
-if __name__ == "__main__":
-    main()

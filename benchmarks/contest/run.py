@@ -17,30 +17,15 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from benchmarks.contest.contestants import UNPRUNED, known
-from benchmarks.contest.distillation import SUFFIX
+from benchmarks.common.contestant_names import DISTILLED, UNPRUNED
+from benchmarks.common.records import RUNS, Record, read_records
+from benchmarks.contest.contestants import known
 from benchmarks.contest.protocol import TUNING_SEED, Config, Protocol, Trial
 from benchmarks.tasks import SCALES, TASKS, Recipe, Scale, TaskUnavailableError, make
 from benchmarks.tasks.base import concerns
 
-RUNS = Path("benchmarks/results/runs")
-GRADUAL = "gradual"
-"""The file of :mod:`benchmarks.weights_or_units.run`, an experiment with a page of its own."""
 METHODS = ("dense", "small-dense", "random", "l1-uniform", "tp-groupnorm", "torque", "etp")
 """What is run where nothing else is asked for."""
-Record = dict[str, Any]
-
-
-def read(path: Path) -> list[Record]:
-    """The records of a file; an empty list where there is none."""
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf8").splitlines() if line.strip()]
-
-
-def files(runs: Path) -> list[Path]:
-    """The files of this comparison in a folder."""
-    return [file for file in sorted(runs.glob("*.jsonl")) if file.stem != GRADUAL]
 
 
 def configs(
@@ -52,7 +37,7 @@ def configs(
     for seed in seeds:
         for speed_up in speeds:
             for method in methods:
-                factor = 1.0 if method.removesuffix(SUFFIX) == UNPRUNED else speed_up
+                factor = 1.0 if method.removesuffix(DISTILLED) == UNPRUNED else speed_up
                 config = Config(task=task, scale=scale, method=method, speed_up=factor, seed=seed)
                 found.setdefault(config.key, config)
     return list(found.values())
@@ -79,7 +64,7 @@ def progress(console: Console) -> Progress:
 
 def run_all(todo: Sequence[Config], out: Path, *, console: Console, blind: bool = False) -> int:
     """Run what has no line yet and write its line; the number of runs. ``blind``: the test part is never read."""
-    records = read(out)
+    records = read_records(out)
     have = {Config(**record["config"]).key for record in records}
     missing = [config for config in todo if config.key not in have]
     if not missing:
@@ -113,7 +98,7 @@ def _summary(record: Record) -> str:
 
 
 def _names() -> str:
-    return ", ".join(name for name in known() if not name.endswith(SUFFIX)) + f"; each also with {SUFFIX} behind it"
+    return ", ".join(name for name in known() if not name.endswith(DISTILLED)) + f"; each also with {DISTILLED} behind it"
 
 
 def _scale(name: str) -> Scale:
@@ -149,7 +134,3 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except TaskUnavailableError as error:
         parser.exit(2, f"{options.task}: {error}\n")
     console.print(f"{done} runs, {len(todo) - done} were there; {out}", highlight=False)
-
-
-if __name__ == "__main__":
-    main()

@@ -18,7 +18,7 @@ from transformers.models.bert.modeling_bert import BertSelfAttention
 from benchmarks.contest.strength import drift, gradients_of, normalised
 from benchmarks.tasks.base import Task
 from etp_graph.demo.zoo.models import PaddedShortcut
-from etp_graph.demo.zoo.torch_pruning import ChannelSelect, _replace_padded_shortcuts, _select_pruner
+from etp_graph.demo.zoo.torch_pruning import ChannelSelect, replace_padded_shortcuts, select_pruner
 from etp_graph.errors import BudgetError
 
 Attach = Callable[[torch.optim.Optimizer], object]
@@ -67,8 +67,8 @@ def customized(model: nn.Module, example: Any) -> dict[type[nn.Module], Any]:
 
     if not any(isinstance(module, PaddedShortcut) for module in model.modules()):
         return {}
-    _replace_padded_shortcuts(model, example)
-    return {ChannelSelect: _select_pruner(tp)}
+    replace_padded_shortcuts(model, example)
+    return {ChannelSelect: select_pruner(tp)}
 
 
 def heads(model: nn.Module) -> dict[nn.Module, int]:

@@ -12,6 +12,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -37,7 +38,7 @@ def verdict(task: str, scale: str) -> dict[str, Any]:
 @cache
 def impossible(task: str, scale: str, limit: float = SECONDS) -> str | None:
     """Why Torch-Pruning cannot prune the network of this task; ``None`` if its result is right."""
-    command = [sys.executable, "-m", "benchmarks.contest.torch_pruning_check", task, scale]
+    command = [sys.executable, "-m", "benchmarks", "torch-pruning-check", task, scale]
     try:
         done = subprocess.run(  # noqa: S603 - this program itself
             command, check=False, capture_output=True, text=True, timeout=limit, env={**os.environ}
@@ -57,15 +58,12 @@ def impossible(task: str, scale: str, limit: float = SECONDS) -> str | None:
     }[found["verdict"]]
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks torch-pruning-check", description=__doc__.splitlines()[0]
+        prog="python -m benchmarks torch-pruning-check", description=(__doc__ or "").splitlines()[0]
     )
     parser.add_argument("task")
     parser.add_argument("scale")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     sys.stdout.write(json.dumps(verdict(options.task, options.scale)) + "\n")
-
-
-if __name__ == "__main__":
-    main()

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import torch
 
-from benchmarks.contest.page import as_row
+from benchmarks.common.markdown import as_row
 from benchmarks.contest.training import train
 from benchmarks.tasks import SCALES, TASKS, TaskUnavailableError, make
 from benchmarks.tasks.base import Task
@@ -63,7 +63,3 @@ def main(arguments: Sequence[str] | None = None) -> None:
         except TaskUnavailableError as error:
             parser.exit(2, f"{name}: {error}\n")
         print(table(task, options.weight_decays, seed=options.seed))
-
-
-if __name__ == "__main__":
-    main()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
+@@import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,14 +116,13 @@ def _shapes(x: Any) -> str:
     return ", ".join("x".join(map(str, t.shape)) for t in tree_leaves(x) if isinstance(t, Tensor))
 
 
-def main() -> None:
-    from benchmarks.coverage.page import write_page
-
-    parser = argparse.ArgumentParser(prog="python -m benchmarks coverage", description=__doc__.splitlines()[0])
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks coverage", description=(__doc__ or "").splitlines()[0])
     add_models(parser)
     parser.add_argument("--our-limit-seconds", type=float, default=600.0, help="for each of our measurements")
     add_arguments(parser, results=RESULTS, out=Path("docs/results/coverage.md"), limit=60.0)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if options.one:
         sys.stdout.write(json.dumps(measure(Setting(**json.loads(options.one)))) + "\n")
         return
@@ -135,10 +134,6 @@ def main() -> None:
         found = options.limit_seconds if setting.probe == "torch_pruning" else options.our_limit_seconds
         return float(found)
 
-    measure_all("benchmarks.coverage.run", todo, body, options.results, limit=limit, jobs=options.jobs)
+    measure_all("coverage", todo, body, options.results, limit=limit, jobs=options.jobs)
     write_page(body, options.out)
     sys.stderr.write(f"wrote {options.out} and {options.results}\n")
-
-
-if __name__ == "__main__":
-    main()

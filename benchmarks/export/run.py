@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -23,14 +23,13 @@ from torch import Tensor, nn
 
 import etp_graph as etp
 from benchmarks.common.processes import add_arguments, add_models, begin, measure_all, models
+from benchmarks.export.page import passed, write_page
 from benchmarks.models import Entry, registry
 from etp_graph.model import run_model, tensors_of
 from etp_graph.verification._sampling import random_selection, randomize_
 
 RESULTS = Path("benchmarks/results/export.json")
 RATIO = 0.4
-TOLERANCE = 1e-5
-"""Of the largest difference over the largest output of the eager model."""
 HUGE = ("regnet_y_128gf", "vit_h_14")
 """Left out unless named: the ONNX file and its optimiser hold several copies of the weights."""
 
@@ -119,14 +118,13 @@ def measure(setting: Setting) -> dict[str, Any]:
     return {"error": difference(network(entry, pruned=setting.pruned), entry.small(), setting.way)}
 
 
-def main() -> None:
-    from benchmarks.export.page import write_page
-
-    parser = argparse.ArgumentParser(prog="python -m benchmarks export", description=__doc__.splitlines()[0])
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks export", description=(__doc__ or "").splitlines()[0])
     add_models(parser)
     parser.add_argument("--ways", nargs="*", default=list(USUAL), choices=list(WAYS), help="where the models go")
     add_arguments(parser, results=RESULTS, out=Path("docs/results/export.md"), limit=600.0)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if options.one:
         sys.excepthook = _briefly
         answer = measure(Setting(**json.loads(options.one)))
@@ -138,7 +136,7 @@ def main() -> None:
     for pruned in (True, False):  # the dense model where the pruned one fails
         todo = [Setting(model=name, way=way, pruned=pruned, threads=options.threads) for name, way in pairs]
         limit = float(options.limit_seconds)
-        measure_all("benchmarks.export.run", todo, body, options.results, limit=lambda _, s=limit: s, jobs=options.jobs)  # type: ignore[misc]
+        measure_all("export", todo, body, options.results, limit=lambda _, s=limit: s, jobs=options.jobs)  # type: ignore[misc]
         keys = (setting.key for setting in todo)
         pairs = [pair for pair, key in zip(pairs, keys, strict=True) if not passed(body["measurements"][key])]
     write_page(body, options.out)
@@ -150,12 +148,3 @@ def _briefly(kind: type[BaseException], error: BaseException, trace: TracebackTy
     while error.__cause__ is not None:
         error = error.__cause__
     sys.stderr.write(f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}\n")
-
-
-def passed(answer: dict[str, Any]) -> bool:
-    """Whether the model went there and computes the same."""
-    return bool(answer.get("error", float("inf")) <= TOLERANCE)
-
-
-if __name__ == "__main__":
-    main()

@@ -12,7 +12,7 @@ import json
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,16 +96,15 @@ def measure(setting: Setting) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def main() -> None:
-    from benchmarks.latency.page import table, write_page
-
-    parser = argparse.ArgumentParser(prog="python -m benchmarks latency", description=__doc__.splitlines()[0])
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks latency", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--threads", type=int, nargs="*", default=[1])
     parser.add_argument("--repetitions", type=int, default=30)
     parser.add_argument("--models", nargs="*", default=list(MODELS), choices=MODELS, help="default: all")
     parser.add_argument("--small", action="store_true", help="small inputs, to try the command")
     add_arguments(parser, results=RESULTS, out=Path("docs/results/latency.md"), limit=1200.0)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if options.one:
         sys.stdout.write(json.dumps(measure(Setting(**json.loads(options.one)))) + "\n")
         return
@@ -114,11 +113,7 @@ def main() -> None:
         for threads in options.threads for model in options.models
     ]  # fmt: skip
     body = begin(options, repetitions=options.repetitions, small=options.small)
-    measure_all("benchmarks.latency.run", todo, body, options.results, limit=lambda _: float(options.limit_seconds))
+    measure_all("latency", todo, body, options.results, limit=lambda _: float(options.limit_seconds))
     write_page(body, options.out)
     sys.stdout.write(table(body["measurements"]) + "\n")
     sys.stderr.write(f"wrote {options.out} and {options.results}\n")
-
-
-if __name__ == "__main__":
-    main()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import asdict, dataclass
+@@from dataclasses import asdict, dataclass
 from math import ceil, log2
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -60,8 +60,9 @@ def modelled(kind: str, ranks: int, *, n_units: int, n_params: int, network: Net
     return {"sent": sent, "training": 2 * n_params * (3 if kind == "fsdp2" else 1), "seconds": seconds}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks scale", description=__doc__.splitlines()[0])
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks scale", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--repetitions", type=int, default=15)
     parser.add_argument("--limit-seconds", type=float, default=300.0, help="for each measurement")
     parser.add_argument("--n-units", type=int, default=389_440, help="of the model that is modelled")
@@ -69,13 +70,13 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS, help="the measurements, as JSON")
     parser.add_argument("--out", type=Path, default=Path("docs/results/scale.md"), help="the page")
     parser.add_argument("--one", help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if options.one:
         sys.stdout.write(json.dumps(_one(**json.loads(options.one))) + "\n")
         return
     measured = {
         f"{kind}/{size}": run_apart(
-            "benchmarks.scale.run", {"kind": kind, "size": size, "repetitions": options.repetitions},
+            "scale", {"kind": kind, "size": size, "repetitions": options.repetitions},
             limit=options.limit_seconds, threads=1,
         )
         for kind in KINDS for size in SIZES
@@ -168,7 +169,3 @@ def _findings(measured: dict[str, Any], model: dict[str, Any]) -> list[str]:
                 f"{first.partition('/')[2]} GPUs and {1e3 * end['seconds']:.2f} ms on {last.partition('/')[2]}."
             )
     return lines
-
-
-if __name__ == "__main__":
-    main()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import dataclass
+@@from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -51,15 +51,14 @@ def measure(setting: Setting) -> dict[str, Any]:
     return {k: speed_probes.spread(v) if isinstance(v, list) else v for k, v in found.items()}
 
 
-def main() -> None:
-    from benchmarks.speed.page import table, write_page
-
-    parser = argparse.ArgumentParser(prog="python -m benchmarks speed", description=__doc__.splitlines()[0])
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks speed", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--threads", type=int, nargs="*", default=[1, 2], help="targets are for one")
     parser.add_argument("--repetitions", type=int, default=7)
     parser.add_argument("--probes", nargs="*", default=list(PROBES), choices=list(PROBES), help="default: all")
     add_arguments(parser, results=RESULTS, out=Path("docs/results/speed.md"), limit=300.0)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if options.one:
         sys.stdout.write(json.dumps(measure(Setting(**json.loads(options.one)))) + "\n")
         return
@@ -68,11 +67,7 @@ def main() -> None:
         for threads in options.threads for probe in options.probes for model in PROBES[probe]
     ]  # fmt: skip
     body = begin(options, repetitions=options.repetitions)
-    measure_all("benchmarks.speed.run", todo, body, options.results, limit=lambda _: float(options.limit_seconds))
+    measure_all("speed", todo, body, options.results, limit=lambda _: float(options.limit_seconds))
     write_page(body, options.out)
     sys.stdout.write(table(body["measurements"]) + "\n")
     sys.stderr.write(f"wrote {options.out} and {options.results}\n")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,6 +1,6 @@
 """What makes ``etp`` what it is: variants of it, one thing different in each, on validation parts alone.
 
-``python -m benchmarks study cora ptb --seeds 1000 1001`` runs them (:mod:`benchmarks.study.variants`) as
+``python -m benchmarks study cora ptb --seeds 1000 1001`` runs them (:mod:`benchmarks.contest.variants`) as
 :mod:`benchmarks.contest.run` runs methods, but never reads a test part. One JSON line a run in
 ``benchmarks/results/study/TASK.jsonl``; ``--page`` writes ``docs/results/study.md`` and ``study-tables.md`` from all of
 them and from what its authors conclude (``benchmarks/results/study/remarks.md``).
@@ -18,12 +18,13 @@ import torch
 from rich.console import Console
 
 from benchmarks.common.statistics import Cell, Spread, cells
-from benchmarks.contest.page import as_row, with_spread
-from benchmarks.contest.run import configs, read, run_all
-from benchmarks.study.variants import QUESTIONS, STUDY
+from benchmarks.common.markdown import as_row, with_spread
+from benchmarks.common.records import PAGES, read_records
+from benchmarks.contest.run import configs, run_all
+from benchmarks.contest.variants import QUESTIONS, STUDY
 from benchmarks.tasks import TaskUnavailableError
 
-LINES, PAGE = Path("benchmarks/results/study"), Path("docs/results/study.md")
+LINES, PAGE = Path("benchmarks/results/study"), PAGES / "study.md"
 FIGURES = PAGE.with_name("study-tables.md")
 REMARKS = LINES / "remarks.md"
 SPEED_UPS: Mapping[str, float] = {
@@ -53,7 +54,7 @@ def page(found: Mapping[str, Sequence[dict[str, Any]]], remarks: str = "") -> st
         "## Limits", "",
         f"- There are {min(seeds)} to {max(seeds)} seeds for each setting. Small differences may be chance.",
         "- Not every variant was run in every setting. Means over different settings cannot be compared exactly.",
-        "- Settings in which a variant has exactly the figure of `etp` are left out of its mean.", "",
+        "- A setting in which a variant has exactly the figure of `etp` counts as 0 % in its mean.", "",
         "## Variants", "",
         as_row(("question", "variant", "settings in the mean", "worse by")), "| --- | --- | ---: | ---: |",
         *(as_row((title, f"`{name}`", str(len(losses)), _percent(losses)))
@@ -161,14 +162,15 @@ def _row(
 def _losses(
     name: str, by_task: Mapping[str, Mapping[str, Cell]], found: Mapping[str, Sequence[dict[str, Any]]]
 ) -> list[float]:
-    """The relative losses against `etp` in the settings that both have and where they differ."""
+    """Return the relative losses against `etp` in the settings that both have; 0 if the figures are equal."""
     losses = []
     for task, own in by_task.items():
         higher, cell = found[task][0]["metric"]["higher"], own.get(name)
         if cell is None or not cell.ok or "etp" not in own:
             continue
         base = own["etp"].stage("finetuned", "val")
-        if loss := _loss(cell.stage("finetuned", "val"), base, higher=higher):  # no difference at all is left out
+        loss = _loss(cell.stage("finetuned", "val"), base, higher=higher)
+        if loss is not None:
             losses.append(loss)
     return losses
 
@@ -200,13 +202,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         except TaskUnavailableError as error:
             parser.exit(2, f"{task}: {error}\n")
     if options.page:
-        found = {path.stem: read(path) for path in sorted(LINES.glob("*.jsonl")) if path.stem in SPEED_UPS}
+        found = {path.stem: read_records(path) for path in sorted(LINES.glob("*.jsonl")) if path.stem in SPEED_UPS}
         PAGE.parent.mkdir(parents=True, exist_ok=True)
         remarks = REMARKS.read_text(encoding="utf8") if REMARKS.is_file() else ""
         PAGE.write_text(page(found, remarks), encoding="utf8")
         FIGURES.write_text(tables(found), encoding="utf8")
         console.print(f"wrote {PAGE} and {FIGURES}", highlight=False)
-
-
-if __name__ == "__main__":
-    main()

@@ -10,8 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-SMALL = "small-dense"
-"""The control that begins with fresh weights."""
+from benchmarks.common.contestant_names import SMALL
+
 Scale = Literal["smoke", "cpu", "paper"]
 Part = Literal["val", "test"]
 

@@ -14,12 +14,12 @@ from torch import nn
 from torch.optim import Optimizer
 
 import etp_graph as etp
-from benchmarks.common.machine import commit, conditions, nonzero, p50_latencies, parameters
-from benchmarks.contest.contestants import UNPRUNED
+from benchmarks.common.contestant_names import SMALL, UNPRUNED
+from benchmarks.common.machine import commit, machine_conditions, median_seconds, nonzero, parameters
+from benchmarks.common.records import Record
 from benchmarks.contest.protocol import TUNING_SEED
-from benchmarks.contest.run import Record
 from benchmarks.contest.training import checkpoint, train
-from benchmarks.tasks.base import SMALL, Metric, Part
+from benchmarks.tasks.base import Metric, Part
 from benchmarks.tasks.ptb import Ptb
 from benchmarks.weights_or_units.masks import Masks, target
 from etp_graph.errors import BudgetError, EtpError
@@ -112,7 +112,7 @@ class Experiment:
         record: Record = {
             "format": FORMAT, "config": asdict(config), "title": self.task.title, "metric": asdict(self.task.metric),
             "recipe": asdict(self.given.recipe), "schedule": SCHEDULE.to_dict(), "every": EVERY,
-            "checkpoint": self.task.checkpoint_note, "conditions": conditions(), "commit": commit(),
+            "checkpoint": self.task.checkpoint_note, "conditions": machine_conditions(), "commit": commit(),
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
         }  # fmt: skip
         try:
@@ -215,5 +215,5 @@ class Experiment:
             "trials": self.trials[config.sparsity] if config.method == SMALL else self.tried,
             "target": target(self.dense, config.sparsity),
             "nonzero": [nonzero(self.dense), nonzero(model)], "params": [parameters(self.dense), parameters(model)],
-            "latency": p50_latencies([self.dense, model], inputs, rounds=_ROUNDS[self.task.scale]),
+            "latency": median_seconds([self.dense, model], inputs, repetitions=_ROUNDS[self.task.scale]),
         }  # fmt: skip

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from statistics import fmean, median
 from typing import Any
 
-from benchmarks.common.statistics import Difference, Record, Spread, paired
-from benchmarks.contest.page import as_row
-from benchmarks.tasks.base import SMALL, concerns
+from benchmarks.common.contestant_names import SMALL
+from benchmarks.common.markdown import as_row
+from benchmarks.common.records import Record
+from benchmarks.common.statistics import Difference, Spread, paired
+from benchmarks.tasks.base import concerns
 
 SPARSE, UNITS, CONTROL = "large-sparse", "large-pruned-by-units", "dense"
 ORDER = (CONTROL, SPARSE, UNITS, SMALL)

@@ -22,10 +22,11 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from benchmarks.contest.contestants import UNPRUNED
-from benchmarks.contest.run import GRADUAL, RUNS, Record, progress, read
+from benchmarks.common.contestant_names import SMALL, UNPRUNED
+from benchmarks.common.records import GRADUAL, PAGES, RUNS, Record, read_records
+from benchmarks.contest.run import progress
 from benchmarks.tasks import SCALES, Scale, TaskUnavailableError
-from benchmarks.tasks.base import SMALL, concerns
+from benchmarks.tasks.base import concerns
 from benchmarks.tasks.ptb import Ptb
 from benchmarks.weights_or_units.contestants import METHODS, TASK, Config, Experiment, Trial
 from benchmarks.weights_or_units.page import page
@@ -59,7 +60,7 @@ def earlier_trials(records: Iterable[Record], task: Ptb) -> dict[float, list[Tri
 
 def run_all(todo: Sequence[Config], out: Path, scale: Scale, *, console: Console) -> int:
     """Run what has no line yet and write its line; the number of runs."""
-    records = read(out)
+    records = read_records(out)
     have = {Config(**record["config"]) for record in records}
     missing = [config for config in todo if config not in have]
     if not missing:
@@ -99,7 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N", help="default 0")
     parser.add_argument("--scale", choices=SCALES, default="cpu")
     parser.add_argument("--results", type=Path, default=RUNS / f"{GRADUAL}.jsonl", help="the JSON lines")
-    parser.add_argument("--out", type=Path, default=Path(f"docs/results/{GRADUAL}.md"), help="the page")
+    parser.add_argument("--out", type=Path, default=PAGES / f"{GRADUAL}.md", help="the page")
     parser.add_argument("--threads", type=int, default=1, help="of PyTorch; default 1")
     return parser
 
@@ -117,11 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         done = run_all(todo, options.results, options.scale, console=console)
     except TaskUnavailableError as error:
         parser.exit(2, f"{TASK}: {error}\n")
-    records = [one for one in read(options.results) if one["config"]["scale"] == options.scale]
+    records = [one for one in read_records(options.results) if one["config"]["scale"] == options.scale]
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(page(records), encoding="utf8")
     console.print(f"{done} runs, {len(todo) - done} were there; wrote {options.out}", highlight=False)
-
-
-if __name__ == "__main__":
-    main()

@@ -118,7 +118,7 @@ class Binding:
         self.owner = {name: index[id(self.tensors[name])] for name in trainable}
 
     def smallest_step(self) -> float:
-        """Return the smallest relative change that survives rounding in all held weights: four times the largest eps."""
+        """Return the smallest relative change that survives rounding in all weights: four times the largest eps."""
         return 4 * max(torch.finfo(self.tensors[name].dtype).eps for name in self.owner)
 
     @torch.no_grad()

@@ -277,7 +277,7 @@ class Regularizer:
 
     @torch.no_grad()
     def _steer(self, optimizer: Optimizer, steering: Steering) -> None:
-        """Shrink units as the budget requires. All slices of a unit have the same ratio, so they reach zero together."""
+        """Shrink units as the budget requires. All slices of a unit have one ratio, so they reach zero together."""
         ratio = steering.ratio(self.steps_done)
         skipped = getattr(optimizer, "found_inf", None)
         if skipped is not None:

@@ -157,7 +157,7 @@ class RegularizerSettings(Composed):
         )
 
     def require_equal(self, other: Mapping[str, Any]) -> None:
-        """Raise :class:`ForceError` if a field of ``other`` (from ``to_dict``) differs; the message names all that do."""
+        """Raise :class:`ForceError` if a field of ``other`` (from ``to_dict``) differs; the message names them."""
         mine = self.to_dict()
         differ = [f"{k}: {other.get(k)!r}, here {v!r}" for k, v in mine.items() if other.get(k) != v]
         if differ:

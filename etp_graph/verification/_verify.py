@@ -107,7 +107,7 @@ def verify(
 
 
 def lock_what_fails(model: nn.Module, plan: Plan, example_inputs: Any) -> Plan:
-    """Lock every group for which :func:`verify` fails, with the measured error as the reason; return the locked plan."""
+    """Lock every group for which :func:`verify` fails, with the measured error as the reason. Return the plan."""
     judge = _Trials(model, plan, example_inputs, gradients=False, randomize=True, seed=0)
     for ratio in (0.5, 0.0, 1.0):  # 0 and 1 find operators that only accept some sizes
         while plan.prunable and not (trial := judge.trial(plan.prunable, ratio)).good:
@@ -165,7 +165,7 @@ class _Trials:
     def groups_that_fail(
         self, groups: Sequence[Group], ratio: float, trial: _Trial | None = None
     ) -> list[tuple[Group, str]]:
-        """Return the groups that fail alone, or else the smallest failing set found by bisection, each with the reason."""
+        """Return the groups that fail alone, or the smallest failing set found by bisection, with reasons."""
         trial = trial or self.trial(groups, ratio)
         if trial.good:
             return []

@@ -147,7 +147,7 @@ def depgraph_compress(
     base_macs, base_params = counter(model), _parameters(model)
     if not 0 < target_macs < base_macs:
         raise BudgetError(f"target_macs={target_macs}: the model has {base_macs} MACs; ask for fewer, and more than 0.")
-    _replace_padded_shortcuts(model, example_inputs)
+    replace_padded_shortcuts(model, example_inputs)
     pruner = _pruner(
         tp, model, example_inputs, reg=reg, iterative_steps=iterative_steps, max_pruning_ratio=max_pruning_ratio,
         importance=tp.importance.GroupMagnitudeImportance(p=2, normalizer=normalizer),
@@ -179,7 +179,7 @@ def _pruner(tp: Any, model: nn.Module, example_inputs: Tensor, **options: Any) -
         example_inputs,
         global_pruning=True,
         pruning_ratio=1.0,
-        customized_pruners={ChannelSelect: _select_pruner(tp)},
+        customized_pruners={ChannelSelect: select_pruner(tp)},
         # The defaults of these arguments are dictionaries that all pruners of a process share and write to.
         in_channel_groups={},
         out_channel_groups={},
@@ -213,7 +213,7 @@ def _classifiers(model: nn.Module, example_inputs: Tensor) -> list[nn.Module]:
     return [module for module in model.modules() if isinstance(module, nn.Linear) and module.out_features == classes]
 
 
-def _replace_padded_shortcuts(model: nn.Module, example_inputs: Tensor) -> None:
+def replace_padded_shortcuts(model: nn.Module, example_inputs: Tensor) -> None:
     """Replace every :class:`PaddedShortcut` of the model by a :class:`ChannelSelect`, in place."""
     widths: dict[nn.Module, int] = {}
     found = {name: module for name, module in model.named_modules() if isinstance(module, PaddedShortcut)}
@@ -235,7 +235,7 @@ def _replace_padded_shortcuts(model: nn.Module, example_inputs: Tensor) -> None:
         model.set_submodule(name, new.to(example_inputs.device))
 
 
-def _select_pruner(tp: Any) -> Any:
+def select_pruner(tp: Any) -> Any:
     """Return the Torch-Pruning functions that remove input and output channels of a :class:`ChannelSelect`."""
 
     class SelectPruner(tp.function.BasePruningFunc):  # type: ignore[misc]
