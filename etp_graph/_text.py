@@ -21,7 +21,7 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 WIDTH = 120
-"""Width of the paragraphs under a table. The table itself is as wide as its names."""
+"""Width in characters of the text under a table. The width of the table itself depends on its names."""
 
 # plain ASCII, so that a plan prints on every terminal and into every log
 RULED = Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)
@@ -30,7 +30,7 @@ _SHOWN = 12
 
 
 def si(count: int) -> str:
-    """A count with four digits and a unit prefix: ``4.089 G``; below 1000 as it is."""
+    """Format a count with four digits and a unit prefix (``4.089 G``); counts below 1000 stay as they are."""
     if abs(count) < 1000:
         return str(count)
     thousands = next((n for n in range(1, 5) if abs(count) < 999.95 * 1000**n), 5)
@@ -38,13 +38,13 @@ def si(count: int) -> str:
 
 
 def percent(part: float, whole: float) -> str:
-    """A share in percent, ``12.3 %``; a part that is not zero never shows as zero."""
+    """Format a share in percent (``12.3 %``). A positive share is never shown as zero."""
     share = 100 * part / whole if whole else 0.0
     return "< 0.1 %" if 0 < share < 0.05 else f"{share:.1f} %"
 
 
 def paragraph(title: str, names: Iterable[str], *, every: bool) -> list[str]:
-    """A wrapped list of names under a title; nothing if there are none."""
+    """Return the lines of a title and its list of names; empty if there are no names."""
     names = list(names)
     if not names:
         return []
@@ -55,7 +55,7 @@ def paragraph(title: str, names: Iterable[str], *, every: bool) -> list[str]:
 
 
 def wrapped_rows(table: Table) -> list[str]:
-    """The table at its natural width, whatever the terminal, without colours or trailing spaces."""
+    """Return the lines of the table, with the same width on every terminal, without colours or trailing spaces."""
     stream = StringIO()
     console = Console(
         file=stream, width=10_000, color_system=None, force_terminal=False, legacy_windows=False, emoji=False

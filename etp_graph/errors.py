@@ -1,4 +1,4 @@
-"""The exceptions of this library. Each message says what was found, where, and what to do about it."""
+"""Exceptions of this library. Each message says what was found, where, and how to correct it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ class EtpError(Exception):
 
 
 class PlanError(EtpError):
-    """A model and a plan do not fit: another model, an already pruned one, another device, nothing to prune."""
+    """A plan does not fit a model (another model, pruned before, another device), or it has nothing to prune."""
 
 
 class SelectionError(EtpError):
@@ -20,11 +20,11 @@ class BudgetError(EtpError):
 
 
 class EquivalenceError(EtpError):
-    """The pruned model does not compute what the masked model computes.
+    """The outputs or gradients of the pruned model differ from those of the masked model.
 
     Attributes:
-        group: name of the first group that breaks, or ``None`` where that is not known.
-        error: relative error that was measured (``inf`` if the pruned model could not run).
+        group: name of the first group that fails, or ``None`` if it is unknown.
+        error: measured relative error (``inf`` if the pruned model could not run).
     """
 
     def __init__(self, message: str, *, group: str | None = None, error: float = float("inf")) -> None:
@@ -34,7 +34,7 @@ class EquivalenceError(EtpError):
 
 
 class ForceError(EtpError, ValueError):
-    """A regularizer was configured or attached in a way that cannot work."""
+    """A force, a schedule or a regularizer has settings or a state that cannot work, or cannot be attached."""
 
 
 class ScoreError(EtpError, ValueError):
@@ -42,4 +42,4 @@ class ScoreError(EtpError, ValueError):
 
 
 class CheckpointError(EtpError):
-    """A saved model is damaged, hostile, of an unknown version, or does not fit the given architecture."""
+    """A model cannot be saved; or a saved model is damaged, malicious, of an unknown version, or does not fit."""

@@ -1,4 +1,4 @@
-"""Agreement among processes: an error of one is an error of all, because the others would wait for it for ever."""
+"""Agreement among processes. An error on one rank is raised on all, because the others would wait forever."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ Group = dist.ProcessGroup
 
 
 def agree_on_selection(model: nn.Module, plan: Plan, selection: Selection | None, group: Group | None) -> Selection:
-    """Rank 0's selection on every rank, after all have the model of one and the same plan.
+    """Return rank 0's selection on every rank, after a check that plans fit the models and are equal on all ranks.
 
     Raises:
-        PlanError: there is no process group, plans do not fit or differ, or rank 0 has no selection: on all ranks.
-        SelectionError: the selection violates a constraint of the plan: on all ranks.
+        PlanError: there is no process group, a plan does not fit its model, plans differ, or rank 0 has no selection;
+            raised on all ranks.
+        SelectionError: the selection violates a constraint of the plan; raised on all ranks.
     """
     require_group()
     reason = error_text(lambda: plan.check(model))
@@ -43,7 +44,10 @@ def require_group() -> None:
 
 
 def error_text(action: Callable[[], object]) -> str:
-    """What went wrong, or nothing: an exception on one rank would leave the others waiting."""
+    """Run an action. Return the message of its error, or an empty string.
+
+    The error is not raised here, because an exception on one rank would leave the others waiting.
+    """
     try:
         action()
     except EtpError as error:
@@ -52,12 +56,12 @@ def error_text(action: Callable[[], object]) -> str:
 
 
 def raise_everywhere(action: Callable[[], object], consequence: str, group: Group | None, kind: type[EtpError]) -> None:
-    """Do something on every rank that waits for no other; what goes wrong on one is raised on all as ``kind``."""
+    """Run an action on every rank; if it fails on one, raise ``kind`` on all. It must not wait for other ranks."""
     raise_first([text for (text,) in gather_strings((error_text(action),), group)], consequence, kind)
 
 
 def gather_strings(value: tuple[str, ...], group: Group | None) -> list[tuple[str, ...]]:
-    """The values of all ranks.
+    """Return the values of all ranks.
 
     Raises:
         PlanError: a process does not answer.
@@ -74,19 +78,19 @@ def gather_strings(value: tuple[str, ...], group: Group | None) -> list[tuple[st
 
 
 def raise_first(reasons: list[str], consequence: str, kind: type[EtpError] = PlanError) -> None:
-    """Raise on every rank what went wrong on some."""
+    """Raise ``kind`` with the first reason that is not empty, and the ranks that failed. All ranks pass all reasons."""
     bad = [rank for rank, reason in enumerate(reasons) if reason]
     if bad:
         raise kind(f"rank {', '.join(map(str, bad))}: {reasons[bad[0]]} {consequence}")
 
 
 def first_rank(group: Group | None) -> int:
-    """The global number of the first rank of a group."""
+    """Return the global rank of the first rank of a group."""
     return dist.get_global_rank(group, 0) if group is not None else 0
 
 
 def _from_first(selection: Selection | None, group: Group | None) -> Selection:
-    """The selection of the group's first rank."""
+    """Return the selection of the group's first rank."""
     mine = dist.get_rank(group) == 0
     text = [selection.to_json() if mine and selection is not None else None]
     dist.broadcast_object_list(text, src=first_rank(group), group=group)

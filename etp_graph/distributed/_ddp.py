@@ -1,7 +1,8 @@
-"""Several processes with the same model (DDP): one selection for all of them, and the wrapper anew after surgery.
+"""Pruning with several processes that hold the same model (DDP): one selection for all, then a new DDP wrapper.
 
-The force needs nothing from here: it depends on weights and learning rates alone, which are equal on all ranks, so a
-:class:`etp_graph.Regularizer` of the bare model on every rank does the same everywhere, without communication.
+Regularizers do not need this module. The force depends only on weights and learning rates, which are equal on all
+ranks. So a :class:`etp_graph.Regularizer` of the bare model on every rank does the same everywhere, without
+communication.
 """
 
 from __future__ import annotations
@@ -28,25 +29,25 @@ def prune_(
     optimizer: Optimizer | None = None,
     group: Group | None = None,
 ) -> Selection:
-    """Remove on every rank the units that rank 0's selection drops, in place. Every rank of the group calls this.
+    """Remove on every rank the units that rank 0's selection drops, in place. Every rank of the group must call this.
 
-    The wrapper of the model keeps the shapes from before: wrap the model anew afterwards, see :func:`rewrap`.
+    The wrapper of the model keeps the old shapes, so wrap the model again afterwards; see :func:`rewrap`.
 
     Args:
         model: the bare model of this rank, not its wrapper.
         plan: the plan of this rank; it must be the same everywhere.
-        selection: rank 0's; what other ranks pass is ignored.
+        selection: the selection of rank 0; ignored on other ranks.
         optimizer: as for :func:`etp_graph.prune_`.
-        group: the processes; default: all.
+        group: the process group; default: all processes.
 
     Returns:
         The selection that was applied.
 
     Raises:
         PlanError: there is no process group, the model is a wrapper, plans differ between ranks, or rank 0 has no
-            selection: on all ranks, and no model was changed. Or: surgery failed on some ranks; the message says on
-            which, and the models of the others are pruned.
-        SelectionError: the selection violates a constraint of the plan: on all ranks, and no model was changed.
+            selection. This is raised on all ranks, and no model has changed. Also if surgery failed on some ranks: the
+            message names them, and the models of the others are pruned.
+        SelectionError: the selection violates a constraint of the plan; raised on all ranks, no model has changed.
     """
     chosen = agree_on_selection(model, plan, selection, group)
     act = partial(prune_here_, model, plan, chosen, optimizer=optimizer)
@@ -55,17 +56,17 @@ def prune_(
 
 
 def rewrap(wrapped: DistributedDataParallel, **options: Any) -> DistributedDataParallel:
-    """A new wrapper of the same model with the same process group and options, after surgery. Every rank calls this.
+    """Return a new wrapper of the same model after surgery, with the same options. Every rank must call this.
 
-    The old wrapper lets go of the parameters and must not be used any more. Communication hooks and sizes of buckets
-    are not taken over.
+    The process group stays the same. The old wrapper releases the parameters and must not be used afterwards.
+    Communication hooks and bucket sizes are not copied.
 
     Args:
         wrapped: the wrapper from before surgery, whose reducer holds the old shapes.
-        options: of ``DistributedDataParallel``, where they should differ from the old wrapper's.
+        options: options of ``DistributedDataParallel`` that replace those of the old wrapper.
 
     Raises:
-        PlanError: this is no ``DistributedDataParallel``.
+        PlanError: ``wrapped`` is not a ``DistributedDataParallel``.
     """
     if not isinstance(wrapped, DistributedDataParallel):
         raise PlanError(f"expected a DistributedDataParallel, got {type(wrapped).__name__}: pass the old wrapper.")
@@ -73,7 +74,7 @@ def rewrap(wrapped: DistributedDataParallel, **options: Any) -> DistributedDataP
 
 
 def rewrap_(wrapped: DistributedDataParallel) -> None:
-    """As :func:`rewrap`, in place, for loops that hold the wrapper. Hooks of the wrapper itself are not kept."""
+    """Do as :func:`rewrap`, but in place, for loops that hold the wrapper. Hooks of the wrapper itself are lost."""
     module, training = wrapped.module, wrapped.training
     kept = _released(wrapped)
     DistributedDataParallel.__init__(wrapped, module, **kept)
@@ -81,8 +82,8 @@ def rewrap_(wrapped: DistributedDataParallel) -> None:
 
 
 def _released(wrapped: DistributedDataParallel) -> dict[str, Any]:
-    """The options of a wrapper that lets go of its parameters."""
-    wrapped._remove_autograd_hooks()  # of parameters that surgery did not touch
+    """Make a wrapper release its parameters, and return its options."""
+    wrapped._remove_autograd_hooks()  # parameters that surgery did not change still have them
     buffers = "forward_sync_buffers" if hasattr(wrapped, "forward_sync_buffers") else "broadcast_buffers"
     return {
         "device_ids": wrapped.device_ids, "output_device": wrapped.output_device, "dim": wrapped.dim,

@@ -1,7 +1,7 @@
-"""Sharded models on disk: ``torch.distributed.checkpoint`` and our manifest, for any number of ranks.
+"""Checkpoints of sharded models: ``torch.distributed.checkpoint`` with a manifest, for any number of ranks.
 
-The manifest rebuilds the pruned architecture; each rank then reads its own shards. PyTorch keeps the index of such a
-checkpoint as a pickle (``.metadata``), so load only folders that you trust.
+The pruned architecture is rebuilt from the manifest; then each rank reads its own shards. PyTorch stores the index of
+such a checkpoint as a pickle (``.metadata``), so load only folders that you trust.
 """
 
 from __future__ import annotations
@@ -55,23 +55,25 @@ def save(
     overwrite: bool = False,
     group: Group | None = None,
 ) -> Path:
-    """Write a sharded model, pruned or not, to a folder that all ranks see. Every rank of the group calls this.
+    """Write a sharded model, pruned or not, to a folder that all ranks can access.
 
-    Each rank writes its own shards. The folder appears as a whole or not at all, and a former one stays until then.
+    Every rank of the group must call this. Each rank writes its own shards to a temporary folder, which is renamed once
+    it is complete. A previous checkpoint stays until then.
 
     Args:
         model: the sharded model.
         path: the folder.
         optimizer: to be stored with the model.
-        overwrite: whether a former checkpoint may be replaced.
-        group: the processes; default: all.
+        overwrite: True if a previous checkpoint may be replaced.
+        group: the process group; default: all processes.
 
     Returns:
         The folder.
 
     Raises:
         PlanError: there is no process group, or a process does not answer.
-        CheckpointError: the folder exists or cannot be written; or the model holds what cannot be stored. On all ranks.
+        CheckpointError: the folder exists or cannot be written, or the model holds a tensor or an attribute that cannot
+            be stored; raised on all ranks.
     """
     require_group()
     folder = Path(path).absolute()
@@ -102,11 +104,11 @@ def save(
 
 
 def load(path: str | os.PathLike[str], *, build: reshard.Build, shard: Callable[[nn.Module], object]) -> nn.Module:
-    """The model that :func:`save` wrote, sharded among any number of ranks. Every rank calls this.
+    """Return the model that :func:`save` wrote, sharded among any number of ranks. Every rank must call this.
 
     Args:
-        path: the folder; trust whoever wrote it, see above.
-        build: makes the dense architecture, as before any surgery; called on the meta device.
+        path: the folder. Load only a folder that you trust, because its index is a pickle.
+        build: builds the dense architecture, as before any surgery; called on the meta device.
         shard: applies ``fully_shard``.
 
     Raises:
@@ -127,17 +129,17 @@ def load(path: str | os.PathLike[str], *, build: reshard.Build, shard: Callable[
 
 
 def load_optimizer_(model: nn.Module, optimizer: Optimizer, path: str | os.PathLike[str]) -> None:
-    """Give a fresh optimizer the state that :func:`save` stored, learning rates included. Every rank calls this.
+    """Load into a new optimizer the state that :func:`save` stored, and learning rates. Every rank must call this.
 
-    PyTorch makes room for the state by a step with a learning rate of zero: attach a regularizer afterwards.
+    PyTorch allocates the state by a step with a learning rate of zero, so attach a regularizer only afterwards.
 
     Args:
-        model: the model that :func:`load` made.
-        optimizer: of the class that was saved, for this model.
+        model: the model that :func:`load` returned.
+        optimizer: an optimizer of this model, of the same class as the saved one.
         path: the folder.
 
     Raises:
-        CheckpointError: files are missing or damaged, or hold no state of such an optimizer.
+        CheckpointError: files are missing or damaged, or do not hold the state of such an optimizer.
     """
     folder = locate_folder(path)
     with _errors(folder, reading=True):
@@ -147,7 +149,10 @@ def load_optimizer_(model: nn.Module, optimizer: Optimizer, path: str | os.PathL
 
 
 def _stored(model: nn.Module) -> dict[str, Tensor]:
-    """Every parameter and buffer once, also those that no state has: on the meta device nothing computes them."""
+    """Return every parameter and buffer once.
+
+    Buffers that are not persistent are included, because nothing computes their values on the meta device.
+    """
     tensors = all_tensors(model)
     return {name: tensors[name] for name, first in first_names(tensors, tensors).items() if name == first}
 
@@ -174,7 +179,10 @@ def _prepare(folder: Path, temporary: Path, *, overwrite: bool) -> None:
 
 
 def _errors(folder: Path, *, reading: bool = False) -> AbstractContextManager[None]:
-    """Raise what fails on disk as :class:`CheckpointError`; PyTorch's own failure is no ``Exception``."""
+    """Turn errors of reading and writing into :class:`CheckpointError`.
+
+    PyTorch's ``CheckpointException`` is a ``BaseException``, so ``except Exception`` would not catch it.
+    """
     if reading:
         return storage_errors(folder, action="read", remedy="Restore it from a copy.", failures=_FAILURES)
     return storage_errors(folder, remedy=_REMEDY, failures=_FAILURES)

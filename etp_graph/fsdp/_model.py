@@ -1,10 +1,12 @@
-"""FSDP2 (``fully_shard``): no process ever holds the whole model, from tracing to the pruned checkpoint.
+"""Tracing, pruning and saving of models that are sharded by FSDP2 (``fully_shard``).
 
-The force needs nothing from here: a :class:`etp_graph.Regularizer` of a model whose parameters are DTensors reads and
-shrinks local shards, and adds up the norms of units with one small all-reduce in a step.
+No process holds the whole model, except rank 0 in :func:`prepare`.
 
-Surgery cannot shrink a parameter inside of ``fully_shard``, which fixes its shape for good. So :func:`prune` makes the
-model anew: the architecture on the meta device, cut and sharded, then each tensor by itself.
+Regularizers do not need this module. A :class:`etp_graph.Regularizer` of a model whose parameters are DTensors reads
+and shrinks local shards, and sums the norms of units with one small all-reduce in a step.
+
+Surgery cannot shrink a parameter under ``fully_shard``, which fixes its shape. So :func:`prune` builds a new model: it
+builds the architecture on the meta device, cuts and shards it, and then fills it with values, one tensor at a time.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ from . import _reshard as reshard
 from ._reshard import Build
 
 Shard = Callable[[nn.Module], object]
-"""Applies ``fully_shard`` to the model and its submodules, in place."""
+"""Function that applies ``fully_shard`` to the model and its submodules, in place."""
 
 
 def prepare(
@@ -43,24 +45,25 @@ def prepare(
     group: Group | None = None,
     **options: Any,
 ) -> tuple[nn.Module, Plan]:
-    """Trace on the meta device, shard, and give the shards their values. Every rank of the group calls this.
+    """Trace a model on the meta device, shard it, and fill the shards with values.
 
-    Rank 0 alone holds the whole model meanwhile, on the CPU; for one that fits nowhere use :func:`load`.
+    Every rank of the group must call this. Meanwhile rank 0 holds the whole model on the CPU. For a model that is too
+    large for this, use :func:`load`.
 
     Args:
-        build: makes the dense architecture.
+        build: builds the dense architecture.
         example_inputs: as for :func:`etp_graph.trace`, with values, on the CPU.
         shard: applies ``fully_shard``.
-        source: makes the model with its values; called on rank 0 alone. Default: ``build``.
-        group: the processes; default: all.
-        options: of :func:`etp_graph.trace`; the check needs a whole model, so it is off.
+        source: builds the model with its values; called on rank 0 only. Default: ``build``.
+        group: the process group; default: all processes.
+        options: options of :func:`etp_graph.trace`. ``check`` is off by default, because it needs a whole model.
 
     Returns:
-        The sharded model, and its plan, the same on all ranks.
+        The sharded model, and its plan, which is the same on all ranks.
 
     Raises:
         PlanError: there is no process group, ``build`` does not build on the meta device, the forward needs values, or
-            ``source`` makes another model.
+            ``source`` builds another model.
     """
     require_group()
     model = reshard.on_meta(build)
@@ -100,27 +103,29 @@ def prune(
     optimizer: Optimizer | None = None,
     group: Group | None = None,
 ) -> nn.Module:
-    """The smaller model of the units that rank 0's selection keeps, sharded anew. Every rank of the group calls this.
+    """Return a new sharded model with only the units that rank 0's selection keeps.
 
-    One tensor after the other is cut: where it lies, if the axis that is cut is not divided; else gathered, cut, and
-    divided again. The old model loses its parameters and must not be used any more; hooks on it are not taken over.
+    Every rank of the group must call this. Tensors are cut one at a time. If the cut axis is not divided among
+    processes, each process cuts its shard. Else the tensor is gathered, cut, and divided again. The old model loses its
+    parameters and must not be used afterwards. Hooks on it are not copied.
 
     Args:
-        model: the sharded model. Parameters that are gathered after a forward are sharded again.
+        model: the sharded model. Parameters that are still gathered after a forward are sharded again.
         plan: the plan of this rank; it must be the same everywhere.
-        selection: rank 0's; what other ranks pass is ignored.
-        build: makes the dense architecture, as before any surgery.
+        selection: the selection of rank 0; ignored on other ranks.
+        build: builds the dense architecture, as before any surgery.
         shard: applies ``fully_shard``; it may choose other placements than before.
-        optimizer: trains the model; it goes on with the parameters of the new one, and its state is cut along.
-        group: the processes; default: all.
+        optimizer: the optimizer that trains the model. It gets the parameters of the new model, and its state is cut in
+            the same way.
+        group: the process group; default: all processes.
 
     Returns:
         The pruned model, in the mode of the old one, with its record of surgery.
 
     Raises:
-        PlanError: see :func:`etp_graph.distributed.prune_`; or the model has weight norms, or ``build`` makes another
-            architecture, or not on the meta device. On all ranks, and nothing was changed.
-        SelectionError: the selection violates a constraint of the plan: on all ranks, and nothing was changed.
+        PlanError: see :func:`etp_graph.distributed.prune_`. Also if the model has weight norms, or ``build`` builds
+            another architecture or does not build on the meta device. Raised on all ranks, and nothing has changed.
+        SelectionError: the selection violates a constraint of the plan; raised on all ranks, and nothing has changed.
     """
     require_group()
     for module in model.modules():
@@ -145,7 +150,7 @@ def prune(
 def _ready(
     model: nn.Module, plan: Plan, selection: Selection, build: Build, optimizer: Optimizer | None
 ) -> tuple[nn.Module, dict[str, Cut]]:
-    """The pruned architecture on the meta device, and what is cut of which tensor; nothing that waits for others."""
+    """Return the pruned architecture on the meta device, and the cuts by tensor. This does not wait for other ranks."""
     tensors = dict(named_tensors(model))
     cuts = find_cuts(plan, tensors, with_no_unit(selection.flat(plan), True))
     if normed := [name for name in cuts if name.endswith(WEIGHT_NORM_DIRECTION)]:

@@ -1,6 +1,6 @@
-"""Models whose parameters processes share, made anew: the architecture on the meta device, and its values one by one.
+"""Rebuild sharded models: first the architecture on the meta device, then its values, one tensor at a time.
 
-No process ever holds more than its shards and one whole tensor.
+With these functions, a process holds at most its shards and one whole tensor.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ Build = Callable[[], nn.Module]
 
 
 def on_meta(build: Build) -> nn.Module:
-    """The architecture without any values.
+    """Build the architecture on the meta device, without any values.
 
     Raises:
-        PlanError: its parameters are on another device.
+        PlanError: ``build`` put a parameter on another device.
     """
     with torch.device("meta"):
         model = build()
@@ -41,7 +41,7 @@ def on_meta(build: Build) -> nn.Module:
 
 
 def skeleton(build: Build, manifest: Manifest) -> nn.Module:
-    """The architecture on the meta device with the shapes, attributes and record of a pruned model."""
+    """Build a pruned architecture on the meta device, with the shapes, attributes and record of the manifest."""
     model = on_meta(build)
     shapes = {
         name: torch.empty(info.shape, dtype=DTYPES[info.dtype], device="meta")
@@ -53,11 +53,11 @@ def skeleton(build: Build, manifest: Manifest) -> nn.Module:
 
 @torch.no_grad()
 def fill_(model: nn.Module, value: Callable[[str, Tensor], Tensor]) -> None:
-    """Give every parameter and buffer on the meta device its value; what was tied stays tied.
+    """Give every parameter and buffer of a model on the meta device its value. Tied tensors stay tied.
 
     Args:
         model: after ``fully_shard``, or before.
-        value: called with the name and the tensor on the meta device; returns one of the same shape and placement.
+        value: called with the name and the tensor on the meta device; returns a tensor of that shape and placement.
     """
     made: dict[int, Tensor] = {}
     state: dict[str, Tensor] = {}
@@ -73,7 +73,7 @@ def fill_(model: nn.Module, value: Callable[[str, Tensor], Tensor]) -> None:
 
 
 def shard_of(whole: Tensor, like: Tensor) -> Tensor:
-    """This process's shard of a tensor that it holds as a whole, with the placement of ``like``; in its own memory."""
+    """Return a copy of ``whole``, which every process holds as a whole, with the placement of ``like``."""
     if not is_sharded(like):
         return whole.clone()
     assert isinstance(like, DTensor)
@@ -83,13 +83,13 @@ def shard_of(whole: Tensor, like: Tensor) -> Tensor:
 
 @torch.no_grad()
 def cut_shard(old: Tensor, kept: Mapping[int, Tensor], like: Tensor) -> Tensor:
-    """What stays of a tensor, with the placement of ``like``, in its own memory. Every process of the mesh calls this.
+    """Return the kept part of a tensor, with the placement of ``like``. Every process of the mesh must call this.
 
-    Axes that are not divided are cut where they are. The whole tensor is gathered only if an axis is cut that
-    is divided among processes, or if the placements differ.
+    The result has its own memory. Each process cuts undivided axes of its own shard. The whole tensor is gathered only
+    if a divided axis is cut, or if the placements differ.
 
     Args:
-        old: a DTensor, or a tensor that every process holds.
+        old: a DTensor, or a tensor that every process holds as a whole.
         kept: the positions that stay, by axis.
         like: a tensor with the placement of the result.
     """
@@ -110,7 +110,10 @@ def cut_shard(old: Tensor, kept: Mapping[int, Tensor], like: Tensor) -> Tensor:
 
 
 def follow(optimizer: Optimizer, old: Mapping[str, Tensor], new: Mapping[str, Tensor], kept: Any) -> dict[str, Any]:
-    """The optimizer's state of the new parameters, by name; nothing changes yet. Every process calls this."""
+    """Return the optimizer's state for the new parameters, by name. Every process must call this.
+
+    The optimizer is not changed yet.
+    """
     found = {}
     for name, parameter in old.items():
         state = optimizer.state.get(parameter)
@@ -126,7 +129,7 @@ def follow(optimizer: Optimizer, old: Mapping[str, Tensor], new: Mapping[str, Te
 def hand_over_(
     optimizer: Optimizer, old: Mapping[str, Tensor], new: Mapping[str, Tensor], states: Mapping[str, Any]
 ) -> None:
-    """The new parameters in place of the old ones, with their state."""
+    """Replace the old parameters of the optimizer, and their state, by the new ones."""
     name_of = {id(parameter): name for name, parameter in old.items()}
     for group in optimizer.param_groups:
         group["params"] = [new[name_of[id(p)]] if id(p) in name_of else p for p in group["params"]]
@@ -137,14 +140,14 @@ def hand_over_(
 
 
 def empty_(model: nn.Module) -> None:
-    """Take the parameters out of a model that nobody may use any more, so that using it is an error."""
+    """Remove the parameters from a model that must not be used any more, so that its use raises an error."""
     for name, _ in list(model.named_parameters(remove_duplicate=False)):
         path, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(path), leaf, None)
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where the processes that share a model keep its parameters."""
+    """Return the device on which this process keeps its shards of a model; raise if no parameter is sharded."""
     meshes: list[Any] = [p for p in model.parameters() if is_sharded(p)]
     if not meshes:
         raise PlanError("shard(model) left no parameter sharded: call fully_shard on the model in it.")

@@ -1,4 +1,4 @@
-"""Plans and costs as plain text: what ``print(plan)`` shows."""
+"""Plans and costs as plain text; ``print(plan)`` shows it."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Described(Protocol):
 
 
 def parameters_at_stake(plan: Described, group: Group) -> int:
-    """How many numbers in the plan's parameters belong to units of this group."""
+    """Return the number of parameter elements that belong to units of this group."""
     own = set(plan.parameters)
     cut: dict[str, dict[int, list[Index]]] = {}
     for piece in group.slices:
@@ -62,14 +62,14 @@ def parameters_at_stake(plan: Described, group: Group) -> int:
 
 
 def _count(indices: list[Index]) -> int:
-    """How many different positions the indices name."""
+    """Return the number of different positions in the indices."""
     if len(indices) == 1 and isinstance(indices[0], range):
         return len(indices[0])
     return len(set(torch.cat([as_tensor(i) for i in indices]).tolist())) if indices else 0
 
 
 def plan_table(plan: Described) -> str:
-    """The plan as text: a row for every group, then the totals and everything that a reader should know."""
+    """Return the plan as text: a row for every group, then totals, and lists and notes that a user should read."""
     costs = plan.dense
     table = Table(box=RULED, pad_edge=False, show_edge=False)
     for title, width in (("group", None), ("kind", None), ("units", None), ("constraint", 24), ("tensors", None),
@@ -87,7 +87,7 @@ def plan_table(plan: Described) -> str:
 
 
 def _tensors(plan: Described, group: Group) -> str:
-    """How many tensors a group cuts, and the first names: parameters before buffers, two if they are short."""
+    """Return the number of tensors that a group cuts, and the first name, or two if short; parameters come first."""
     own = set(plan.parameters)
     names = sorted(dict.fromkeys(piece.tensor for piece in group.slices), key=lambda name: name not in own)
     shown = names[: 1 + (len(", ".join(names[:2])) <= _NAMES)]
@@ -112,7 +112,7 @@ def _footer(plan: Described, costs: Cost) -> list[str]:
 
 
 def cost_table(costs: Mapping[str, Cost]) -> str:
-    """Costs side by side as text; speed-up and shares are relative to the first, the dense model."""
+    """Return costs side by side as text. Speed-up (in MACs) and shares are relative to the first, the dense model."""
     table = Table(box=RULED, pad_edge=False, show_edge=False)
     for title in ("model", "MACs", "share", "speed-up", "params", "share"):
         table.add_column(title, justify="left" if title == "model" else "right", no_wrap=True)

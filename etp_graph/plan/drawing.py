@@ -1,4 +1,4 @@
-"""A plan as a drawing: the layers of every group, as text and as a graph for graphviz."""
+"""Drawings of a plan: the layers of every group, as text and as a graph for graphviz."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ._groups import Group, Slice
 from ._plan import Plan
 
 SECONDS = 120
-"""How long graphviz may take for one picture."""
+"""Time limit of graphviz for one picture, in seconds."""
 
 _MAKES = ("out", "num_heads", "embedding_dim", "nf", "hidden_size")
 
@@ -22,7 +22,7 @@ _READS = ("in_", "nx", "input_size")
 
 
 class Role(StrEnum):
-    """What a layer does with the units of a group."""
+    """Relation of a layer to the units of a group: it makes them, passes them on, or reads them."""
 
     MAKES = "made by"
     PASSES = "through"
@@ -39,11 +39,13 @@ class LayerOfGroup:
 
 
 def layers_of(plan: Plan, group: Group) -> Iterator[LayerOfGroup]:
-    """The layers of a group, those that make its units first, each in the order of the model.
+    """Yield the layers of a group by role: first those that make its units, each role in the order of the model.
 
-    The plan says what is cut, not in which direction data flows. A module makes the units that an attribute counts as
-    its output, or that its bias has; it passes them on if it counts them as both input and output or holds vectors
-    only, and reads all others.
+    A plan does not store the direction of the data flow, so roles are inferred. The module that gives the group its
+    name makes the units. Another module passes them on if its attributes count them as both input and output, or if
+    all its slices are in vectors. Else it makes them if an attribute counts them as output, and reads them if one
+    counts them as input. Without such attributes it makes them if a slice is in a vector (its bias), or if it has no
+    bias and only first axes are sliced; otherwise it reads them.
     """
     order = {name: number for number, name in enumerate(plan.tensors)}
     held: dict[str, list[Slice]] = {}
@@ -72,12 +74,12 @@ def _role_of_layer(plan: Plan, group: Group, module: str, slices: Sequence[Slice
 
 
 def layers_text(plan: Plan) -> str:
-    """Every group with its layers; ``<8>`` marks the axis of a tensor that the units lie along."""
+    """Return every group with its layers as text. ``<8>`` marks an axis of a tensor along which units lie."""
     return "\n\n".join("\n".join(_group_lines(plan, group)) for group in plan.groups)
 
 
 def heading(group: Group) -> str:
-    """What a group is, in a line: ``conv1: 8 channels, a multiple of 4``."""
+    """Describe a group in one line: ``conv1: 8 channels, multiple of 4``."""
     parts = [f"{group.name}: {group.n_units} {group.kind}", group.constraint, f"locked: {group.locked}"]
     return ", ".join(part for part in parts[: 3 if group.locked else 2] if part)
 
@@ -97,7 +99,7 @@ def _group_lines(plan: Plan, group: Group) -> Iterator[str]:
 
 
 def _marked_shape(shape: Sequence[int], slices: Sequence[Slice]) -> str:
-    """The shape with the sliced axes in angle brackets, and how much of an axis is sliced if it is not all."""
+    """Format the shape, with sliced axes in angle brackets; partly sliced ones as ``<4 of 8>``."""
     covered: dict[int, int] = {}
     for piece in slices:
         covered[piece.axis] = covered.get(piece.axis, 0) + len(piece)
@@ -113,7 +115,7 @@ def _marked_shape(shape: Sequence[int], slices: Sequence[Slice]) -> str:
 
 
 def dot(plan: Plan) -> str:
-    """The plan as a graph in graphviz's language: boxes are layers, ellipses are groups; locked ones are dashed."""
+    """Return the plan as a graph in graphviz's language. Boxes are layers, ellipses are groups, dashed if locked."""
     nodes: dict[str, str] = {}
     edges: list[str] = []
     for number, group in enumerate(plan.groups):
@@ -137,7 +139,7 @@ def _quote_dot(text: str) -> str:
 
 
 def svg(plan: Plan) -> str:
-    """The drawing of :func:`dot` as SVG.
+    """Return the drawing of :func:`dot` as SVG.
 
     Raises:
         EtpError: the program ``dot`` of graphviz is missing or fails.
@@ -149,7 +151,7 @@ def svg(plan: Plan) -> str:
             "graphviz, brew install graphviz, or https://graphviz.org/download), or use --layers for text."
         )
     try:
-        done = subprocess.run(  # noqa: S603 - found on the user's own path
+        done = subprocess.run(  # noqa: S603 - the program is found on the user's PATH
             [program, "-Tsvg"], input=dot(plan), capture_output=True, text=True, check=True, timeout=SECONDS
         )
     except subprocess.TimeoutExpired as error:

@@ -158,7 +158,7 @@ class Binding:
 
 
 def step_size(group: Mapping[str, Any]) -> float | Tensor:
-    """Return lr·(1 − dampening)/(1 − momentum): how far a constant gradient of 1 moves a weight in a late step."""
+    """Return η_eff = lr·(1 − dampening)/(1 − momentum), the change of a weight per step if its gradient stays 1."""
     rate, momentum = group.get("lr"), group.get("momentum", 0)
     if rate is None:
         raise ForceError("the optimizer sets its learning rate itself (lr=None), so mode='prox' has no step size.")

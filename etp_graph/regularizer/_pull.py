@@ -43,7 +43,7 @@ class Pull:
 
     @torch.no_grad()
     def rank(self, norms: Tensor | None = None) -> None:
-        """Rank the units of each group again, in the order of the settings; computes ``norms`` [n_units] if needed."""
+        """Rank the units of each group again, in the order of the settings. ``norms`` [n_units] save computing them."""
         n, device, order = self.plan.n_units, self._units.device, self.settings.order
         if order == "importance":
             key = -(self.norms() if norms is None else norms)

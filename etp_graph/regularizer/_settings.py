@@ -157,7 +157,7 @@ class RegularizerSettings(Composed):
         )
 
     def require_equal(self, other: Mapping[str, Any]) -> None:
-        """Raise :class:`ForceError` if a field of ``other`` (from ``to_dict``) differs; the message names them."""
+        """Raise :class:`ForceError` if ``other`` (from ``to_dict``) differs; the message names every such field."""
         mine = self.to_dict()
         differ = [f"{k}: {other.get(k)!r}, here {v!r}" for k, v in mine.items() if other.get(k) != v]
         if differ:
@@ -165,7 +165,7 @@ class RegularizerSettings(Composed):
 
 
 def read_state(state: Mapping[str, Any], plan: Plan, settings: RegularizerSettings) -> tuple[int, Tensor, Tensor]:
-    """Return from a regularizer's state the number of steps, the distances [n_units] and the pending force [n_units].
+    """Return the number of steps, the distances and the pending force, both [n_units], of a regularizer's state.
 
     Raises:
         PlanError: the state belongs to another plan.

@@ -53,10 +53,10 @@ class Steering:
     This is a compromise between importance within the layer and within the network. (With ``kappa="mean"``, needs are
     relative to their group.) With ``"taylor"`` the score is the effect alone.
 
-    The change of the loss is the norm of the unit times a running mean of the slope of the loss along the unit. The
-    slope does not shrink with the unit. So the score of a unit falls as it shrinks, and the running mean keeps a unit
-    from being dropped from the losers because of a few noisy batches. About four observations of the gradients in an
-    interval are enough.
+    The change of the loss is the norm of the unit times the root mean square of the slope of the loss along the unit.
+    The slope does not shrink with the unit, so the score of a unit falls as it shrinks. The mean is a running mean; it
+    keeps a unit from being dropped from the losers because of a few noisy batches. About four observations of the
+    gradients in an interval are enough.
 
     Args:
         model: the model.

@@ -107,7 +107,7 @@ def verify(
 
 
 def lock_what_fails(model: nn.Module, plan: Plan, example_inputs: Any) -> Plan:
-    """Lock every group for which :func:`verify` fails, with the measured error as the reason. Return the plan."""
+    """Return the plan with every group locked that fails the check of :func:`verify`; the reason is its error."""
     judge = _Trials(model, plan, example_inputs, gradients=False, randomize=True, seed=0)
     for ratio in (0.5, 0.0, 1.0):  # 0 and 1 find operators that only accept some sizes
         while plan.prunable and not (trial := judge.trial(plan.prunable, ratio)).good:
