@@ -1,1 +1,1 @@
-"""Measurements behind the figures in the documentation; each is a command, ``python -m benchmarks.NAME``."""
+"""Measurements behind the figures in the documentation. ``python -m benchmarks`` lists the commands."""

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-from benchmarks.export.page import MARK, write_page
-from benchmarks.export.run import TOLERANCE, USUAL, difference, network
+from benchmarks.export.page import MARK, TOLERANCE, write_page
+from benchmarks.export.run import USUAL, difference, network
 from benchmarks.models import Entry, registry
 from etp_graph.surgery import get_record
 

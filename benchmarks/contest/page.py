@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +39,8 @@ def page(records: Sequence[Record], *, figures: Sequence[str] = (), remarks: str
 def _introduction(records: Sequence[Record], found: Sequence[Cell]) -> list[str]:
     methods, config = len({cell.method for cell in found}), records[0]["config"]
     return [
-        f"This record compares {methods} methods at {as_times(speed_ups_of(found))} fewer multiply-adds. All see the same "
-        "batches in the same order, so that they can be compared.", "",
+        f"This record compares {methods} methods at {as_times(speed_ups_of(found))} fewer multiply-adds. All see the "
+        "same batches in the same order, so that they can be compared.", "",
         f"- Measure: `{_command(records, config)}`.",
         f"- Results: `benchmarks/results/runs/{config['task']}.jsonl`.",
         "- Write the page again without measuring: `python -m benchmarks report`.",

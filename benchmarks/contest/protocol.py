@@ -80,8 +80,9 @@ class Protocol:
         """One run as a record, ready for JSON; ``trials``: those of an earlier seed, which tuned the same."""
         record: dict[str, Any] = {
             "format": FORMAT, "config": asdict(config), "title": self.task.title, "metric": asdict(self.task.metric),
-            "recipe": asdict(self.task.recipe), "checkpoint": self.task.checkpoint_note, "conditions": machine_conditions(),
-            "commit": commit(), "time": datetime.now(UTC).isoformat(timespec="seconds"),
+            "recipe": asdict(self.task.recipe), "checkpoint": self.task.checkpoint_note,
+            "conditions": machine_conditions(), "commit": commit(),
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
         }  # fmt: skip
         begin = perf_counter()
         try:

@@ -98,7 +98,9 @@ def _summary(record: Record) -> str:
 
 
 def _names() -> str:
-    return ", ".join(name for name in known() if not name.endswith(DISTILLED)) + f"; each also with {DISTILLED} behind it"
+    return (
+        ", ".join(name for name in known() if not name.endswith(DISTILLED)) + f"; each also with {DISTILLED} behind it"
+    )
 
 
 def _scale(name: str) -> Scale:

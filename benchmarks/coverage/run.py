@@ -9,12 +9,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-@@import time
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks.common.processes import add_arguments, add_models, begin, measure_all, models
+from benchmarks.coverage.page import write_page
 from benchmarks.models import registry
 
 RESULTS = Path("benchmarks/results/coverage.json")
@@ -59,8 +61,8 @@ def _ours(model: Any, x: Any, small: Any) -> dict[str, Any]:
     import torch
 
     import etp_graph as etp
-    from etp_graph.plan._kinds import ON_REQUEST
-    from etp_graph.verification._sampling import random_selection
+    from etp_graph.plan import ON_REQUEST
+    from etp_graph.verification import random_selection
 
     start = time.perf_counter()
     plan = etp.trace(model, x, prune="all", check=False)

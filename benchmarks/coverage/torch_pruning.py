@@ -14,9 +14,8 @@ from torch import Tensor, nn
 
 from etp_graph import Group, Plan, Slice
 from etp_graph.model import InFloat64, convert_inputs, named_tensors, run_model, tensors_of
-from etp_graph.plan._groups import as_index
-from etp_graph.verification import TOLERANCE, Masked
-from etp_graph.verification._sampling import randomize_
+from etp_graph.plan import as_index
+from etp_graph.verification import TOLERANCE, Masked, randomize_
 
 
 def judge(

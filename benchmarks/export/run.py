@@ -26,7 +26,7 @@ from benchmarks.common.processes import add_arguments, add_models, begin, measur
 from benchmarks.export.page import passed, write_page
 from benchmarks.models import Entry, registry
 from etp_graph.model import run_model, tensors_of
-from etp_graph.verification._sampling import random_selection, randomize_
+from etp_graph.verification import random_selection, randomize_
 
 RESULTS = Path("benchmarks/results/export.json")
 RATIO = 0.4

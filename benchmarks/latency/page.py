@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.common.records import with_new_names
+
 Found = dict[str, Any]
 DIVERGES = 0.25
 
@@ -17,7 +19,7 @@ also checks budgets in time: what was asked for, predicted and measured.
 - Measure: `python -m benchmarks latency --threads {threads}`.
 - Results: `benchmarks/results/latency-cpu.json`.
 - Write the page again without measuring: `python -m benchmarks report`.
-- Machine and versions: {cpu}, {cores} cores; torch {torch}.
+- Machine and versions: {device}, {cpus} cores; torch {torch}.
 
 {small}## Findings
 
@@ -152,7 +154,7 @@ def write_page(body: Found, path: Path) -> None:
     text = _HEAD.format(
         threads=" ".join(_threads(found)), repetitions=body["repetitions"], small=_SMALL if body["small"] else "",
         findings="\n".join(_findings(found)), limits=_limits(found), table=table(found), budgets=budgets(found),
-        **body["conditions"],
+        **with_new_names(body["conditions"]),
     )  # fmt: skip
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf8")

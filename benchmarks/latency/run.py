@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common.processes import add_arguments, begin, measure_all
+from benchmarks.latency.page import table, write_page
 
 RESULTS = Path("benchmarks/results/latency-cpu.json")
 MODELS = ("ResNet-50", "MobileNet-V3", "BERT-base", "ViT-B/16")

@@ -8,7 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.speed.run import PLANS, STEPS
+from benchmarks.common.records import with_new_names
+from benchmarks.speed.settings import PLANS, STEPS
 
 Found = dict[str, Any]
 GIGA = 2**30
@@ -22,7 +23,7 @@ training step, with Torch-Pruning, or with a lower limit from memory access.
 - Measure: `python -m benchmarks speed`.
 - Results: `benchmarks/results/speed-cpu.json`, {minutes:.0f} minutes.
 - Write the pages again without measuring: `python -m benchmarks report`.
-- Machine and versions: {cpu}, {cores} cores; torch {torch}, torch-pruning {torch-pruning}.
+- Machine and versions: {device}, {cpus} cores; torch {torch}, torch-pruning {torch-pruning}.
 
 ## Findings
 
@@ -246,7 +247,7 @@ def write_page(body: Found, path: Path) -> None:
     found = body["measurements"]
     text = _HEAD.format(
         repetitions=body["repetitions"], minutes=body["seconds"] / 60, findings="\n".join(_findings(found)),
-        limits="\n".join(_limits(found)), targets=table(found), **body["conditions"],
+        limits="\n".join(_limits(found)), targets=table(found), **with_new_names(body["conditions"]),
     )  # fmt: skip
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf8")

@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from benchmarks.common.statistics import Cell, Spread, cells
 from benchmarks.common.markdown import as_row, with_spread
 from benchmarks.common.records import PAGES, read_records
+from benchmarks.common.statistics import Cell, Spread, cells
 from benchmarks.contest.run import configs, run_all
 from benchmarks.contest.variants import QUESTIONS, STUDY
 from benchmarks.tasks import TaskUnavailableError

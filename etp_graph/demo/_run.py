@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -17,12 +16,13 @@ from torch import Tensor, nn
 
 from etp_graph.checkpoint import save
 from etp_graph.demo.zoo.data import CLASSES, Split, cifar10, digits, load_weights
+from etp_graph.demo.zoo.machine import machine_record
 from etp_graph.demo.zoo.models import SmallResNet, resnet20
 from etp_graph.demo.zoo.training import Augment, crop_flip
 from etp_graph.errors import EtpError
+from etp_graph.latency import benchmark
 
 from ._contest import Contest
-from ._machine import environment
 from ._results import DemoConfig, DemoResult, MethodOutcome
 
 
@@ -57,7 +57,7 @@ def run_demo(config: DemoConfig, out: Path, *, console: Console | None = None) -
             outcomes += _one_seed(config, contest, out)
     result = DemoResult(
         config=config, outcomes=tuple(outcomes), macs=macs, params=params, seconds=perf_counter() - start,
-        environment=environment(),
+        environment=_environment(),
     )  # fmt: skip
     write_report(result, out)
     if console is not None:
@@ -78,27 +78,17 @@ def _one_seed(config: DemoConfig, contest: Contest, out: Path) -> list[MethodOut
         found.append(outcome)
         models.append(model)
     batch = contest.split.test_x[: config.latency_batch].to(contest.device)
-    dense, *others = p50_latencies(models, batch, rounds=config.latency_rounds)
-    return [replace(outcome, latency_ratio=dense / own) for outcome, own in zip(found, others, strict=True)]
+    dense, *others = benchmark(models, batch, repetitions=config.latency_rounds)
+    return [
+        replace(outcome, latency_ratio=dense.p50_ms / own.p50_ms) for outcome, own in zip(found, others, strict=True)
+    ]
 
 
-@torch.no_grad()
-def p50_latencies(models: Sequence[nn.Module], batch: Tensor, *, rounds: int) -> list[float]:
-    """Return the median seconds of a forward of each model.
-
-    The models run in turn, so that other load on the machine slows all of them equally.
-    """
-    seconds: list[list[float]] = [[] for _ in models]
-    for number in range(rounds + 3):
-        for model, own in zip(models, seconds, strict=True):
-            model.eval()
-            start = perf_counter()
-            out = model(batch)
-            if out.is_cuda:
-                torch.cuda.synchronize()
-            if number >= 3:  # the first three rounds only warm up caches
-                own.append(perf_counter() - start)
-    return [statistics.median(own) for own in seconds]
+def _environment() -> dict[str, str]:
+    """Return versions, hardware and the number of threads, for the report."""
+    libraries = ("torch", "torch-pruning", "numpy", "scikit-learn")
+    build = torch.__version__  # names the build, too, such as +cu130
+    return {**machine_record(libraries), "torch": build, "threads": str(torch.get_num_threads())}
 
 
 def _task(config: DemoConfig) -> tuple[Split, Callable[[], nn.Module], Augment | None]:

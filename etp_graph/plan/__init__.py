@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from ._cost import Cost
 from ._costs import CostModel, Ints, cost
-from ._groups import Attribute, Group, Index, Slice, as_tensor
-from ._kinds import KINDS, chosen_kinds, lock_other_kinds
+from ._groups import Attribute, Group, Index, Slice, as_index, as_tensor
+from ._kinds import KINDS, ON_REQUEST, chosen_kinds, lock_other_kinds
 from ._plan import ACTIVATION, Op, Plan
 from ._positions import NO_UNIT, Positions, SlicedAxis, numbers_per_unit, with_no_unit
 from ._selection import LatencyFit, Selection
@@ -15,6 +15,7 @@ __all__ = [
     "ACTIVATION",
     "KINDS",
     "NO_UNIT",
+    "ON_REQUEST",
     "Attribute",
     "Cost",
     "CostModel",
@@ -28,6 +29,7 @@ __all__ = [
     "Selection",
     "Slice",
     "SlicedAxis",
+    "as_index",
     "as_tensor",
     "chosen_kinds",
     "cost",

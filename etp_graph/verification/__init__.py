@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ._masked import Masked
+from ._sampling import random_selection, randomize_
 from ._verify import TOLERANCE, Verification, lock_what_fails, verify
 
 __all__ = [
@@ -10,5 +11,7 @@ __all__ = [
     "Masked",
     "Verification",
     "lock_what_fails",
+    "random_selection",
+    "randomize_",
     "verify",
 ]

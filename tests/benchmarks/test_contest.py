@@ -16,6 +16,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
+from benchmarks.common.records import read_records
 from benchmarks.contest import contestants, protocol, run, strength, torch_pruning
 from benchmarks.contest import torch_pruning_check as check
 from benchmarks.contest import weight_decay as decay
@@ -288,7 +289,7 @@ def test_runner_skips_what_is_done_and_tunes_once(toy: Toy, tmp_path: Path) -> N
     assert not toy.read
     toy.seen.clear()
     run.main([*arguments, "0", "1"])
-    records = run.read(out)
+    records = read_records(out)
     assert len(records) == 6
     assert len(toy.seen) == 3 * 8  # three full runs, no trial
     assert records[3]["trials"] == records[0]["trials"]

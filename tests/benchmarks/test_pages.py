@@ -12,16 +12,18 @@ import pytest
 
 from benchmarks.common import figures as plots
 from benchmarks.common import statistics as summary
+from benchmarks.common.records import by_scale, read_records, task_files
 from benchmarks.contest import contestants, reproduce
-from benchmarks.contest import page as report
+from benchmarks.contest import page as task_page
 from benchmarks.contest.published import TABLES
-from benchmarks.contest.run import files, read
+from benchmarks.contest.variants import ETP, STUDY
+from benchmarks.report import run as report
+from benchmarks.report.index import index
 from benchmarks.study import run as study
-from benchmarks.study.variants import ETP, STUDY
 from benchmarks.weights_or_units import page as gradual_page
 from tests.support.benchmark_toy import RECIPE, fields_of
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 RUNS, PAGES = ROOT / "benchmarks" / "results" / "runs", ROOT / "docs" / "results"
 
 
@@ -49,8 +51,8 @@ def lines() -> list[dict[str, Any]]:
 
 
 def test_page_is_a_function_of_the_lines() -> None:
-    text = report.page(lines())
-    assert text == report.page(json.loads(json.dumps(lines())))
+    text = task_page.page(lines())
+    assert text == task_page.page(json.loads(json.dumps(lines())))
     # stdev(80, 84) = 2.83, stdev(70, 72) = 1.41; etp - torque = 10, 12; etp - tp-groupnorm = 1, -1
     assert "| **etp** | - | 41.00 ± 1.41 | 82.00 ± 2.83 | 2.50x | 2.00x | 1.50x | 0.5* | 2 |" in text
     assert "| torque | - | 35.50 ± 0.71 | 71.00 ± 1.41 |" in text
@@ -61,19 +63,21 @@ def test_page_is_a_function_of_the_lines() -> None:
 
 
 def test_a_page_begins_with_its_findings_and_limits() -> None:
-    text = report.page(lines())
+    text = task_page.page(lines())
     head, _, tables = text.partition("## Terms")
     assert "|" not in head
     assert "- At 2x `etp` has 82.00 ± 2.83. It is better than `torque`; within one deviation of `tp-groupnorm`." in head
     assert "- At 2x no other pruned or narrow network has a better mean than `etp`." in head
-    assert "- At 2x these have a better mean than `etp`: `whc` (90.00)." in report.page([*lines(), line("whc", 0, 0.9)])
+    assert "- At 2x these have a better mean than `etp`: `whc` (90.00)." in task_page.page(
+        [*lines(), line("whc", 0, 0.9)]
+    )
     assert "- Without a result: `tp-growing` at 2x." in head
     assert "- The figures of `etp` come from 2 seeds." in head
     assert "| **etp** |" in tables
 
 
 def test_index_counts_verdicts() -> None:
-    text = report.index({"toy": lines()}, ["study"])
+    text = index({"toy": lines()}, ["study"])
     torque, depgraph = (
         next(row for row in text.splitlines() if row.startswith(f"- Against {name}"))
         for name in ("Torque", "DepGraph (depgraph)")
@@ -84,25 +88,29 @@ def test_index_counts_verdicts() -> None:
     assert "- [a toy](toy.md) compares 4 methods by accuracy at 2x." in text
 
 
-@pytest.mark.parametrize("file", files(RUNS), ids=lambda file: file.stem)
+def test_committed_runs_are_found() -> None:
+    assert {"cifar10", "ptb"} <= {file.stem for file in task_files(RUNS)}
+
+
+@pytest.mark.parametrize("file", task_files(RUNS), ids=lambda file: file.stem)
 def test_committed_runs_give_the_committed_page(file: Path) -> None:
     remarks = file.with_suffix(".md")
-    for scale, records in report.by_scale(read(file)).items():
+    for scale, records in by_scale(read_records(file)).items():
         name = file.stem if scale == "cpu" else f"{file.stem}-{scale}"
         found = [f"images/{name}-{kind}.png" for kind in ("curve", "latency")]
         shown = [figure for figure in found if (PAGES / figure).exists()]
-        text = report.page(records, figures=shown, remarks=remarks.read_text() if remarks.exists() else "")
+        text = task_page.page(records, figures=shown, remarks=remarks.read_text() if remarks.exists() else "")
         assert text == (PAGES / f"{name}.md").read_text(encoding="utf8")
 
 
 def test_committed_results_give_the_committed_records(tmp_path: Path) -> None:
-    every = [record for file in files(RUNS) for record in read(file)]
+    every = [record for file in task_files(RUNS) for record in read_records(file)]
     reproduce.write_page(every, tmp_path / "papers.md")
-    found = {path.stem: read(path) for path in sorted((RUNS.parent / "study").glob("*.jsonl"))}
+    found = {path.stem: read_records(path) for path in sorted((RUNS.parent / "study").glob("*.jsonl"))}
     remarks = (RUNS.parent / "study" / "remarks.md").read_text(encoding="utf8")
     (tmp_path / "study.md").write_text(study.page(found, remarks), encoding="utf8")
     (tmp_path / "study-tables.md").write_text(study.tables(found), encoding="utf8")
-    (tmp_path / "gradual.md").write_text(gradual_page.page(read(RUNS / "gradual.jsonl")), encoding="utf8")
+    (tmp_path / "gradual.md").write_text(gradual_page.page(read_records(RUNS / "gradual.jsonl")), encoding="utf8")
     report.measured(RUNS.parent, tmp_path)
     written = sorted(tmp_path.glob("*.md"))
     assert {"gradual", "papers", "scale", "speed", "speed-measurements", "latency", "study"} <= {
@@ -118,7 +126,7 @@ def test_differences_point_to_the_better_side() -> None:
     assert summary.difference(own, other, higher=False).mark == "worse"  # type: ignore[union-attr]
     alone = summary.cells([line("etp", 0, 0.8), line("torque", 0, 0.1)])
     assert summary.difference(*alone, higher=True) is None
-    page = report.page([line("etp", 0, 0.8), line("torque", 0, 0.1), line("depgraph", 1, 0.1)])
+    page = task_page.page([line("etp", 0, 0.8), line("torque", 0, 0.1), line("depgraph", 1, 0.1)])
     assert "etp against Torque (torque): +70.00, a single seed" in page
     assert "etp against DepGraph (depgraph): no common seed" in page
 
@@ -180,6 +188,14 @@ def test_the_study_compares_variants_on_the_validation_part() -> None:
     assert "| `etp[uniform]` | 30.00 / 60.00 | +25.0 % |" in text  # (80 - 60) / 80
     assert "| `l1-uniform` | 36.00 / 72.00 | +10.0 % |" in text
     assert "etp[rate-8]" not in text  # not run
+
+
+def test_a_variant_with_the_figure_of_etp_counts_as_no_loss() -> None:
+    steeper = [blind("etp", 0.5), blind("etp[uniform]", 0.25)]
+    for record in steeper:
+        record["config"]["speed_up"] = 6.0
+    records = [blind("etp", 0.8), blind("etp[uniform]", 0.8), *steeper]
+    assert "| The force | `etp[uniform]` | 2 | +25.0 % |" in study.page({"toy": records})  # (0 + 50) / 2
 
 
 def test_every_variant_differs_from_etp_and_can_be_run() -> None:

@@ -8,7 +8,8 @@ import pytest
 
 pytest.importorskip("rich")
 
-from benchmarks.scale.run import GPUS, Network, measured_table, modelled, page, reduced
+from benchmarks.scale.page import measured_table, page
+from benchmarks.scale.run import GPUS, Network, modelled, reduced
 
 SIZES = {"n_units": 1000, "n_params": 10**9}
 

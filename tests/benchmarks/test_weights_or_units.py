@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.common.machine import parameters
-from benchmarks.contest import page as report
-from benchmarks.contest import run
+from benchmarks.common.records import read_records
+from benchmarks.report import run as report
 from benchmarks.tasks import Metric, Part, Task
 from benchmarks.tasks.ptb import Ptb
 from benchmarks.weights_or_units import contestants as gradual_contest
@@ -181,7 +181,7 @@ def test_command_goes_on_where_it_stopped(toy: Words, tmp_path: Path) -> None:
     assert [json.loads(line)["config"]["method"] for line in lines] == list(METHODS)
     gradual.main([*arguments, "0", "1"])
     assert where.read_text().splitlines()[: len(lines)] == lines
-    assert len(run.read(where)) == 2 * len(METHODS)
+    assert len(read_records(where)) == 2 * len(METHODS)
     toy.read.clear(), toy.seen.clear()
     text = out.read_text()
     gradual.main([*arguments, "0", "1"])

@@ -17,7 +17,6 @@ from etp_graph.demo import _run as run
 from etp_graph.demo._contest import Contest, count_macs
 from etp_graph.demo._report import rows
 from etp_graph.demo._results import LABELS, METHODS, Recipe
-from etp_graph.demo._run import p50_latencies
 from etp_graph.demo.zoo import data
 from etp_graph.demo.zoo import torch_pruning as baselines
 from etp_graph.demo.zoo.models import SmallResNet, resnet20
@@ -135,14 +134,6 @@ def test_the_neutral_count_agrees_with_the_plan(build: type[nn.Module]) -> None:
     model = build()
     x = torch.randn(1, *((1, 8, 8) if build is SmallResNet else (3, 32, 32)))
     assert count_macs(model, x) == etp.cost(model, etp.trace(model, x, check=False)).macs
-
-
-def test_latencies_of_the_same_model_are_of_the_same_order() -> None:
-    small, large = nn.Linear(8, 8), nn.Sequential(*(nn.Linear(512, 512) for _ in range(8)))
-    batch = torch.randn(64, 8)
-    wide = nn.Sequential(nn.Linear(8, 512), large)
-    first, second = p50_latencies([small, wide], batch, rounds=5)
-    assert 0 < first < second
 
 
 def test_presets_exist_for_every_data_set_and_length() -> None:

@@ -421,10 +421,10 @@ def test_groups_of_an_option_a_network_prune_exactly_once_its_shortcuts_are_repl
     for root in ("conv1", "layer2.0.conv2", "layer3.0.conv2", "layer2.0.conv1"):
         model = models.CifarResNet(8).eval()
         expected = model(x)
-        baselines._replace_padded_shortcuts(model, x)
+        baselines.replace_padded_shortcuts(model, x)
         assert torch.equal(model(x), expected)
         graph = tp.DependencyGraph().build_dependency(
-            model, x, customized_pruners={baselines.ChannelSelect: baselines._select_pruner(tp)}
+            model, x, customized_pruners={baselines.ChannelSelect: baselines.select_pruner(tp)}
         )
         gone = [0, 3, 9]
         group = graph.get_pruning_group(model.get_submodule(root), tp.prune_conv_out_channels, gone)

@@ -1,0 +1,21 @@
+"""Name the contestants that pages treat in a way of their own."""
+
+from __future__ import annotations
+
+UNPRUNED = "dense"
+"""The control that is never cut and takes as many steps."""
+
+SMALL = "small-dense"
+"""The control that begins narrow, with fresh weights."""
+
+CONTROLS = (UNPRUNED, SMALL, "random", "l1-uniform")
+"""The two above; random units; the L1 norm with the same share everywhere."""
+
+DISTILLED = "+kd"
+"""The suffix of a contestant that is fine-tuned by distillation."""
+
+RIVALS = {
+    "DepGraph (tp-groupnorm)": "tp-groupnorm", "DepGraph (depgraph)": "depgraph", "Torque (torque)": "torque",
+    "a narrow network (small-dense)": SMALL,
+}  # fmt: skip
+"""What `etp` is compared with: DepGraph as its authors wrote it and as it is here, Torque, and a narrow network."""

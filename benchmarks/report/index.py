@@ -1,0 +1,107 @@
+"""Write the list of all records, with the comparison of `etp` with others on all tasks."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from benchmarks.common.contestant_names import RIVALS
+from benchmarks.common.markdown import as_row, with_spread
+from benchmarks.common.records import Record
+from benchmarks.common.statistics import Cell, cells
+from benchmarks.contest.verdicts import VERDICTS, as_times, better_methods, difference_text, speed_ups_of, verdict_on
+
+MORE = {
+    "coverage": ("Coverage", "checks the plan of each model of the registry, beside plain Torch-Pruning"),
+    "speed": ("Speed", "measures the cost of the force, of plans, of budgets and of surgery"),
+    "latency": ("Latency", "compares the speed-up in multiply-adds with that in time, and checks budgets in time"),
+    "scale": ("Scale", "measures what the force sends and costs on several ranks, and models it for up to 1,024 GPUs"),
+    "export": ("Export", "exports pruned models with `torch.export`, `torch.compile` and ONNX"),
+    "study": ("The study behind `etp`", "compares `etp` with variants of it that differ in one thing each"),
+    "gradual": ("Single weights or whole units", "compares masks on weights, removed units and a narrow network"),
+    "papers": ("Beside the papers", "compares the runs with the figures of the papers, row by row"),
+}
+"""Title and contents of the records that are not of one task."""
+
+
+_OVERVIEW = (
+    "*After fine-tuning, at the highest speed-up of each task, the best above; mean and standard deviation over the "
+    "seeds. Hollow: controls; `dense`, dashed, is never cut and takes as many steps. Dotted: the checkpoint.*"
+)
+
+
+def index(pages: Mapping[str, Sequence[Record]], more: Iterable[str] = (), figure: str | None = None) -> str:
+    """The list of all records with one sentence each, and the comparison of etp with others on all tasks.
+
+    Args:
+        pages: records by the name of their page.
+        more: names of further pages.
+        figure: file of the overview.
+    """
+    lines = [
+        "# Results", "",
+        "This page lists the records of measurements. Each begins with its command, its findings and its limits; "
+        "tables follow. [The protocol](../benchmarks.md) has the rules of the comparison.", "",
+        "## Findings", "", *_verdicts(pages), "",
+        "Better and worse mean by more than one standard deviation of the difference over the common seeds.", "",
+        "## Limits", "", *_behind(pages),
+        "- Tasks of the scale `cpu` have parts of the data, narrower networks and short schedules.",
+        "- A task with a single seed gives no verdict.", "",
+        "## Records", "",
+        *(f"- [{MORE[name][0]}]({name}.md) {MORE[name][1]}." for name in more),
+        *(f"- [{records[0]['title']}]({name}.md) {_contents(records)}." for name, records in pages.items()), "",
+        "## Comparison on all tasks", "",
+        "The table has the metric of `etp` on the test part and the mean difference to others over the common seeds, "
+        "in the units of the metric. Write it again: `python -m benchmarks report`.", "",
+        *([f"![All methods on every task]({figure})", "", _OVERVIEW, ""] if figure else []),
+        as_row(("task", "metric", "speed-up", "etp", *(f"etp against {name}" for name in RIVALS), "seeds")),
+        as_row(["---"] * (5 + len(RIVALS))),
+    ]  # fmt: skip
+    for name, records in pages.items():
+        found, metric = cells(records), records[0]["metric"]
+        for cell in sorted((c for c in found if c.method == "etp"), key=lambda c: c.speed_up):
+            spread = cell.stage("finetuned")
+            against = [difference_text(cell, found, other, metric) for other in RIVALS]
+            lines.append(as_row((
+                f"[{records[0]['title']}]({name}.md)", metric["name"], f"{cell.speed_up:g}x",
+                with_spread(spread, metric), *against, str(spread.n if spread else 0),
+            )))  # fmt: skip
+    return "\n".join([*lines, ""])
+
+
+def _verdicts(pages: Mapping[str, Sequence[Record]]) -> list[str]:
+    """How often etp is better or worse than each rival, over tasks and speed-ups."""
+    lines, own = [], _all_of_etp(pages)
+    for name in RIVALS:
+        said: Counter[str] = Counter()
+        for cell, found, metric in own:
+            said[verdict_on(cell, found, name, higher=metric["higher"])] += 1
+        counts = ", ".join(f"{sort} in {said[sort]}" for sort in ("better", "within one deviation", "worse"))
+        rest = "".join(f"; {sort} in {n}" for sort, n in said.items() if sort not in VERDICTS)
+        if own:
+            lines.append(f"- Against {name}, of {len(own)} tasks and speed-ups: `etp` is {counts}{rest}.")
+    return lines or ["- There are no runs yet."]
+
+
+def _all_of_etp(pages: Mapping[str, Sequence[Record]]) -> list[tuple[Cell, list[Cell], Mapping[str, Any]]]:
+    """The cells of etp, each with all cells of its task and the metric."""
+    grouped = [(cells(records), records[0]["metric"]) for records in pages.values()]
+    return [(cell, found, metric) for found, metric in grouped for cell in found if cell.method == "etp" and cell.ok]
+
+
+def _behind(pages: Mapping[str, Sequence[Record]]) -> list[str]:
+    """In how many tasks and speed-ups another method has a better mean than etp."""
+    own = _all_of_etp(pages)
+    n = sum(bool(better_methods(cell, found, higher=metric["higher"])) for cell, found, metric in own)
+    return [
+        f"- In {n} of {len(own)} tasks and speed-ups another method has a better mean than `etp`. "
+        "The page of the task names it."
+    ]
+
+
+def _contents(records: Sequence[Record]) -> str:
+    """The sentence of a task in the list of records."""
+    found = cells(records)
+    methods = len({cell.method for cell in found})
+    return f"compares {methods} methods by {records[0]['metric']['name']} at {as_times(speed_ups_of(found))}"
