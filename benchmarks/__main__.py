@@ -17,6 +17,7 @@ COMMANDS = {
         "Check whether Torch-Pruning's pruned network is right.",
     ),
     "coverage": ("coverage.run", "Check the plan of each model of the registry, beside plain Torch-Pruning."),
+    "graph-sources": ("graph_sources.run", "Compare the plans of both sources: labels, and Torch-Pruning's graph."),
     "export": ("export.run", "Export pruned models with torch.export, torch.compile and ONNX."),
     "latency": ("latency.run", "Compare the speed-up in multiply-adds with that in time, and check budgets in time."),
     "speed": ("speed.run", "Measure the cost of the force, of plans, of budgets and of surgery."),

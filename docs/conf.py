@@ -1,5 +1,12 @@
 """Sphinx: the Markdown pages of this folder, and a reference from the docstrings."""
 
+import pkgutil
+from importlib import import_module
+from typing import Any
+
+from sphinx.application import Sphinx
+from sphinx.pycode import ModuleAnalyzer
+
 import etp_graph
 
 project = "etp_graph"
@@ -22,6 +29,21 @@ autodoc_preserve_defaults = True  # `force=_EXPONENTIAL`, and not the repr of an
 nitpicky = True
 nitpick_ignore_regex = [
     ("py:.*", r"(torch|torch_pruning|lightning|transformers|collections|contextlib|os|pathlib)\..*"),
-    ("py:class", r"etp_graph\.(adapters|layers)\.M|etp_graph\.integrations\.transformers\.Model|BoolTensor"),
-    ("py:class", r"etp_graph\.pull\.Pull"),  # a part of the regularizer that nobody makes by themselves
+    ("py:class", r"etp_graph\.(standins\._registry|model\._layer_table)\.M|BoolTensor"),
+    ("py:class", r"etp_graph\.integrations\.transformers\.Model"),
 ]
+
+
+def take_constant_docstring(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Take the docstring of a constant from the private module that defines it; autodoc reads the face alone."""
+    package, _, constant = name.rpartition(".")
+    if what != "data":
+        return
+    for module in pkgutil.iter_modules(getattr(import_module(package), "__path__", []), f"{package}."):
+        found = ModuleAnalyzer.for_module(module.name).find_attr_docs().get(("", constant))
+        lines[:] = found or lines
+
+
+def setup(app: Sphinx) -> None:
+    """Connect the function above."""
+    app.connect("autodoc-process-docstring", take_constant_docstring)

@@ -92,7 +92,3 @@ def main(arguments: Sequence[str] | None = None) -> None:
     measure_all("graph-sources", todo, body, options.results, limit=lambda _: limit, jobs=options.jobs)
     write_page(body, options.out)
     sys.stderr.write(f"wrote {options.out} and {options.results}\n")
-
-
-if __name__ == "__main__":
-    main()

@@ -19,6 +19,7 @@ from benchmarks.common.records import PAGES, RUNS, Record, by_scale, read_record
 from benchmarks.contest.page import page
 from benchmarks.coverage import page as coverage_page
 from benchmarks.export import page as export_page
+from benchmarks.graph_sources import page as graph_sources_page
 from benchmarks.latency import page as latency_page
 from benchmarks.models import registry
 from benchmarks.report.index import MORE, index
@@ -54,6 +55,7 @@ def measured(results: Path, out: Path) -> list[Path]:
     pages = {
         "coverage": ("coverage", coverage_page.write_page), "speed": ("speed-cpu", speed_page.write_page),
         "latency": ("latency-cpu", latency_page.write_page), "export": ("export", export_page.write_page),
+        "graph-sources": ("graph-sources", graph_sources_page.write_page),
         "scale": ("scale", lambda body, path: path.write_text(scale_page.page(body), encoding="utf8")),
     }  # fmt: skip
     written = []

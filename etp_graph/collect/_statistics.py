@@ -1,6 +1,7 @@
 """Statistics of activations, kept as running sums: what a collector remembers of the batches that it saw.
 
-Each takes the activations of one :class:`etp_graph.sites.Site`, batch by batch, and never stores them.
+Each takes the activations of one :class:`etp_graph.collect._watch_points.WatchPoint`, batch by batch, and never stores
+them.
 """
 
 from __future__ import annotations

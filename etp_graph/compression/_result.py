@@ -152,7 +152,10 @@ class CompressResult:
 
     @property
     def seconds(self) -> dict[str, float]:
-        """Seconds of each step (see :class:`Round`), summed over the rounds; ``evaluate`` includes the dense model."""
+        """Seconds of each step, summed over the rounds; see :class:`etp_graph.compression.Round`.
+
+        ``evaluate`` includes the dense model.
+        """
         total = {"sparse": 0.0, "prune": 0.0, "finetune": 0.0, "evaluate": self.seconds_dense}
         for one in self.rounds:
             for step, seconds in one.seconds.items():

@@ -10,9 +10,10 @@ model anew: the architecture on the meta device, cut and sharded, then each tens
 from __future__ import annotations
 
 from ._files import load, load_optimizer_, save
-from ._model import prepare, prune
+from ._model import Shard, prepare, prune
 
 __all__ = [
+    "Shard",
     "load",
     "load_optimizer_",
     "prepare",

@@ -49,7 +49,7 @@ def trace(
     """Find the groups of units that can be removed from a model. Does not change the model.
 
     The model runs on the example inputs, in eval mode and without gradients. Labels of the units are passed along
-    with the activations (``etp_graph.labels``). If it is not certain what an operator does to the units, they are
+    with the activations (``graph/_labels.py``). If it is not certain what an operator does to the units, they are
     locked. If eval mode does not reach all parameters (auxiliary heads), a second pass follows, in which the
     containers are in training mode, but the layers are not.
 
@@ -57,8 +57,8 @@ def trace(
         model: any module whose forward takes tensors.
         example_inputs: a tensor, a tuple of positional or a dict of keyword arguments. The MACs of the plan
             are those of one forward with these inputs.
-        prune: kinds of units to prune (:data:`etp_graph.facets.KINDS`), or ``"all"``. Default: all except the
-            residual stream, the dimensions of attention heads and experts (:data:`etp_graph.facets.ON_REQUEST`).
+        prune: kinds of units to prune (:data:`etp_graph.plan.KINDS`), or ``"all"``. Default: all except the
+            residual stream, the dimensions of attention heads and experts (:data:`etp_graph.plan.ON_REQUEST`).
         ignore: names or patterns (``"layer4.*"``) of modules. Units that their layers output or normalise are locked.
             Input units of an ignored dense layer may still be removed.
         check: check each group on a copy of the model, and lock the groups that fail, with the measured error as the

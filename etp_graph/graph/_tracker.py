@@ -1,8 +1,8 @@
 """Follow unit labels through one forward pass.
 
-Two levels of interception are active at once (:mod:`etp_graph.interception`). The layer table
-(:mod:`etp_graph.layers`, :mod:`etp_graph.rules`) handles functions that own weights. :mod:`etp_graph.calls` and the
-modules that it imports handle all other operators, one by one.
+Two levels of interception are active at once (:mod:`etp_graph.graph._interception`). The layer table
+(:mod:`etp_graph.model`, :mod:`etp_graph.graph.rules`) handles functions that own weights.
+:mod:`etp_graph.graph.rules._dispatch` and the modules that it imports handle all other operators, one by one.
 """
 
 from __future__ import annotations
@@ -223,7 +223,7 @@ class Trackers:
 
     Args:
         model: the model.
-        compute: whether to compute all values of the forward, see :mod:`etp_graph.hollow`.
+        compute: whether to compute all values of the forward, see :mod:`etp_graph.graph._shape_only`.
 
     Attributes:
         all: the only tracker, or those of the inner and the outer reading.

@@ -57,11 +57,11 @@ class Regularizer:
             gives the share of the final saving; default: cubic. The share of the phase after which the cubic schedule
             ends is the share of the cost to remove, but at least 20 % and at most 80 %.
         steps: number of optimizer steps of the phase; required by a schedule and by ``beta="auto"``.
-        budget: the budget that ``beta="auto"`` meets, see :mod:`etp_graph.steering`; in MACs or parameters.
+        budget: the budget that ``beta="auto"`` meets, see :ref:`steering`; in MACs or parameters.
         acts_on: ``"units"``: the force acts on all units. ``"losers"``, only with ``beta="auto"``: it acts only on
             units that must be at zero at the end of the present interval.
         chosen_by: score that chooses the losers. ``"need"``: norm divided by the pull. ``"taylor"``: effect on the
-            loss, from the gradients of training. ``"need-taylor"``: both. See :mod:`etp_graph.steering`.
+            loss, from the gradients of training. ``"need-taylor"``: both. See :ref:`steering`.
 
     Raises:
         ForceError: an argument is out of range.

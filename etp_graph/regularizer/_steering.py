@@ -38,7 +38,7 @@ class Steering:
 
     The *need* of a unit is the push η·β that takes it to zero, ‖w_u‖/(κ F(d_u)). If the force acts on all units, those
     with the smallest need reach zero first. The steps are divided into intervals. At the start of each interval,
-    ``under_way`` in ``etp_graph/allocate.py`` chooses the *losers*: the units that must be at zero at its end. The
+    ``under_way`` in ``etp_graph.budget`` chooses the *losers*: the units that must be at zero at its end. The
     scores are the needs. Each step pushes as hard as the loser with the largest need requires::
 
         η β = max over the losers of ‖w_u‖ / (κ F(d_u)) / number of steps left in the interval

@@ -22,7 +22,7 @@ def _checkout(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_answer_comes_back_from_a_process_of_its_own() -> None:
-    payload = {"model": "resnet20", "way": "export", "pruned": True, "threads": 1}
+    payload = {"model": "cifar_resnet20", "way": "export", "pruned": True, "threads": 1}
     answer = processes.run_apart("export", payload, limit=300, threads=1)
     assert answer == {"error": pytest.approx(0, abs=1e-5)}
 
@@ -30,7 +30,7 @@ def test_an_answer_comes_back_from_a_process_of_its_own() -> None:
 def test_an_exception_and_a_late_answer_are_verdicts() -> None:
     answer = processes.run_apart("export", {"model": "no such field"}, limit=300, threads=1)
     assert answer["verdict"].startswith("exception: TypeError")
-    late = processes.run_apart("export", {"model": "resnet20"}, limit=0.01, threads=1)
+    late = processes.run_apart("export", {"model": "cifar_resnet20"}, limit=0.01, threads=1)
     assert late == {"verdict": "no answer in 0 s", "seconds": 0.01}
 
 

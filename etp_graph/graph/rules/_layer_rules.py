@@ -216,7 +216,7 @@ def stored_matrix(tracker: Tracker, name: str, args: Any, out: Tensor) -> bool:
 
 
 def _unit_mean(tracker: Tracker, func: Any, args: Any, kwargs: Any, out: Tensor) -> None:
-    """Follow :func:`etp_graph.means.unit_mean`, which in a pruned model averages over the remaining units."""
+    """Follow :func:`etp_graph.model.unit_mean`, which in a pruned model averages over the remaining units."""
     x, dim, weight = args
     ids = tracker.channels(x, dim)
     held = tracker.get(weight)

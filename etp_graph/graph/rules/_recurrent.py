@@ -2,7 +2,8 @@
 
 A *run* is one layer in one direction. Its hidden unit j has row j of every gate in ``weight_ih``, ``weight_hh`` and the
 biases. It also has column j of ``weight_hh``, or of ``weight_hr`` if the state is projected. A module has one
-``hidden_size`` for all its runs, so all runs keep the same number of units (:class:`etp_graph.labels.Tie`).
+``hidden_size`` for all its runs, so all runs keep the same number of units; see
+:class:`etp_graph.graph._labels.EqualRuns`.
 
 A hidden unit whose weights are zero stays zero if its initial state is zero, because tanh(0) = relu(0) = 0. A zero unit
 with a nonzero initial state has no effect, because all weights that read it are zero.
