@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import importlib.util
 import io
@@ -16,6 +17,7 @@ import typer
 from typer.testing import CliRunner
 
 import etp_graph
+from benchmarks import __main__ as benchmarks
 from etp_graph.cli import app
 
 ROOT = Path(__file__).parents[1]
@@ -109,8 +111,29 @@ def test_command_lines_parse(page: Path) -> None:
                 name, sub, _ = root.resolve_command(context, words[1:2])  # type: ignore[attr-defined]
                 if "--help" not in words and (words[2:] or name == "demo"):  # a command may be named without arguments
                     sub.make_context(name, words[2:], parent=context).close()
+        elif words[:3] == ["python", "-m", "benchmarks"]:
+            assert_benchmark_parses(words[3:], page.name)
         elif words[:2] == ["python", "-m"]:
             assert importlib.util.find_spec(words[2]), f"{page.name}: no module {words[2]}"
+
+
+def assert_benchmark_parses(words: list[str], page: str) -> None:
+    """Parse the options of a benchmark without running it; in a pattern such as ``study TASK`` only the command."""
+
+    class Parsed(Exception):
+        pass
+
+    def parse(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
+        _, unknown = parser.parse_known_args(arguments)
+        assert not unknown, f"{page}: {words[0]} knows no {unknown}"
+        raise Parsed
+
+    assert not words or words[0] in benchmarks.COMMANDS, f"{page}: no benchmark {words[0]}"
+    if len(words) > 1 and not any(word.isupper() for word in words):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(argparse.ArgumentParser, "parse_args", parse)
+            with pytest.raises(Parsed):
+                benchmarks.main(words)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=ids(PAGES))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import ast
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
+
+from tests.support.import_graph import imports, modules
 
 PACKAGE = "etp_graph"
 LEVELS = (
@@ -13,28 +14,6 @@ LEVELS = (
     "integrations report __init__ record depgraph adapters", "demo", "cli", "__main__",
 )  # fmt: skip
 LEVEL = {name: number for number, names in enumerate(LEVELS) for name in names.split()}
-
-
-def modules(root: Path) -> dict[str, Path]:
-    names = {
-        f: ".".join(f.relative_to(root.parent).with_suffix("").parts).removesuffix(".__init__")
-        for f in root.rglob("*.py")
-    }
-    return {name: file for file, name in names.items()}
-
-
-def imports(name: str, file: Path, known: dict[str, Path]) -> set[str]:
-    """Every module of the package that a file names in an import, wherever it stands (functions, TYPE_CHECKING)."""
-    here = name.split(".") if file.stem == "__init__" else name.split(".")[:-1]
-    found = set()
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf8"))):
-        if isinstance(node, ast.ImportFrom):
-            base = here[: len(here) - node.level + 1] if node.level else []
-            start = ".".join([*base, *(node.module or "").split(".")]).strip(".")
-            found |= {f"{start}.{a.name}" if f"{start}.{a.name}" in known else start for a in node.names}
-        elif isinstance(node, ast.Import):
-            found |= {a.name for a in node.names}
-    return {m for m in found if m in known and m != name}
 
 
 def package_of(module: str) -> str:

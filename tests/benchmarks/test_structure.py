@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import __main__ as command
-from tests.test_levels import imports, modules
+from tests.support.import_graph import imports, modules
 
 ROOT = Path(command.__file__).parent
 KNOWN = modules(ROOT)

@@ -11,7 +11,7 @@ from torch import nn
 
 from etp_graph.budget import Budget, allocate
 from etp_graph.errors import BudgetError, PlanError, ScoreError
-from tests.budget.test_allocate import draw_scores
+from tests.support.budgets import draw_scores
 from tests.support.toy import Toy, toy_plan
 
 

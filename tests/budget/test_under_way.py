@@ -14,7 +14,7 @@ from torch import Tensor
 from etp_graph.budget import Budget, allocate, under_way
 from etp_graph.errors import BudgetError, PlanError, ScoreError
 from etp_graph.plan import CostModel, Plan
-from tests.budget.test_allocate import RANKS, SCOPES, assert_lawful, draw_scores, quantity
+from tests.support.budgets import RANKS, SCOPES, assert_lawful, draw_scores, quantity
 from tests.support.synthetic import synthetic
 from tests.support.toy import Toy, toy_plan
 

@@ -9,16 +9,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from typer.testing import CliRunner
 
 import etp_graph as etp
-from etp_graph.cli import app
 from etp_graph.cli._models import ResolveError, build_model, parse_shape
+from tests.support.command_line import SHAPE, TOY, invoke
 from tests.support.toy import Toy
-
-runner = CliRunner()
-SHAPE = ["--input-shape", "1,3,8,8"]
-TOY = "tests.support.toy:Toy"
 
 
 class Lying(nn.Module):
@@ -47,13 +42,6 @@ def seven() -> int:
 def failing() -> nn.Module:
     """A callable that fails."""
     raise ValueError("no such width")
-
-
-def invoke(*args: str) -> tuple[int, str, str]:
-    result = runner.invoke(app, list(args))
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result.exit_code, result.stdout, result.stderr
 
 
 def test_version() -> None:

@@ -19,7 +19,7 @@ from etp_graph.report import _story as report_data
 from etp_graph.report import page, write_report
 from etp_graph.report._story import MeasuredStage, NormHistogram, ReportData, Width, read_report_data
 from etp_graph.units import Units
-from tests.cli.test_cli import invoke
+from tests.support.command_line import invoke
 from tests.support.training_loops import Loop, run, toy
 
 VOID = {"meta"}

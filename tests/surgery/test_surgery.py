@@ -14,6 +14,7 @@ from etp_graph.model import named_tensors
 from etp_graph.plan import Positions, with_no_unit
 from etp_graph.surgery import _cuts, _prune
 from etp_graph.verification._sampling import randomize_
+from tests.support.model_state import same, state_of
 from tests.support.toy import Toy, toy_plan
 
 Make = Callable[[Iterator[nn.Parameter]], torch.optim.Optimizer]
@@ -53,14 +54,6 @@ def step(model: nn.Module, optimizer: torch.optim.Optimizer, seed: int) -> None:
     optimizer.zero_grad()
     nn.functional.cross_entropy(model(x), y).backward()
     optimizer.step()
-
-
-def state_of(model: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.detach().clone() for name, tensor in named_tensors(model)}
-
-
-def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
-    return a.keys() == b.keys() and all(a[k].is_meta or torch.equal(a[k], b[k]) for k in a)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
