@@ -1,30 +1,186 @@
-"""Configurations: frozen dataclasses that convert to JSON and back. A name in the JSON says which class it is."""
+"""Registries, configurations that go to JSON and back, and checks of settings.
+
+A *registry* is a table of entries by name. Forces, schedules, criteria and methods each have one. Built-in entries and
+entries of a user are added in the same way, so that JSON, tables and the command line know both.
+
+A *configuration* is a frozen dataclass. :class:`Configured` is one entry of a registry; JSON says its class by name.
+:class:`Composed` has fields that are such configurations.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, fields
+import math
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, fields, is_dataclass
+from inspect import isabstract
 from typing import Any, ClassVar, Self, TypeVar
 
-from etp_graph.errors import EtpError, ForceError
+from etp_graph.errors import EtpError, ForceError, SettingError
+
+E = TypeVar("E")
 
 C = TypeVar("C", bound="Configured")
 
 
+class Registry(Mapping[str, E]):
+    """Table of entries by name, in the order of their registration.
+
+    Nothing is imported to find an entry. So a file that names one cannot make this process run code.
+
+    Args:
+        what: word for an entry, used in error messages.
+        error: class of the errors.
+        remedy: sentence at the end of the error for an unknown name.
+    """
+
+    def __init__(self, what: str, *, error: type[EtpError] = SettingError, remedy: str = "") -> None:
+        self.what, self.error, self.remedy = what, error, remedy
+        self._entries: dict[str, E] = {}
+        self._paths: dict[str, str] = {}
+
+    def __getitem__(self, name: str) -> E:
+        return self._entries[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __repr__(self) -> str:
+        return f"Registry({self.what}: {', '.join(self._entries)})"
+
+    def register(self, name: str, entry: E, *, path: str = "") -> E:
+        """Add an entry, and return it.
+
+        Args:
+            name: its name.
+            entry: the entry.
+            path: import path of the definition. An entry with the path of the known one replaces it, so that a cell of
+                a notebook and a reloaded module can register again.
+
+        Raises:
+            EtpError: the name is not a non-empty string, or another entry has it. It is an instance of ``error``.
+        """
+        require(isinstance(name, str) and bool(name), f"a {self.what} has a name, not {name!r}.", self.error)
+        known = self._entries.setdefault(name, entry)
+        again = bool(path) and "<" not in path and self._paths.get(name) == path
+        require(known == entry or again, self._taken(name), self.error)
+        self._entries[name] = entry
+        self._paths[name] = path
+        return entry
+
+    def find(self, name: object) -> E:
+        """Return the entry of this name.
+
+        Raises:
+            EtpError: the name is unknown; the message lists the known ones. It is an instance of ``error``.
+        """
+        if isinstance(name, str) and name in self._entries:
+            return self._entries[name]
+        remedy = f"{self.remedy} {_remedy_for_path(name)}".strip()
+        raise self.error(f"there is no {self.what} {name!r}; known are {', '.join(self._entries)}. {remedy}".strip())
+
+    @contextmanager
+    def temporary(self) -> Iterator[None]:
+        """Remove what is registered inside of the block when it ends, for tests and examples."""
+        entries, paths = dict(self._entries), dict(self._paths)
+        try:
+            yield
+        finally:
+            self._entries, self._paths = entries, paths
+
+    def _taken(self, name: str) -> str:
+        return f"there is already another {self.what} named {name!r}; choose another name."
+
+
+def import_path(definition: object) -> str:
+    """Return ``module:qualname`` of a function or class; an empty string for an object without these."""
+    module, qualname = getattr(definition, "__module__", None), getattr(definition, "__qualname__", None)
+    return f"{module}:{qualname}" if module and qualname else ""
+
+
+def importable(path: str) -> bool:
+    """Return True if an import path leads to its object, which it does not for a lambda or a local definition."""
+    return bool(path) and "<" not in path
+
+
+def _remedy_for_path(name: object) -> str:
+    """Return the sentence for an unknown name that is an import path; empty for other names."""
+    module, colon, _ = name.partition(":") if isinstance(name, str) else ("", "", "")
+    if not colon:
+        return ""
+    if module == "__main__":
+        return "It was registered in a script: run the script that defines it, or move it to a module."
+    return f"Import {module}, which has to register it: no file makes this process import a module."
+
+
 class Configured:
-    """Mixin for a frozen dataclass that JSON identifies by its ``name``."""
+    """Mixin for a frozen dataclass that JSON identifies by its ``name``.
+
+    A subclass without a ``name`` of its own gets its import path ``module:qualname`` as its name.
+    """
 
     __slots__ = ()
     name: ClassVar[str]
+    registry: ClassVar[Registry[type[Any]]]
+    """Table in which JSON looks up the class; the base class of each kind sets it."""
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the name and every field as values that JSON can store."""
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "name" not in vars(cls):
+            cls.name = import_path(cls)
+
+    def describe(self) -> dict[str, Any]:
+        """Return the name and every field, also for a class that is not registered."""
         return {"name": self.name, **asdict(self)}  # type: ignore[call-overload]  # every subclass is a dataclass
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the name and every field as values that JSON can store.
+
+        Raises:
+            EtpError: the class is not registered, so that nothing could read the JSON.
+        """
+        self._check_registered()
+        return self.describe()
+
     def to_json(self) -> str:
-        """Return the name and every field as JSON text."""
+        """Return the name and every field as JSON text. Raises like :meth:`to_dict`."""
         return json.dumps(self.to_dict())
+
+    def _check_registered(self) -> None:
+        cls, registry = type(self), self.registry
+        known = registry.get(self.name)
+        if known is cls or (
+            known is not None and importable(import_path(cls)) and import_path(known) == import_path(cls)
+        ):
+            return
+        raise registry.error(
+            f"{registry.what} {self.name!r} is not registered, so it cannot be read back from JSON. Register it where "
+            f"it is defined: etp_graph.{registry.what}s.register({cls.__name__})."
+        )
+
+
+def register_class(cls: type[C], base: type[Configured]) -> type[C]:
+    """Add a subclass of ``base`` to the registry of its kind, and return it.
+
+    Raises:
+        EtpError: this is no concrete dataclass that derives from ``base``, or another class has its name.
+    """
+    registry, what = base.registry, base.__name__
+    require(
+        isinstance(cls, type) and issubclass(cls, base) and is_dataclass(cls),
+        f"{cls!r} is no frozen dataclass that derives from {what}: put @register above @dataclass(frozen=True).",
+        registry.error,
+    )
+    missing = sorted(getattr(cls, "__abstractmethods__", ()))
+    require(not isabstract(cls), f"{cls.__name__} lacks {', '.join(missing)}, which a {what} has.", registry.error)
+    if ":" in cls.name:
+        require(importable(cls.name), f"{cls.name} is no import path: give the class a name.", registry.error)
+    registry.register(cls.name, cls, path=import_path(cls))
+    return cls
 
 
 class Composed:
@@ -34,13 +190,20 @@ class Composed:
     readers: ClassVar[Mapping[str, Callable[[Any], Any]]] = {}
     """Name of such a field -> function that builds its configuration from what ``to_dict`` returned."""
 
+    def describe(self) -> dict[str, Any]:
+        """Return every field as :meth:`to_dict` does, also with forces or schedules that are not registered."""
+        return self._collect(lambda value: value.describe() if isinstance(value, Configured) else value.to_dict())
+
     def to_dict(self) -> dict[str, Any]:
-        """Return every field as a value that JSON can store."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]  # a dataclass
-        return {name: v.to_dict() if name in self.readers and v is not None else v for name, v in values.items()}
+        """Return every field as a value that JSON can store.
+
+        Raises:
+            EtpError: a field holds a force, a schedule or a criterion that is not registered.
+        """
+        return self._collect(lambda value: value.to_dict())
 
     def to_json(self) -> str:
-        """Return every field as JSON text; :meth:`from_json` reads it back."""
+        """Return every field as JSON text; :meth:`from_json` reads it back. Raises like :meth:`to_dict`."""
         return json.dumps(self.to_dict())
 
     @classmethod
@@ -48,7 +211,7 @@ class Composed:
         """Return the object from what ``to_json`` or ``to_dict`` returned.
 
         Raises:
-            ForceError: ``source`` does not hold the fields of this class.
+            ForceError: ``source`` does not hold the fields of this class, or a class in it is not registered.
         """
         try:
             body = dict(json.loads(source) if isinstance(source, str) else source)
@@ -60,35 +223,80 @@ class Composed:
                 raise
             raise ForceError(f"these are not the fields of a {cls.__name__}: {error!r}.") from error
 
+    def _collect(self, store: Callable[[Any], Any]) -> dict[str, Any]:
+        values = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]  # a dataclass
+        return {name: store(v) if name in self.readers and v is not None else v for name, v in values.items()}
 
-def build_named(known: Mapping[str, type[C]], source: str | Mapping[str, Any], *, what: str) -> C:
+
+def build_named(known: Registry[type[C]], source: str | Mapping[str, Any]) -> C:
     """Return the configuration from what ``to_json`` or ``to_dict`` returned.
 
     Args:
-        known: name -> class.
+        known: the registry of its class.
         source: JSON text, or the dictionary in it.
-        what: word for the kind of configuration, used in error messages.
 
     Raises:
-        ForceError: the text is not JSON, the name is unknown, or a field is unknown or out of range.
+        EtpError: the text is not JSON, the name is unknown, or a field is unknown or out of range.
     """
     try:
         body = dict(json.loads(source) if isinstance(source, str) else source)
         name = body.pop("name")
     except (KeyError, TypeError, ValueError) as error:
-        raise ForceError(f"this is not a {what}: {error!r}. Expected a JSON object with a 'name'.") from error
-    if not isinstance(name, str) or name not in known:
-        raise ForceError(f"there is no {what} named {name!r}; known are {', '.join(known)}.")
+        raise known.error(f"this is not a {known.what}: {error!r}. Expected a JSON object with a 'name'.") from error
+    found = known.find(name)
     try:
-        return known[name](**body)
+        return found(**body)
     except TypeError as error:
-        raise ForceError(f"{what} {name!r}: {error}. Its fields are {_fields(known[name])}.") from error
+        raise known.error(f"{known.what} {name!r}: {error}. Its fields are {field_names(found)}.") from error
 
 
-def require(condition: bool, message: str) -> None:
-    """Raise :class:`ForceError` with the message unless the condition holds."""
+def field_names(cls: type[Any]) -> str:
+    """Return the names of the fields of a dataclass in one line."""
+    return ", ".join(field.name for field in fields(cls)) or "none"
+
+
+def require(condition: bool, message: str, error: type[Exception] = ForceError) -> None:
+    """Raise ``error`` with the message unless the condition holds."""
     if not condition:
-        raise ForceError(message)
+        raise error(message)
+
+
+def require_choice(name: str, value: object, choices: Collection[str], error: type[Exception] = ForceError) -> None:
+    """Raise ``error`` unless the setting ``name`` is one of the choices."""
+    if not isinstance(value, str) or value not in choices:
+        raise error(f"{name}={value!r}; choose one of {', '.join(map(repr, choices))}.")
+
+
+def require_number(
+    name: str,
+    value: object,
+    least: float,
+    most: float = math.inf,
+    error: type[Exception] = ForceError,
+    *,
+    excluded: Collection[float] = (),
+    why: str = "",
+) -> None:
+    """Raise ``error`` unless the setting ``name`` is a finite number from ``least`` to ``most``.
+
+    Args:
+        name: name of the setting, for the message.
+        value: its value.
+        least, most: the bounds, which are allowed.
+        error: class of the error.
+        excluded: bounds that are not allowed.
+        why: reason for the bounds, as the end of the message.
+    """
+    if is_number(value) and least <= value < math.inf and value <= most and value not in excluded:  # type: ignore[operator]
+        return
+    left, right = "(" if least in excluded else "[", ")" if most in excluded or most == math.inf else "]"
+    raise error(f"{name}={value!r}; it must lie in {left}{least:g}, {most:g}{right}{', ' * bool(why)}{why}.")
+
+
+def require_count(name: str, value: object, least: int, error: type[Exception] = ForceError) -> None:
+    """Raise ``error`` unless the setting ``name`` is an integer of at least ``least``."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise error(f"{name}={value!r}; it must be an integer of at least {least}.")
 
 
 def is_number(value: object) -> bool:
@@ -101,7 +309,3 @@ def quoted(names: Iterable[str], limit: int = 4) -> str:
     listed = [repr(name) for name in names]
     more = f" and {len(listed) - limit} more" if len(listed) > limit else ""
     return ", ".join(listed[:limit]) + more
-
-
-def _fields(cls: type[Any]) -> str:
-    return ", ".join(field.name for field in fields(cls)) or "none"

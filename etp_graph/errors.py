@@ -33,8 +33,12 @@ class EquivalenceError(EtpError):
         self.error = error
 
 
-class ForceError(EtpError, ValueError):
-    """A force, a schedule or a regularizer has settings or a state that cannot work, or cannot be attached."""
+class SettingError(EtpError, ValueError):
+    """A setting is out of range, a name is unknown or taken, or JSON does not hold a configuration."""
+
+
+class ForceError(SettingError):
+    """A force, schedule, method or regularizer has settings or a state that cannot work, or cannot be attached."""
 
 
 class ScoreError(EtpError, ValueError):

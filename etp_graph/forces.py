@@ -11,21 +11,25 @@ one value for each unit::
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
 
-from etp_graph._config import Configured, build_named, is_number, require
+from etp_graph._config import Configured, Registry, build_named, register_class, require_number
 from etp_graph.errors import ForceError
+
+FORCES: Registry[type[Force]] = Registry("force", error=ForceError)
+"""Every registered force, by name."""
 
 
 class Force(Configured, ABC):
-    """Function from distance to force. For a force of your own, subclass it as a frozen dataclass.
+    """Function from distance to force.
+
+    A force of your own is a frozen dataclass that derives from this class. :func:`register` lets it go to JSON.
 
     Attributes:
         squared: the force acts on squared norms: the penalty is F/2·‖w‖² instead of F·‖w‖. It multiplies weights by a
@@ -36,6 +40,7 @@ class Force(Configured, ABC):
     """
 
     __slots__ = ()
+    registry: ClassVar[Registry[type[Any]]] = FORCES
     squared: ClassVar[bool] = False
     elementwise: ClassVar[bool] = False
     adaptive: ClassVar[bool] = False
@@ -91,14 +96,8 @@ class Heaviside(Force):
     threshold: float = 0.5
 
     def __post_init__(self) -> None:
-        require(
-            is_number(self.epsilon) and 0 < self.epsilon < math.inf,
-            f"heaviside: epsilon={self.epsilon!r}; it must be positive and finite.",
-        )
-        require(
-            is_number(self.threshold) and 0 <= self.threshold <= 1,
-            f"heaviside: threshold={self.threshold!r}; distances lie in [0, 1], so must the threshold.",
-        )
+        require_number("heaviside: epsilon", self.epsilon, 0, excluded=(0,))
+        require_number("heaviside: threshold", self.threshold, 0, 1, why="as distances do")
 
     def __call__(
         self, distance: Tensor, *, size: int | Tensor | None = None, importance: Tensor | None = None
@@ -121,10 +120,7 @@ class Exponential(Force):
     rate: float = 5.0
 
     def __post_init__(self) -> None:
-        require(
-            is_number(self.rate) and 0 <= self.rate <= 80,
-            f"exponential: rate={self.rate!r}; it must lie in [0, 80], beyond which exp overflows float32.",
-        )
+        require_number("exponential: rate", self.rate, 0, 80, why="beyond which exp overflows float32")
 
     def __call__(
         self, distance: Tensor, *, size: int | Tensor | None = None, importance: Tensor | None = None
@@ -167,10 +163,7 @@ class Ridge(Force):
     threshold: float = 0.5
 
     def __post_init__(self) -> None:
-        require(
-            is_number(self.threshold) and 0 <= self.threshold <= 1,
-            f"ridge: threshold={self.threshold!r}; distances lie in [0, 1], so must the threshold.",
-        )
+        require_number("ridge: threshold", self.threshold, 0, 1, why="as distances do")
 
     def __call__(
         self, distance: Tensor, *, size: int | Tensor | None = None, importance: Tensor | None = None
@@ -193,10 +186,7 @@ class Growing(Force):
     alpha: float = 4.0
 
     def __post_init__(self) -> None:
-        require(
-            is_number(self.alpha) and 0 <= self.alpha <= 100,
-            f"growing: alpha={self.alpha!r}; it must lie in [0, 100], beyond which 2^alpha nears float32's limit.",
-        )
+        require_number("growing: alpha", self.alpha, 0, 100, why="beyond which 2^alpha nears float32's limit")
 
     def __call__(
         self, distance: Tensor, *, size: int | Tensor | None = None, importance: Tensor | None = None
@@ -225,12 +215,35 @@ ridge = Ridge
 
 growing = Growing
 
-FORCES: Mapping[str, type[Force]] = {
-    force.name: force for force in (Linear, LinearL1, Heaviside, Exponential, Uniform, Lasso, Ridge, Growing)
-}
-"""Every force of the library, by name."""
+F = TypeVar("F", bound=Force)
+
+
+def register(force: type[F]) -> type[F]:
+    """Add a force class to :data:`FORCES`, so that it goes to JSON and back; use it as a decorator or call it.
+
+    Its name in JSON is its class attribute ``name``, or else its import path ``module:qualname``.
+
+    Args:
+        force: a frozen dataclass that derives from :class:`Force`.
+
+    Returns:
+        The class.
+
+    Raises:
+        ForceError: this is no such class, or another force has its name.
+    """
+    return register_class(force, Force)
+
+
+for _force in (Linear, LinearL1, Heaviside, Exponential, Uniform, Lasso, Ridge, Growing):
+    register(_force)
 
 
 def from_json(source: str | Mapping[str, Any]) -> Force:
-    """Return the force that ``to_json`` or ``to_dict`` wrote; raise :class:`etp_graph.ForceError` if it is no force."""
-    return build_named(FORCES, source, what="force")
+    """Return the force that ``to_json`` or ``to_dict`` wrote.
+
+    Raises:
+        ForceError: this is no force, or its class is not registered.
+    """
+    found: Force = build_named(FORCES, source)
+    return found

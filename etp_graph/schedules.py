@@ -9,22 +9,27 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
-from etp_graph._config import Configured, build_named, is_number, require
+from etp_graph._config import Configured, Registry, build_named, register_class, require, require_count, require_number
+from etp_graph.errors import ForceError
+
+SCHEDULES: Registry[type[Schedule]] = Registry("schedule", error=ForceError)
+"""Every registered schedule, by name."""
 
 
 class Schedule(Configured, ABC):
-    """Function from progress to fraction. For a schedule of your own, subclass it as a frozen dataclass."""
+    """Function from progress to fraction.
+
+    A schedule of your own is a frozen dataclass that derives from this class. :func:`register` lets it go to JSON.
+    """
 
     __slots__ = ()
+    registry: ClassVar[Registry[type[Any]]] = SCHEDULES
 
     def __call__(self, progress: float) -> float:
         """Return the fraction at ``progress``; raise :class:`ForceError` unless ``progress`` is in [0, 1]."""
-        require(
-            is_number(progress) and 0 <= progress <= 1,
-            f"{self.name}: progress={progress!r}; it must lie in [0, 1] (step / steps).",
-        )
+        require_number(f"{self.name}: progress", progress, 0, 1, why="the share step / steps")
         return self.at(progress)
 
     @abstractmethod
@@ -33,7 +38,7 @@ class Schedule(Configured, ABC):
 
 
 def _fraction(owner: Schedule, field: str, value: float) -> None:
-    require(is_number(value) and 0 <= value <= 1, f"{owner.name}: {field}={value!r}; it must lie in [0, 1].")
+    require_number(f"{owner.name}: {field}", value, 0, 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,10 +79,7 @@ class Iterative(Schedule):
     steps: int
 
     def __post_init__(self) -> None:
-        require(
-            isinstance(self.steps, int) and not isinstance(self.steps, bool) and self.steps >= 1,
-            f"iterative: steps={self.steps!r}; it must be an integer of at least 1.",
-        )
+        require_count("iterative: steps", self.steps, 1)
 
     def at(self, progress: float) -> float:
         """See :class:`Schedule`."""
@@ -125,7 +127,7 @@ class WarmUp(Schedule):
     end: float = 0.1
 
     def __post_init__(self) -> None:
-        require(is_number(self.end) and 0 < self.end <= 1, f"warm_up: end={self.end!r}; it must lie in (0, 1].")
+        require_number("warm_up: end", self.end, 0, 1, excluded=(0,))
 
     def at(self, progress: float) -> float:
         """See :class:`Schedule`."""
@@ -149,12 +151,35 @@ def warm_up(end: float = 0.1) -> WarmUp:
     return WarmUp(end=end)
 
 
-SCHEDULES: Mapping[str, type[Schedule]] = {
-    schedule.name: schedule for schedule in (Constant, OneShot, Iterative, Cubic, WarmUp)
-}
-"""Every schedule of the library, by name."""
+S = TypeVar("S", bound=Schedule)
+
+
+def register(schedule: type[S]) -> type[S]:
+    """Add a schedule class to :data:`SCHEDULES`, so that it goes to JSON and back; use it as a decorator or call it.
+
+    Its name in JSON is its class attribute ``name``, or else its import path ``module:qualname``.
+
+    Args:
+        schedule: a frozen dataclass that derives from :class:`Schedule`.
+
+    Returns:
+        The class.
+
+    Raises:
+        ForceError: this is no such class, or another schedule has its name.
+    """
+    return register_class(schedule, Schedule)
+
+
+for _schedule in (Constant, OneShot, Iterative, Cubic, WarmUp):
+    register(_schedule)
 
 
 def from_json(source: str | Mapping[str, Any]) -> Schedule:
-    """Return the schedule that ``to_json`` or ``to_dict`` wrote; raise :class:`etp_graph.ForceError` if it is none."""
-    return build_named(SCHEDULES, source, what="schedule")
+    """Return the schedule that ``to_json`` or ``to_dict`` wrote.
+
+    Raises:
+        ForceError: this is no schedule, or its class is not registered.
+    """
+    found: Schedule = build_named(SCHEDULES, source)
+    return found
