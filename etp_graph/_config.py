@@ -13,8 +13,8 @@ import json
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, fields, is_dataclass
-from inspect import isabstract
+from dataclasses import asdict, fields, is_dataclass, replace
+from inspect import Parameter, isabstract, signature
 from typing import Any, ClassVar, Self, TypeVar
 
 from etp_graph.errors import EtpError, ForceError, SettingError
@@ -22,6 +22,10 @@ from etp_graph.errors import EtpError, ForceError, SettingError
 E = TypeVar("E")
 
 C = TypeVar("C", bound="Configured")
+
+D = TypeVar("D", bound="Composed")
+
+T = TypeVar("T", bound=Callable[..., Any])
 
 
 class Registry(Mapping[str, E]):
@@ -71,6 +75,11 @@ class Registry(Mapping[str, E]):
         self._entries[name] = entry
         self._paths[name] = path
         return entry
+
+    def discard(self, name: str) -> None:
+        """Remove the entry of this name, if there is one."""
+        self._entries.pop(name, None)
+        self._paths.pop(name, None)
 
     def find(self, name: object) -> E:
         """Return the entry of this name.
@@ -248,6 +257,38 @@ def build_named(known: Registry[type[C]], source: str | Mapping[str, Any]) -> C:
         return found(**body)
     except TypeError as error:
         raise known.error(f"{known.what} {name!r}: {error}. Its fields are {field_names(found)}.") from error
+
+
+def change_fields(configuration: D, values: Mapping[str, Any]) -> D:
+    """Return the configuration with other values of the fields that ``values`` names.
+
+    Raises:
+        ForceError: a name is unknown, or a value is out of range.
+    """
+    known = {field.name for field in fields(configuration)}
+    unknown = [name for name in values if name not in known]
+    require(
+        not unknown,
+        f"there is no setting {quoted(unknown)} of a {type(configuration).__name__}; known are "
+        f"{field_names(type(configuration))}.",
+    )
+    return replace(configuration, **values) if values else configuration
+
+
+def show_fields(cls: type[Any]) -> Callable[[T], T]:
+    """Return a decorator of a function with ``**values`` that shows the fields of ``cls`` in its signature.
+
+    ``help()`` and editors then list them with their types and defaults, and no second list has to be kept.
+    """
+
+    def decorate(function: T) -> T:
+        found = signature(function)
+        own = [p for p in found.parameters.values() if p.kind is not Parameter.VAR_KEYWORD]
+        shown = [Parameter(f.name, Parameter.KEYWORD_ONLY, default=f.default, annotation=f.type) for f in fields(cls)]
+        function.__signature__ = found.replace(parameters=[*own, *shown])  # type: ignore[attr-defined]
+        return function
+
+    return decorate
 
 
 def field_names(cls: type[Any]) -> str:

@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
+import warnings
+from typing import Any
+
 from ._collectors import Observations, activations, gradients, watch
-from ._watch_points import silence_
+from ._statistics import OBSERVED, Observed, Statistic
+from ._watch_points import WatchPoint, silence_
 
 __all__ = [
+    "OBSERVED",
     "Observations",
+    "Observed",
+    "Statistic",
+    "WatchPoint",
     "activations",
     "gradients",
     "silence_",
     "watch",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Return :class:`Observations` under its name of version 0.1.0."""
+    if name != "Record":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    warnings.warn("collect.Record is now collect.Observations", DeprecationWarning, stacklevel=2)
+    return Observations

@@ -24,7 +24,7 @@ from etp_graph.errors import ScoreError
 from etp_graph.plan import Plan
 from etp_graph.units import Units
 
-from ._statistics import STATISTICS, Statistic
+from ._statistics import OBSERVED, Statistic
 from ._watch_points import WatchPoint, watch_points
 
 
@@ -85,19 +85,19 @@ def activations(model: nn.Module, plan: Plan, *names: str) -> Iterator[Observati
     Args:
         model: the model that the plan was traced from; whether it is in eval mode is up to the caller.
         plan: the plan.
-        names: which statistics, of ``"activation"``, ``"hrank"`` (a singular value decomposition of every map) and
-            ``"f_statistic"`` (call ``record.labels(y)`` before every forward); default: all three.
+        names: the criteria whose statistics are recorded: ``"activation"``, ``"hrank"`` (a singular value
+            decomposition of every map), ``"f_statistic"`` (call ``record.labels(y)`` before every forward), or a
+            criterion of your own that observes a :class:`Statistic`; default: all of them.
 
     Raises:
         PlanError: the plan is not of this model.
         ScoreError: a name is unknown, units cannot be watched, or labels are missing.
     """
     plan.check(model)
-    chosen = names or tuple(STATISTICS)
-    if unknown := [name for name in chosen if name not in STATISTICS]:
-        raise ScoreError(f"there is no statistic {quoted(unknown)}; known are {', '.join(STATISTICS)}.")
+    chosen = names or tuple(name for name, observed in OBSERVED.items() if observed != "gradients")
+    statistics = {name: _statistic_of(name) for name in chosen}
     record = Observations()
-    running = [(name, STATISTICS[name](site)) for site in watch_points(model, plan) for name in chosen]
+    running = [(name, make(site)) for site in watch_points(model, plan) for name, make in statistics.items()]
     current: list[Tensor | None] = [None]
 
     def begin(module: nn.Module, args: Any) -> None:
@@ -116,6 +116,18 @@ def activations(model: nn.Module, plan: Plan, *names: str) -> Iterator[Observati
         seen = [statistic for key, statistic in running if key == name and statistic.samples]
         if seen:
             record.values[name] = _merge(seen, plan)
+
+
+def _statistic_of(name: str) -> Callable[[WatchPoint], Statistic]:
+    """Return the class of the statistic that a criterion observes.
+
+    Raises:
+        ScoreError: no criterion of this name observes activations.
+    """
+    found = OBSERVED.find(name)
+    if found == "gradients":
+        raise ScoreError(f"{name} observes gradients: record them with collect.gradients(model, plan, {name!r}).")
+    return found
 
 
 def _see(statistic: Statistic, labels: list[Tensor | None]) -> Callable[..., None]:
@@ -138,10 +150,16 @@ def _merge(seen: list[Statistic], plan: Plan) -> Tensor:
 
 
 @contextmanager
-def gradients(model: nn.Module, plan: Plan) -> Iterator[Observations]:
-    """Take Σ_s ⟨∇_s L, w_s,u⟩ of every unit in all backwards inside of the block, for the criterion ``taylor``.
+def gradients(model: nn.Module, plan: Plan, name: str = "taylor") -> Iterator[Observations]:
+    """Record the effect of every unit on the loss in all backwards inside of the block.
 
-    A batch ends where the next forward of ``model`` begins. A loss that is scaled (``GradScaler``) scales the scores.
+    It is sqrt(mean_b (Σ_s ⟨∇_s L_b, w_s,u⟩)²) over the batches b. A batch ends where the next forward of ``model``
+    begins. A loss that is scaled (``GradScaler``) scales the scores.
+
+    Args:
+        model: the model that the plan was traced from.
+        plan: the plan.
+        name: the criterion that reads the record: ``"taylor"``, or one of your own that observes ``"gradients"``.
 
     Raises:
         PlanError: the plan is not of this model.
@@ -151,12 +169,12 @@ def gradients(model: nn.Module, plan: Plan) -> Iterator[Observations]:
     units = Units(model, plan)
     parameters = units.tensors(model)
     needed = {s.tensor for group in plan.prunable for s in group.slices}
-    if frozen := [name for name, w in parameters.items() if name in needed and not w.requires_grad]:
-        raise ScoreError(f"taylor: {quoted(frozen)} get no gradient: set requires_grad, or lock their groups.")
+    if frozen := [key for key, w in parameters.items() if key in needed and not w.requires_grad]:
+        raise ScoreError(f"{name}: {quoted(frozen)} get no gradient: set requires_grad, or lock their groups.")
     record = Observations()
     sums = _Sums(units)
     handles = [model.register_forward_pre_hook(lambda module, args: sums.end())]
-    handles += [w.register_hook(sums.adder(name, w)) for name, w in parameters.items() if w.requires_grad]
+    handles += [w.register_hook(sums.adder(key, w)) for key, w in parameters.items() if w.requires_grad]
     try:
         yield record
     finally:
@@ -164,9 +182,9 @@ def gradients(model: nn.Module, plan: Plan) -> Iterator[Observations]:
             handle.remove()
     sums.end()
     if missing := sorted(needed & parameters.keys() - sums.seen) if sums.batches else []:
-        raise ScoreError(f"taylor: no backward reached {quoted(missing)}: train them, or lock their groups.")
+        raise ScoreError(f"{name}: no backward reached {quoted(missing)}: train them, or lock their groups.")
     if sums.batches:
-        record.values["taylor"] = (sums.squares / sums.batches).sqrt().cpu()
+        record.values[name] = (sums.squares / sums.batches).sqrt().cpu()
 
 
 class _Sums:
@@ -199,5 +217,11 @@ class _Sums:
 
 
 def watch(model: nn.Module, plan: Plan, criterion: str) -> AbstractContextManager[Observations]:
-    """The collector of one criterion: :func:`gradients` for ``taylor``, else :func:`activations`."""
-    return gradients(model, plan) if criterion == "taylor" else activations(model, plan, criterion)
+    """Return the collector of the data that a criterion observes: :func:`gradients` or :func:`activations`.
+
+    Raises:
+        PlanError: the plan is not of this model.
+        ScoreError: no registered criterion of this name needs data, or its data cannot be recorded for this model.
+    """
+    record = gradients if OBSERVED.find(criterion) == "gradients" else activations
+    return record(model, plan, criterion)

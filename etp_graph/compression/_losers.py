@@ -78,8 +78,7 @@ class PushLosers:
 
     def _push(self, which: Tensor) -> None:
         """Set the distance of the units in ``which`` to 1 and of all others to 0: the force acts on ``which`` only."""
-        state = self.regularizer.state_dict()
-        self.regularizer.load_state_dict({**state, "distance": which.to(state["distance"])})
+        self.regularizer.set_distances(which)
 
 
 class SilenceLosers:

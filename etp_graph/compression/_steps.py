@@ -176,8 +176,10 @@ class Compression:
         """Record the data that the criterion needs; return the seconds that this took."""
 
         def action() -> tuple[StepResult, Mapping[str, Tensor]]:
-            name = self.method.criterion
-            self.model.train(name == "taylor")  # cuDNN computes gradients of recurrent layers in training mode only
+            name = self.method.criterion_name
+            self.model.train(
+                self.method.observes == "gradients"
+            )  # cuDNN computes gradients of recurrent layers in training mode only
             with WeightsUnchanged(self.model) as kept, watch(self.model, self.plan, name) as record:
                 self._phase("calibrate", record=record, kept=kept)
             self.model.zero_grad(set_to_none=True)
@@ -191,7 +193,7 @@ class Compression:
             kept = self.journal.tensors(found).get("record")
             if kept is None:
                 raise CheckpointError(f"step {found['step']!r} of the checkpoint lost its record: use another folder.")
-            self.record = Observations({self.method.criterion: kept})
+            self.record = Observations({self.method.criterion_name: kept})
         return float(found["seconds"])
 
     def _prune(self, sparse: StepResult | None) -> tuple[StepResult, Mapping[str, Tensor]]:

@@ -1,12 +1,20 @@
-"""Criteria: model + plan -> one score per unit; the units with the lowest scores go first.
+"""Criteria: functions of a model and its plan that return one score per unit. Units of low score are removed first.
 
-Every criterion reads the parameters (and gradients) of the model, or what a collector recorded of its activations,
-changes nothing, and returns a float tensor ``[plan.n_units]`` on the model's device that is finite and not negative.
-Scores do not depend on the order of slices, and follow a permutation of the units (but for ``random`` and the torque
-in index order, where the position of a unit is what the score is about). Scores of locked groups mean nothing.
+Every criterion reads the parameters and gradients of the model, or statistics that a collector recorded, and changes
+nothing. It returns a float tensor ``[plan.n_units]`` on the model's device, finite and not negative. Scores of locked
+groups have no meaning.
+
+Scores do not depend on the order of slices. If the units of a group are permuted, their scores are permuted in the same
+way, except for ``random`` and the torque in index order, which depend on the position of a unit in its group.
+
+Each criterion is one file of this package, which registers itself. A criterion of your own is a function that
+:func:`register` or :func:`register_criterion` adds to the table.
 """
 
 from __future__ import annotations
+
+import pkgutil
+from importlib import import_module
 
 from ._activation import activation
 from ._bn_scale import bn_scale
@@ -17,7 +25,7 @@ from ._hrank import hrank
 from ._lamp import lamp
 from ._magnitude import magnitude
 from ._random import random
-from ._registry import COLLECTED, CRITERIA
+from ._registry import COLLECTED, CRITERIA, Criterion, Score, find_criterion, register, register_criterion
 from ._taylor import taylor
 from ._torque import Forced, etp, torque
 from ._whc import whc
@@ -25,18 +33,34 @@ from ._whc import whc
 __all__ = [
     "COLLECTED",
     "CRITERIA",
+    "Criterion",
     "Forced",
     "Normalize",
+    "Score",
     "activation",
     "bn_scale",
     "etp",
     "f_statistic",
+    "find_criterion",
     "fpgm",
     "hrank",
     "lamp",
     "magnitude",
     "random",
+    "register",
+    "register_criterion",
     "taylor",
     "torque",
     "whc",
 ]
+
+# A new file registers its criterion without a line here; the imports above tell type checkers the names.
+for _module in pkgutil.iter_modules(__path__):
+    import_module(f"{__name__}.{_module.name}")
+
+
+def __getattr__(name: str) -> Score:
+    """Return the registered criterion of this name."""
+    if name not in CRITERIA:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; criteria are {', '.join(CRITERIA)}")
+    return CRITERIA[name]

@@ -2,14 +2,38 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
-from etp_graph.collect import Observations
+from etp_graph.collect import Observations, Statistic, WatchPoint
 from etp_graph.plan import Plan
 
 from ._common import Normalize, normalized, recorded
+from ._registry import register_criterion
 
 
+class Magnitudes(Statistic):
+    """E |a| over samples and places."""
+
+    def __init__(self, site: WatchPoint) -> None:
+        super().__init__(site)
+        self._total: Tensor | None = None
+        self._count = 0
+
+    def update(self, values: Tensor, labels: Tensor | None) -> None:
+        """See :class:`Statistic`."""
+        total = values.abs().flatten(2).sum((0, 2), dtype=torch.float64)
+        self._total = total if self._total is None else self._total + total
+        self._count += values.numel() // max(values.shape[1], 1)
+        self.samples += len(values)
+
+    def result(self) -> Tensor:
+        """See :class:`Statistic`."""
+        assert self._total is not None
+        return self.site.average(self._total / max(self._count, 1))
+
+
+@register_criterion("activation", observes=Magnitudes)
 def activation(
     model: nn.Module, plan: Plan, *, record: Observations | None = None, normalize: Normalize = "mean"
 ) -> Tensor:

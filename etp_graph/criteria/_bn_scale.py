@@ -11,8 +11,10 @@ from etp_graph.errors import ScoreError
 from etp_graph.plan import Plan
 
 from ._common import finite, units_of
+from ._registry import register_criterion
 
 
+@register_criterion("bn_scale")
 def bn_scale(model: nn.Module, plan: Plan) -> Tensor:
     """Return the mean ``|γ|`` over the batch norms that a unit passes through (Network Slimming: Liu et al. 2017).
 

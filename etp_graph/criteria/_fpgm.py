@@ -8,8 +8,10 @@ from etp_graph.plan import Plan
 
 from ._common import Normalize
 from ._gram import relation_scores
+from ._registry import register_criterion
 
 
+@register_criterion("fpgm")
 def fpgm(model: nn.Module, plan: Plan, *, normalize: Normalize = "mean") -> Tensor:
     """Return Σ_v ‖w_u − w_v‖ over the units v of the group, over all slices of a unit (FPGM: He et al. 2019).
 

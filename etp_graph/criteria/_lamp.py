@@ -8,8 +8,10 @@ from torch import Tensor, nn
 from etp_graph.plan import Plan
 
 from ._common import finite, units_of
+from ._registry import register_criterion
 
 
+@register_criterion("lamp")
 @torch.no_grad()
 def lamp(model: nn.Module, plan: Plan) -> Tensor:
     """Return ‖w_u‖² / Σ_v ‖w_v‖² over the units v of the group with ‖w_v‖ ≥ ‖w_u‖ (LAMP: Lee et al. 2021, for units).

@@ -9,8 +9,10 @@ from etp_graph.errors import ScoreError
 from etp_graph.plan import Plan
 
 from ._common import Normalize, finite, normalized, units_of
+from ._registry import register_criterion
 
 
+@register_criterion("magnitude")
 def magnitude(model: nn.Module, plan: Plan, *, p: float = 2, normalize: Normalize = "mean") -> Tensor:
     """Return the group norm ``(Σ_s Σ |w_s,u|^p)^(1/p)`` over all slices of a unit.
 

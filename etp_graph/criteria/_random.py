@@ -8,8 +8,10 @@ from torch import Tensor, nn
 from etp_graph.plan import Plan
 
 from ._common import units_of
+from ._registry import register_criterion
 
 
+@register_criterion("random")
 def random(model: nn.Module, plan: Plan, *, seed: int = 0) -> Tensor:
     """Return uniform random scores in [0, 1), as a control for other criteria.
 

@@ -12,8 +12,10 @@ from etp_graph.plan import Plan
 from etp_graph.units import at_least_float32
 
 from ._common import finite, units_of
+from ._registry import register_criterion
 
 
+@register_criterion("taylor", observes="gradients")
 def taylor(model: nn.Module, plan: Plan, *, record: Observations | None = None) -> Tensor:
     """Return sqrt(mean_b (Σ_s ⟨∇_s L_b, w_s,u⟩)²), the first-order change of the loss when u is set to zero.
 

@@ -13,6 +13,7 @@ from etp_graph.plan import Plan, numbers_per_unit
 from etp_graph.units import Rankings
 
 from ._common import finite, units_of
+from ._registry import register_criterion
 
 
 class Forced(Protocol):
@@ -30,6 +31,7 @@ class Forced(Protocol):
         """Return the distance d_u of each unit, [n_units]."""
 
 
+@register_criterion("etp")
 def etp(model: nn.Module, plan: Plan, *, regularizer: Forced | None = None) -> Tensor:
     """Return the torque κ_g·F(d_u)·‖w_u‖ of each unit (ETP: Modi et al. 2025, eq. 8-10).
 
@@ -96,6 +98,7 @@ def torque_of(
     return finite("the torque", kappa.to(norms) * runs.raise_zeros(pull) * arm, ())
 
 
+@register_criterion("torque")
 def torque(model: nn.Module, plan: Plan) -> Tensor:
     """Return the torque under the linear force in index order (Torque: Gupta et al. 2024, eq. 9), as :func:`etp`.
 

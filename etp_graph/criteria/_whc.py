@@ -8,8 +8,10 @@ from etp_graph.plan import Plan
 
 from ._common import Normalize
 from ._gram import relation_scores
+from ._registry import register_criterion
 
 
+@register_criterion("whc")
 def whc(model: nn.Module, plan: Plan, *, normalize: Normalize = "mean") -> Tensor:
     """Return ``‖w_u‖ Σ_{v≠u} ‖w_v‖ (1 − |cos(w_u, w_v)|)`` over the units v of the group (WHC: Chen et al. 2023).
 

@@ -1,4 +1,4 @@
-"""Named pruning methods: presets are data, one file for each family. A new one is a file and its name in the table."""
+"""Named pruning methods. A preset is one entry in ``_presets.py``; :func:`register` adds a method of your own."""
 
 from __future__ import annotations
 

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields, replace
-from inspect import signature
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, get_args
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from etp_graph import criteria, forces, schedules
-from etp_graph._config import Composed, is_number, require
-from etp_graph.budget import Budget, Rank, Scope, check_choice
-from etp_graph.collect import Observations
-from etp_graph.criteria import Forced, Normalize
-from etp_graph.errors import ScoreError
+from etp_graph._config import Composed, require, require_choice, require_count, require_number
+from etp_graph.budget import Budget, Rank, Scope
+from etp_graph.collect import Observations, Observed
+from etp_graph.criteria import Criterion, Forced, Normalize, Score
+from etp_graph.errors import BudgetError, ScoreError
 from etp_graph.forces import Force
 from etp_graph.plan import Plan
-from etp_graph.regularizer import Beta, ChosenBy, Kappa, Mode, Order, Regularizer, RegularizerSettings
+from etp_graph.regularizer import ForceSettings, Regularizer, RegularizerSettings
 from etp_graph.schedules import Schedule
 
 Part = Literal["units", "scales", "losers"]
@@ -27,8 +26,13 @@ _CUBIC = schedules.Cubic()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Method(Composed):
+class Method(ForceSettings):
     """A pruning method: the force of sparse training, the criterion, and the rules for reaching the budget.
+
+    It has the settings of :class:`etp_graph.regularizer.ForceSettings` (``beta``, ``order``, ``refresh_every``,
+    ``mode``, ``kappa``, ``every``, ``seed``, ``chosen_by``), and these. With ``beta="auto"`` the strength follows from
+    the budget of the run; this needs ``phase.attach(optimizer, steps=...)``. ``seed`` is also the seed of the criterion
+    ``random``.
 
     To vary a preset, call for example ``dataclasses.replace(methods.get("etp"), beta=1e-3)``.
 
@@ -36,21 +40,17 @@ class Method(Composed):
         name: name of the method, for reports.
         source: publication that describes the method.
         force: F of the sparse phase, see :mod:`etp_graph.forces`; ``None``: no force acts.
-        beta, order, refresh_every, mode, kappa, every, seed: arguments of the :class:`etp_graph.Regularizer`. ``seed``
-            is also the seed of the criterion ``random``. With ``beta="auto"`` the strength follows from the budget of
-            the run; this needs ``phase.attach(optimizer, steps=...)``.
         strength: s(t), the factor of β at the share t of the sparse phase. With ``beta="auto"``: the fraction of the
             cost reduction reached at t. A schedule needs ``phase.attach(optimizer, steps=...)``.
         acts_on: slices that the force acts on. ``"units"``: every slice of a unit. ``"scales"``: only its batch norm
             scales. ``"losers"``: every slice, but only of the losers, the units to be removed for the budget. With
             ``beta="auto"`` the regularizer chooses the losers; with a fixed strength :func:`etp_graph.compress`
             chooses them by the criterion.
-        chosen_by: score by which the regularizer chooses losers with ``beta="auto"``: ``"need"``, ``"taylor"`` or
-            ``"need-taylor"``, see :class:`etp_graph.Regularizer`.
         select_at: share of the sparse phase after which the losers are chosen; until then the force acts on all units.
         soft_every: set the filters of the losers to zero every ``soft_every`` steps; 0: never. Needs no force.
-        criterion: a name of :data:`etp_graph.criteria.CRITERIA`. ``etp`` is the torque of this method's own force.
-            Criteria that need data record it in the phase ``calibrate``.
+        criterion: a name of :data:`etp_graph.criteria.CRITERIA`, or a function of (model, plan) that returns scores
+            [n_units]. A function goes to JSON if :func:`etp_graph.criteria.register` knows it. ``etp`` is the torque of
+            this method's own force. Criteria that need data record it in the phase ``calibrate``.
         p: order of the norm of the criterion ``magnitude``.
         normalize: normalization of scores within a group, for criteria that have this argument.
         scope, rank: how units of different groups are compared, see :class:`etp_graph.Budget`.
@@ -68,19 +68,11 @@ class Method(Composed):
     name: str
     source: str = ""
     force: Force | None = None
-    beta: Beta = 1e-4
-    order: Order = "index"
-    refresh_every: int = 0
-    mode: Mode = "prox"
-    kappa: Kappa = "sqrt"
-    every: int = 1
-    seed: int = 0
     strength: Schedule | None = None
     acts_on: Part = "units"
-    chosen_by: ChosenBy = "need"
     select_at: float = 0.0
     soft_every: int = 0
-    criterion: str = "magnitude"
+    criterion: str | Score = "magnitude"
     p: float = 2
     normalize: Normalize = "mean"
     scope: Scope = "global"
@@ -90,45 +82,31 @@ class Method(Composed):
 
     def __post_init__(self) -> None:
         require(isinstance(self.name, str) and bool(self.name), f"name={self.name!r}; a method has a name.")
-        self.settings(steps=1, budget=Budget(params=0))  # checks every field of the regularizer
-        require(
-            self.acts_on in get_args(Part),
-            f"acts_on={self.acts_on!r}; choose one of {', '.join(map(repr, get_args(Part)))}.",
-        )
+        ForceSettings.__post_init__(self)  # super() fails in a dataclass with slots
+        self.settings(steps=1, budget=Budget(params=0))  # checks what a regularizer checks
+        require_choice("acts_on", self.acts_on, get_args(Part))
         self._check_criterion()
         self._check_losers()
-        check_choice("scope", self.scope, get_args(Scope))
-        check_choice("rank", self.rank, get_args(Rank))
+        require_choice("scope", self.scope, get_args(Scope), BudgetError)
+        require_choice("rank", self.rank, get_args(Rank), BudgetError)
         check_rounds(self.rounds, self.schedule)
 
     def _check_criterion(self) -> None:
-        if self.criterion not in criteria.CRITERIA:
-            raise ScoreError(
-                f"method {self.name!r}: there is no criterion {self.criterion!r}; known are "
-                f"{', '.join(criteria.CRITERIA)}."
-            )
-        if not is_number(self.p) or not 0 < self.p < math.inf:
-            raise ScoreError(f"method {self.name!r}: p={self.p!r}; the order of a norm is positive and finite.")
-        if self.normalize not in get_args(Normalize):
-            allowed = ", ".join(map(repr, get_args(Normalize)))
-            raise ScoreError(f"method {self.name!r}: normalize={self.normalize!r}; choose one of {allowed}.")
+        # A function with a name of its own, and its name, make equal methods; so do a function and its import path.
+        object.__setattr__(self, "criterion", self._criterion.reference)
+        require_number(f"method {self.name!r}: p", self.p, 0, math.inf, ScoreError, excluded=(0,))
+        require_choice(f"method {self.name!r}: normalize", self.normalize, get_args(Normalize), ScoreError)
 
     def _check_losers(self) -> None:
-        require(
-            isinstance(self.soft_every, int) and not isinstance(self.soft_every, bool) and self.soft_every >= 0,
-            f"soft_every={self.soft_every!r}; it must be an integer of at least 0.",
-        )
-        require(
-            is_number(self.select_at) and 0 <= self.select_at < 1,
-            f"select_at={self.select_at!r}; it is a share of the sparse phase, in [0, 1).",
-        )
+        require_count("soft_every", self.soft_every, 0)
+        require_number("select_at", self.select_at, 0, 1, excluded=(1,), why="a share of the sparse phase")
         require(
             self.select_at == 0 or self.acts_on == "losers",
             f"select_at={self.select_at} with acts_on={self.acts_on!r}: only losers are ever chosen.",
         )
         require(
             not self.collected or (self.acts_on != "losers" and not self.soft_every),
-            f"method {self.name!r}: losers are chosen while training, and criterion {self.criterion!r} needs data "
+            f"method {self.name!r}: losers are chosen while training, and criterion {self.criterion_name!r} needs data "
             "that is only collected after it.",
         )
         require(
@@ -136,6 +114,29 @@ class Method(Composed):
             f"method {self.name!r}: acts_on='losers' with a fixed strength replaces the order: leave order='index' and "
             "give a force; or choose acts_on='units'.",
         )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return every field as a value that JSON can store; a criterion is its name.
+
+        Raises:
+            ScoreError: the criterion is a function that is not registered.
+            ForceError: the force or a schedule is of a class that is not registered.
+        """
+        return {**Composed.to_dict(self), "criterion": self._criterion.json_name()}
+
+    @property
+    def _criterion(self) -> Criterion:
+        return criteria.find_criterion(self.criterion)
+
+    @property
+    def criterion_name(self) -> str:
+        """Name of the criterion, also if it is a function."""
+        return self._criterion.name
+
+    @property
+    def observes(self) -> Observed | None:
+        """What the criterion needs of batches of data: a statistic of activations, ``"gradients"``, or ``None``."""
+        return self._criterion.observes
 
     @property
     def sparse(self) -> bool:
@@ -150,7 +151,7 @@ class Method(Composed):
     @property
     def collected(self) -> bool:
         """True if the criterion needs batches of data, so that the method has a phase to collect them."""
-        return self.criterion in criteria.COLLECTED
+        return self.observes is not None
 
     def with_scope_and_rank(self, budget: Budget) -> Budget:
         """Return the budget with this method's ``scope`` and ``rank`` in place of ``None``."""
@@ -159,14 +160,15 @@ class Method(Composed):
     def settings(self, *, steps: int | None = None, budget: Budget | None = None) -> RegularizerSettings:
         """Return the settings of the regularizer for a sparse phase of ``steps`` optimizer steps and this budget."""
         timed = self.strength is not None or self.steered
+        values = self.shared() if self.steered else {**self.shared(), "chosen_by": "need"}
         return RegularizerSettings(
-            force=self.force if self.force is not None else forces.Uniform(), beta=self.beta, order=self.order,
-            refresh_every=self.refresh_every, mode=self.mode, kappa=self.kappa, every=self.every, seed=self.seed,
-            schedule=self.strength, steps=steps if timed else None,
+            **values,
+            force=self.force if self.force is not None else forces.Uniform(),
+            schedule=self.strength,
+            steps=steps if timed else None,
             budget=self.with_scope_and_rank(budget) if self.steered and budget is not None else None,
             acts_on="losers" if self.steered and self.acts_on == "losers" else "units",
-            chosen_by=self.chosen_by if self.steered else "need",
-        )  # fmt: skip
+        )
 
     def regularizer(
         self, model: nn.Module, plan: Plan, *, steps: int | None = None, budget: Budget | None = None
@@ -184,9 +186,8 @@ class Method(Composed):
             f"method {self.name!r} sets its strength by the share of the phase that is done: call "
             "phase.attach(optimizer, steps=n), n being the number of optimizer steps of the phase.",
         )
-        found = self.settings(steps=steps, budget=budget)
-        values = {field.name: getattr(found, field.name) for field in fields(found)}
-        return Regularizer(model, scales_only(model, plan) if self.acts_on == "scales" else plan, **values)
+        acted_on = scales_only(model, plan) if self.acts_on == "scales" else plan
+        return Regularizer(model, acted_on, self.settings(steps=steps, budget=budget))
 
     def scores(
         self, model: nn.Module, plan: Plan, *, regularizer: Forced | None = None, record: Observations | None = None
@@ -204,12 +205,12 @@ class Method(Composed):
             PlanError: the plan is not of this model.
             ScoreError: the criterion cannot be computed.
         """
-        score = criteria.CRITERIA[self.criterion]
-        known = signature(score).parameters
-        options: dict[str, Any] = {"p": self.p, "normalize": self.normalize, "seed": self.seed, "record": record}
-        if "regularizer" in known:
-            options["regularizer"] = regularizer or self._without_strength().regularizer(model, plan, steps=1)
-        return score(model, plan, **{name: value for name, value in options.items() if name in known})
+        found = self._criterion
+        given: dict[str, Any] = {"p": self.p, "normalize": self.normalize, "seed": self.seed}
+        given |= {"record": record, "observations": record}
+        if "regularizer" in found.options:
+            given["regularizer"] = regularizer or self._without_strength().regularizer(model, plan, steps=1)
+        return found.score(model, plan, **{name: given[name] for name in found.options})
 
     def _without_strength(self) -> Method:
         """Return the method with strength 0 if its strength follows from a budget, so that no budget is needed."""
@@ -218,10 +219,7 @@ class Method(Composed):
 
 def check_rounds(rounds: int, schedule: Schedule) -> None:
     """Raise :class:`ForceError` unless the schedule never decreases over the rounds and ends at 1."""
-    require(
-        isinstance(rounds, int) and not isinstance(rounds, bool) and rounds >= 1,
-        f"rounds={rounds!r}; it must be an integer of at least 1.",
-    )
+    require_count("rounds", rounds, 1)
     require(
         isinstance(schedule, Schedule),
         f"schedule={schedule!r}; pass one such as schedules.cubic() (with parentheses).",

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from types import MappingProxyType
-
-from etp_graph._config import require
+from etp_graph._config import Registry
+from etp_graph.errors import ForceError
 
 from ._method import Method
 
-_methods: dict[str, Method] = {}
-METHODS: Mapping[str, Method] = MappingProxyType(_methods)
+METHODS: Registry[Method] = Registry("method", error=ForceError, remedy="Pass one of these names, or a methods.Method.")
 """Every registered method, by name."""
 
 
@@ -20,11 +17,7 @@ def register(method: Method) -> Method:
     Raises:
         ForceError: another method has this name.
     """
-    require(
-        _methods.setdefault(method.name, method) == method,
-        f"there is already another method named {method.name!r}; choose another name.",
-    )
-    return method
+    return METHODS.register(method.name, method)
 
 
 def get(name: str | Method) -> Method:
@@ -33,10 +26,4 @@ def get(name: str | Method) -> Method:
     Raises:
         ForceError: there is no such method; the message lists all of them.
     """
-    if isinstance(name, Method):
-        return name
-    require(
-        isinstance(name, str) and name in METHODS,
-        f"there is no method {name!r}; known are {', '.join(METHODS)}. Pass one of these names, or a methods.Method.",
-    )
-    return METHODS[name]
+    return name if isinstance(name, Method) else METHODS.find(name)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from ._regularizer import Regularizer
-from ._settings import Beta, ChosenBy, Kappa, Mode, Order, RegularizerSettings
+from ._settings import Beta, ChosenBy, ForceSettings, Kappa, Mode, Order, RegularizerSettings
 
 __all__ = [
     "Beta",
     "ChosenBy",
+    "ForceSettings",
     "Kappa",
     "Mode",
     "Order",

@@ -10,20 +10,17 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from etp_graph.budget import Budget
+from etp_graph._config import change_fields, show_fields
 from etp_graph.errors import ForceError, PlanError
-from etp_graph.forces import Exponential, Force
+from etp_graph.forces import Force
 from etp_graph.model import after_gradients, inner_optimizer
 from etp_graph.plan import Plan
-from etp_graph.schedules import Schedule
 from etp_graph.units import Units
 
 from ._binding import Binding, maximum, prox_factors, step_size
 from ._pull import Pull
-from ._settings import FORMAT, Beta, ChosenBy, Kappa, Mode, Order, Part, RegularizerSettings, checked_vector, read_state
+from ._settings import FORMAT, RegularizerSettings, checked_vector, read_state
 from ._steering import Steering
-
-_EXPONENTIAL = Exponential()
 
 
 class Regularizer:
@@ -35,64 +32,21 @@ class Regularizer:
     Args:
         model: the model that the plan was traced from, not a wrapper of it (DDP, ``torch.compile``).
         plan: the plan.
-        force: F, see :mod:`etp_graph.forces`.
-        beta: β ≥ 0, the strength. With ``"auto"`` each step computes β, so that enough units are at zero for the budget
-            at the end.
-        order: the ranking ρ that defines the distance: ``"index"`` (the pivot is unit 0, as in the papers),
-            ``"random"``, or ``"importance"`` (by group norm; the pivot is the unit with the largest norm). Blocks of a
-            group are ranked separately.
-        refresh_every: rank the units again after this many steps; only with ``order="importance"``. 0: never after
-            attaching.
-        mode: ``"prox"``: after each optimizer step w_u <- w_u·max(0, 1 − η_eff β κ F/‖w_u‖), with
-            η_eff = lr·(1 − dampening)/(1 − momentum) of the parameter group that holds the slice. This is decoupled
-            from the optimizer, and units reach exact zeros. ``"gradient"``: the gradient of the penalty is added to
-            ``.grad`` before the step (Torque eq. 11-13). ``"loss"``: the user adds :meth:`penalty` to the loss (ETP
-            eq. 10).
-        kappa: κ_g. ``"sqrt"``: the square root of the number of elements of a unit. ``"mean"``: the mean norm of the
-            group's units when the regularizer is made, so that the force has the same effect on groups of any scale.
-            ``"one"``: 1. Forces on squared norms or on single elements always use 1.
-        every: apply the force once in this many steps, with the force of all of them (``prox`` and ``gradient``).
-        seed: seed of the random order.
-        schedule: s(t) with t = step/steps, see :mod:`etp_graph.schedules`; default: constant. With ``beta="auto"`` it
-            gives the share of the final saving; default: cubic. The share of the phase after which the cubic schedule
-            ends is the share of the cost to remove, but at least 20 % and at most 80 %.
-        steps: number of optimizer steps of the phase; required by a schedule and by ``beta="auto"``.
-        budget: the budget that ``beta="auto"`` meets, see :ref:`steering`; in MACs or parameters.
-        acts_on: ``"units"``: the force acts on all units. ``"losers"``, only with ``beta="auto"``: it acts only on
-            units that must be at zero at the end of the present interval.
-        chosen_by: score that chooses the losers. ``"need"``: norm divided by the pull. ``"taylor"``: effect on the
-            loss, from the gradients of training. ``"need-taylor"``: both. See :ref:`steering`.
+        settings: all settings as one object, such as one that :meth:`RegularizerSettings.from_json` read.
+        values: fields of :class:`etp_graph.regularizer.RegularizerSettings` by name (``force=``, ``beta=``, ...). They
+            replace those of ``settings``, or else the defaults.
 
     Raises:
-        ForceError: an argument is out of range.
+        ForceError: a setting is unknown or out of range.
         PlanError: the plan was traced from another model, or every group is locked.
         BudgetError: the budget is out of reach.
     """
 
+    @show_fields(RegularizerSettings)
     def __init__(
-        self,
-        model: nn.Module,
-        plan: Plan,
-        *,
-        force: Force = _EXPONENTIAL,
-        beta: Beta = 1e-4,
-        order: Order = "index",
-        refresh_every: int = 0,
-        mode: Mode = "prox",
-        kappa: Kappa = "sqrt",
-        every: int = 1,
-        seed: int = 0,
-        schedule: Schedule | None = None,
-        steps: int | None = None,
-        budget: Budget | None = None,
-        acts_on: Part = "units",
-        chosen_by: ChosenBy = "need",
+        self, model: nn.Module, plan: Plan, settings: RegularizerSettings | None = None, **values: Any
     ) -> None:
-        self.settings = RegularizerSettings(
-            force=force, beta=beta, order=order, refresh_every=refresh_every, mode=mode, kappa=kappa,
-            every=every, seed=seed, schedule=schedule, steps=steps, budget=budget, acts_on=acts_on,
-            chosen_by=chosen_by,
-        )  # fmt: skip
+        self.settings = change_fields(settings or RegularizerSettings(), values)
         plan.check(model)
         if not plan.prunable:
             raise PlanError("no group of this plan may be pruned, so there is nothing to drive to zero; print(plan).")
@@ -136,6 +90,10 @@ class Regularizer:
     def distances(self) -> Tensor:
         """Return the distance d_u of each unit from the pivot of its group (or block), in [0, 1], shape [n_units]."""
         return self._pull.distance.clone()
+
+    def set_distances(self, distance: Tensor) -> None:
+        """Set the distance of each unit, in [0, 1], [n_units]; for methods that choose the units themselves (GReg)."""
+        self._pull.set_distance(distance.to(self._pending, copy=True))
 
     def forces(self) -> Tensor:
         """Return F(d_u), zero where no force acts (locked groups, frozen slices), shape [n_units]."""
@@ -206,7 +164,7 @@ class Regularizer:
         state: dict[str, Any] = {
             "format": FORMAT,
             "plan": self.plan.fingerprint,
-            "settings": self.settings.to_dict(),
+            "settings": self.settings.describe(),
             "steps_done": self.steps_done,
             "distance": self._pull.distance.detach().cpu().clone(),
             "pending": self._pending.detach().cpu().clone(),
@@ -225,7 +183,7 @@ class Regularizer:
             ForceError: this is not a state, or it has another format, is damaged, or was saved with other settings.
         """
         self.steps_done, distance, pending = read_state(state, self.plan, self.settings)
-        self._pull.set_distance(distance.to(self._pending, copy=True))
+        self.set_distances(distance)
         self._pending = pending.to(self._pending, copy=True)
         if self.settings.kappa == "mean":
             self._pull.set_kappa(checked_vector(state.get("kappa"), "kappa", self._pending))

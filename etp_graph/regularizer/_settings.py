@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from etp_graph import forces, schedules
-from etp_graph._config import Composed, is_number, require
+from etp_graph._config import Composed, require, require_choice, require_count, require_number
 from etp_graph.budget import Budget
 from etp_graph.errors import ForceError, PlanError
 from etp_graph.forces import Force
@@ -35,20 +34,82 @@ FORMAT = 1
 _EXPONENTIAL = forces.Exponential()
 
 
-def _count(name: str, value: object, least: int) -> None:
-    require(
-        isinstance(value, int) and not isinstance(value, bool) and value >= least,
-        f"{name}={value!r}; it must be an integer of at least {least}.",
-    )
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForceSettings(Composed):
+    """Settings that a :class:`etp_graph.methods.Method` shares with the regularizer that it makes.
 
+    Attributes:
+        beta: β ≥ 0, the strength. With ``"auto"`` each step computes β, so that enough units are at zero for the budget
+            at the end, see :ref:`steering`.
+        order: the ranking ρ that defines the distance: ``"index"`` (the pivot is unit 0, as in the papers),
+            ``"random"``, or ``"importance"`` (by group norm; the pivot is the unit with the largest norm). Blocks of a
+            group are ranked separately.
+        refresh_every: rank the units again after this many steps; only with ``order="importance"``. 0: never after
+            attaching.
+        mode: ``"prox"``: after each optimizer step w_u <- w_u·max(0, 1 − η_eff β κ F/‖w_u‖), with
+            η_eff = lr·(1 − dampening)/(1 − momentum) of the parameter group that holds the slice. This is decoupled
+            from the optimizer, and units reach exact zeros. ``"gradient"``: the gradient of the penalty is added to
+            ``.grad`` before the step (Torque eq. 11-13). ``"loss"``: the user adds the penalty to the loss (ETP
+            eq. 10).
+        kappa: κ_g. ``"sqrt"``: the square root of the number of elements of a unit. ``"mean"``: the mean norm of the
+            group's units when the regularizer is made, so that the force has the same effect on groups of any scale.
+            ``"one"``: 1. Forces on squared norms or on single elements always use 1.
+        every: apply the force once in this many steps, with the force of all of them (``prox`` and ``gradient``).
+        seed: seed of the random order.
+        chosen_by: score that chooses the losers with ``beta="auto"``. ``"need"``: norm divided by the pull.
+            ``"taylor"``: effect on the loss, from the gradients of training. ``"need-taylor"``: both. See
+            :ref:`steering`.
 
-def _choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    require(value in choices, f"{name}={value!r}; choose one of {', '.join(map(repr, choices))}.")
+    Raises:
+        ForceError: a value is out of range, or values contradict each other.
+    """
+
+    beta: Beta = 1e-4
+    order: Order = "index"
+    refresh_every: int = 0
+    mode: Mode = "prox"
+    kappa: Kappa = "sqrt"
+    every: int = 1
+    seed: int = 0
+    chosen_by: ChosenBy = "need"
+
+    def __post_init__(self) -> None:
+        if self.beta != "auto":
+            require_number("beta", self.beta, 0, why="or 'auto'")
+        require_choice("order", self.order, get_args(Order))
+        require_choice("mode", self.mode, get_args(Mode))
+        require_choice("kappa", self.kappa, get_args(Kappa))
+        require_choice("chosen_by", self.chosen_by, get_args(ChosenBy))
+        require_count("refresh_every", self.refresh_every, 0)
+        require_count("every", self.every, 1)
+        require(isinstance(self.seed, int), f"seed={self.seed!r}; it must be an integer.")
+        require(
+            self.refresh_every == 0 or self.order == "importance",
+            f"refresh_every={self.refresh_every} with order={self.order!r}: only the order 'importance' ever changes.",
+        )
+        require(
+            self.every == 1 or self.mode != "loss",
+            f"every={self.every} with mode='loss': the loss is the user's; add penalty() as often as it should act.",
+        )
+
+    def shared(self) -> dict[str, Any]:
+        """Return these settings by name, without those of the subclass."""
+        return {field.name: getattr(self, field.name) for field in fields(ForceSettings)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RegularizerSettings(Composed):
-    """Arguments of :class:`etp_graph.Regularizer`, with the same meaning.
+class RegularizerSettings(ForceSettings):
+    """Settings of a :class:`etp_graph.Regularizer`: those of :class:`ForceSettings`, and these.
+
+    Attributes:
+        force: F, see :mod:`etp_graph.forces`.
+        schedule: s(t) with t = step/steps, see :mod:`etp_graph.schedules`; default: constant. With ``beta="auto"`` it
+            gives the share of the final saving; default: cubic. The share of the phase after which the cubic schedule
+            ends is the share of the cost to remove, but at least 20 % and at most 80 %.
+        steps: number of optimizer steps of the phase; required by a schedule and by ``beta="auto"``.
+        budget: the budget that ``beta="auto"`` meets, see :ref:`steering`; not a time.
+        acts_on: ``"units"``: the force acts on all units. ``"losers"``, only with ``beta="auto"``: it acts only on
+            units that must be at zero at the end of the present interval.
 
     Raises:
         ForceError: a value is out of range, or values contradict each other.
@@ -59,18 +120,10 @@ class RegularizerSettings(Composed):
     }  # fmt: skip
 
     force: Force = _EXPONENTIAL
-    beta: Beta = 1e-4
-    order: Order = "index"
-    refresh_every: int = 0
-    mode: Mode = "prox"
-    kappa: Kappa = "sqrt"
-    every: int = 1
-    seed: int = 0
     schedule: Schedule | None = None
     steps: int | None = None
     budget: Budget | None = None
     acts_on: Part = "units"
-    chosen_by: ChosenBy = "need"
 
     @property
     def steered(self) -> bool:
@@ -78,62 +131,44 @@ class RegularizerSettings(Composed):
         return self.beta == "auto"
 
     def __post_init__(self) -> None:
+        ForceSettings.__post_init__(self)  # super() fails in a dataclass with slots
         require(
             isinstance(self.force, Force),
             f"force={self.force!r}; pass one such as forces.exponential() (with parentheses).",
         )
-        require(
-            self.steered or (is_number(self.beta) and 0 <= float(self.beta) < math.inf),
-            f"beta={self.beta!r}; the strength must be a finite number of at least 0, or 'auto'.",
-        )
-        _choice("order", self.order, get_args(Order))
-        _choice("mode", self.mode, get_args(Mode))
-        _choice("kappa", self.kappa, get_args(Kappa))
-        _choice("acts_on", self.acts_on, get_args(Part))
-        _choice("chosen_by", self.chosen_by, get_args(ChosenBy))
-        _count("refresh_every", self.refresh_every, 0)
-        _count("every", self.every, 1)
-        require(isinstance(self.seed, int), f"seed={self.seed!r}; it must be an integer.")
-        self._check_relations()
-        self._check_steered()
-
-    def _check_relations(self) -> None:
-        require(
-            self.refresh_every == 0 or self.order == "importance",
-            f"refresh_every={self.refresh_every} with order={self.order!r}: only the order 'importance' ever changes.",
-        )
-        require(
-            self.every == 1 or self.mode != "loss",
-            f"every={self.every} with mode='loss': the loss is the user's; add penalty() as often as it should act.",
-        )
+        require_choice("acts_on", self.acts_on, get_args(Part))
         require(
             self.mode != "prox" or not self.force.elementwise,
             f"force={self.force.name!r} acts on single numbers, which no shrinking of units does: use mode='gradient' "
             "or 'loss'.",
         )
+        self._check_schedule()
+        self._check_steered() if self.steered else self._check_fixed()
+
+    def _check_schedule(self) -> None:
         require(
             self.schedule is None or isinstance(self.schedule, Schedule),
             f"schedule={self.schedule!r}; pass one such as schedules.cubic() (with parentheses).",
         )
         if self.steps is not None:
-            _count("steps", self.steps, 1)
+            require_count("steps", self.steps, 1)
         require(
             self.schedule is None or self.steps is not None,
             "a schedule goes by step / steps: pass steps, the number of optimizer steps of the phase.",
         )
 
+    def _check_fixed(self) -> None:
+        require(self.budget is None, "budget= is what beta='auto' steers to; a fixed strength has no use for it.")
+        require(
+            self.acts_on == "units",
+            f"acts_on={self.acts_on!r} with a fixed strength: only with beta='auto' are losers known.",
+        )
+        require(
+            self.chosen_by == "need",
+            f"chosen_by={self.chosen_by!r} with a fixed strength: only with beta='auto' are losers chosen.",
+        )
+
     def _check_steered(self) -> None:
-        if not self.steered:
-            require(self.budget is None, "budget= is what beta='auto' steers to; a fixed strength has no use for it.")
-            require(
-                self.acts_on == "units",
-                f"acts_on={self.acts_on!r} with a fixed strength: only with beta='auto' are losers known.",
-            )
-            require(
-                self.chosen_by == "need",
-                f"chosen_by={self.chosen_by!r} with a fixed strength: only with beta='auto' are losers chosen.",
-            )
-            return
         require(
             isinstance(self.budget, Budget) and self.steps is not None,
             "beta='auto' steers to a budget by the end of a phase: pass budget=etp.Budget(...) and steps, the number "
@@ -158,7 +193,7 @@ class RegularizerSettings(Composed):
 
     def require_equal(self, other: Mapping[str, Any]) -> None:
         """Raise :class:`ForceError` if ``other`` (from ``to_dict``) differs; the message names every such field."""
-        mine = self.to_dict()
+        mine = self.describe()
         differ = [f"{k}: {other.get(k)!r}, here {v!r}" for k, v in mine.items() if other.get(k) != v]
         if differ:
             raise ForceError(f"the state was saved with other settings ({'; '.join(differ)}): use the same ones.")
