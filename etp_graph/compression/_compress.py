@@ -129,7 +129,7 @@ def _dry_run_scores(method: Method, model: nn.Module, plan: Plan) -> Tensor:
     """
     if not method.collected:
         return method.scores(model, plan)
-    with watch(model, plan, method.criterion):
+    with watch(model, plan, method.criterion_name):
         return magnitude(model, plan)
 
 
