@@ -13,7 +13,7 @@ import json
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, fields, is_dataclass, replace
+from dataclasses import Field, asdict, fields, is_dataclass, replace
 from inspect import Parameter, isabstract, signature
 from typing import Any, ClassVar, Self, TypeVar
 
@@ -193,7 +193,11 @@ def register_class(cls: type[C], base: type[Configured]) -> type[C]:
 
 
 class Composed:
-    """Mixin for a frozen dataclass with fields that are named configurations or ``None``."""
+    """Mixin for a frozen dataclass with fields that are named configurations or ``None``.
+
+    A field with ``metadata=before("other")`` stands before the field ``other``, which may be inherited. So a class that
+    inherits fields is written and shown in the order in which its fields are read.
+    """
 
     __slots__ = ()
     readers: ClassVar[Mapping[str, Callable[[Any], Any]]] = {}
@@ -232,8 +236,12 @@ class Composed:
                 raise
             raise ForceError(f"these are not the fields of a {cls.__name__}: {error!r}.") from error
 
+    def __repr__(self) -> str:
+        values = ", ".join(f"{f.name}={getattr(self, f.name)!r}" for f in ordered_fields(type(self)))
+        return f"{type(self).__name__}({values})"
+
     def _collect(self, store: Callable[[Any], Any]) -> dict[str, Any]:
-        values = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]  # a dataclass
+        values = {f.name: getattr(self, f.name) for f in ordered_fields(type(self))}
         return {name: store(v) if name in self.readers and v is not None else v for name, v in values.items()}
 
 
@@ -265,14 +273,15 @@ def change_fields(configuration: D, values: Mapping[str, Any]) -> D:
     Raises:
         ForceError: a name is unknown, or a value is out of range.
     """
-    known = {field.name for field in fields(configuration)}
+    known = {field.name for field in ordered_fields(type(configuration))}
     unknown = [name for name in values if name not in known]
     require(
         not unknown,
         f"there is no setting {quoted(unknown)} of a {type(configuration).__name__}; known are "
         f"{field_names(type(configuration))}.",
     )
-    return replace(configuration, **values) if values else configuration
+    changed: D = replace(configuration, **values) if values else configuration  # type: ignore[type-var]  # a dataclass
+    return changed
 
 
 def show_fields(cls: type[Any]) -> Callable[[T], T]:
@@ -284,16 +293,32 @@ def show_fields(cls: type[Any]) -> Callable[[T], T]:
     def decorate(function: T) -> T:
         found = signature(function)
         own = [p for p in found.parameters.values() if p.kind is not Parameter.VAR_KEYWORD]
-        shown = [Parameter(f.name, Parameter.KEYWORD_ONLY, default=f.default, annotation=f.type) for f in fields(cls)]
+        shown = [
+            Parameter(f.name, Parameter.KEYWORD_ONLY, default=f.default, annotation=f.type) for f in ordered_fields(cls)
+        ]
         function.__signature__ = found.replace(parameters=[*own, *shown])  # type: ignore[attr-defined]
         return function
 
     return decorate
 
 
+def before(name: str) -> dict[str, str]:
+    """Return the metadata of a field that stands before the field ``name``, see :class:`Composed`."""
+    return {"before": name}
+
+
+def ordered_fields(cls: type[Any]) -> list[Field[Any]]:
+    """Return the fields of a dataclass, each with ``metadata=before(...)`` at its place."""
+    placed = [field for field in fields(cls) if "before" not in field.metadata]
+    for field in fields(cls):
+        if "before" in field.metadata:
+            placed.insert([f.name for f in placed].index(field.metadata["before"]), field)
+    return placed
+
+
 def field_names(cls: type[Any]) -> str:
     """Return the names of the fields of a dataclass in one line."""
-    return ", ".join(field.name for field in fields(cls)) or "none"
+    return ", ".join(field.name for field in ordered_fields(cls)) or "none"
 
 
 def require(condition: bool, message: str, error: type[Exception] = ForceError) -> None:

@@ -1,4 +1,4 @@
-"""The levels of a plan under a budget: the smallest steps of removal in every group, and the order among them."""
+"""Levels of a plan under a budget: the smallest sets of units that can be removed together, and their order."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from ._budget import Budget
 
 
 class LevelCosts:
-    """The cost after removing the first ``k[c]`` *levels* (disjoint sets of units) of each column c, for many k.
+    """Compute the cost after removal of the first ``k[c]`` *levels* (disjoint sets of units) of each column c.
+
+    One call evaluates many ``k``.
 
     Args:
         model: the cost model.
@@ -32,7 +34,7 @@ class LevelCosts:
         tables: list[Ints] = []
         entries: list[tuple[int, int]] = []
         for dim, layers in enumerate(model.maps):
-            if len(layers) > 1:  # a position stays only if all of its units stay: not a sum over columns
+            if len(layers) > 1:  # a position stays only if all its units stay, so the kept size is no sum over columns
                 self._mixed.append((dim, [_steps(column[layer], level[layer]) for layer in layers]))
                 continue
             owner, height = column[layers[0]], level[layers[0]]
@@ -46,7 +48,7 @@ class LevelCosts:
         self._dims, self._starts = np.unique(np.array([d for d, _ in entries], dtype=np.int64), return_index=True)
 
     def __call__(self, k: Ints) -> Ints:
-        """MACs and parameters, [n, 2], for n points of the staircase ``k`` int64 [n, n_columns]."""
+        """Return the MACs and parameters, [n, 2], at n points ``k``, int64 [n, n_columns]."""
         counts = np.repeat(self._model.sizes[None], len(k), axis=0)
         if len(self._dims):
             removed = self._tables[self._offsets + k[:, self._columns]]
@@ -57,7 +59,7 @@ class LevelCosts:
 
 
 def _steps(column: Ints, level: Ints) -> tuple[Ints, Ints]:
-    """Column and level of each position; a position that never goes has a level above all."""
+    """Return column and level of each position. A position that is never removed gets a level above all others."""
     fixed = column < 0
     return np.where(fixed, 0, column), np.where(fixed, np.iinfo(np.int64).max, level)
 
@@ -65,11 +67,11 @@ def _steps(column: Ints, level: Ints) -> tuple[Ints, Ints]:
 Floats = npt.NDArray[np.float64]
 
 ROOM = 4
-"""A group is rounded to what the kernels like only if it has at least so many times as many units."""
+"""Groups are rounded to the multiple that kernels prefer only if they have at least this many times as many units."""
 
 
 def _ranks(costs: CostModel, scores: Floats, budget: Budget) -> Floats:
-    """What is compared across groups, float64 [n_units]: the scores over what each unit alone costs, as asked for."""
+    """Return the rank values that are compared across groups, float64 [n_units]; see ``rank`` of the budget."""
     if budget.rank in (None, "score"):
         return scores
     macs, params = (np.maximum(saved.numpy(), 1.0) for saved in costs.marginal())
@@ -79,10 +81,16 @@ def _ranks(costs: CostModel, scores: Floats, budget: Budget) -> Floats:
 
 
 def _levels(group: Group, ranks: Floats, budget: Budget, liked: int) -> Ints:
-    """The level of every unit, int64 [n_units]: level 0 goes first; -1 never goes.
+    """Return the level of every unit, int64 [n_units]. Level 0 is removed first; level -1 is never removed.
 
-    One step down removes the lowest unit of every block; a level is as many steps as it takes to reach the next
-    admissible number of kept units, so the first one may be smaller than the others.
+    A level holds the lowest-ranked units, equally many of each block, whose removal gives the next allowed number of
+    kept units. The first level may therefore be smaller than the others.
+
+    Args:
+        group: the group.
+        ranks: rank values, float64 [n_units].
+        budget: the budget.
+        liked: the group is rounded to this multiple if it is large enough and the budget does not set ``round_to``.
     """
     width = group.n_units // group.blocks
     rounded = liked if budget.round_to is None and group.n_units >= ROOM * liked else budget.round_to or 1
@@ -93,7 +101,7 @@ def _levels(group: Group, ranks: Floats, budget: Budget, liked: int) -> Ints:
     kept = [width, *range((width - 1) // step * step, -(-least // step) * step - 1, -step)]
     stairs = np.full(width, -1, dtype=np.int64)
     stairs[: width - kept[-1]] = np.repeat(np.arange(len(kept) - 1), -np.diff(kept))
-    # of equal scores the later unit goes first: where forces grow with the index, it was pushed harder
+    # of equal scores the later unit is removed first, because some forces grow with the index
     order = width - 1 - np.argsort(ranks.reshape(group.blocks, width)[:, ::-1], axis=1, kind="stable")
     level = np.empty((group.blocks, width), dtype=np.int64)
     np.put_along_axis(level, order, np.broadcast_to(stairs, order.shape), axis=1)
@@ -101,7 +109,7 @@ def _levels(group: Group, ranks: Floats, budget: Budget, liked: int) -> Ints:
 
 
 def _signature(plan: Plan, group: Group) -> tuple[Any, ...]:
-    """Equal for groups that are built alike, whatever their sizes: the same slices and attributes of the same kinds."""
+    """Return a key that is equal for groups of any size with the same kinds of units, slices and attributes."""
     slices = Counter((s.tensor.rpartition(".")[2], s.axis, len(plan.tensors[s.tensor])) for s in group.slices)
     attributes = Counter((a.name, a.item) for a in group.attributes)
     return group.kind, group.blocks > 1, frozenset(slices.items()), frozenset(attributes.items())
@@ -109,10 +117,15 @@ def _signature(plan: Plan, group: Group) -> tuple[Any, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """The levels of one group, lowest first. All arrays are [n_levels].
+    """Levels of one group, lowest first.
 
-    ``key``: mean rank value of a level, ascending. ``end``: share of the group's units gone after the level.
-    ``middle``: the same half-way, so that a level of many units is removed at the nearest share. ``dead``: only zeros.
+    Attributes:
+        group: the group.
+        key: mean rank value of each level, ascending, [n_levels].
+        end: share of the group's units removed once the level is removed, [n_levels].
+        middle: the same with half of the level removed, [n_levels]. Ordered by it, a level of many units is removed at
+            the nearest share.
+        dead: True for levels whose scores are all zero, [n_levels].
     """
 
     group: Group
@@ -123,13 +136,13 @@ class Column:
 
     @classmethod
     def of(cls, group: Group, level: Ints, ranks: Floats, scores: Floats) -> Column:
-        """From the level, rank value and score of each of the group's units, all [n_units of the group]."""
+        """Make the column from the level, rank value and score of the group's units, each [n_units of the group]."""
         goes = level >= 0
         sizes = np.bincount(level[goes])
         end = sizes.cumsum() / group.n_units
         return cls(
             group=group,
-            # the means of sorted scores ascend, but for rounding
+            # the means of sorted values ascend except for rounding
             key=np.maximum.accumulate(np.bincount(level[goes], weights=ranks[goes]) / sizes),
             end=end,
             middle=end - sizes / group.n_units / 2,
@@ -138,22 +151,22 @@ class Column:
 
 
 class Levels:
-    """Columns of levels, one for each group that can lose any, in the order of the groups' names.
+    """Columns of levels, one for each group that can lose units, sorted by the names of the groups.
 
-    A point ``k`` int64 [n_columns] says how many levels of each column are gone.
+    A point ``k``, int64 [n_columns], is the number of levels removed from each column.
 
     Args:
-        costs: what a selection costs.
-        scores: float64 [n_units].
-        budget: the rules.
-        liked: where the budget leaves ``round_to`` open, large groups keep a multiple of this.
+        costs: cost model of the plan.
+        scores: scores, float64 [n_units].
+        budget: the budget.
+        liked: if the budget does not set ``round_to``, large groups keep a multiple of this.
 
     Attributes:
         columns: the columns.
-        column: the column of every unit, int64 [n_units]; -1 for a unit that never goes.
-        level: the level of every unit in its column, int64 [n_units]; -1 for a unit that never goes.
+        column: column of each unit, int64 [n_units]; -1 for units that are never removed.
+        level: level of each unit in its column, int64 [n_units]; -1 for units that are never removed.
         n_levels: number of levels of each column, int64 [n_columns].
-        order: the column of each level, in the order of removal, int64 [sum of n_levels].
+        order: column of each level, in the order of removal, int64 [sum of n_levels].
         position: for each column the places of its levels in that order, ascending.
     """
 
@@ -164,7 +177,7 @@ class Levels:
         self.column: Ints = np.full(plan.n_units, -1, dtype=np.int64)
         self.level: Ints = np.full(plan.n_units, -1, dtype=np.int64)
         self.columns: list[Column] = []
-        # in the order of the names, so that ties do not depend on the order of the groups
+        # sorted by name, so that the result for equal keys does not depend on the order of the groups
         for group, span in sorted(plan.spans(), key=lambda pair: pair[0].name):
             if group.locked is not None:
                 continue
@@ -178,7 +191,10 @@ class Levels:
         self._set_order()
 
     def _set_order(self) -> None:
-        """Sort all levels into the order of removal: by key, then by place in the group, then by name."""
+        """Set the order of removal of all levels: by key, then by place in the group, then by name.
+
+        For the local scope the key is the place in the group; for the isomorphic scope, the rank within the class.
+        """
         owner = np.repeat(np.arange(len(self.columns)), self.n_levels)
         middle = np.concatenate([np.zeros(0), *(column.middle for column in self.columns)])
         key = np.concatenate([np.zeros(0), *(column.key for column in self.columns)])
@@ -193,7 +209,7 @@ class Levels:
         self.position = np.split(position, np.cumsum(self.n_levels)[:-1])
 
     def _class_ranks(self, owner: Ints, order: Ints) -> Floats:
-        """For each level the share of its class's units that ranks below its middle (Fang et al. 2024)."""
+        """Return for each level the share of the units of its class that rank below its middle (Fang et al. 2024)."""
         classes: dict[tuple[Any, ...], int] = {}
         marks = [_signature(self.costs.plan, column.group) for column in self.columns]
         number = np.array([classes.setdefault(mark, len(classes)) for mark in marks], dtype=np.int64)
@@ -206,14 +222,14 @@ class Levels:
         return key
 
     def cost(self, k: Ints) -> Any:
-        """What the budget counts, [n], at the points ``k`` [n, n_columns]."""
+        """Return the quantity that the budget limits, [n], at the points ``k`` [n, n_columns]."""
         found = self._stairs(k) if self.columns else np.repeat(self.costs.totals(self.costs.sizes[None]), len(k), 0)
         return found[:, ("macs", "params", "latency").index(self.budget.quantity)]
 
     def one(self, k: Ints) -> int:
-        """What the budget counts at one point ``k`` [n_columns]."""
+        """Return the quantity that the budget limits at one point ``k`` [n_columns]."""
         return int(self.cost(k[None])[0])
 
     def keep(self, k: Ints) -> npt.NDArray[np.bool_]:
-        """Which units stay at the point ``k``, bool [n_units]."""
+        """Mark the units that stay at the point ``k``, bool [n_units]."""
         return (self.column < 0) | (self.level >= np.append(k, 0)[self.column])

@@ -1,4 +1,4 @@
-"""Collectors: what batches of data tell about units, as running sums over whatever the user runs.
+"""Collectors: statistics of units over batches of data, recorded while the user runs the model.
 
 ::
 
@@ -7,7 +7,7 @@
             model(x)
     scores = criteria.hrank(model, plan, record=record)
 
-Nothing is stored but statistics of ``[n_units]``; the hooks are gone when the block ends.
+A collector stores running sums, not activations. It removes its hooks when the block ends.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from ._watch_points import WatchPoint, watch_points
 
 
 class Observations:
-    """What a collector saw; complete when its ``with`` block has ended.
+    """Statistics that a collector has recorded; complete when its ``with`` block has ended.
 
     Attributes:
-        values: name of the criterion -> float [n_units], NaN for units that were never seen.
+        values: name of the criterion -> float [n_units], NaN for units without values.
     """
 
     def __init__(self, values: Mapping[str, Tensor] | None = None) -> None:
@@ -40,22 +40,22 @@ class Observations:
         self._labels: Tensor | None = None
 
     def labels(self, y: Tensor) -> None:
-        """The class number of each sample of the next forward, int64 [samples]; only ``f_statistic`` reads it.
+        """Set the class number of each sample of the next forward, int64 [samples]; only ``f_statistic`` reads it.
 
         Raises:
-            ScoreError: these are not class numbers.
+            ScoreError: ``y`` does not hold class numbers.
         """
         if not isinstance(y, Tensor) or y.is_floating_point() or y.ndim != 1 or (len(y) and int(y.min()) < 0):
             raise ScoreError("labels: expected one class number for each sample, an integer tensor of shape [samples].")
         self._labels = y.detach().long()
 
     def take_labels(self) -> Tensor | None:
-        """The labels of the forward that begins; none are left for the one after it."""
+        """Return the labels of the forward that begins, and clear them."""
         found, self._labels = self._labels, None
         return found
 
     def read(self, name: str, plan: Plan) -> Tensor:
-        """The statistic of a criterion, float [plan.n_units]; zero for locked groups.
+        """Return the statistic of a criterion, float [plan.n_units]; zero for locked groups.
 
         Raises:
             ScoreError: the record is empty, lacks groups, or belongs to another plan.
@@ -80,18 +80,17 @@ class Observations:
 
 @contextmanager
 def activations(model: nn.Module, plan: Plan, *names: str) -> Iterator[Observations]:
-    """Watch the activations of every unit that is not locked in all forwards inside of the block.
+    """Record the activations of every unit that is not locked in all forwards inside the block.
 
     Args:
-        model: the model that the plan was traced from; whether it is in eval mode is up to the caller.
+        model: the model that the plan was traced from. The caller sets eval or training mode.
         plan: the plan.
-        names: the criteria whose statistics are recorded: ``"activation"``, ``"hrank"`` (a singular value
-            decomposition of every map), ``"f_statistic"`` (call ``record.labels(y)`` before every forward), or a
-            criterion of your own that observes a :class:`Statistic`; default: all of them.
+        names: the statistics to record: ``"activation"``, ``"hrank"`` (slow: a singular value decomposition of every
+            map) or ``"f_statistic"`` (call ``record.labels(y)`` before every forward). Default: all three.
 
     Raises:
         PlanError: the plan is not of this model.
-        ScoreError: a name is unknown, units cannot be watched, or labels are missing.
+        ScoreError: a name is unknown, units cannot be observed, or labels are missing.
     """
     plan.check(model)
     chosen = names or tuple(name for name, observed in OBSERVED.items() if observed != "gradients")
@@ -139,7 +138,7 @@ def _see(statistic: Statistic, labels: list[Tensor | None]) -> Callable[..., Non
 
 
 def _merge(seen: list[Statistic], plan: Plan) -> Tensor:
-    """Mean over the sites of each unit, float64 [n_units], NaN where there is none."""
+    """Return the mean over the sites of each unit, float64 [n_units]; NaN for units without a site."""
     total = torch.zeros(plan.n_units, dtype=torch.float64, device="cpu")
     count = torch.zeros_like(total)
     for statistic in seen:
@@ -151,19 +150,14 @@ def _merge(seen: list[Statistic], plan: Plan) -> Tensor:
 
 @contextmanager
 def gradients(model: nn.Module, plan: Plan, name: str = "taylor") -> Iterator[Observations]:
-    """Record the effect of every unit on the loss in all backwards inside of the block.
+    """Record Σ_s ⟨∇_s L, w_s,u⟩ of every unit in all backwards inside the block, for the criterion ``taylor``.
 
-    It is sqrt(mean_b (Σ_s ⟨∇_s L_b, w_s,u⟩)²) over the batches b. A batch ends where the next forward of ``model``
-    begins. A loss that is scaled (``GradScaler``) scales the scores.
-
-    Args:
-        model: the model that the plan was traced from.
-        plan: the plan.
-        name: the criterion that reads the record: ``"taylor"``, or one of your own that observes ``"gradients"``.
+    A batch ends when the next forward of ``model`` begins. The record holds the root mean square over the batches,
+    float64 [n_units]. If the loss is scaled (``GradScaler``), the scores are scaled too.
 
     Raises:
         PlanError: the plan is not of this model.
-        ScoreError: a sliced parameter of a group that is not locked is frozen.
+        ScoreError: a sliced parameter of a group that is not locked is frozen, or got no gradient in any backward.
     """
     plan.check(model)
     units = Units(model, plan)
@@ -188,7 +182,7 @@ def gradients(model: nn.Module, plan: Plan, name: str = "taylor") -> Iterator[Ob
 
 
 class _Sums:
-    """Σ_b (Σ_s ⟨∇_s L_b, w_s,u⟩)² of each unit."""
+    """Running sum over batches b, Σ_b (Σ_s ⟨∇_s L_b, w_s,u⟩)², for each unit."""
 
     def __init__(self, units: Units) -> None:
         self.squares = torch.zeros(units.n_units, dtype=torch.float64, device=units.device)
@@ -198,7 +192,7 @@ class _Sums:
         self._batch: Tensor | None = None
 
     def adder(self, name: str, weight: Tensor) -> Callable[[Tensor], None]:
-        """The hook of one parameter."""
+        """Return the gradient hook of one parameter."""
 
         @torch.no_grad()
         def add(gradient: Tensor) -> None:
@@ -209,7 +203,7 @@ class _Sums:
         return add
 
     def end(self) -> None:
-        """The batch is complete."""
+        """Add the squares of the current batch to the sum, and begin a new batch."""
         if self._batch is not None:
             self.squares += self._batch.square()
             self.batches += 1
@@ -217,11 +211,6 @@ class _Sums:
 
 
 def watch(model: nn.Module, plan: Plan, criterion: str) -> AbstractContextManager[Observations]:
-    """Return the collector of the data that a criterion observes: :func:`gradients` or :func:`activations`.
-
-    Raises:
-        PlanError: the plan is not of this model.
-        ScoreError: no registered criterion of this name needs data, or its data cannot be recorded for this model.
-    """
+    """Return the collector of one criterion: :func:`gradients` for ``taylor``, else :func:`activations`."""
     record = gradients if OBSERVED.find(criterion) == "gradients" else activations
     return record(model, plan, criterion)

@@ -17,17 +17,10 @@ from ._watch_points import WatchPoint
 
 
 class Statistic(ABC):
-    """Statistic of the activations at one watch point.
-
-    A subclass adds the number of samples of each batch to ``samples``. A criterion names its statistic when it is
-    registered: ``register_criterion("mine", observes=MyStatistic)``.
-
-    Args:
-        site: the watch point, see :class:`WatchPoint`.
+    """Statistic of the activations at one site.
 
     Attributes:
-        labelled: True if it needs the label of each sample.
-        samples: number of samples seen; a watch point without samples is left out of the mean over watch points.
+        labelled: whether it needs the label of each sample.
     """
 
     labelled: ClassVar[bool] = False
@@ -38,16 +31,11 @@ class Statistic(ABC):
 
     @abstractmethod
     def update(self, values: Tensor, labels: Tensor | None) -> None:
-        """Add a batch.
-
-        Args:
-            values: activations, [samples, positions, places]; [samples, positions, H, W] for feature maps.
-            labels: class numbers, int64 [samples]; ``None`` unless ``labelled``.
-        """
+        """Add a batch: ``values`` [samples, positions, places...], ``labels`` int64 [samples]."""
 
     @abstractmethod
     def result(self) -> Tensor:
-        """Return the statistic of each unit of the watch point, float64 [units]."""
+        """Return the statistic of each unit of the site, float64 [units]."""
 
 
 Observed = type[Statistic] | Literal["gradients"]

@@ -1,8 +1,8 @@
-"""Where the units of a plan can be watched, and which weights produce them.
+"""Find the modules where the units of a plan can be observed, and the weights that produce the units.
 
-A unit is watched where it is read: at the input of the layer that takes it, after norm and nonlinearity. Where that
-layer no longer sees the feature maps (a linear layer after pooling), it is watched where it is written: at the output
-of its batch norms, or else of the layer that produces it.
+Units are observed at the input of the layer that reads them, after norm and nonlinearity. If that layer does not get
+the feature maps (a linear layer after pooling), units are observed at the output of their batch norms, or else of the
+layer that produces them.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ Side = Literal["input", "output"]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class WatchPoint:
-    """One side of one module, whose channels are units.
+    """Input or output of one module, whose channels are units.
 
     Attributes:
         module: name of the module.
-        side: of the module.
-        dim: dimension of the channels: 1 of batch norms, counted from the end of all others.
-        index: positions along it, int64 [p].
-        units: flat numbers of the units that are seen here, int64 [u].
-        local: which of them a position belongs to, int64 [p].
+        side: ``"input"`` or ``"output"``.
+        dim: dimension of the channels: 1 for batch norms, negative (counted from the end) for all others.
+        index: positions along ``dim``, int64 [p].
+        units: flat numbers of the units at this site, int64 [u].
+        local: for each position the index of its unit in ``units``, int64 [p].
     """
 
     module: str
@@ -45,7 +45,7 @@ class WatchPoint:
     local: Tensor
 
     def values(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Tensor:
-        """The activations of one call, [samples, p, places]; [samples, p, H, W] of feature maps."""
+        """Return the activations of one call, [samples, p, places], or [samples, p, H, W] for feature maps."""
         candidates = (*args, *kwargs.values()) if self.side == "input" else (output,)
         tensors = [t for value in candidates for t in (value if isinstance(value, tuple) else (value,))]
         x: Tensor = next(t for t in tensors if isinstance(t, Tensor) and t.is_floating_point())
@@ -56,13 +56,13 @@ class WatchPoint:
         return x.flatten(2, -2) if self.dim != -1 and x.ndim > 3 else x.flatten(2)
 
     def average(self, values: Tensor) -> Tensor:
-        """Mean over the positions of each unit: [p] -> [u]."""
+        """Return the mean over the positions of each unit: [p] -> [u]."""
         local = self.local.to(values.device)
         total = values.new_zeros(len(self.units)).index_add(0, local, values)
         return total / torch.bincount(local, minlength=len(self.units)).to(total)
 
     def matrices(self, values: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Units [k] (numbers within the site) of equal width, and their values [samples, k, width, places]."""
+        """Yield units of equal width, as indices [k] into ``units``, with their values [samples, k, width, places]."""
         order = self.local.argsort(stable=True)
         widths = torch.bincount(self.local, minlength=len(self.units))
         starts = widths.cumsum(0) - widths
@@ -73,7 +73,7 @@ class WatchPoint:
 
 
 def watch_points(model: nn.Module, plan: Plan) -> tuple[WatchPoint, ...]:
-    """Where each unit that is not locked can be watched.
+    """Return the sites where the units of groups that are not locked can be observed.
 
     Raises:
         ScoreError: no module reads or writes the units of a group; the message names all such groups.
@@ -114,10 +114,10 @@ def _site(attribute: Attribute, module: nn.Module, side: Side, start: int) -> Wa
 
 @torch.no_grad()
 def silence_(model: nn.Module, plan: Plan, gone: Tensor) -> None:
-    """Set the filters that produce the units ``gone`` (bool [n_units]) to zero, and nothing else.
+    """Set the filters that produce the units in ``gone`` (bool [n_units]) to zero, and nothing else.
 
-    Biases, norms and the weights that read a unit stay, so that it gets gradients and can come back: at exactly zero
-    a ReLU would pass none.
+    Biases, norms and the weights that read a unit stay, so that the unit gets gradients and can grow again. A ReLU
+    passes no gradient to an input of exactly zero.
     """
     parameters = dict(model.named_parameters())
     for group, span in plan.spans():
@@ -131,18 +131,18 @@ def silence_(model: nn.Module, plan: Plan, gone: Tensor) -> None:
 
 
 def _producing(model: nn.Module, group: Group) -> list[tuple[str, int, Tensor, Tensor]]:
-    """Tensor, axis, positions and units of the slices that write a group's units."""
+    """Return tensor, axis, positions and units of each slice that produces units of a group."""
     rows = [(a, model.get_submodule(a.module)) for a in group.attributes if a.module != ACTIVATION]
     axes = {a.module: _out_axis(m) for a, m in rows if a.name == counting_attributes(m).out}
     found: list[tuple[str, int, Tensor, Tensor]] = []
     for piece in group.slices:
         home = piece.tensor.rpartition(".")[0].removesuffix(".parametrizations.weight")
-        # No axes at all: the packed projections of a composite layer, whose rows are the output.
+        # Without such modules, the units are rows of the packed projections of a composite layer.
         if piece.axis == axes.get(home, 0) and (home in axes or not axes):
             found.append((piece.tensor, piece.axis, as_tensor(piece.index), as_tensor(piece.unit)))
     return found
 
 
 def _out_axis(module: nn.Module) -> int:
-    """The axis of a layer's weight that belongs to its output."""
+    """Return the axis of a layer's weight that belongs to its output."""
     return int(isinstance(module, _ConvTransposeNd | nn.Embedding) or counting_attributes(module).out == "nf")

@@ -1,8 +1,8 @@
-"""Integers that remember which module attribute they come from.
+"""Integers that store the module attribute that they were read from.
 
-While a model is traced, the integer attributes of its modules are replaced by equal integers that carry their origin.
-A forward that writes ``x.view(b, t, self.num_heads, self.head_dim)`` then says itself which attribute counts which
-axis, and no table of attribute names per architecture is needed: surgery lowers just these attributes.
+During a trace, equal integers with their origin replace the integer attributes of the modules. If a forward calls
+``x.view(b, t, self.num_heads, self.head_dim)``, the tracer then knows which attribute gives the size of which axis.
+Surgery lowers exactly these attributes. No table of attribute names per architecture is needed.
 """
 
 from __future__ import annotations
@@ -20,13 +20,19 @@ Origin = tuple[str, str, int | None]
 
 
 class CountedInt(int):
-    """An integer with the attribute that it was read from; ``None`` if it was computed from such integers."""
+    """Integer with its origin.
+
+    Attributes:
+        origin: the module attribute that the integer was read from; ``None`` if it was computed from such integers.
+        whole: the integer that this one is an equal part of (``self.embed_dim`` for ``self.embed_dim // 4``), or
+            ``None``.
+    """
 
     origin: Origin | None
     whole: CountedInt | None
 
     def __new__(cls, value: int, origin: Origin | None = None, whole: CountedInt | None = None) -> CountedInt:
-        """The integer ``value``, read from ``origin``, or an equal part of the integer ``whole``."""
+        """Return the integer ``value``, read from ``origin`` or computed as an equal part of ``whole``."""
         made = super().__new__(cls, value)
         made.origin, made.whole = origin, whole
         return made
@@ -50,8 +56,8 @@ for _name in ("mul", "rmul", "floordiv", "rfloordiv", "add", "radd", "sub", "rsu
 
 
 @contextmanager
-def counting_attributes(model: nn.Module) -> Iterator[None]:
-    """Inside, integer attributes of all modules above 1, and such entries of tuples and lists, know their origin."""
+def counted_sizes(model: nn.Module) -> Iterator[None]:
+    """Inside this context, give integers above 1 in attributes of modules their origin, also in tuples and lists."""
     before: list[tuple[nn.Module, str, Any]] = []
     try:
         for module_name, module in model.named_modules():
@@ -65,12 +71,12 @@ def counting_attributes(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         for module, name, value in before:
-            if _same(module.__dict__.get(name), value):  # a forward may have written the attribute
+            if _same(module.__dict__.get(name), value):  # else a forward has set another value, which stays
                 module.__dict__[name] = value
 
 
 def _marked(value: Any, key: tuple[str, str]) -> Any:
-    if type(value) in (int, CountedInt) and value > 1:  # a forward may have stored a size that it read
+    if type(value) in (int, CountedInt) and value > 1:  # Counted: an earlier forward stored a size that it read
         return CountedInt(value, (*key, None))
     if type(value) in (tuple, list) and value and all(type(item) is int for item in value):
         return type(value)(CountedInt(item, (*key, i)) if item > 1 else item for i, item in enumerate(value))
@@ -83,13 +89,13 @@ def _same(now: Any, value: Any) -> bool:
 
 @dataclass(slots=True)
 class Sizes:
-    """The sizes that a call names for the dimensions of its result, or the pieces that it takes from its operand.
+    """Sizes among the arguments of a call: those of its result, or those of the pieces that it takes from its operand.
 
     Attributes:
-        named: for each dimension of the result the integer as written; -1 and unknown sizes follow by themselves.
-        pieces: dimension of the operand -> its (start, stop) as written, or the sizes of the pieces it is split into.
-        sliced: the dimensions at which the slices of ``pieces`` are taken, one after the other.
-        parts: the operand is split into equal parts of what the attribute counts.
+        named: for each dimension of the result the integer in the call; 0 if the call passes something else.
+        pieces: dimension of the operand -> (start, stop) of the slice, or the sizes of the pieces of a split.
+        sliced: the sliced dimensions, as numbered when the slices of ``pieces`` are taken one after the other.
+        parts: whether the operand is split into equal parts of a size that an attribute counts.
     """
 
     named: Sequence[int] = ()
@@ -98,14 +104,14 @@ class Sizes:
     parts: bool = False
 
     def follows(self, dim: int) -> bool | None:
-        """Whether a dimension is written as -1 or by an attribute; ``None`` where no size is known to be written."""
+        """Return True if the call gives the size of a dimension as -1 or by an attribute; ``None`` if it gives none."""
         if dim >= len(self.named):
             return None
         return self.named[dim] == -1 or isinstance(self.named[dim], CountedInt)
 
 
 def written_sizes(func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Sizes | None:
-    """The sizes that a call of a movement function writes down, or ``None`` for any other function."""
+    """Return the sizes in a call that moves, splits, slices or creates a tensor; ``None`` for any other function."""
     name = getattr(func, "__name__", "")
     if name in _MAKERS:
         return _view(None, args[:1] if name == "full" else args, kwargs)
@@ -152,7 +158,7 @@ def _getitem(x: Tensor, args: Sequence[Any], kwargs: dict[str, Any]) -> Sizes | 
         return None
     used = sum(e is not None and e is not Ellipsis for e in entries)
     found = Sizes(pieces={})
-    dim = shift = 0  # an integer takes its dimension away before the next entry is looked at, None adds one
+    dim = shift = 0  # shift: an integer removes its dimension from the result, None adds one
     for entry in entries:
         if entry is Ellipsis:
             dim += x.ndim - used

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,9 +17,10 @@ from etp_graph.graph.rules._operators import ELEMENTWISE, MOVEMENT, Operand, Unk
 from etp_graph.graph.rules._products import MATRIX, add_empty_term, label_of_matrix_product
 from etp_graph.graph.rules._recurrent import makes_state
 from etp_graph.graph.rules._terms import ProductTerm
+from etp_graph.model import eval_mode, run_model
 from etp_graph.plan import Op
 
-from ._counted_sizes import counting_attributes, written_sizes
+from ._counted_sizes import written_sizes
 from ._tracker import Tracker, Trackers
 
 SUMMED = {
@@ -93,6 +92,8 @@ class Operators(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         tensors = tensors_in((args, kwargs))
+        if self.trackers.state is not None:
+            self.trackers.state.save_before_write(func, args, kwargs)
         out = self.trackers.shape_only.run(func, args, kwargs, tensors)
         if not self.trackers.paused:
             self.trackers.paused = True
@@ -248,9 +249,15 @@ def _operand(tensor: Tensor, label: Tensor | None) -> Operand:
     return Operand(torch.Size(1 if st == 0 else s for s, st in zip(tensor.shape, tensor.stride(), strict=True)), None)
 
 
-@contextmanager
-def watching(trackers: Trackers) -> Iterator[None]:
-    """Let the trackers follow everything that runs inside."""
-    model = trackers.all[0].model
-    with trackers.running, counting_attributes(model), torch.no_grad(), Functions(trackers), Operators(trackers):
-        yield
+def run_followed(trackers: Trackers, example_inputs: Any, *, containers: bool = False) -> Any:
+    """Run the model in eval mode while the trackers follow, and return its output.
+
+    PyTorch's transformer layers run their Python code, because a function mode is active.
+
+    Args:
+        trackers: of the model.
+        example_inputs: as of ``trace``.
+        containers: run the modules that have submodules in training mode.
+    """
+    with eval_mode(trackers.model, containers=containers), trackers.running, Functions(trackers), Operators(trackers):
+        return run_model(trackers.model, example_inputs)

@@ -1,4 +1,4 @@
-"""What a pruning function of Torch-Pruning does to a layer, read off copies of the layer that it is run on."""
+"""Find out what a pruning function of Torch-Pruning cuts, by running it on copies of a layer."""
 
 from __future__ import annotations
 
@@ -34,12 +34,19 @@ class ProbedCut:
 def probe_pruner(layer: nn.Module, prune: Prune, pruning_dim: int, n_units: int, where: str) -> ProbedCut:
     """Find the position of every unit in every tensor of a layer, in 2 log2(n_units) runs of its pruning function.
 
-    For each bit b the units whose number has bit b set are removed from a copy, then those whose number has not. A
-    position that goes exactly once for each b belongs to one unit, and the runs spell its number.
+    For each bit b, one run removes the units whose number has bit b set, and another run removes the other units. A
+    position that is cut exactly once for each b belongs to one unit. The runs that cut it give the bits of its number.
+
+    Args:
+        layer: the layer; only copies of it are changed.
+        prune: its pruning function.
+        pruning_dim: value for the attribute ``pruning_dim`` of the pruner.
+        n_units: number of units of the layer.
+        where: name of the layer, for messages.
 
     Raises:
-        PlanError: the function replaces a tensor, cuts a position with several units, or changes an
-            attribute by other than the number of units. ``where`` names the layer in the message.
+        PlanError: the function replaces a tensor, cuts a position with several units, or changes an attribute by a
+            number other than that of the removed units.
     """
     bits = (n_units - 1).bit_length()
     found: dict[tuple[str, int], Tensor] = {}
@@ -83,7 +90,7 @@ def _pruned_copy(layer: nn.Module, prune: Prune, pruning_dim: int, removed: list
 
 
 def _missing_positions(layer: nn.Module, cut: nn.Module, where: str) -> dict[tuple[str, int], Tensor]:
-    """(tensor, axis) -> which positions are gone, int64 [size], for every axis that became shorter."""
+    """Return for every (tensor, axis) that became shorter 1 for each position that was cut, else 0, int64 [size]."""
     after = dict(_stored_tensors(cut))
     found: dict[tuple[str, int], Tensor] = {}
     for name, tensor in _stored_tensors(layer):
@@ -98,7 +105,10 @@ def _missing_positions(layer: nn.Module, cut: nn.Module, where: str) -> dict[tup
 
 
 def _lowered_attributes(layer: nn.Module, cut: nn.Module) -> dict[tuple[str, str, int | None], int]:
-    """(path below the layer, name, item) -> by how much an integer attribute, or an entry of a tuple, changed."""
+    """Return the decrease of each integer attribute, or entry of a tuple, that changed.
+
+    Keys are (path of the submodule, name, item of a tuple or ``None``).
+    """
     after = dict(cut.named_modules())
     found: dict[tuple[str, str, int | None], int] = {}
     for path, module in layer.named_modules():

@@ -1,4 +1,7 @@
-"""Runs of units that one number counts (the layers and directions of a recurrent module): one group, equal blocks."""
+"""Build groups from ties: runs of consecutive units that share one size attribute, as the layers of an LSTM do.
+
+Each run becomes one block of the group, and all blocks keep the same number of units.
+"""
 
 from __future__ import annotations
 
@@ -13,22 +16,23 @@ from ._labels import EqualRuns, Locks, connected_components
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ResolvedRuns:
-    """Units that form one group: ``units`` [blocks, units of a block], in that order, and how many are kept."""
+    """Ordered units of one group, ``units`` [blocks, units of a block], and the minimum number that the group keeps."""
 
     units: Tensor
     min_units: int
 
 
 def resolve_ties(ties: Iterable[EqualRuns], root: Tensor, locks: Locks) -> list[ResolvedRuns]:
-    """The groups that ties demand, after all labels are united; units that cannot keep the promise are locked.
+    """Return the groups that the ties require, after all labels are united.
 
-    Ties that have a run in common (the states of an encoder start a decoder) make one group. Runs that were united
-    as a whole are one block of it. What locks one unit of a group locks it all.
+    Ties with a common run form one group (the states of an encoder start a decoder). Runs that were united with each
+    other are one block of it. If one unit is locked, the whole group is locked. If the blocks cannot keep equal numbers
+    of units, all units of these ties are locked, and there is no group for them.
 
     Args:
         ties: the ties of a trace.
         root: the representative of every label.
-        locks: the locked units; extended here.
+        locks: the locked units; this function adds to them.
     """
     tied: list[ResolvedRuns] = []
     if not (known := list(ties)):
@@ -45,7 +49,7 @@ def resolve_ties(ties: Iterable[EqualRuns], root: Tensor, locks: Locks) -> list[
             continue
         floor = max(-(-tie.floor * blocks.shape[1] // tie.units.shape[1]) for tie in mine)
         if len(blocks) == 1 and floor == 1:
-            continue  # nothing beyond what any other units promise
+            continue  # the same constraints as for units without a tie
         if floor >= blocks.shape[1]:
             reason = reason or f"the hidden size of {where} stays above the size of its projections"
         if reason is not None:
@@ -55,7 +59,7 @@ def resolve_ties(ties: Iterable[EqualRuns], root: Tensor, locks: Locks) -> list[
 
 
 def _connected_sets(sets: Sequence[set[int]], n_labels: int) -> list[list[int]]:
-    """Indices of the sets, those together that are linked by common members."""
+    """Group the sets that are linked by common members, and return the indices of the sets in each group."""
     pairs = [(n_labels + i, member) for i, members in enumerate(sets) for member in members]
     a, b = torch.tensor(pairs, dtype=torch.int64, device="cpu").view(-1, 2).unbind(1)
     found = connected_components(n_labels + len(sets), a, b)
@@ -66,7 +70,11 @@ def _connected_sets(sets: Sequence[set[int]], n_labels: int) -> list[list[int]]:
 
 
 def _distinct_runs(rows: Sequence[Tensor]) -> Tensor | None:
-    """The different runs, [runs, units], each unit once; ``None`` if no equal counts of units mean equal widths."""
+    """Return the distinct runs, [runs, units], with each unit once.
+
+    Return ``None`` if equal numbers of kept units would not give runs of equal width. This is so if the units of a run
+    occur unequally often, if the runs have different numbers of units, or if two runs share only some of their units.
+    """
     found: dict[tuple[int, ...], Tensor] = {}
     for row in rows:
         units, counts = torch.unique(row, return_counts=True)

@@ -18,12 +18,13 @@ from torch import Tensor, nn
 
 from etp_graph.errors import PlanError
 from etp_graph.graph.rules._terms import cost_terms
-from etp_graph.model import counting_attributes, eval_mode, named_tensors, run_model, tensors_of
+from etp_graph.model import counting_attributes, eval_mode, named_tensors, private_random, run_model, tensors_of
 from etp_graph.plan import NO_UNIT, Plan
 from etp_graph.standins import standing_in
 
+from ._counted_sizes import counted_sizes
 from ._grouping import build_groups
-from ._interception import watching
+from ._interception import run_followed
 from ._labels import Labels, Producer, TensorAxis
 from ._probe import probe_pruner
 from ._tracker import Trackers
@@ -34,15 +35,14 @@ _KINDS: dict[type[nn.Module], str] = {nn.Linear: "neurons", nn.Embedding: "featu
 def plan_from_depgraph(
     graph: Any, model: nn.Module, example_inputs: Any, *, ignored_layers: Sequence[nn.Module] = ()
 ) -> Plan:
-    """The plan that a built dependency graph describes; :func:`etp_graph.verify` tells whether it is right.
+    """Return the plan that a built dependency graph describes; check it with :func:`etp_graph.verify`.
 
-    Two units are one where Torch-Pruning (Fang et al. 2023, "DepGraph") removes the second with the first. Costs and
-    modes come from a forward of this library. Reads graph and model, changes neither.
+    Channels that Torch-Pruning (Fang et al. 2023, "DepGraph") removes together become one unit. Costs and modes come
+    from a forward of this library. The model does not change.
 
     Args:
-        graph: a ``torch_pruning.DependencyGraph`` after ``build_dependency``, with whatever
-            ``unwrapped_parameters`` and ``customized_pruners`` it was given. What a customized pruner
-            cuts is found out by running it on copies of its layer.
+        graph: a ``torch_pruning.DependencyGraph`` after ``build_dependency``, with its ``unwrapped_parameters`` and
+            ``customized_pruners``. Customized pruners are run on copies of their layers, to find out what they cut.
         model: the model that the graph was built for.
         example_inputs: as for :func:`etp_graph.trace`.
         ignored_layers: modules whose output units must all stay, as in ``DependencyGraph.get_all_groups``.
@@ -51,8 +51,8 @@ def plan_from_depgraph(
         The plan. Units that reach the model's output are locked.
 
     Raises:
-        PlanError: the graph is of another model or not built, an edge maps an index beyond its layer, maps one
-            twice or never stops mapping, or a pruner cuts something that is not a set of positions.
+        PlanError: the graph belongs to another model or is not built; an edge maps an index beyond the size of its
+            layer, or twice, or never stops mapping; or a pruner cuts something that is not a set of positions.
     """
     if getattr(graph, "model", None) is not model or not hasattr(graph, "module2node"):
         raise PlanError(
@@ -112,10 +112,10 @@ def _plan_of_labels(model: nn.Module, example_inputs: Any, labels: Labels) -> Pl
         n_ops, n_seen = len(tracker.ops), len(tracker.weights.seen)
         if containers and not set(parameters) - tracker.weights.seen:
             break
-        with eval_mode(model, containers=containers), torch.random.fork_rng(devices=[]), watching(trackers):
-            run_model(model, example_inputs)
+        with private_random(model), counted_sizes(model), torch.no_grad():
+            run_followed(trackers, example_inputs, containers=containers)
         if containers:
-            del tracker.ops[n_ops:]  # the cost is that of the model in use
+            del tracker.ops[n_ops:]  # the cost is that of eval mode
             modes += ["train"] * (len(tracker.weights.seen) > n_seen)
     tensors = dict(named_tensors(model))
     return Plan(
@@ -133,7 +133,7 @@ def _plan_of_labels(model: nn.Module, example_inputs: Any, labels: Labels) -> Pl
 
 @dataclass(slots=True, eq=False)
 class _Side:
-    """The output or the input side of a node: a label for each position that the walk has reached (0: none)."""
+    """Output or input side of a node, with a label for each position that the walk has reached (0: none)."""
 
     node: Any
     handler: Callable[..., Any]
@@ -143,19 +143,22 @@ class _Side:
 
     @property
     def is_out(self) -> bool:
-        """Whether the side holds the units that its layer makes."""
+        """Return True if the side holds the units that its layer produces."""
         pruner: Any = self.handler.__self__  # type: ignore[attr-defined]
         return bool(self.handler == pruner.prune_out_channels)
 
     @property
     def is_in(self) -> bool:
-        """Whether the side holds the units that its layer reads; norms and depthwise layers have one side for both."""
+        """Return True if the side holds the units that its layer reads.
+
+        In norms and depthwise layers, one side holds both.
+        """
         pruner: Any = self.handler.__self__  # type: ignore[attr-defined]
         return bool(self.handler == pruner.prune_in_channels)
 
 
 class _Walk:
-    """Label every side and unite what the edges connect: each position of each side is visited once."""
+    """Walk that labels every side and unites positions that edges connect. It visits each position of a side once."""
 
     def __init__(self, graph: Any, names: dict[nn.Module, str], *, lock_wrong_edges: bool) -> None:
         from torch_pruning import _helpers
@@ -171,7 +174,7 @@ class _Walk:
         self._queue: list[tuple[_Side, Tensor, str]] = []
 
     def run(self) -> None:
-        """Start at every layer; what is reached from it is labelled on the way."""
+        """Walk from every layer along the edges, and label the positions that are reached."""
         nodes = list(self.graph.module2node.values())
         for node in nodes:
             pruner = self.graph.get_pruner_of_module(node.module)
@@ -232,7 +235,7 @@ class _Walk:
         return source, to
 
     def _map_indices(self, dep: Any, index: Tensor, where: str) -> tuple[Tensor, Tensor]:
-        """The edge's index mappings: pairs of a position at its source and one at its target."""
+        """Apply the edge's index mappings. Return pairs of a position at its source and one at its target."""
         mappings = [mapping for mapping in dep.index_mapping if mapping is not None]
         if not mappings:
             return index, index
@@ -249,7 +252,7 @@ class _Walk:
 
 
 class _Writer:
-    """Write the labels of the sides to the tensors and attributes that their pruning functions cut."""
+    """Record the labels of the sides for the tensors and attributes that their pruning functions cut."""
 
     def __init__(self, walk: _Walk, model: nn.Module, names: dict[nn.Module, str]) -> None:
         self._lock_wrong_edges = walk.lock_wrong_edges
@@ -259,7 +262,7 @@ class _Writer:
         self._tensors = {id(tensor): name for name, tensor in named_tensors(model)}
 
     def write(self, ignored: Sequence[nn.Module]) -> None:
-        """All sides, in the order of the model's modules."""
+        """Record all sides in the order of the model's modules, and lock ignored units and those of the output."""
         for side in self._sides:
             module = side.node.module
             if side.is_out and any(module is other for other in ignored):
@@ -296,7 +299,11 @@ class _Writer:
             self.labels.blocks.append((side.ids, module.groups, side.name))
 
     def _add_axis(self, side: _Side, tensor: Tensor, axis: int, ids: Tensor) -> TensorAxis:
-        """A grouped convolution's weight has one position for a channel of every group: they go together."""
+        """Record that an axis of a tensor holds these units, and return the axis.
+
+        In the weight of a grouped convolution, one position belongs to one channel of every group. These channels are
+        united, because surgery can only remove them together.
+        """
         name = self._tensors.get(id(tensor))
         if name is None:
             raise PlanError(f"a weight of {side.name!r} is computed while running: remove its parametrization first.")
@@ -319,7 +326,7 @@ class _Writer:
                 self.labels.count((side.name, attribute, side.node.pruning_dim if tuple_ else None), side.ids)
 
     def _probe_axes(self, side: _Side) -> list[TensorAxis]:
-        """What a customized pruner cuts, as it shows on copies of its layer."""
+        """Record what a customized pruner cuts, found by running it on copies of its layer, and return the axes."""
         cut = probe_pruner(side.node.module, side.handler, side.node.pruning_dim, len(side.ids), side.name)
         for path, name, item in cut.attributes:
             self.labels.count((".".join(filter(None, (side.name, path))), name, item), side.ids)
@@ -331,7 +338,7 @@ class _Writer:
 
 
 def _sliced_tensors(side: _Side) -> list[tuple[Tensor | None, int]] | None:
-    """The tensors and axes that Torch-Pruning's own functions cut; ``None`` for a customized pruner."""
+    """Return the tensors and axes that Torch-Pruning's own functions cut; ``None`` for a customized pruner."""
     from torch_pruning.pruner import function
 
     module, pruner = side.node.module, type(side.handler.__self__)  # type: ignore[attr-defined]

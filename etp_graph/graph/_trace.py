@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any, Literal
@@ -11,28 +11,14 @@ import torch
 from torch import nn
 
 from etp_graph.errors import PlanError
-from etp_graph.model import (
-    eval_mode,
-    named_tensors,
-    plain_forward,
-    preserved_rng,
-    require_bare,
-    run_model,
-    tensors_of,
-    without_attention_fast_path,
-    without_garbage_collection,
-)
+from etp_graph.model import named_tensors, require_bare
 from etp_graph.plan import Group, Plan, chosen_kinds, lock_other_kinds
-from etp_graph.standins import standing_in
 from etp_graph.verification import lock_what_fails
 
-from ._interception import watching
-from ._readings import MergedReadings, merge_readings
-from ._shape_only import NeedsValues
-from ._tracker import Tracker, Trackers
+from ._forward import follow_model, group_units
+from ._labels import TensorAxis
+from ._torch_pruning import trace_with_torch_pruning
 from ._warnings import warn_about_attention
-
-_MODEL_ERRORS = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, AssertionError)
 
 CHECK_LIMIT = 400_000_000
 """Maximum number of parameters for which ``check="auto"`` runs the check."""
@@ -45,6 +31,7 @@ def trace(
     prune: str | Sequence[str] | None = None,
     ignore: str | Sequence[str] = (),
     check: bool | Literal["auto"] = "auto",
+    graph: Literal["labels", "torch-pruning"] = "labels",
 ) -> Plan:
     """Find the groups of units that can be removed from a model. Does not change the model.
 
@@ -63,6 +50,8 @@ def trace(
             Input units of an ignored dense layer may still be removed.
         check: check each group on a copy of the model, and lock the groups that fail, with the measured error as the
             reason. ``"auto"``: only for models of at most 400 million parameters that are not on the meta device.
+        graph: source of the groups. ``"labels"``: as described above. ``"torch-pruning"``: the dependency graph of
+            Torch-Pruning (Fang et al. 2023), for comparisons with DepGraph. The same check locks what it gets wrong.
 
     Returns:
         The plan. ``print(plan)`` lists the groups, their constraints, and the reasons of locked groups.
@@ -72,92 +61,88 @@ def trace(
             is compiled.
         Exception: any error that the model itself raises on the example inputs.
     """
-    require_bare(model)
-    if type(model).__name__ == "OptimizedModule":
-        raise PlanError("the model is compiled; trace the original module (model._orig_mod) and compile it afterwards.")
-    if not any(True for _ in named_tensors(model)):
-        raise PlanError("the model has no parameters: there is nothing to prune.")
+    _require_traceable(model)
     kinds = chosen_kinds(prune)
     with torch.inference_mode(False):  # inference mode hides operators, and copies made in it cannot be pruned
-        patterns = [ignore] if isinstance(ignore, str) else ignore
-        with plain_forward(model), standing_in(model), without_attention_fast_path(), without_garbage_collection():
-            try:
-                plan = _unchecked_plan(model, example_inputs, patterns, compute=False)
-            except (NeedsValues, *_MODEL_ERRORS):  # an error of the model itself is raised again there
-                plan = _computed_plan(model, example_inputs, patterns)
-        plan = replace(plan, groups=lock_other_kinds(plan.groups, kinds))
-        _require_prunable(plan)
-        if check is True:
-            plan = lock_what_fails(model, plan, example_inputs)
-        elif check == "auto" and _small_enough_to_check(model):
-            plan = _try_check(model, plan, example_inputs)
-        elif check == "auto":
-            note = "not checked, because the model is too large to copy or on the meta device: run etp_graph.verify"
-            plan = replace(plan, notes=(*plan.notes, note))
-        _require_prunable(plan)
+        plan, input_axes = _unchecked_plan(model, example_inputs, graph)
+        plan = _restrict_plan(plan, model, kinds, [ignore] if isinstance(ignore, str) else ignore, input_axes)
+        plan = _check_plan(plan, model, example_inputs, check)
     if "heads" in kinds:
         warn_about_attention(model, plan)
     return plan
 
 
-def _computed_plan(model: nn.Module, example_inputs: Any, patterns: Sequence[str]) -> Plan:
-    """Return the plan, from a forward that computes all values."""
-    try:
-        return _unchecked_plan(model, example_inputs, patterns)
-    except NeedsValues as error:
-        raise PlanError(
-            f"the forward uses values that parameters on the meta device cannot give ({error}): trace the model on a "
-            "real device."
-        ) from None
+def _unchecked_plan(model: nn.Module, example_inputs: Any, graph: str) -> tuple[Plan, Container[TensorAxis]]:
+    """Return the plan of a source, and the axes of dense layers that hold their input units."""
+    if graph == "torch-pruning":
+        return trace_with_torch_pruning(model, example_inputs), ()
+    if graph != "labels":
+        raise PlanError(f"graph={graph!r}; choose one of 'labels', 'torch-pruning'.")
+    followed = follow_model(model, example_inputs)
+    return group_units(followed), followed.input_axes
 
 
-def _unchecked_plan(model: nn.Module, example_inputs: Any, ignore: Sequence[str], *, compute: bool = True) -> Plan:
-    """Return the plan without a check."""
-    trackers = Trackers(model, compute=compute)
-    notes, found, n_ops = _follow_model(trackers, example_inputs)
-    inner = trackers.all[0]
-    merged = merge_readings(trackers.all, n_ops)
-    parameters = tuple(name for name, _ in model.named_parameters())
-    # Read after the forward, because the first forward of some models creates buffers of the input's size.
-    tensors = dict(named_tensors(model))
-    return Plan(
-        groups=_lock_ignored(inner, merged, ignore),
-        tensors={name: tuple(tensor.shape) for name, tensor in tensors.items()},
-        parameters=parameters,
-        ops=merged.ops,
-        uncounted=tuple(sorted(inner.uncounted)),
-        modes=("eval", "train") if found else ("eval",),
-        notes=(*notes, *_notes_on_branches(inner)),
-        unreached=tuple(name for name in parameters if name not in inner.weights.seen),
-        device=next(iter(tensors.values())).device.type,
-        activations=merged.activations,
-    )
+def _require_traceable(model: nn.Module) -> None:
+    """Raise :class:`PlanError` if the model is a wrapper, is compiled or has no tensors."""
+    require_bare(model)
+    if type(model).__name__ == "OptimizedModule":
+        raise PlanError("the model is compiled; trace the original module (model._orig_mod) and compile it afterwards.")
+    if not any(True for _ in named_tensors(model)):
+        raise PlanError("the model has no parameters: there is nothing to prune.")
 
 
-def _notes_on_branches(tracker: Tracker) -> tuple[str, ...]:
-    """Return a note if Python code read values of tensors, because another input may then take another branch."""
-    if not tracker.readers:
-        return ()
-    where = ", ".join(list(tracker.readers)[:3]) + (", ..." if len(tracker.readers) > 3 else "")
-    return (f"the code of {where} reads values of tensors: the plan is that of the branches these inputs take",)
+def _restrict_plan(
+    plan: Plan, model: nn.Module, kinds: frozenset[str], ignore: Sequence[str], input_axes: Container[TensorAxis]
+) -> Plan:
+    """Lock the groups of ignored modules and of kinds that were not asked for.
 
-
-def _follow_model(trackers: Trackers, example_inputs: Any) -> tuple[tuple[str, ...], bool, int]:
-    """Follow the model in eval mode and, if that does not reach all parameters, in training mode.
-
-    Returns notes, whether training mode reached further parameters, and the number of cost terms of eval mode. Only
-    these terms count, because a model in use is in eval mode.
+    Raises:
+        PlanError: a pattern matches no module, or every group is locked.
     """
-    notes: tuple[str, ...] = ()
-    found = False
-    _follow_forward(trackers, example_inputs)
-    first = trackers.all[0]
-    n_ops = len(first.ops)
-    if {name for name, _ in first.model.named_parameters()} - first.weights.seen:
-        notes, found = _follow_training(trackers, example_inputs)
-    for tracker in trackers.all:
-        tracker.lock_used_elsewhere()
-    return notes, found, n_ops
+    groups = lock_other_kinds(_lock_ignored(plan.groups, model, ignore, input_axes), kinds)
+    plan = replace(plan, groups=groups)
+    _require_prunable(plan)
+    return plan
+
+
+def _lock_ignored(
+    groups: Sequence[Group], model: nn.Module, patterns: Sequence[str], input_axes: Container[TensorAxis]
+) -> tuple[Group, ...]:
+    """Lock the groups that hold units of a module whose name matches a pattern, or of a module inside it.
+
+    Input units of a dense layer do not count as its units, so an ignored classifier may still lose inputs.
+    """
+    names = [name for name, _ in model.named_modules() if name] if patterns else []
+    reasons: dict[str, str] = {}
+    for pattern in patterns:
+        hits = {name for name in names if fnmatchcase(name, pattern)}
+        if not hits:
+            raise PlanError(f"ignore={pattern!r} matches no module; names look like {', '.join(names[:5])}.")
+        for group in groups:
+            places = [(s.tensor, s.axis) for s in group.slices]
+            owners = {place[0].rpartition(".")[0] for place in places if place not in input_axes}
+            if any(owner == hit or owner.startswith(hit + ".") for owner in owners for hit in hits):
+                reasons.setdefault(group.name, f"ignored ({pattern})")
+    return tuple(replace(g, locked=g.locked or reasons.get(g.name)) for g in groups)
+
+
+def _check_plan(plan: Plan, model: nn.Module, example_inputs: Any, check: bool | Literal["auto"]) -> Plan:
+    """Lock the groups that fail the check, or note why there was none.
+
+    Raises:
+        PlanError: every group is locked.
+    """
+    if check is False:
+        return plan
+    if check is True:
+        plan = lock_what_fails(model, plan, example_inputs)
+    elif _small_enough_to_check(model):
+        plan = _try_check(model, plan, example_inputs)
+    else:
+        note = "not checked, because the model is too large to copy or on the meta device: run etp_graph.verify"
+        plan = replace(plan, notes=(*plan.notes, note))
+    _require_prunable(plan)
+    return plan
 
 
 def _try_check(model: nn.Module, plan: Plan, example_inputs: Any) -> Plan:
@@ -169,66 +154,12 @@ def _try_check(model: nn.Module, plan: Plan, example_inputs: Any) -> Plan:
         return replace(plan, notes=(*plan.notes, note))
 
 
-def _follow_forward(trackers: Trackers, example_inputs: Any, *, containers: bool = False) -> None:
-    model = trackers.all[0].model
-    with eval_mode(model, containers=containers), preserved_rng(model), watching(trackers):
-        out = run_model(model, example_inputs)
-    tensors = tensors_of(out)
-    if not tensors:
-        raise PlanError(
-            f"the model returns {type(out).__name__}, in which there is no tensor: nothing can be proved of it."
-        )
-    for tracker in trackers.all:
-        tracker.lock_all(tensors, "feeds the model's output")
-
-
-def _follow_training(trackers: Trackers, example_inputs: Any) -> tuple[tuple[str, ...], bool]:
-    """Follow the model a second time, with the containers in training mode.
-
-    The user did not ask for this pass. A model that cannot run in that mode on these inputs therefore gets a note
-    instead of an error, and the units first seen in this pass are locked.
-
-    Returns notes, and whether the pass reached further parameters.
-    """
-    before, known = len(trackers.all[0].weights.seen), set(trackers.all[0].labels.producers)
-    try:
-        _follow_forward(trackers, example_inputs, containers=True)
-    except _MODEL_ERRORS as error:
-        for tracker in trackers.all:
-            for axis in set(tracker.labels.producers) - known:
-                tracker.labels.lock(tracker.labels.axes[axis], "could not be followed to its end in training mode")
-        return (
-            f"what eval mode does not reach could not be followed: in training mode the model raises {error!r}",
-        ), False
-    return (), len(trackers.all[0].weights.seen) > before
-
-
 def _require_prunable(plan: Plan) -> None:
     if not plan.prunable:
         reasons = (
             "; ".join(f"{group.name}: {group.locked}" for group in plan.groups[:8]) or "no layer of the layer table ran"
         )
         raise PlanError(f"no group of this model can be pruned ({reasons}).")
-
-
-def _lock_ignored(tracker: Tracker, merged: MergedReadings, patterns: Sequence[str]) -> tuple[Group, ...]:
-    """Lock the groups that hold units of a module whose name matches a pattern, or of a module inside it.
-
-    Input units of a dense layer do not count as its units, so an ignored classifier may still lose inputs.
-    """
-    groups = merged.groups
-    names = [name for name, _ in tracker.model.named_modules() if name]
-    reasons: dict[str, str] = {}
-    for pattern in patterns:
-        hits = {name for name in names if fnmatchcase(name, pattern)}
-        if not hits:
-            raise PlanError(f"ignore={pattern!r} matches no module; names look like {', '.join(names[:5])}.")
-        for group in groups:
-            places = {(piece.tensor, piece.axis) for piece in group.slices} - tracker.labels.inputs
-            owners = {tensor.rpartition(".")[0] for tensor, _ in places}
-            if any(owner == hit or owner.startswith(hit + ".") for owner in owners for hit in hits):
-                reasons.setdefault(group.name, f"ignored ({pattern})")
-    return tuple(replace(g, locked=g.locked or reasons.get(g.name)) for g in groups)
 
 
 def _small_enough_to_check(model: nn.Module) -> bool:

@@ -18,7 +18,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from etp_graph.graph.rules._operators import Reading, ReadingsDiffer, compact_label, labelled_dims
 from etp_graph.graph.rules._terms import ProductTerm
-from etp_graph.model import ModuleStack
+from etp_graph.model import ModelState, ModuleStack
 from etp_graph.plan import Op
 
 from ._counted_sizes import CountedInt, Sizes
@@ -224,15 +224,18 @@ class Trackers:
     Args:
         model: the model.
         compute: whether to compute all values of the forward, see :mod:`etp_graph.graph._shape_only`.
+        state: keeps the values of tensors of the model that the forward overwrites; ``None``: they stay overwritten.
 
     Attributes:
         all: the only tracker, or those of the inner and the outer reading.
-        hollow: the placeholders for values that were not computed.
+        running: the stack of running modules.
+        shape_only: the placeholders for values that were not computed.
         paused: True while calls are not followed.
     """
 
-    def __init__(self, model: nn.Module, *, compute: bool = True) -> None:
-        self.running = ModuleStack()
+    def __init__(self, model: nn.Module, *, compute: bool = True, state: ModelState | None = None) -> None:
+        self.model, self.state = model, state
+        self.running = ModuleStack(model)
         self.all = [Tracker(model, self.running.modules)]
         self.shape_only = ShapeOnly(active=not compute)
         self.paused = False

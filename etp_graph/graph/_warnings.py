@@ -1,4 +1,4 @@
-"""What a user should hear when attention could not be opened up."""
+"""Warn about attention modules whose heads cannot be pruned."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from etp_graph.standins import HEADS
 
 
 class UnprunableAttention(UserWarning):
-    """A module that counts heads, none of which can be removed."""
+    """Warning that a module has heads, none of which can be removed."""
 
 
 def warn_about_attention(model: nn.Module, plan: Plan) -> None:
-    """One warning for each class of module that has heads and can lose none, with the reason and the remedy."""
+    """Warn once for each class of module that has heads but can lose none, with the reason and the remedy."""
     seen: dict[str, tuple[str, str]] = {}
     for name, module, reason in _locked_attention(model, plan):
         seen.setdefault(type(module).__qualname__, (name, reason))
@@ -38,7 +38,7 @@ def _locked_attention(model: nn.Module, plan: Plan) -> Iterator[tuple[str, nn.Mo
         inside = [group for group in plan.groups if _is_made_by(group, name)]
         if not inside or any(group.kind == "heads" and group.locked is None for group in inside):
             continue
-        # What was not asked for, or feeds the output, is no riddle.
+        # Groups that are locked for these reasons need no warning.
         reasons = [group.locked for group in inside if group.locked and not group.locked.startswith(_KNOWN)]
         if reasons:
             yield name, module, reasons[0]
@@ -48,5 +48,5 @@ _KNOWN = ("kind ", "ignored", "feeds the model's output")
 
 
 def _is_made_by(group: Group, module: str) -> bool:
-    """Whether the units of a group are made inside a module."""
+    """Return True if a module or one of its submodules produces the units of a group."""
     return group.name == module or group.name.startswith(f"{module}.")

@@ -1,4 +1,4 @@
-"""Find the named parameters and buffers behind the tensors that a forward pass uses."""
+"""Find the named parameters and buffers behind the tensors that a forward uses."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from ._labels import Labels, Producer
 
 @dataclass(frozen=True, slots=True)
 class TensorView:
-    """A stored tensor that a layer's weight is, is a view of, or is computed from.
+    """Stored tensor (parameter or buffer) that a layer's weight is, is a view of, or is computed from.
 
     Attributes:
-        name: of the stored tensor.
-        shape: of the weight as the layer sees it.
-        axes: for every dimension of the weight the axis of the stored tensor; empty: the same.
-        starts: and the position on that axis where the view begins.
+        name: name of the stored tensor.
+        shape: shape of the weight that the layer uses.
+        axes: for each dimension of the weight the axis of the stored tensor; empty if they are the same.
+        starts: for each dimension the position on that axis where the view begins; empty if all are 0.
     """
 
     name: str
@@ -34,24 +34,29 @@ class TensorView:
     starts: tuple[int, ...] = ()
 
     def axis(self, dim: int) -> tuple[str, int]:
-        """The stored axis behind a dimension of the weight."""
+        """Return the stored axis (name, axis) behind a dimension of the weight."""
         return self.name, self.axes[dim] if self.axes else dim
 
     def start(self, dim: int) -> int:
-        """The position on that axis where the view begins."""
+        """Return the position on that axis where the view begins."""
         return self.starts[dim] if self.starts else 0
 
 
 @dataclass(frozen=True, slots=True)
 class NamedModule:
-    """A module and its qualified name."""
+    """Module and its qualified name."""
 
     name: str
     module: nn.Module | None
 
 
 class StoredTensors:
-    """Names of the tensors and modules of one model."""
+    """Names of the tensors and modules of one model.
+
+    Attributes:
+        fixed: name of each tensor whose units must all stay -> reason.
+        seen: names of the tensors that a forward has used.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         self._modules = dict(model.named_modules(remove_duplicate=False))
@@ -65,7 +70,7 @@ class StoredTensors:
             if tensor.is_floating_point() and counting_attributes(self.layer_of(name).module) == CountingAttributes()
         }  # fmt: skip
         self._stored: dict[int, Tensor | None] = {}
-        for tensor in self._tensors.values():  # a buffer may itself be a view: what is viewed of it has another base
+        for tensor in self._tensors.values():  # for views of a buffer that is a view: their _base is another tensor
             if tensor.device.type != "meta" and tensor.layout == torch.strided:
                 at = tensor.untyped_storage().data_ptr()
                 self._stored[at] = None if at in self._stored else tensor
@@ -73,30 +78,33 @@ class StoredTensors:
         self.seen: set[str] = set()
 
     def copy(self) -> StoredTensors:
-        """The same names, with what was seen so far."""
+        """Return a copy whose ``fixed`` and ``seen`` change independently."""
         other = copy(self)
         other.fixed, other.seen = dict(self.fixed), set(self.seen)
         return other
 
     def layer_of(self, name: str) -> NamedModule:
-        """The layer that a tensor belongs to, looking through its parametrizations."""
+        """Return the layer that a tensor belongs to. The layer of a parametrized weight is the parametrized module."""
         layer, parametrized, _ = name.partition(".parametrizations.")
         owner = layer if parametrized else name.rpartition(".")[0]
         return NamedModule(owner, self._modules.get(owner))
 
     def module_name(self, module: nn.Module | None) -> str | None:
-        """Qualified name of a module of the model, or ``None`` for one that is not part of it."""
+        """Return the qualified name of a module, or ``None`` if it is not part of the model."""
         return self._module_names.get(id(module))
 
     def name(self, tensor: Tensor) -> str | None:
-        """Name of a parameter or buffer, or ``None`` for any other tensor."""
+        """Return the name of a parameter or buffer, and add it to ``seen``; ``None`` for any other tensor."""
         name = self._names.get(id(tensor))
         if name is not None:
             self.seen.add(name)
         return name
 
     def view_of(self, tensor: Tensor) -> TensorView | None:
-        """The stored tensor that this one is, or a view of that leaves every dimension on an axis of its own."""
+        """Return the stored tensor that this one is, or is a view of.
+
+        Return ``None`` if the dimensions of the view do not lie on one axis of the stored tensor each.
+        """
         if (name := self.name(tensor)) is not None:
             return TensorView(name, tuple(tensor.shape))
         base = self.base_of(tensor)
@@ -114,12 +122,12 @@ class StoredTensors:
         return TensorView(name, tuple(tensor.shape), tuple(axes), tuple(int(starts[d]) for d in axes))
 
     def stored_name(self, tensor: Tensor) -> str | None:
-        """Name of the parameter or buffer that a tensor is or is a view of."""
+        """Return the name of the parameter or buffer that a tensor is or is a view of, or ``None``."""
         base = None if self.name(tensor) else self.base_of(tensor)
         return self.name(tensor if base is None else base)
 
     def base_of(self, tensor: Tensor) -> Tensor | None:
-        """The parameter or buffer that a tensor is a view of."""
+        """Return the parameter or buffer that a tensor is a view of, or ``None``."""
         if tensor._base is None:
             return None
         if self.name(tensor._base) is not None:
@@ -127,33 +135,42 @@ class StoredTensors:
         return self._stored.get(tensor.untyped_storage().data_ptr())
 
     def mark_used(self, tensors: Iterable[Tensor | None]) -> None:
-        """Note that a forward pass reads these tensors."""
+        """Record that a forward uses these tensors."""
         for tensor in tensors:
             if tensor is not None:
                 self.name(tensor)
 
     def bare_name(self, tensor: Tensor) -> str | None:
-        """Name of a parameter or buffer that belongs to no layer of the table (layer scale, position table)."""
+        """Return the name of a floating-point tensor that belongs to no layer of the layer table; else ``None``.
+
+        Examples are layer scales and position tables.
+        """
         name = self.name(tensor)
         return name if name in self._bare else None
 
     def embedding_name(self, tensor: Tensor) -> str | None:
-        """Name of the table of an embedding, whose rows are also read otherwise than by looking them up."""
+        """Return the name of a tensor that is the weight of an embedding; else ``None``.
+
+        The tracer needs it where an operator other than the lookup reads the weight.
+        """
         name = self.name(tensor)
         owner = self.layer_of(name).module if name is not None else None
         return name if isinstance(owner, nn.Embedding) and owner.weight is tensor else None
 
     def vector_name(self, tensor: Tensor) -> str | None:
-        """Name of a parameter of one axis that belongs to a layer of the table."""
+        """Return the name of a parameter with one axis that belongs to a layer of the layer table; else ``None``."""
         name = self.name(tensor) if tensor.ndim == 1 and isinstance(tensor, nn.Parameter) else None
         return name if name is not None and name not in self._bare and ".parametrizations." not in name else None
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of a named tensor."""
+        """Return the shape of a named tensor."""
         return tuple(self._tensors[name].shape)
 
     def find_stored(self, weight: Tensor, running: Sequence[nn.Module]) -> tuple[list[TensorView], str | None]:
-        """The stored tensors behind a layer's weight, main one first, and a reason if the layer must stay whole."""
+        """Return the stored tensors behind a layer's weight, the main one first, and a reason if the layer is locked.
+
+        If there are no such tensors, the layer cannot be pruned.
+        """
         ref = self.view_of(weight)
         if ref is not None:
             return [ref], self.fixed.get(ref.name)
@@ -183,26 +200,26 @@ class StoredTensors:
         return [], None
 
     def owner(self, ref: TensorView, running: Sequence[nn.Module]) -> NamedModule:
-        """The layer that uses a weight now: the running module, or for a functional call the weight's own module."""
+        """Return the running module if it owns the weight, else (for a functional call) the module that does."""
         for owner in (self.running_module(running), self.layer_of(ref.name)):
             own = owner.module._parameters.get("weight") if owner.module is not None else None
             if own is self._tensors[ref.name] or ref.name.startswith(f"{owner.name}.parametrizations.weight."):
                 return owner
-        return NamedModule(self.layer_of(ref.name).name, None)  # a bare parameter: no attribute counts its units
+        return NamedModule(self.layer_of(ref.name).name, None)  # bare parameter: no attribute counts its units
 
     def running_module(self, modules: Sequence[nn.Module]) -> NamedModule:
-        """The innermost running module, with its name."""
+        """Return the innermost running module with its name."""
         module = modules[-1] if modules else None
         return NamedModule(self.module_name(module) or "", module)
 
     def produce(self, labels: Labels, owner: NamedModule, refs: Sequence[TensorView], axis: int, kind: str) -> Tensor:
-        """The labels of the producing axis; a magnitude of weight_norm carries them too."""
+        """Return the labels of the producing axis. For weight_norm, record them for the magnitude, too."""
         size, main = refs[0].shape[axis], refs[0].axis(axis)
         made = labels.produce(Producer(main, owner.name, kind), self.shape(main[0])[main[1]])
         made = made.narrow(0, refs[0].start(axis), size)
         for ref in refs[1:]:
             if ref.shape[axis] == size:
-                # A direction of length zero has no norm to divide by: only the magnitude is ever driven to zero.
+                # Forces shrink only the magnitude, because weight_norm divides by the norm of the direction.
                 labels.passive.add(main)
                 labels.add_axis((ref.name, axis), made)
         return made
@@ -210,9 +227,9 @@ class StoredTensors:
     def add_vector(
         self, labels: Labels, tensor: Tensor | None, ids: Tensor, *, axis: int = 0, known: Tensor | None = None
     ) -> None:
-        """A bias, norm scale or running statistic holds these units along ``axis``.
+        """Record that a bias, norm scale or running statistic holds these units along ``axis``.
 
-        A bias that is computed from stored ones has their labels: ``known``.
+        ``known`` are the labels of a tensor that is computed from stored ones. Lock the units if they are unknown.
         """
         if tensor is None or (tensor.numel() == 1 and len(ids) > 1):
             return
@@ -225,7 +242,7 @@ class StoredTensors:
             self.add_axis(labels, ref, axis, ids)
 
     def add_axis(self, labels: Labels, ref: TensorView, dim: int, ids: Tensor) -> None:
-        """A dimension of a stored tensor, or of a view of it, holds these units."""
+        """Record that a dimension of a stored tensor, or of a view of it, holds these units."""
         axis, start = ref.axis(dim), ref.start(dim)
         size = self.shape(axis[0])[axis[1]]
         if len(ids) < size:
@@ -246,7 +263,10 @@ class StoredTensors:
         groups: Tensor | None = None,
         item: int | None = None,
     ) -> None:
-        """Note which attributes of the layer count these units."""
+        """Record which attributes of the layer count its output units, its input units and its groups.
+
+        ``item`` is the entry of a tuple attribute. An attribute counts only if its value is the number of units.
+        """
         row = counting_attributes(owner.module)
         for attribute, ids in ((row.out, made_out), (row.into, into), (row.groups, groups)):
             if attribute is None or ids is None:

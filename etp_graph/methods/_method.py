@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, get_args
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from etp_graph import criteria, forces, schedules
-from etp_graph._config import Composed, require, require_choice, require_count, require_number
+from etp_graph._config import Composed, before, require, require_choice, require_count, require_number
 from etp_graph.budget import Budget, Rank, Scope
 from etp_graph.collect import Observations, Observed
 from etp_graph.criteria import Criterion, Forced, Normalize, Score
@@ -25,7 +25,7 @@ Part = Literal["units", "scales", "losers"]
 _CUBIC = schedules.Cubic()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Method(ForceSettings):
     """A pruning method: the force of sparse training, the criterion, and the rules for reaching the budget.
 
@@ -65,11 +65,11 @@ class Method(ForceSettings):
 
     readers: ClassVar = {"force": forces.from_json, "strength": schedules.from_json, "schedule": schedules.from_json}
 
-    name: str
-    source: str = ""
-    force: Force | None = None
-    strength: Schedule | None = None
-    acts_on: Part = "units"
+    name: str = field(metadata=before("beta"))
+    source: str = field(default="", metadata=before("beta"))
+    force: Force | None = field(default=None, metadata=before("beta"))
+    strength: Schedule | None = field(default=None, metadata=before("chosen_by"))
+    acts_on: Part = field(default="units", metadata=before("chosen_by"))
     select_at: float = 0.0
     soft_every: int = 0
     criterion: str | Score = "magnitude"

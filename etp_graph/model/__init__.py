@@ -22,14 +22,16 @@ from ._modes import (
     WithoutDropout,
     eval_mode,
     without_attention_fast_path,
-    without_cudnn_recurrence,
+    without_autocast,
     without_garbage_collection,
 )
-from ._random_state import RNG, capture_rng, preserved_rng, restore_rng_
+from ._private_random import PrivateRandom, private_random
+from ._random_state import RNG, SEEDED, capture_rng, preserved_rng, restore_rng_
 from ._run import ModuleStack, convert_inputs, run_model, tensors_of
 from ._shards import Shards, any_sharded, is_sharded, local_part, local_ranges
-from ._tensors import all_tensors, first_names, named_tensors, persistent_names
+from ._tensors import all_tensors, copy_model, first_names, named_tensors, persistent_names
 from ._wrappers import after_gradients, inner_optimizer, plain_forward, require_bare
+from ._written_state import ModelState, restored_state
 
 __all__ = [
     "ATTRIBUTES_BY_NAME",
@@ -39,10 +41,13 @@ __all__ = [
     "PADDINGS",
     "POOLS",
     "RNG",
+    "SEEDED",
     "CountingAttributes",
     "InFloat64",
     "MixingLayer",
+    "ModelState",
     "ModuleStack",
+    "PrivateRandom",
     "Shards",
     "WithoutDropout",
     "after_gradients",
@@ -51,6 +56,7 @@ __all__ = [
     "bind_arguments",
     "capture_rng",
     "convert_inputs",
+    "copy_model",
     "counting_attributes",
     "eval_mode",
     "first_names",
@@ -65,15 +71,17 @@ __all__ = [
     "persistent_names",
     "plain_forward",
     "preserved_rng",
+    "private_random",
     "register_padding",
     "require_bare",
     "restore_rng_",
+    "restored_state",
     "routed",
     "run_model",
     "run_with_closed_experts",
     "tensors_of",
     "unit_mean",
     "without_attention_fast_path",
-    "without_cudnn_recurrence",
+    "without_autocast",
     "without_garbage_collection",
 ]

@@ -1,8 +1,8 @@
-"""The layer table: which function a layer calls, which axes of its tensors hold channels, which attributes count them.
+"""Layer table: functions that layers call, axes of their tensors that hold units, attributes that count the units.
 
-Layers are recognised by the function of ``torch.nn.functional`` that they call, not by their class: a subclass
-with a forward of its own (torchvision's ``LayerNorm2d``), a functional call on a bare parameter and the plain
-module take the same row. Classes appear only where attributes have to follow the tensors.
+The tracer recognises a layer by the function of ``torch.nn.functional`` that it calls, not by its class. A subclass
+with its own forward (torchvision's ``LayerNorm2d``), a functional call on a bare parameter and the plain module
+therefore use the same row. Only the attributes are looked up by class.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ _TRANSPOSED = ("input", "weight", "bias", "stride", "padding", "output_padding",
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MixingLayer:
-    """A layer that mixes its input units into new output units.
+    """Layer that computes new output units from all its input units.
 
     Attributes:
         arguments: names of the positional arguments of the function.
         spatial: number of spatial dimensions; the channels are at ``-(spatial + 1)`` of input and output.
         out_axis, in_axis: axes of the weight that belong to the output and to the input units.
-        kind: what an output unit is called.
+        kind: kind of the output units.
     """
 
     arguments: tuple[str, ...]
@@ -38,18 +38,18 @@ class MixingLayer:
 
     @property
     def transposed(self) -> bool:
-        """Whether every input position (not every output position) meets the whole kernel."""
+        """Return True if each input position (not each output position) is multiplied with the whole kernel."""
         return self.out_axis == 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChannelwiseLayer:
-    """A layer that works on every channel by itself (or normalises over them) and owns tensors along the channels.
+    """Layer that works on each channel separately, or normalises over channels, and owns tensors along the channels.
 
     Attributes:
         arguments: names of the positional arguments of the function.
-        tensors: those arguments that are tensors of shape [channels].
-        trailing: the channels are the trailing dimensions that ``normalized_shape`` names, not dimension 1.
+        tensors: names of the arguments that are tensors of shape [channels].
+        trailing: whether the channels are the last dimensions, as many as ``normalized_shape`` has, not dimension 1.
     """
 
     arguments: tuple[str, ...]
@@ -89,14 +89,17 @@ POOLS: Mapping[Callable[..., Any], int] = {
     F.adaptive_avg_pool2d: 2,
     F.adaptive_avg_pool3d: 3,
 }
-"""Pools whose operators depend on the memory format -> number of spatial dimensions; the others are operators."""
+"""Pooling functions -> number of spatial dimensions, if their operator depends on the memory format.
+
+The tracer follows the operators of all other pooling functions.
+"""
 
 EMBEDDING_ARGUMENTS = ("input", "weight")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CountingAttributes:
-    """The attributes of a module class that count output units, input units, and groups of a grouped convolution."""
+    """Attributes of a module class that count its output units, its input units, and the groups of a convolution."""
 
     out: str | None = None
     into: str | None = None
@@ -112,7 +115,7 @@ ATTRIBUTES: Mapping[type[nn.Module], CountingAttributes] = {
     nn.RMSNorm: CountingAttributes(into="normalized_shape"),
     nn.PReLU: CountingAttributes(into="num_parameters"),
     nn.Embedding: CountingAttributes(out="embedding_dim"),
-    nn.RNNBase: CountingAttributes(out="hidden_size", into="input_size"),  # and proj_size, see recurrent.py
+    nn.RNNBase: CountingAttributes(out="hidden_size", into="input_size"),  # proj_size: see recurrent.py
     nn.modules.rnn.RNNCellBase: CountingAttributes(out="hidden_size", into="input_size"),
 }
 
@@ -120,10 +123,10 @@ ATTRIBUTES_BY_NAME: Mapping[str, CountingAttributes] = {
     "torch_geometric.nn.dense.linear.Linear": CountingAttributes(out="out_channels", into="in_channels"),
     "transformers.pytorch_utils.Conv1D": CountingAttributes(out="nf", into="nx"),
 }
-"""The same for classes of libraries that are not imported for it."""
+"""Full class name -> attributes, for classes of libraries that this module does not import."""
 
 PADDINGS: dict[type[nn.Module], tuple[str, str]] = {}
-"""Module classes that pad the channels with zeros -> their attributes for the widths before and after."""
+"""Module classes that pad the channels with zeros -> names of the attributes for the widths before and after."""
 
 M = TypeVar("M", bound=type[nn.Module])
 
@@ -131,15 +134,16 @@ M = TypeVar("M", bound=type[nn.Module])
 def register_padding(cls: M, *, before: str = "before", after: str = "after") -> M:
     """Declare that ``cls.forward`` pads its channels by the widths in two integer attributes of the module.
 
-    Surgery then narrows the padding with the units that meet it (CIFAR ResNet's option A shortcut); the padding
-    of any other module has a fixed width, and the units that meet it are locked. Also a class decorator.
+    Surgery then lowers these widths when it removes units that are added to the padding (option A shortcut of CIFAR
+    ResNets). The padding of other modules has a fixed width, so units that are added to it are locked. Can be used as a
+    class decorator.
     """
     PADDINGS[cls] = (before, after)
     return cls
 
 
 def counting_attributes(module: nn.Module | None) -> CountingAttributes:
-    """The row of the module's class or of its nearest base class; an empty row if there is none."""
+    """Return the attributes of the module's class or of its nearest base class; an empty row if there are none."""
     for cls in type(module).__mro__:
         if cls in ATTRIBUTES:
             return ATTRIBUTES[cls]
@@ -149,11 +153,11 @@ def counting_attributes(module: nn.Module | None) -> CountingAttributes:
 
 
 def bind_arguments(names: tuple[str, ...], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of a call by name; builtins such as ``F.conv2d`` have no signature to inspect."""
+    """Return the arguments of a call by name. Builtins such as ``F.conv2d`` have no signature to inspect."""
     return {**dict(zip(names, args, strict=False)), **kwargs}
 
 
 def is_editable(module: nn.Module, name: str) -> bool:
-    """Whether surgery may write this integer of this module: of a layer of the table only what counts its units."""
+    """Return True if surgery may write this integer attribute. In a layer of the table, it must count units."""
     row = counting_attributes(module)
     return row == CountingAttributes() or name in (row.out, row.into, row.groups, "proj_size")

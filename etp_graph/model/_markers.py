@@ -1,7 +1,7 @@
-"""A mean over units, as a function that the tracer and the masked reference know.
+"""Mean over units, as a function that the tracer and the masked reference recognise.
 
-A hand-written norm that averages over channels cannot be followed through ``mean``: whether the average is to be taken
-over the units that stay (a norm) or over the number there once was, only its author knows. Stand-ins say it.
+If a hand-written norm averages over channels with ``mean``, the tracer cannot know whether to divide by the number of
+kept units (a norm) or by the number of units before surgery. Stand-ins therefore call :func:`unit_mean`.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from torch.overrides import TorchFunctionMode, handle_torch_function, has_torch_
 
 
 def routed(x: Tensor, weight: Tensor, vectors: Sequence[Tensor], top_k: int, run: Callable[[], Any]) -> Any:
-    """What ``run`` returns: a router's choice of ``top_k`` experts for the tokens ``x`` [..., d].
+    """Return what ``run`` returns: a router's choice of ``top_k`` experts for the tokens ``x`` [..., d].
 
-    ``weight`` [experts, d] gives the logits, ``vectors`` are further tensors [experts] of the router.
+    ``weight`` [experts, d] gives the logits; ``vectors`` are other tensors [experts] of the router.
     """
     if has_torch_function((x, weight)):
         return handle_torch_function(routed, (x, weight), x, weight, vectors, top_k, run)
@@ -25,7 +25,7 @@ def routed(x: Tensor, weight: Tensor, vectors: Sequence[Tensor], top_k: int, run
 
 
 def mixture(x: Tensor, gate_up: Tensor, down: Tensor, index: Tensor, run: Callable[[], Tensor]) -> Tensor:
-    """What ``run`` returns: the sum of the chosen experts' outputs.
+    """Return what ``run`` returns: the sum of the chosen experts' outputs.
 
     ``x`` [tokens, d]; ``gate_up`` [experts, 2 * neurons, d]; ``down`` [experts, d, neurons]; ``index`` [tokens, top_k].
     """
@@ -36,7 +36,7 @@ def mixture(x: Tensor, gate_up: Tensor, down: Tensor, index: Tensor, run: Callab
 
 
 class ClosedExperts(TorchFunctionMode):
-    """Inside, the router with this weight gives removed experts a logit of minus infinity."""
+    """Mode in which the router with this weight gives removed experts a logit of minus infinity."""
 
     def __init__(self, weight: Tensor, kept: Tensor) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class ClosedExperts(TorchFunctionMode):
 
 
 def run_with_closed_experts(weight: Tensor, kept: Tensor | None, run: Callable[[], Any]) -> Any:
-    """Run a router whose removed experts are closed."""
+    """Run a router with logits of minus infinity for the experts that ``kept`` marks False."""
     if kept is None:
         return run()
     with ClosedExperts(weight, kept):
@@ -58,7 +58,10 @@ def run_with_closed_experts(weight: Tensor, kept: Tensor | None, run: Callable[[
 
 
 def unit_mean(x: Tensor, dim: int, weight: Tensor) -> Tensor:
-    """Mean of ``x`` over ``dim``, kept as size 1; the only long axis of the parameter ``weight`` has the same units."""
+    """Return the mean of ``x`` over ``dim``, which keeps size 1.
+
+    The units along ``dim`` are those of the parameter ``weight``, which has only one axis longer than 1.
+    """
     if has_torch_function((x, weight)):
         found: Any = handle_torch_function(unit_mean, (x, weight), x, dim, weight)
         return found  # type: ignore[no-any-return]
@@ -66,5 +69,5 @@ def unit_mean(x: Tensor, dim: int, weight: Tensor) -> Tensor:
 
 
 def long_axis(weight: Tensor) -> int:
-    """The axis of a parameter that is longer than 1, else the last."""
+    """Return the first axis of a parameter that is longer than 1, or the last axis if there is none."""
     return next((d for d, size in enumerate(weight.shape) if size > 1), weight.ndim - 1)

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch.overrides import BaseTorchFunctionMode, TorchFunctionMode
 
 
 @contextmanager
 def without_garbage_collection() -> Iterator[None]:
-    """Without Python's cyclic garbage collector, which looks at every object of every library again and again."""
+    """Disable Python's cyclic garbage collector inside this context.
+
+    Each collection scans the objects of all imported libraries, which takes time.
+    """
     running = gc.isenabled()
     gc.disable()
     try:
@@ -27,10 +30,10 @@ def without_garbage_collection() -> Iterator[None]:
 
 @contextmanager
 def eval_mode(model: nn.Module, *, containers: bool = False) -> Iterator[None]:
-    """Eval mode inside, every module's own mode again afterwards.
+    """Set eval mode inside this context, and restore the mode of each module afterwards.
 
-    With ``containers`` those modules that have submodules are in training mode: auxiliary heads run, while norms
-    (all that own buffers), dropout and stochastic depth, which are leaves, stay in eval mode.
+    If ``containers`` is True, modules with submodules and without buffers are in training mode, so that auxiliary heads
+    run. Norms, dropout and stochastic depth stay in eval mode.
     """
     before = [(module, module.training) for module in model.modules()]
     try:
@@ -42,22 +45,34 @@ def eval_mode(model: nn.Module, *, containers: bool = False) -> Iterator[None]:
             module.training = training
 
 
+def without_attention_fast_path() -> TorchFunctionMode:
+    """Return a context in which PyTorch's transformer layers run their Python code instead of one fused operator.
+
+    They do so under any function mode. The mode belongs to its thread; the flag in ``torch.backends.mha`` belongs to
+    the process, and stays off for good if the contexts of two threads overlap.
+    """
+    return BaseTorchFunctionMode()
+
+
 @contextmanager
-def without_attention_fast_path() -> Iterator[None]:
-    """Inside, PyTorch's transformer layers run their Python code instead of one fused operator."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
+def without_autocast() -> Iterator[None]:
+    """Turn off autocast inside: it changes dtypes, and keeps the casts of weights that were made without gradients."""
+    with ExitStack() as stack:
+        for device in ("cpu", "cuda", "xpu", "mps"):
+            if torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
         yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
 
 
 _DROPOUT = {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout}
 
+_VF: Any = torch._C._VariableFunctions
+
+_RECURRENT = {_VF.lstm, _VF.gru, _VF.rnn_tanh, _VF.rnn_relu}
+
 
 class WithoutDropout(TorchFunctionMode):
-    """Functional dropout is the identity: two networks of different widths cannot draw the same mask."""
+    """Mode in which functional dropout is the identity. Networks of different widths cannot draw the same mask."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in _DROPOUT:
@@ -65,18 +80,24 @@ class WithoutDropout(TorchFunctionMode):
         if func is F.scaled_dot_product_attention:
             args, kwargs = (*args[:4], 0.0, *args[5:]) if len(args) > 4 else args, dict(kwargs or {})
             kwargs.pop("dropout_p", None)
+        if func in _RECURRENT:
+            args = without_recurrent_dropout(args)
         return func(*args, **(kwargs or {}))
 
 
-def without_cudnn_recurrence(model: nn.Module) -> AbstractContextManager[None]:
-    """Recurrent layers without cuDNN, which knows no backward pass through them in eval mode; PyTorch does."""
-    if any(isinstance(module, nn.RNNBase) for module in model.modules()):
-        return torch.backends.cudnn.flags(enabled=False)
-    return nullcontext()
+def without_recurrent_dropout(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return the arguments of a recurrent function with dropout 0 and, on CUDA, in training mode.
+
+    Args:
+        args: input, states, weights, has_biases, num_layers, dropout, train, bidirectional; further ones before or
+            after these, for packed sequences or batch_first.
+    """
+    at = next(i for i, value in enumerate(args) if isinstance(value, bool)) + 2
+    return (*args[:at], 0.0, args[at + 1] or args[0].device.type == "cuda", *args[at + 2 :])
 
 
 class InFloat64(TorchFunctionMode):
-    """Inside, code that casts to float32 gets float64: else its rounding hides what a comparison in float64 shows."""
+    """Mode in which casts to float32 give float64, because rounding to float32 would spoil a comparison in float64."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         def wider(value: Any) -> Any:

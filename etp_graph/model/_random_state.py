@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,29 +16,63 @@ from etp_graph.errors import CheckpointError
 
 
 @contextmanager
-def preserved_rng(model: nn.Module, seed: int | None = None) -> Iterator[None]:
-    """All random generators of PyTorch (CPU, the model's devices), NumPy and Python are afterwards what they were."""
-    cuda = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
-    with torch.random.fork_rng(devices=cuda), _numpy_and_python_rng(seed):
-        if seed is not None:
-            # Not torch.manual_seed: it would reseed, or schedule the seed of, devices that are none of ours.
-            torch.default_generator.manual_seed(seed)
-            for index in cuda:
-                torch.cuda.default_generators[index].manual_seed(seed)
-        yield
-
-
-@contextmanager
-def _numpy_and_python_rng(seed: int | None) -> Iterator[None]:
-    numpy, python = np.random.get_state(), random.getstate()  # noqa: NPY002 - the global one is what models use
+def preserved_rng(model: nn.Module) -> Iterator[None]:
+    """Restore the random generators of PyTorch (CPU, the model's devices), NumPy and Python after this context."""
+    before = generator_states(model)
     try:
-        if seed is not None:
-            np.random.seed(seed)  # noqa: NPY002
-            random.seed(seed)
         yield
     finally:
-        np.random.set_state(numpy)  # noqa: NPY002
-        random.setstate(python)
+        restore_generators_(before)
+
+
+_GENERATORS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
+    "torch": (torch.default_generator.get_state, torch.default_generator.set_state),
+    "numpy": (partial(np.random.get_state, legacy=False), np.random.set_state),
+    "python": (random.getstate, random.setstate),
+}
+"""Name of a global generator -> how its state is read and set."""
+
+
+def _generator(name: str) -> tuple[Callable[[], Any], Callable[[Any], Any]]:
+    if name in _GENERATORS:
+        return _GENERATORS[name]
+    own = torch.cuda.default_generators[int(name.removeprefix("cuda."))]
+    return own.get_state, own.set_state
+
+
+def generator_states(model: nn.Module) -> dict[str, Any]:
+    """Return the states of the global generators: PyTorch's (CPU, the model's CUDA devices), NumPy's and Python's."""
+    cuda = sorted({f"cuda.{p.device.index}" for p in model.parameters() if p.device.type == "cuda"})
+    return {name: _generator(name)[0]() for name in (*_GENERATORS, *cuda)}
+
+
+def restore_generators_(states: Mapping[str, Any]) -> None:
+    """Set the state of every generator that has another one; nothing is written to the others."""
+    for name, before in states.items():
+        read, write = _generator(name)
+        if not _same_state(read(), before):
+            write(before)
+
+
+def changed_generators(states: Mapping[str, Any]) -> set[str]:
+    """Return the names of the generators whose states differ from these."""
+    return {name for name, before in states.items() if not _same_state(_generator(name)[0](), before)}
+
+
+def _same_state(now: Any, before: Any) -> bool:
+    if isinstance(before, dict):
+        return all(_same_state(now[key], value) for key, value in before.items())
+    return torch.equal(now, before) if isinstance(before, Tensor) else bool(np.all(now == before))
+
+
+SEEDED = frozenset(("numpy", "python"))
+"""Names of the generators that no dispatch mode can redirect."""
+
+
+def seed_numpy_and_python_(seed: int) -> None:
+    """Set the seeds of NumPy's and Python's global generators."""
+    np.random.seed(seed)  # noqa: NPY002 - models use the global generator
+    random.seed(seed)
 
 
 RNG = "rng."

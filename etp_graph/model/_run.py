@@ -1,19 +1,18 @@
-"""Run a model on example inputs, in a known mode, and leave it as it was."""
+"""Run a model on example inputs in a known mode, and restore its state afterwards."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._pytree import tree_leaves, tree_map
-from torch.utils.hooks import RemovableHandle
 
 
 def run_model(model: nn.Module, example_inputs: Any) -> Any:
-    """The model's output: a mapping goes in as keyword arguments, a tuple or list as positional ones."""
+    """Return the model's output. A mapping is passed as keyword arguments, a tuple or list as positional arguments."""
     if isinstance(example_inputs, Mapping):
         return model(**example_inputs)
     if isinstance(example_inputs, (tuple, list)):
@@ -22,7 +21,7 @@ def run_model(model: nn.Module, example_inputs: Any) -> Any:
 
 
 def tensors_of(out: Any) -> list[Tensor]:
-    """All tensors in an output, whatever holds them: tuples, dicts, dataclasses, objects with attributes."""
+    """Return all tensors in an output, also inside tuples, dicts, dataclasses and objects with attributes."""
     found: list[Tensor] = []
     waiting, seen = [out], {id(out)}
     while waiting:
@@ -42,7 +41,7 @@ def tensors_of(out: Any) -> list[Tensor]:
 
 
 def convert_inputs(example_inputs: Any, *, like: Tensor) -> Any:
-    """Floating-point tensors of the inputs in the dtype and on the device of ``like``."""
+    """Return the inputs with tensors on the device of ``like``, and floating-point tensors in its dtype."""
 
     def cast(value: Any) -> Any:
         if not isinstance(value, Tensor):
@@ -53,24 +52,38 @@ def convert_inputs(example_inputs: Any, *, like: Tensor) -> Any:
 
 
 class ModuleStack:
-    """Inside this context :attr:`modules` is the stack of modules whose forward is running, outermost first."""
+    """Inside this context :attr:`modules` is the stack of modules whose forward is running, outermost first.
 
-    def __init__(self) -> None:
+    Hooks are put on the modules of one model only: hooks on all modules of the process would also see the forwards of
+    other threads. They run before the hooks of the user, whose order stays.
+
+    Args:
+        model: the model whose modules are seen.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
         self.modules: list[nn.Module] = []
-        self._handles: tuple[RemovableHandle, ...] = ()
+        self._model = model
+        self._handles = ExitStack()
 
     def __enter__(self) -> ModuleStack:
-        self._handles = (
-            register_module_forward_pre_hook(lambda module, _: self.modules.append(module)),
-            register_module_forward_hook(lambda *_: self._leave(), always_call=True),
-        )
+        with ExitStack() as handles:
+            for module in self._model.modules():
+                handles.callback(module.register_forward_pre_hook(self._enter_module, prepend=True).remove)
+                leave = module.register_forward_hook(self._leave_module, prepend=True, always_call=True)
+                handles.callback(leave.remove)
+            self._handles = handles.pop_all()
         return self
 
     def __exit__(self, *error: object) -> None:
-        for handle in self._handles:
-            handle.remove()
+        self._handles.close()
         self.modules.clear()
 
-    def _leave(self) -> None:
-        if self.modules:
-            self.modules.pop()
+    def _enter_module(self, module: nn.Module, args: object) -> None:
+        self.modules.append(module)
+
+    def _leave_module(self, module: nn.Module, *rest: object) -> None:
+        """Remove the module and what it called: the hook is not called for modules that are left by an exception."""
+        if module in self.modules:
+            while self.modules.pop() is not module:
+                pass

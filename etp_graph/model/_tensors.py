@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ from ._shards import is_sharded
 
 
 def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Every parameter and buffer once, under its first name, parameters first."""
+    """Yield every parameter and buffer once, with its first name; parameters come first."""
     yield from model.named_parameters()
     yield from model.named_buffers()
 
@@ -19,6 +20,17 @@ def all_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Return all parameters and buffers by name. A tied tensor appears under each of its names."""
     found: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
     return found | dict(model.named_buffers(remove_duplicate=False))
+
+
+def copy_model(model: nn.Module) -> nn.Module:
+    """Copy a model. Weights that each forward computes anew (by hooks) are copied without their graph.
+
+    ``copy.deepcopy`` refuses tensors with a graph.
+    """
+    values = [value for module in model.modules() for value in vars(module).values()]
+    values += [item for value in values if isinstance(value, list) for item in value]
+    computed = [value for value in values if isinstance(value, Tensor) and not value.is_leaf]
+    return copy.deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in computed})
 
 
 def persistent_names(model: nn.Module) -> set[str]:

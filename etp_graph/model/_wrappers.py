@@ -1,4 +1,4 @@
-"""What training frameworks put around models and optimizers, and the plain objects inside."""
+"""Access the plain models and optimizers inside the wrappers of training frameworks."""
 
 from __future__ import annotations
 
@@ -16,9 +16,13 @@ _PARALLEL = ("DistributedDataParallel", "DataParallel")
 
 
 def inner_optimizer(optimizer: Optimizer) -> Optimizer:
-    """The optimizer whose ``step`` changes the weights, inside the wrappers of accelerate and Lightning.
+    """Return the optimizer whose ``step`` changes the weights, inside the wrappers of accelerate and Lightning.
 
-    Those skip steps while gradients accumulate or overflow, and do not run hooks of their own.
+    Hooks must be registered on this one: the wrappers skip steps while gradients accumulate or overflow, and do not run
+    hooks that are registered on them.
+
+    Raises:
+        ForceError: ``optimizer`` is not a PyTorch optimizer.
     """
     if not isinstance(optimizer, Optimizer):
         raise ForceError(f"attach needs a torch.optim.Optimizer, not {type(optimizer).__name__}; unwrap it first.")
@@ -37,10 +41,10 @@ def require_bare(model: nn.Module) -> None:
 
 @contextmanager
 def plain_forward(model: nn.Module) -> Iterator[None]:
-    """The forward of the model's class inside, what accelerate put in its place again afterwards.
+    """Use the forward of the model's class inside this context, and restore the forward of accelerate afterwards.
 
-    For mixed precision accelerate gives the instance a ``forward`` that casts. Operators would then be seen, and
-    compared, in the low precision; and a copy of the model would call the forward of the original.
+    For mixed precision, accelerate sets a ``forward`` on the instance that casts to low precision. The tracer and the
+    check would then run in low precision, and a copy of the model would call the forward of the original.
     """
     wrapped = "_original_forward" in model.__dict__ and "forward" in model.__dict__
     kept = {name: model.__dict__.pop(name) for name in ("forward", "_original_forward")} if wrapped else {}
@@ -53,12 +57,15 @@ def plain_forward(model: nn.Module) -> Iterator[None]:
 def after_gradients(
     act: Callable[[Optimizer], object], optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-    """Act once the gradients of a step are there, from a pre-hook of it: now, or after the closure that computes them.
+    """Call ``act`` in a step pre-hook once the step has its gradients: now, or after the closure that computes them.
 
     Args:
-        act: is given the optimizer.
-        optimizer: the one that is about to step.
-        args, kwargs: of the pre-hook, which returns what this returns: arguments with another closure, if there is one.
+        act: function, called with the optimizer.
+        optimizer: the optimizer that is about to step.
+        args, kwargs: the arguments of the pre-hook.
+
+    Returns:
+        The value that the pre-hook must return: arguments with a new closure, or ``None`` if there is no closure.
     """
     closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
     if closure is None:

@@ -1,4 +1,4 @@
-"""Units, the slices and attributes they occupy, and the groups in which they are ranked together."""
+"""Groups of units, with the slices and attributes that belong to the units."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from torch import LongTensor, Tensor
 from etp_graph.errors import SelectionError
 
 Index = LongTensor | range
-"""Positions along an axis, or the units that they belong to. Identity maps stay ranges."""
+"""Positions along an axis, or the units that they belong to; a range if the values count up by one."""
 
 
 def as_tensor(index: Index) -> LongTensor:
-    """The index as int64 tensor on the CPU, shape [k]."""
+    """Return the index as an int64 tensor on the CPU, shape [k]."""
     if isinstance(index, range):
         return torch.arange(index.start, index.stop, index.step, device="cpu")  # type: ignore[return-value]
     return index
 
 
 def as_index(values: Tensor | Iterable[int]) -> Index:
-    """A range if the values count up by one, else an int64 tensor on the CPU, shape [k]."""
+    """Return a range if the values count up by one, else an int64 tensor on the CPU, shape [k]."""
     tensor = torch.as_tensor(values if isinstance(values, Tensor) else list(values), dtype=torch.int64, device="cpu")
     if tensor.numel():
         start = int(tensor[0])
@@ -34,10 +34,10 @@ def as_index(values: Tensor | Iterable[int]) -> Index:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Slice:
-    """Where the units of one group live in one tensor: position ``index[i]`` of ``axis`` belongs to ``unit[i]``.
+    """Positions of the units of one group in one tensor: position ``index[i]`` of ``axis`` belongs to ``unit[i]``.
 
-    A ``passive`` slice is cut with its units but is no part of their norm: no force ever shrinks it
-    (the direction of a weight-normalised layer, whose magnitude is shrunk instead).
+    Surgery cuts a ``passive`` slice with its units, but the slice does not count in their norm, and no force shrinks
+    it. An example is the direction of a weight-normalised layer; forces shrink its magnitude.
     """
 
     tensor: str
@@ -52,10 +52,10 @@ class Slice:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Attribute:
-    """An integer attribute of a module that counts entries of units (``Conv2d.in_channels``, ``groups``).
+    """Integer attribute of a module that counts positions of units (``Conv2d.in_channels``, ``groups``).
 
-    Surgery lowers it by the number of positions ``index[i]`` whose ``unit[i]`` is removed. ``item`` picks
-    the entry of a tuple attribute (``LayerNorm.normalized_shape[-1]``); ``None`` for a plain integer.
+    Surgery lowers it by the number of positions ``index[i]`` whose ``unit[i]`` is removed. ``item`` is the entry of a
+    tuple attribute (``LayerNorm.normalized_shape[-1]``); ``None`` for a plain integer.
     """
 
     module: str
@@ -73,13 +73,13 @@ class Group:
         name: name of the module that produces the units.
         kind: what a unit is: ``channels``, ``neurons``, ``features``, ``conv-groups``, ...
         n_units: number of units.
-        slices: every place in every tensor that a unit occupies.
+        slices: all positions of the units in all tensors.
         attributes: module attributes that count these units.
-        blocks: the units form this many runs of equal length, and each run keeps the same number of units.
+        blocks: number of blocks, runs of consecutive units of equal length; all blocks keep the same number of units.
         multiple: the number of kept units is a multiple of this.
         min_units: at least this many units are kept.
         locked: why no unit of this group may be removed, or ``None``.
-        folded: a view folds the axis of these units into several; no part of the plan's content.
+        folded: whether a view folds the axis of these units into several axes; not in the JSON or the fingerprint.
     """
 
     name: str
@@ -95,7 +95,7 @@ class Group:
 
     @property
     def constraint(self) -> str:
-        """The constraints in words, or an empty string."""
+        """Return the constraints in words, or an empty string."""
         parts = []
         if self.blocks > 1:
             parts.append(f"equal in {self.blocks} blocks")
@@ -140,7 +140,7 @@ def _index_bytes(index: Index) -> bytes:
 
 
 def group_bytes(group: Group) -> Iterator[bytes]:
-    """The content of a group, piece by piece, for a digest: much faster than JSON where slices are many."""
+    """Yield the content of a group in pieces, for a digest. With many slices this is much faster than JSON."""
     scalars = (group.name, group.kind, group.n_units, group.blocks, group.multiple, group.min_units, group.locked)
     yield repr(scalars).encode()
     for s in group.slices:
@@ -161,7 +161,7 @@ def _index_from_json(value: Any) -> Index:
 
 
 def group_json(group: Group) -> dict[str, Any]:
-    """A group as plain lists and dicts."""
+    """Return a group as plain lists and dicts."""
     return {
         "name": group.name,
         "kind": group.kind,
@@ -176,7 +176,7 @@ def group_json(group: Group) -> dict[str, Any]:
 
 
 def group_from_json(body: dict[str, Any]) -> Group:
-    """The group that :func:`group_json` made; whatever error a malformed body gives."""
+    """Return the group that :func:`group_json` wrote. The caller handles the errors of a malformed body."""
     return Group(
         name=body["name"],
         kind=body["kind"],

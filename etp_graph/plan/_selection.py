@@ -68,11 +68,11 @@ class LatencyFit:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Selection:
-    """Which units stay: group name -> bool [n_units of the group]. Groups that are not named keep everything.
+    """Units that stay. Groups that are not named keep all units.
 
     Attributes:
-        keep: the units that stay.
-        latency: what a budget in time asked for, predicted and measured; else ``None``. Not part of the JSON text.
+        keep: group name -> True for units that stay, bool [n_units of the group].
+        latency: target, prediction and measurement of a latency budget; ``None`` for other budgets. Not in the JSON.
     """
 
     keep: Mapping[str, BoolTensor]
@@ -80,19 +80,19 @@ class Selection:
 
     @classmethod
     def from_flat(cls, plan: Plan, keep: Tensor) -> Selection:
-        """From one flat bool ``[plan.n_units]`` vector."""
+        """Make a selection from one flat bool ``[plan.n_units]`` vector."""
         if tuple(keep.shape) != (plan.n_units,):
             raise SelectionError(f"expected a flat vector of shape [{plan.n_units}], got {list(keep.shape)}.")
         flat = keep.detach().to("cpu", torch.bool)
         return cls({group.name: flat[span].clone() for group, span in plan.spans()})  # type: ignore[misc]
 
     def flat(self, plan: Plan) -> BoolTensor:
-        """As one bool ``[plan.n_units]`` vector on the CPU."""
+        """Return the selection as one bool ``[plan.n_units]`` vector on the CPU."""
         parts = [self.keep.get(g.name, torch.ones(g.n_units, dtype=torch.bool, device="cpu")) for g in plan.groups]
         return torch.cat([part.cpu() for part in parts]) if parts else torch.ones(0, dtype=torch.bool, device="cpu")  # type: ignore
 
     def check(self, plan: Plan) -> None:
-        """Raise :class:`SelectionError` unless every group and every constraint of the plan is respected."""
+        """Raise :class:`SelectionError` unless the selection fits the groups and the constraints of the plan."""
         known = {group.name: group for group in plan.groups}
         for name, keep in self.keep.items():
             if name not in known:
@@ -101,16 +101,16 @@ class Selection:
 
     @property
     def n_removed(self) -> int:
-        """Number of units that go."""
+        """Return the number of units removed."""
         return sum(int((~keep).sum()) for keep in self.keep.values())
 
     def to_json(self) -> str:
-        """As JSON text: group name -> [number of units, removed units]."""
+        """Return the selection as JSON text: group name -> [number of units, removed units]."""
         return json.dumps({name: [len(k), (~k).nonzero().flatten().tolist()] for name, k in self.keep.items()})
 
     @classmethod
     def from_json(cls, text: str) -> Selection:
-        """The selection that :meth:`to_json` wrote. Raises :class:`SelectionError` if the text is something else."""
+        """Return the selection that :meth:`to_json` wrote. Raise :class:`SelectionError` for any other text."""
         keep: dict[str, BoolTensor] = {}
         try:
             for name, (size, removed) in json.loads(text).items():

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from etp_graph import forces, schedules
-from etp_graph._config import Composed, require, require_choice, require_count, require_number
+from etp_graph._config import Composed, before, require, require_choice, require_count, require_number
 from etp_graph.budget import Budget
 from etp_graph.errors import ForceError, PlanError
 from etp_graph.forces import Force
@@ -34,7 +34,7 @@ FORMAT = 1
 _EXPONENTIAL = forces.Exponential()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class ForceSettings(Composed):
     """Settings that a :class:`etp_graph.methods.Method` shares with the regularizer that it makes.
 
@@ -94,10 +94,10 @@ class ForceSettings(Composed):
 
     def shared(self) -> dict[str, Any]:
         """Return these settings by name, without those of the subclass."""
-        return {field.name: getattr(self, field.name) for field in fields(ForceSettings)}
+        return {f.name: getattr(self, f.name) for f in fields(ForceSettings)}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class RegularizerSettings(ForceSettings):
     """Settings of a :class:`etp_graph.Regularizer`: those of :class:`ForceSettings`, and these.
 
@@ -119,11 +119,11 @@ class RegularizerSettings(ForceSettings):
         "force": forces.from_json, "schedule": schedules.from_json, "budget": Budget.from_json,
     }  # fmt: skip
 
-    force: Force = _EXPONENTIAL
-    schedule: Schedule | None = None
-    steps: int | None = None
-    budget: Budget | None = None
-    acts_on: Part = "units"
+    force: Force = field(default=_EXPONENTIAL, metadata=before("beta"))
+    schedule: Schedule | None = field(default=None, metadata=before("chosen_by"))
+    steps: int | None = field(default=None, metadata=before("chosen_by"))
+    budget: Budget | None = field(default=None, metadata=before("chosen_by"))
+    acts_on: Part = field(default="units", metadata=before("chosen_by"))
 
     @property
     def steered(self) -> bool:

@@ -1,4 +1,4 @@
-"""Views of routers and expert layers, recognised by their parameters: stored experts [experts, rows, columns]."""
+"""Views of routers and expert layers, which are recognised by the shapes of their parameters."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ._registry import Row, register_fallback
 
 
 def experts_view(module: nn.Module) -> type[nn.Module] | None:
-    """The view of a layer of experts or of a router; ``None`` for any other module."""
+    """Return the view of an expert layer or of a router; ``None`` for any other module."""
     parameters = dict(module.named_parameters(recurse=False))
     if any(True for _ in module.children()) and set(parameters) - {"weight"} == {"gate_up_proj", "down_proj"}:
         parameters = {name: parameters[name] for name in ("gate_up_proj", "down_proj")}

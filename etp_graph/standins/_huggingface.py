@@ -1,4 +1,4 @@
-"""Stand-ins for modules of transformers that take sizes from their input, or mix what they need not mix."""
+"""Stand-ins for modules of transformers that cannot be traced, or that cannot run with fewer units."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _MODELS = "transformers.models"
 
 
 def _beit_bias(module: Any, window_size: Any, *_: Any, **__: Any) -> Tensor:
-    """BEiT's table of position biases without the interpolation, which changes nothing at the size of training."""
+    """Return BEiT's position biases without interpolation, which has no effect at the image size of training."""
     index = module.generate_relative_position_index(window_size)
     n = window_size[0] * window_size[1] + 1
     bias: Tensor = module.relative_position_bias_table[index.view(-1)].view(n, n, -1)
@@ -83,7 +83,7 @@ rewrite(
 
 
 def _response_norm(module: Any, x: Tensor) -> Tensor:
-    """The global response normalisation of ConvNeXt-V2; x [batch, height, width, channels]."""
+    """Apply the global response normalisation of ConvNeXt-V2 to x [batch, height, width, channels]."""
     size = torch.linalg.vector_norm(x, ord=2, dim=(1, 2), keepdim=True)
     relative = size / (unit_mean(size, -1, module.weight) + 1e-6)
     found: Tensor = module.weight * (x * relative) + module.bias + x

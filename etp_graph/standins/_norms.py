@@ -1,7 +1,7 @@
-"""Norms that transformers write out in Python: root mean squares over the hidden dimension.
+"""Views of norms that are written out in Python, such as the RMS norms of transformers.
 
-Each class gets the row of its formula, found by trying the formulas on a copy: a class that merely looks like a norm
-has no row, and an unknown formula locks what enters it.
+A norm is recognised by its output: a copy of the module must give the same result as one of the formulas below. Units
+that enter a norm with an unknown formula are locked.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def _eps(module: nn.Module) -> float:
 
 
 class RMSNorm(nn.Module):
-    """weight * x / rms(x): Llama, T5, Mistral, Qwen, Phi-3 ..."""
+    """Norm weight * x / rms(x), as in Llama, T5, Mistral, Qwen and Phi-3."""
 
     weight: Tensor
 
@@ -35,7 +35,7 @@ class RMSNorm(nn.Module):
 
 
 class ShiftedRMSNorm(nn.Module):
-    """(1 + weight) * x / rms(x): Gemma."""
+    """Norm (1 + weight) * x / rms(x), as in Gemma."""
 
     weight: Tensor
 
@@ -45,7 +45,7 @@ class ShiftedRMSNorm(nn.Module):
 
 
 class WeightlessRMSNorm(nn.Module):
-    """x / rms(x), as Gemma 3n's norm of values."""
+    """Norm x / rms(x), as in Gemma 3n for the values."""
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., d] -> [..., d]."""
@@ -53,7 +53,7 @@ class WeightlessRMSNorm(nn.Module):
 
 
 class LayerNorm(nn.Module):
-    """A layer norm with its parameters, written out."""
+    """Layer norm with weight and bias."""
 
     weight: Tensor
     bias: Tensor
@@ -66,11 +66,14 @@ class LayerNorm(nn.Module):
 _FORMULAS = (RMSNorm, ShiftedRMSNorm, LayerNorm)
 
 _known: dict[tuple[object, ...], type[nn.Module] | None] = {}
-"""What was found for modules of a class with these numbers as attributes: deep networks have hundreds of them."""
+"""Results for modules of one class with equal attributes, because deep networks have hundreds of such norms."""
 
 
 def norm_standin(module: nn.Module) -> type[nn.Module] | None:
-    """The formula that a childless module with one or two vectors of equal length computes, if it is one of ours."""
+    """Return the class whose formula a module computes; ``None`` if there is none.
+
+    The module must have no submodules, a ``weight``, and at most a ``bias`` of the same length.
+    """
     parameters = dict(module.named_parameters(recurse=False))
     if "weight" not in parameters or set(parameters) - {"weight", "bias"} or any(True for _ in module.children()):
         return None
@@ -118,7 +121,7 @@ def _call(probe: nn.Module, x: Tensor) -> Tensor | None:
     try:
         out = probe(x)
     except (RuntimeError, TypeError, ValueError, AttributeError, IndexError):
-        return None  # whatever it is, it is no norm of [..., d]
+        return None  # not a norm of [..., d]
     return out if isinstance(out, Tensor) and out.shape == x.shape else None
 
 

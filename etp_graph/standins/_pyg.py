@@ -1,8 +1,8 @@
 """Stand-ins for the convolutions of PyTorch Geometric.
 
-Their code follows the attributes ``heads`` and ``out_channels``. Two numbers must not follow them: heads that are
-averaged contribute a share of the mean each, and the scale of dot-product attention belongs to the trained weights.
-A head that is zero contributes nothing to the mean, so removing it changes nothing as long as the others keep theirs.
+Their code reads the sizes from the attributes ``heads`` and ``out_channels``, which surgery lowers. Two numbers must
+not change: the divisor of the mean over heads, and the scale of dot-product attention. A head that is zero adds
+nothing to the mean, so removing it changes nothing if the divisor stays.
 """
 
 from __future__ import annotations

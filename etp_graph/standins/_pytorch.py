@@ -1,4 +1,4 @@
-"""Stand-ins for attention whose own code cannot run with fewer heads than it was built for."""
+"""Stand-ins for attention modules whose own code cannot run with fewer heads."""
 
 from __future__ import annotations
 
@@ -15,17 +15,20 @@ from ._source import value_before_surgery as kept
 
 @register_standin(nn.MultiheadAttention)
 class MultiheadAttention(nn.MultiheadAttention):
-    """The attention of PyTorch with any number of heads; it returns what the original returns.
+    """Attention of PyTorch for any number of heads, with the results of the original.
 
-    The original computes the size of a head as ``embed_dim // num_heads``, here it is the attribute ``head_dim``.
-    The scale of the scores and the share of a head in the averaged weights stay what they were.
+    The original computes the size of a head as ``embed_dim // num_heads``; this class uses the attribute ``head_dim``.
+    Surgery does not change the scale of the scores, nor the weight of each head in the averaged attention weights.
     """
 
     etp_keeps: ClassVar = {"scaled_dim": "head_dim", "averaged_heads": "num_heads"}
 
     @property
     def _qkv_same_embed_dim(self) -> bool:
-        """Never: PyTorch's encoder layers then leave their fused operator, which knows only square projections."""
+        """Return False, so that PyTorch's encoder layers do not use their fused operator.
+
+        That operator supports square projections only.
+        """
         return False
 
     @_qkv_same_embed_dim.setter
@@ -43,7 +46,7 @@ class MultiheadAttention(nn.MultiheadAttention):
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """As :meth:`torch.nn.MultiheadAttention.forward`."""
+        """Compute what :meth:`torch.nn.MultiheadAttention.forward` computes, for any number of heads."""
         batched = query.dim() == 3
         if not batched:
             query, key, value = (x.unsqueeze(0) for x in (query, key, value))
@@ -63,7 +66,7 @@ class MultiheadAttention(nn.MultiheadAttention):
         return (out if self.batch_first else out.transpose(0, 1)), weights
 
     def _project(self, query: Tensor, key: Tensor, value: Tensor) -> list[Tensor]:
-        """Queries, keys and values [batch, positions, heads * dimensions]."""
+        """Return queries, keys and values, [batch, positions, heads * dimensions] each."""
         bias = self.in_proj_bias
         biases = (None, None, None) if bias is None else bias.chunk(3)
         if self.in_proj_weight is not None:
@@ -81,7 +84,7 @@ class MultiheadAttention(nn.MultiheadAttention):
     def _attend(
         self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, need_weights: bool
     ) -> tuple[Tensor, Tensor | None]:
-        """Context [batch, heads, positions, dimensions] and, if needed, the weights."""
+        """Return the context [batch, heads, positions, dimensions] and, if needed, the attention weights."""
         dropout = self.dropout if self.training else 0.0
         scale = kept(self, "scaled_dim", self.head_dim) ** -0.5
         if not need_weights:
@@ -93,7 +96,7 @@ class MultiheadAttention(nn.MultiheadAttention):
 
 
 def _joined(attn_mask: Tensor | None, key_padding_mask: Tensor | None, q: Tensor, k: Tensor) -> Tensor | None:
-    """Both masks as one that is added to the scores, [batch or 1, heads or 1, positions, keys]."""
+    """Join both masks to one that is added to the scores, [batch or 1, heads or 1, positions, keys]."""
     batch, n_keys = q.shape[0], k.shape[2]
     parts = []
     if attn_mask is not None:
@@ -103,7 +106,7 @@ def _joined(attn_mask: Tensor | None, key_padding_mask: Tensor | None, q: Tensor
         parts.append(_additive(key_padding_mask, q)[:, None, None])
     if not parts:
         return None
-    parts = [F.pad(part, (0, n_keys - part.shape[-1])) for part in parts]  # entries that bias_k and zeros add
+    parts = [F.pad(part, (0, n_keys - part.shape[-1])) for part in parts]  # entries that bias_k and add_zero_attn add
     return parts[0] if len(parts) == 1 else parts[0] + parts[1]
 
 

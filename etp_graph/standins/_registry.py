@@ -11,7 +11,7 @@ from typing import TypeVar
 from torch import nn
 
 _TABLES = ("_pytorch", "_huggingface", "_timm", "_pyg", "_norms", "_experts", "_reshapes")
-"""The modules of this package that declare rows; loaded when the first model is traced."""
+"""Modules of this package that declare rows; they are imported at the first search for a stand-in."""
 
 StandIn = type[nn.Module]
 
@@ -20,12 +20,11 @@ M = TypeVar("M", bound=StandIn)
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What stands in for the modules of a class.
+    """Stand-in for the modules of a class.
 
     Attributes:
-        find: module -> the class that stands in for it, or ``None`` if this module needs none.
-        view: it stands in only while the library looks at the model.
-        of_class: class -> the class that stands in for it, for unpickling, where a module has no attributes yet.
+        find: function that returns the stand-in of a module, or ``None`` if the module needs none.
+        view: whether it is used only in the tracer and the masked reference, not after surgery.
     """
 
     find: Callable[[nn.Module], StandIn | None]
@@ -41,15 +40,15 @@ def class_name(cls: type) -> str:
 
 
 def register_standin(original: type[nn.Module] | str, *, view: bool = False) -> Callable[[M], M]:
-    """Class decorator: the decorated class stands in for modules of class ``original``.
+    """Declare the decorated class as the stand-in for modules of class ``original``.
 
-    It gets no instance of its own: the module's ``__class__`` is set, so it finds the attributes and parameters that
-    ``original.__init__`` made, and must not add any. Sizes that units count have to be attributes of the module
-    (or ``-1``), not widths of its input.
+    The library sets ``module.__class__`` to the stand-in and never calls its ``__init__``. The stand-in therefore has
+    the attributes and parameters that ``original.__init__`` made, and must not need others. Sizes that depend on the
+    number of units must be attributes of the module (or ``-1``), not widths of its input.
 
     Args:
-        original: the exact class, or its full name (``"package.module.Class"``) where importing it costs too much.
-        view: stand in only for the tracer and for the masked reference, not after surgery.
+        original: the exact class, or its full name (``"package.module.Class"``) if importing it would be slow.
+        view: use the stand-in only in the tracer and the masked reference, not after surgery.
     """
 
     def register(standin: M) -> M:
@@ -60,7 +59,7 @@ def register_standin(original: type[nn.Module] | str, *, view: bool = False) -> 
 
 
 def register_row(original: type[nn.Module] | str, row: Row) -> None:
-    """Declare the row of a class, see :func:`register_standin`; a later one replaces an earlier one."""
+    """Declare the row of a class, see :func:`register_standin`. A later row replaces an earlier one."""
     ROWS[original if isinstance(original, str) else class_name(original)] = row
 
 
@@ -80,7 +79,7 @@ def load_rows() -> None:
 
 
 def standin(module: nn.Module) -> tuple[StandIn, bool] | None:
-    """The class that stands in for a module and whether it is a view; ``None`` if there is none."""
+    """Return the stand-in of a module and whether it is a view; ``None`` if there is none."""
     load_rows()
     for row in (ROWS.get(class_name(type(module))), *FALLBACKS):
         found = row.find(module) if row is not None else None

@@ -1,9 +1,9 @@
-"""Stand-ins for attention that takes the width of its heads from the width of its input.
+"""Stand-ins for attention modules that compute the width of their heads from the width of their input.
 
-``x.reshape(B, N, C)`` and ``qkv.reshape(B, N, 3, self.num_heads, C // self.num_heads)`` hold for a square projection
-only. In a ``reshape`` or ``view`` without a -1, any one size may be written as -1 without changing what it does; here
-it is the one that is computed from the input's channels. The forward of every class that counts its heads in an
-attribute is looked at, whichever library or project it comes from.
+``x.reshape(B, N, C)`` and ``qkv.reshape(B, N, 3, self.num_heads, C // self.num_heads)`` are correct for square
+projections only. In a ``reshape`` or ``view`` without a -1, any one size can be replaced by -1 without changing the
+result. This module replaces the size that is computed from the channels of the input. It does so in the forward of
+every class, from any library, whose number of heads is an attribute.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _WIDTHS = re.compile(r"^(C|D|E|c|d|dim|channels|embed_dim|hidden_size|hidden_dim
 
 
 def reshape_standin(module: nn.Module) -> type[nn.Module] | None:
-    """A subclass of the module's class whose reshapes leave the width open; ``None`` if there is nothing to change."""
+    """Return a subclass of the module's class with -1 for the width in reshapes; ``None`` if none is needed."""
     has_row = class_name(type(module)) in ROWS
     if has_row or not any(isinstance(getattr(module, name, None), int) for name in HEADS):
         return None
@@ -36,7 +36,7 @@ _known: dict[type, type[nn.Module] | None] = {}
 
 
 def with_open_reshapes(cls: type[nn.Module]) -> type[nn.Module] | None:
-    """The class with open reshapes; ``None`` if its forward has none, or cannot be compiled again."""
+    """Return a subclass with -1 for the width in reshapes; ``None`` if it cannot be made or is not needed."""
     if cls not in _known:
         _known[cls] = _rewritten(cls)
     return _known[cls]
@@ -48,7 +48,7 @@ def _rewritten(cls: type[nn.Module]) -> type[nn.Module] | None:
         return None
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
-    except (OSError, SyntaxError):  # no source at hand
+    except (OSError, SyntaxError):  # source not available
         return None
     freed = _Free()
     tree = ast.fix_missing_locations(freed.visit(tree))
@@ -61,7 +61,7 @@ def _rewritten(cls: type[nn.Module]) -> type[nn.Module] | None:
 
 
 class _Free(ast.NodeTransformer):
-    """Writes the size that depends on the input's channels as -1, at most one in a call."""
+    """Transformer that replaces the size that depends on the input's channels by -1, at most one in each call."""
 
     changed = False
 

@@ -13,7 +13,7 @@ from ._registry import FALLBACKS, ROWS, Row, StandIn, class_name, load_rows, reg
 
 
 def overrides(original: str, *, view: bool = False, **methods: Callable[..., Any]) -> None:
-    """Declare a stand-in for a class that need not be imported: a subclass of it with other methods."""
+    """Declare a subclass of ``original`` with other methods as its stand-in, without importing ``original``."""
     found: dict[type, StandIn] = {}
 
     def find(module: nn.Module) -> StandIn:
@@ -32,12 +32,18 @@ def rewrite(
     functions: Sequence[str] = (),
     keep: Mapping[str, str] | None = None,
 ) -> None:
-    """Declare a stand-in whose methods, and functions of their module, have pieces of their source replaced.
+    """Declare a stand-in that is made by replacing pieces of the source of the original's methods.
 
-    Made for one-word repairs such as ``reshape(B, N, C)`` to ``reshape(B, N, -1)``. Where a piece is not found (another
-    version of the library) there is no stand-in, and what the original cannot lose is locked by the check.
-    ``keep`` maps new attributes to those whose unpruned values they keep (``{"all_heads": "heads"}``); the new source
-    reads them with ``value_before_surgery(self, "all_heads", self.heads)``, because before surgery they do not exist.
+    It is for small repairs such as ``reshape(B, N, C)`` to ``reshape(B, N, -1)``. If a piece is not found (another
+    version of the library), there is no stand-in, and the check locks the units that the original cannot lose.
+
+    Args:
+        original: full name of the class.
+        changes: pairs (old source, new source).
+        methods: names of the methods to change.
+        functions: names of functions in the module of ``original`` to change, too.
+        keep: new attribute -> attribute whose value before surgery it stores (``{"all_heads": "heads"}``). The new
+            source reads it with ``kept(self, "all_heads", self.heads)``, because it does not exist before surgery.
     """
     found: dict[type, StandIn | None] = {}
 
@@ -51,7 +57,7 @@ def rewrite(
 
 
 def subclass(cls: StandIn, body: Mapping[str, Any]) -> StandIn:
-    """A class made while running, whose instances can be pickled: they name the class that it was made from."""
+    """Return a subclass of ``cls`` with this body. Its instances can be pickled, because they refer to ``cls`` only."""
 
     def reduce(self: nn.Module, protocol: Any) -> Any:
         return unpickled_instance, (cls,), self.__dict__
@@ -60,7 +66,7 @@ def subclass(cls: StandIn, body: Mapping[str, Any]) -> StandIn:
 
 
 def unpickled_instance(cls: StandIn) -> nn.Module:
-    """An empty instance of the class that stands in for ``cls``."""
+    """Return an empty instance of the stand-in for ``cls``."""
     load_rows()
     module: nn.Module = cls.__new__(cls)
     row = ROWS.get(class_name(cls))
@@ -72,7 +78,7 @@ def unpickled_instance(cls: StandIn) -> nn.Module:
 
 
 def value_before_surgery(module: nn.Module, name: str, now: Any) -> Any:
-    """The value that an attribute had before any surgery; ``now`` while there was none."""
+    """Return the value that an attribute had before surgery, stored as ``name``; ``now`` before surgery."""
     return module.__dict__.get(name, now)
 
 
@@ -91,7 +97,7 @@ def _rewritten(
         function = inspect.unwrap(getattr(cls, name) if method else getattr(cls, methods[0]).__globals__[name])
         try:
             source = textwrap.dedent(inspect.getsource(function))
-        except OSError:  # no source at hand, as in frozen applications
+        except OSError:  # source not available, as in frozen applications
             return None
         for old, new in changes:
             if old in source:

@@ -14,7 +14,7 @@ from ._registry import StandIn, class_name, standin
 
 @contextmanager
 def standing_in(model: nn.Module, *, views_only: bool = False) -> Iterator[None]:
-    """Inside, stand-ins have taken the places of all modules that have one, or of those that have a view."""
+    """Replace the classes of all modules by their stand-ins inside this context; with ``views_only``, only by views."""
     before: list[tuple[nn.Module, StandIn]] = []
     try:
         for module in model.modules():
@@ -29,10 +29,10 @@ def standing_in(model: nn.Module, *, views_only: bool = False) -> Iterator[None]
 
 
 def replace_(model: nn.Module, names: Sequence[str]) -> None:
-    """Give the named modules the classes that stand in for them, for good; before their attributes change.
+    """Set the classes of the named modules to their stand-ins permanently. Call it before their attributes change.
 
     Raises:
-        PlanError: a module has no stand-in: the code that registers it was not imported.
+        PlanError: a module has no stand-in, because the code that registers it was not imported.
     """
     chosen = []
     for name in names:
@@ -51,7 +51,7 @@ def replace_(model: nn.Module, names: Sequence[str]) -> None:
 
 
 def replaceable(model: nn.Module) -> Iterator[str]:
-    """Names of the modules that surgery has to give another class if it changes them."""
+    """Yield the names of modules whose class surgery must replace if it changes them."""
     for name, module in model.named_modules():
         found = standin(module)
         if found is not None and not found[1]:

@@ -1,4 +1,4 @@
-"""Stand-ins for modules of timm that mix units by hand, or keep tensors of the size they once had."""
+"""Stand-ins for modules of timm with hand-written norms, fixed widths, or cached tensors of the size before surgery."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ._source import overrides, rewrite
 
 
 def _response_norm(module: Any, x: Tensor) -> Tensor:
-    """Global response normalisation, channels at ``module.channel_dim``."""
+    """Apply global response normalisation, with channels at ``module.channel_dim``."""
     size = x.norm(p=2, dim=module.spatial_dim, keepdim=True)
     relative = size / (unit_mean(size, module.channel_dim, module.weight) + module.eps)
     weight, bias = module.weight.view(module.wb_shape), module.bias.view(module.wb_shape)
@@ -24,7 +24,7 @@ overrides("timm.layers.grn.GlobalResponseNorm", view=True, forward=_response_nor
 
 
 def _biases(module: Any, *_: Any) -> Tensor:
-    """The table of position biases, looked up anew: a cached one keeps the heads that were there when it was made."""
+    """Look up the position biases again, because a cached table has the number of heads before surgery."""
     found: Tensor = module.attention_biases[:, module.attention_bias_idxs]
     return found
 

@@ -41,7 +41,7 @@ class Masked(TorchFunctionMode):
         super().__init__()
         full = with_no_unit(keep.cpu(), True)
         tensors = dict(named_tensors(model))
-        self._running = ModuleStack()
+        self._running = ModuleStack(model)
         self._by_weight: dict[int, dict[int, Tensor]] = {}
         self._by_module: dict[int, dict[int, Tensor]] = {}
         for name, parts in Positions(plan).axes.items():

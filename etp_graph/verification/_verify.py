@@ -13,15 +13,17 @@ from torch import Tensor, nn
 
 from etp_graph.errors import EquivalenceError
 from etp_graph.model import (
+    SEEDED,
     InFloat64,
     WithoutDropout,
     convert_inputs,
+    copy_model,
     eval_mode,
     plain_forward,
-    preserved_rng,
+    private_random,
     run_model,
     tensors_of,
-    without_cudnn_recurrence,
+    without_autocast,
 )
 from etp_graph.plan import Group, Plan, Positions, with_no_unit
 from etp_graph.standins import standing_in
@@ -40,7 +42,7 @@ class Verification:
     Attributes:
         error: largest relative error of an output, over all trials.
         gradient_error: the same for gradients; ``None`` if they were not compared.
-        effect: largest relative change of an output by removing the units. If it is zero, the check proves nothing.
+        effect: largest relative change of an output by removing the units; never zero if any were removed.
         units: number of units removed, summed over all trials.
         n_units: number of units of the plan.
         dtype: ``float64``, or ``float32`` if an operator of the model does not support float64.
@@ -85,7 +87,8 @@ def verify(
         seed: seed of the choice and of the random values.
 
     Raises:
-        EquivalenceError: outputs or gradients differ; the error names the first group that fails.
+        EquivalenceError: outputs or gradients differ, and the error names the first group that fails; or removing the
+            units changes no output, which proves nothing.
         PlanError: the plan does not fit the model.
     """
     plan.check(model)
@@ -96,11 +99,13 @@ def verify(
         if not trial.good:
             raise judge.equivalence_error(plan.prunable, ratio_)
         trials.append(trial)
+    if (units := sum(t.units for t in trials)) and not any(t.effect for t in trials):
+        raise judge.no_effect_error(units)
     return Verification(
         error=max(t.error for t in trials),
         gradient_error=max(t.gradient_error for t in trials) if gradients else None,
         effect=max(t.effect for t in trials),
-        units=sum(t.units for t in trials),
+        units=units,
         n_units=plan.n_units,
         dtype=str(judge.dtype).removeprefix("torch."),
     )
@@ -134,7 +139,7 @@ class _Trials:
     def __init__(
         self, model: nn.Module, plan: Plan, example_inputs: Any, *, gradients: bool, randomize: bool, seed: int
     ) -> None:
-        self.plan, self.gradients, self.seed = plan, gradients, seed
+        self.plan, self.gradients, self.seed, self.seed_others = plan, gradients, seed, False
         self.dtype = torch.float64
         try:
             self._prepare(model, example_inputs, randomize)
@@ -144,22 +149,33 @@ class _Trials:
 
     def _prepare(self, model: nn.Module, example_inputs: Any, randomize: bool) -> None:
         with plain_forward(model):
-            self.model = copy.deepcopy(model).to(self.dtype)
+            self.model = copy_model(model).to(self.dtype)
         self.model.requires_grad_(True)
         self.inputs = convert_inputs(example_inputs, like=next(self.model.parameters()))
         if randomize:
             randomize_(self.model, seed=self.seed)
+        self.dense = self._dense_outputs()
+
+    def _dense_outputs(self) -> list[Tensor]:
+        """Return the outputs of a copy, because a model may keep what it computes.
+
+        If the forward draws from NumPy's or Python's generators, they get the seed in this and every later forward.
+        """
         with torch.no_grad():
-            self.dense = self._outputs(self.model)
+            found = self._outputs(copy.deepcopy(self.model))
+            if self.seed_others:
+                found = self._outputs(copy.deepcopy(self.model))
+        return found
 
     def _outputs(self, model: nn.Module) -> list[Tensor]:
         found: list[Tensor] = []
         for mode in self.plan.modes:
             wide = InFloat64() if self.dtype == torch.float64 else nullcontext()
             evaluation = eval_mode(model, containers=mode == "train")
-            native = without_cudnn_recurrence(model)
-            with evaluation, preserved_rng(model, self.seed), WithoutDropout(), wide, native:
+            own = private_random(model, self.seed, seed_others=self.seed_others)
+            with evaluation, own as drawn, WithoutDropout(), wide, without_autocast():
                 found += [_as_real(tensor) for tensor in tensors_of(run_model(model, self.inputs))]
+            self.seed_others |= not SEEDED.isdisjoint(drawn)
         return found
 
     def groups_that_fail(
@@ -189,6 +205,16 @@ class _Trials:
             f"or pass ignore={group.name!r}.",
             group=group.name,
             error=trial.error,
+        )
+
+    def no_effect_error(self, units: int) -> EquivalenceError:
+        """Return the error for trials that cannot show a difference."""
+        return EquivalenceError(
+            f"removing {units} units changes no output, so that equal outputs prove nothing. The model may return "
+            "what it kept from an earlier forward (empty its caches first), or weights of zero may hide the units "
+            "(randomize=True replaces them).",
+            group=self.plan.prunable[0].name,
+            error=0.0,
         )
 
     def trial(self, groups: Sequence[Group], ratio: float) -> _Trial:

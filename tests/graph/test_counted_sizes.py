@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 import etp_graph as etp
-from etp_graph.graph._counted_sizes import CountedInt, counting_attributes, written_sizes
+from etp_graph.graph._counted_sizes import CountedInt, counted_sizes, written_sizes
 
 
 class Holder(nn.Module):
@@ -19,7 +19,7 @@ class Holder(nn.Module):
 
 def test_attributes_know_their_origin_inside_and_are_plain_afterwards() -> None:
     model = nn.Sequential(Holder())
-    with counting_attributes(model):
+    with counted_sizes(model):
         inner = model[0]
         assert isinstance(inner.width, CountedInt)
         assert inner.width.origin == ("0", "width", None)
@@ -31,7 +31,7 @@ def test_attributes_know_their_origin_inside_and_are_plain_afterwards() -> None:
 
 def test_what_a_forward_writes_meanwhile_stays() -> None:
     model = Holder()
-    with counting_attributes(model):
+    with counted_sizes(model):
         model.width = 5
     assert model.width == 5
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 import etp_graph as etp
+from etp_graph.graph._forward import follow_forwards, group_units
 from etp_graph.graph._shape_only import NeedsValues, ShapeOnly
-from etp_graph.graph._trace import _unchecked_plan
 
 WIDTH = 512
 BATCH = 32  # 32 x 512 x 512 multiply-adds are a large product
@@ -96,7 +96,7 @@ class Convolutions(nn.Module):
 def test_the_plan_is_that_of_a_forward_that_computes_everything(model: nn.Module, shape: tuple[int, ...]) -> None:
     x = torch.randn(*shape)
     with torch.inference_mode(False):
-        whole = _unchecked_plan(model.eval(), x, [])
+        whole = group_units(follow_forwards(model.eval(), x))
     assert etp.trace(model, x, check=False).fingerprint == whole.fingerprint
 
 

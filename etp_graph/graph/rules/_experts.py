@@ -1,9 +1,10 @@
-"""Mixtures of experts: one unit is an expert, with its rows of the router.
+"""Mixtures of experts. A unit is an expert with its row of the router, or a neuron (one of each expert).
 
-A router that has lost an expert chooses among the others; the same router with that row set to zero would still give it
-a logit of 0. The masked reference therefore closes removed experts with a logit of minus infinity.
-Which tokens go where depends on the data, so routers and expert layers are taken as wholes: :func:`routed` and
-:func:`mixture` mark them for the tracer and run the module's own code.
+A pruned router chooses among the remaining experts. If the rows of removed experts were only set to zero, the router
+could still choose them, with a logit of 0. The masked reference therefore sets their logits to minus infinity.
+
+The experts of a token depend on the data, so the tracer does not follow the code of routers and expert layers.
+:func:`routed` and :func:`mixture` mark each of them as one function for the tracer, and run the module's own code.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from ._operators import compact_label
 
 
 def follow_routed(tracker: Tracker, func: Any, args: Any, kwargs: Any, out: Any) -> None:
-    """Experts are the rows of the router; at least ``top_k`` of them stay."""
+    """Label the rows of the router as experts, of which at least ``top_k`` stay."""
     x, weight, vectors, top_k, _ = args
     refs, reason = tracker.weights.find_stored(weight, tracker.modules)
     into = tracker.channels(x, -1)
@@ -45,7 +46,7 @@ def follow_routed(tracker: Tracker, func: Any, args: Any, kwargs: Any, out: Any)
 
 
 def follow_mixture(tracker: Tracker, func: Any, args: Any, kwargs: Any, out: Tensor) -> None:
-    """Neurons of the same number in all experts are one unit; the router's experts are these experts."""
+    """Label the experts of the router, and the neurons: neurons of the same number in all experts are one unit."""
     x, gate_up, down, index, _ = args
     labels, weights = tracker.labels, tracker.weights
     (first, *_), (second, *_) = (
@@ -78,7 +79,7 @@ def follow_mixture(tracker: Tracker, func: Any, args: Any, kwargs: Any, out: Ten
 
 
 _ALIGNMENT = 8
-"""PyTorch's grouped product takes rows of a multiple of 16 bytes, which are 8 numbers in half precision."""
+"""PyTorch's grouped product requires rows of a multiple of 16 bytes, which are 8 numbers in half precision."""
 
 _EXPERTS = ("num_experts", "n_routed_experts", "num_local_experts")
 
@@ -86,7 +87,7 @@ _WIDTHS = ("hidden_dim", "hidden_size")
 
 
 def _count_in_attributes(tracker: Tracker, ids: Tensor, names: Sequence[str]) -> None:
-    """The attributes of the running module, whose code is not followed, that count these units."""
+    """Record which of the named attributes of the running module count these units: those equal to their number."""
     layer = tracker.weights.running_module(tracker.modules)
     for name in names:
         if layer.module is not None and layer.module.__dict__.get(name) == len(ids):
