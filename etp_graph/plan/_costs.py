@@ -1,11 +1,11 @@
-"""MACs and parameters of a model for any selection, exactly and without touching the model.
+"""Count the MACs and parameters of a model for any selection, exactly and without changing the model.
 
-Convention: one MAC is one multiply-add (fvcore's and DepGraph's convention; ``torch.utils.flop_counter`` counts two
-operations for it). Element-wise operators, norms and pooling are not counted, as everywhere in the pruning literature;
-operators that multiply and were not understood are listed in :attr:`Cost.uncounted`.
+One MAC is one multiply-add, as in fvcore and DepGraph; ``torch.utils.flop_counter`` counts it as two operations.
+Element-wise operators, norms and pooling are not counted, as is usual in the pruning literature. Operators that
+multiply but that the library cannot count are listed in :attr:`Cost.uncounted`.
 
-Both counts are polynomials in the sizes of the sliced axes: a term is ``coefficient * product of kept sizes``. Axes
-that are cut alike (a convolution's output, its norm, the next convolution's input) are one variable, a *dimension*.
+Both counts are polynomials in the sizes of the sliced axes. A term is ``coefficient * product of kept sizes``. Axes of
+the same units (a convolution's output, its norm, the next convolution's input) are one variable, a *dimension*.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from ._positions import NO_UNIT, Positions, SlicedAxis
 from ._selection import Selection
 
 Ints = npt.NDArray[np.int64]
-"""Integers; an array of Python integers where a count would not fit into 64 bits."""
+"""Array of int64, or of Python integers if a count does not fit into 64 bits."""
 
 
 def cost(model: nn.Module, plan: Plan, selection: Selection | None = None) -> Cost:
-    """MACs and parameters of ``model`` with only the units of ``selection``; exact integers, nothing is changed.
+    """Count the MACs and parameters of ``model`` with only the units of ``selection``, as exact integers.
 
     Args:
-        model: the model that the plan was traced from; only its names and shapes are read, as a check.
+        model: the model that the plan was traced from. Only its names and shapes are read, to check the plan.
         plan: the plan.
         selection: which units stay; ``None`` for the dense model.
 
@@ -50,14 +50,14 @@ def cost(model: nn.Module, plan: Plan, selection: Selection | None = None) -> Co
 
 
 class CostModel:
-    """The cost of a plan as polynomials: evaluates many selections quickly.
+    """Cost of a plan as polynomials, to evaluate many selections quickly.
 
     Attributes:
         plan: the plan.
         sizes: dense size of every dimension, int64 [n_dims].
-        maps: for every dimension its layers of flat unit numbers, each int64 [size]; ``plan.n_units`` is no unit, or
-            one of a locked group, which stays.
-        dense: the cost with all units.
+        maps: for every dimension its layers of flat unit numbers, each int64 [size]. ``plan.n_units`` stands for
+            positions that always stay: they belong to no unit, or to a locked group.
+        dense: cost with all units.
     """
 
     def __init__(self, plan: Plan) -> None:
@@ -77,14 +77,14 @@ class CostModel:
         self.dense = self.evaluate(torch.ones(plan.n_units, dtype=torch.bool, device="cpu"))
 
     def _set_terms(self) -> None:
-        """Collect like terms: one row of dimensions with its coefficients in MACs and in parameters."""
+        """Collect like terms. Each row of dimensions has one coefficient for MACs and one for parameters."""
         terms: dict[tuple[int, ...], list[int]] = {}
         for op in self.plan.ops:
             self._add_term(terms, 0, op.coefficient, op.axes)
         for name in self.plan.parameters:
             self._add_term(terms, 1, 1, ((name, axis) for axis in range(len(self.plan.tensors[name]))))
         width = max((len(dims) for dims in terms), default=0)
-        one = len(self.maps)  # a dimension of size 1, so that all rows have one length
+        one = len(self.maps)  # dimension of size 1, so that all rows have equal length
         self._dims: Ints = np.array([(*dims, *[one] * (width - len(dims))) for dims in terms], dtype=np.int64)
         self._dims = self._dims.reshape(len(terms), width)
         sizes = [*self.sizes.tolist(), 1]
@@ -108,24 +108,24 @@ class CostModel:
         terms.setdefault(tuple(sorted(dims)), [0, 0])[column] += coefficient
 
     def evaluate(self, keep: Tensor) -> Cost:
-        """The cost with only the units that ``keep`` (bool [n_units]) names."""
+        """Return the cost with only the units that ``keep`` (bool [n_units]) marks True."""
         macs, params = self.totals(self.counts(keep))[0, :2].tolist()
         return Cost(macs=int(macs), params=int(params), uncounted=self.plan.uncounted)
 
     def counts(self, keep: Tensor) -> Ints:
-        """The kept size of each dimension, int64 [1, n_dims], with only the units that ``keep`` names."""
+        """Return the kept size of each dimension, int64 [1, n_dims], for ``keep`` (bool [n_units])."""
         flags = np.append(keep.detach().cpu().numpy().astype(np.bool_), True)
         counts = [int(np.logical_and.reduce([flags[layer] for layer in layers]).sum()) for layers in self.maps]
         return np.array([counts], dtype=np.int64)
 
     def totals(self, counts: Ints) -> Ints:
-        """MACs and parameters, [n, 2], of n models given their kept sizes ``counts`` int64 [n, n_dims]."""
+        """Return the MACs and parameters, [n, 2], of n models with the kept sizes ``counts``, int64 [n, n_dims]."""
         counts = np.concatenate([counts, np.ones((len(counts), 1), dtype=np.int64)], axis=1)
         products = counts[:, self._dims].astype(self._coefficients.dtype, copy=False).prod(axis=2)
         return np.asarray(products @ self._coefficients)
 
     def marginal(self) -> tuple[Tensor, Tensor]:
-        """MACs and parameters saved by removing one unit alone from the dense model, two float64 [n_units]."""
+        """Return the MACs and parameters saved by removing one unit from the dense model, two float64 [n_units]."""
         n_units = self.plan.n_units
         owned = [np.unique(np.concatenate(layers), return_counts=True) for layers in self.maps]
         saved = np.zeros((n_units + 1, 2))
@@ -147,7 +147,7 @@ class CostModel:
 
 
 def _activation_axes(plan: Plan) -> dict[str, tuple[SlicedAxis, ...]]:
-    """The axes of activations that the cost names and that hold units."""
+    """Return the axes of activations in the cost that hold units."""
     found: dict[str, list[torch.LongTensor]] = {}
     for (module, name, _), layers in Positions(plan, locked=False).attributes.items():
         if module == ACTIVATION:
