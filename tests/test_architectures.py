@@ -7,7 +7,7 @@ import torch
 
 import etp_graph as etp
 from benchmarks.models import Entry, registry
-from etp_graph.units._vectors import zero_units_
+from tests.support.zero_units import zero_units_
 
 ENTRIES = {
     name: entry

@@ -13,8 +13,8 @@ from torch import nn
 import etp_graph as etp
 from etp_graph.compression._losers import acts_besides_force, find_losers
 from tests.support.model_state import same, state_of
+from tests.support.models.toy import Toy
 from tests.support.recorded_batches import recorded
-from tests.support.toy import Toy
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ from benchmarks.contest.training import checkpoint, train
 from benchmarks.tasks import CONDITIONS, TASKS, Recipe, Task, TaskUnavailableError, base, make
 from benchmarks.tasks.graphs import roc_auc
 from etp_graph import methods
-from tests.support.benchmark_toy import RECIPE, Toy, fields_of
+from tests.support.models.benchmark_toy import RECIPE, Toy, fields_of
 
 
 @pytest.fixture(autouse=True)

@@ -21,7 +21,7 @@ from benchmarks.report import run as report
 from benchmarks.report.index import index
 from benchmarks.study import run as study
 from benchmarks.weights_or_units import page as gradual_page
-from tests.support.benchmark_toy import RECIPE, fields_of
+from tests.support.models.benchmark_toy import RECIPE, fields_of
 
 ROOT = Path(__file__).parents[2]
 RUNS, PAGES = ROOT / "benchmarks" / "results" / "runs", ROOT / "docs" / "results"

@@ -30,7 +30,7 @@ from benchmarks.weights_or_units.contestants import (
     with_width,
 )
 from benchmarks.weights_or_units.masks import target
-from tests.support.benchmark_toy import RECIPE
+from tests.support.models.benchmark_toy import RECIPE
 
 
 class Words(Ptb):

@@ -17,8 +17,8 @@ from etp_graph.budget import Budget, allocate
 from etp_graph.errors import BudgetError
 from etp_graph.plan import CostModel, Group, Op, Plan
 from tests.support.budgets import RANKS, SCOPES, admissible, assert_lawful, draw_scores, quantity
-from tests.support.synthetic import Builder, synthetic
-from tests.support.toy import Toy, toy_plan
+from tests.support.models.synthetic import Builder, synthetic
+from tests.support.models.toy import Toy, toy_plan
 
 SPEED_UPS = (1.02, 1.1, 1.3, 1.6, 2, 2.5, 3, 4, 6, 9)
 

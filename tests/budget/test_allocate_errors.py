@@ -12,7 +12,7 @@ from torch import nn
 from etp_graph.budget import Budget, allocate
 from etp_graph.errors import BudgetError, PlanError, ScoreError
 from tests.support.budgets import draw_scores
-from tests.support.toy import Toy, toy_plan
+from tests.support.models.toy import Toy, toy_plan
 
 
 @pytest.mark.parametrize("name", ["speed_up", "macs", "params"])

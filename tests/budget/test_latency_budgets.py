@@ -20,8 +20,8 @@ from etp_graph.cli import app
 from etp_graph.plan import LatencyFit
 from etp_graph.report import page
 from etp_graph.report._story import read_report_data
+from tests.support.models.toy import Toy, toy_plan
 from tests.support.timers import Formula, macs_of
-from tests.support.toy import Toy, toy_plan
 
 X = torch.randn(2, 16)
 CURVES: dict[str, Callable[[float], float]] = {
@@ -251,7 +251,7 @@ def test_a_budget_in_time_cannot_choose_while_training(method: str) -> None:
 
 def test_command_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     clock(monkeypatch, Formula())
-    arguments = ["prune", "tests.support.toy:Toy", "--input-shape", "1,3,8,8", "--out", str(tmp_path / "out")]
+    arguments = ["prune", "tests.support.models.toy:Toy", "--input-shape", "1,3,8,8", "--out", str(tmp_path / "out")]
     done = CliRunner().invoke(app, [*arguments, "--speed-up-latency", "1.5"])
     assert done.exit_code == 0, done.output
     assert "latency: target 0.0" in done.stdout

@@ -15,8 +15,8 @@ from etp_graph.budget import Budget, allocate, under_way
 from etp_graph.errors import BudgetError, PlanError, ScoreError
 from etp_graph.plan import CostModel, Plan
 from tests.support.budgets import RANKS, SCOPES, assert_lawful, draw_scores, quantity
-from tests.support.synthetic import synthetic
-from tests.support.toy import Toy, toy_plan
+from tests.support.models.synthetic import synthetic
+from tests.support.models.toy import Toy, toy_plan
 
 SHARES = tuple(i / 16 for i in range(17))
 

@@ -15,8 +15,8 @@ from etp_graph.errors import CheckpointError
 from etp_graph.graph import trace
 from etp_graph.plan import Selection
 from etp_graph.surgery import Edit, SurgeryRecord, get_record, prune_, set_record, write_attribute
+from tests.support.models.toy import Toy
 from tests.support.pruned_toy import X, assert_same, cut_, cut_toy_, state, trained_toy
-from tests.support.toy import Toy
 
 
 class Tied(nn.Module):

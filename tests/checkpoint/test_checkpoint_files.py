@@ -17,8 +17,8 @@ from etp_graph.checkpoint import MANIFEST_FILE, WEIGHTS_FILE, load, read_manifes
 from etp_graph.checkpoint import _checkpoint as checkpoint
 from etp_graph.checkpoint._files import backup_of
 from etp_graph.errors import CheckpointError
+from tests.support.models.toy import Toy
 from tests.support.pruned_toy import assert_same, names, trained_toy
-from tests.support.toy import Toy
 
 
 def test_where_a_model_may_be_written(tmp_path: Path) -> None:

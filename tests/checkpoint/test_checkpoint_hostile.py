@@ -20,8 +20,8 @@ from etp_graph.checkpoint import MANIFEST_FILE, WEIGHTS_FILE, load, read_manifes
 from etp_graph.checkpoint._manifest import TensorInfo
 from etp_graph.errors import CheckpointError
 from etp_graph.surgery import get_record
+from tests.support.models.toy import Toy
 from tests.support.pruned_toy import assert_same, state, trained_toy, values
-from tests.support.toy import Toy
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import etp_graph as etp
 from etp_graph.cli._models import ResolveError, build_model, parse_shape
 from tests.support.command_line import SHAPE, TOY, invoke
-from tests.support.toy import Toy
+from tests.support.models.toy import Toy
 
 
 class Lying(nn.Module):
@@ -114,12 +114,12 @@ def test_prune_replaces_a_saved_model_only_if_asked(tmp_path: Path) -> None:
         ("resnet50", "torchvision:resnet50"),
         ("torchvision:", "torchvision:resnet50"),
         ("nowhere.at.all:f", "cannot import"),
-        ("tests.support.toy:Tox", "Toy"),
-        ("tests.support.toy:toy_plan", "torch.nn.Module"),
+        ("tests.support.models.toy:Tox", "Toy"),
+        ("tests.support.models.toy:toy_plan", "torch.nn.Module"),
         ("tests.cli.test_cli:seven", "torch.nn.Module"),
         ("tests.cli.test_cli:failing", "no such width"),
         ("tests.cli.test_cli:SHAPE", "list"),
-        ("tests.support.toy:Toy", "--input-shape"),
+        ("tests.support.models.toy:Toy", "--input-shape"),
         ("hf:/nowhere", "config.json"),
     ],
 )

@@ -13,8 +13,8 @@ from etp_graph import collect, criteria, trace
 from etp_graph.collect import Observations
 from etp_graph.collect._watch_points import watch_points
 from etp_graph.errors import PlanError, ScoreError
+from tests.support.models.toy import Toy, toy_plan
 from tests.support.recorded_batches import batches, recorded
-from tests.support.toy import Toy, toy_plan
 
 FOUND = {"activation", "hrank", "f_statistic"}
 

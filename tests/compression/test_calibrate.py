@@ -13,7 +13,7 @@ from etp_graph import allocate, collect, compress, methods, prune_, trace
 from etp_graph.compression import Phase
 from etp_graph.errors import ScoreError
 from tests.support import interrupted
-from tests.support.toy import toy_plan
+from tests.support.models.toy import toy_plan
 from tests.support.training_loops import Loop, X, Y, loss, run, toy
 
 COLLECTED = sorted(name for name, method in methods.METHODS.items() if method.collected)

@@ -19,7 +19,7 @@ from etp_graph.errors import EtpError, ForceError
 from etp_graph.plan import CostModel
 from etp_graph.surgery import get_record
 from etp_graph.units import Units
-from tests.support.toy import toy_plan
+from tests.support.models.toy import toy_plan
 from tests.support.training_loops import STEPS, Loop, X, images, loss, run, toy
 
 

@@ -13,8 +13,8 @@ from etp_graph.compression import Phase
 from etp_graph.demo.zoo.models import SmallResNet
 from etp_graph.errors import BudgetError, EtpError, ForceError, PlanError, ScoreError
 from etp_graph.surgery import get_record
+from tests.support.models.toy import Toy, toy_plan
 from tests.support.pruned_toy import state
-from tests.support.toy import Toy, toy_plan
 from tests.support.training_loops import Loop, run, toy
 
 

@@ -15,8 +15,8 @@ from etp_graph.compression import CompressResult, Phase
 from etp_graph.errors import CheckpointError
 from etp_graph.surgery import SurgeryRecord, get_record
 from tests.support.interrupted import Loop, Power, facts, run, seed, toy
+from tests.support.models.toy import Toy
 from tests.support.pruned_toy import assert_same, state, values
-from tests.support.toy import Toy
 
 
 @pytest.fixture(scope="module")

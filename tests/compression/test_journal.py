@@ -18,8 +18,8 @@ from etp_graph.compression._journal import weights_digest
 from etp_graph.errors import CheckpointError
 from etp_graph.model import RNG, capture_rng, restore_rng_
 from tests.support.interrupted import Loop, Power, X, facts, run, seed, toy
+from tests.support.models.toy import toy_plan
 from tests.support.pruned_toy import state, values
-from tests.support.toy import toy_plan
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from etp_graph.errors import ForceError
 from etp_graph.methods import Method
 from etp_graph.plan import Plan
 from etp_graph.regularizer import Regularizer
-from tests.support.toy import Toy, toy_plan
+from tests.support.models.toy import Toy, toy_plan
 from tests.support.training_loops import STEPS, Loop, X, loss, run, toy
 
 BUDGET = Budget(speed_up=2, scope="local")

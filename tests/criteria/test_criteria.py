@@ -14,8 +14,8 @@ from etp_graph.criteria import CRITERIA
 from etp_graph.errors import ForceError, PlanError, ScoreError
 from etp_graph.plan import Group, Plan, Slice, as_tensor
 from etp_graph.regularizer import Mode, Order, Regularizer
+from tests.support.models.toy import Toy, toy_plan
 from tests.support.recorded_batches import recorded
-from tests.support.toy import Toy, toy_plan
 
 Score = Callable[[nn.Module, Plan], Tensor]
 

@@ -95,8 +95,8 @@ def test_zeros_and_equals_are_worth_least(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["fpgm", "whc", "activation", "hrank"])
 def test_unknown_measures_are_refused(name: str) -> None:
+    from tests.support.models.toy import Toy, toy_plan
     from tests.support.recorded_batches import recorded
-    from tests.support.toy import Toy, toy_plan
 
     model, plan = Toy(), toy_plan()
     options = {"record": recorded(model, plan, name)} if name in criteria.COLLECTED else {}

@@ -12,8 +12,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 import etp_graph as etp
-from tests.support.fsdp_models import cnn
 from tests.support.fsdp_worker import GRIDS, PRUNE, Life, all_lives, loss_of, mistakes
+from tests.support.models.fsdp_models import cnn
 from tests.support.spawning import spawn
 
 pytestmark = pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo")

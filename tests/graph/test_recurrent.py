@@ -11,8 +11,8 @@ from torch import nn
 
 import etp_graph as etp
 from etp_graph.verification._sampling import random_selection, randomize_
-from tests.support.constructs import Net
-from tests.support.recurrent_models import (
+from tests.support.models.constructs import Net
+from tests.support.models.recurrent_models import (
     CASES,
     LANGUAGE,
     LENGTHS,

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 import etp_graph as etp
 from etp_graph.integrations.torch_pruning import plan_from_depgraph
 from etp_graph.plan import as_tensor
-from tests.support.constructs import CASES, Net, chain, image
-from tests.support.small_models import ZOO
+from tests.support.models.constructs import CASES, Net, chain, image
+from tests.support.models.small_models import ZOO
 
 tp = pytest.importorskip("torch_pruning")
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import etp_graph as etp
 from etp_graph.model import _layer_table as layers
 from etp_graph.model import named_tensors
-from tests.support.toy import Toy, toy_plan
+from tests.support.models.toy import Toy, toy_plan
 
 
 class GroupNormed(nn.Module):

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import etp_graph as etp
-from tests.support.constructs import CASES, Case, image
+from tests.support.models.constructs import CASES, Case, image
 
 
 def with_company(case: Case) -> nn.Module:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import etp_graph as etp
-from tests.support.small_models import ZOO
+from tests.support.models.small_models import ZOO
 
 
 @pytest.mark.parametrize("name", ZOO)

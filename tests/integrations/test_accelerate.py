@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import etp_graph as etp
-from tests.support.integration_models import (
+from tests.support.models.integration_models import (
     METHOD,
     MODELS,
     build,

@@ -13,7 +13,7 @@ import etp_graph as etp
 from etp_graph.integrations.core import Epochs, Pruning, prune_step_of
 from etp_graph.model import inner_optimizer
 from tests.support.forced_toy import batches, loss_of, toy
-from tests.support.toy import toy_plan
+from tests.support.models.toy import toy_plan
 
 PACKAGES = ("transformers", "lightning", "accelerate")
 

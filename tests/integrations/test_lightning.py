@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import etp_graph as etp
 from etp_graph.surgery import get_record
-from tests.support.integration_models import (
+from tests.support.models.integration_models import (
     METHOD,
     MODELS,
     Batch,

@@ -16,8 +16,8 @@ from etp_graph.integrations.tensorboard import TensorBoard, without_zeros
 from etp_graph.plan import CostModel
 from etp_graph.units import Units
 from etp_graph.verification._sampling import random_selection
-from tests.support.synthetic import synthetic
-from tests.support.toy import toy_plan
+from tests.support.models.synthetic import synthetic
+from tests.support.models.toy import toy_plan
 from tests.support.training_loops import loss, toy
 
 

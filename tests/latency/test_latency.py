@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import etp_graph as etp
 from etp_graph.latency import WallClock
 from etp_graph.latency._layers import TimedLayer
-from tests.support.toy import Toy
+from tests.support.models.toy import Toy
 
 
 class Watched(nn.Module):

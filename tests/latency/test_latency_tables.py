@@ -18,8 +18,8 @@ import etp_graph as etp
 from etp_graph.latency import TimedCosts, preferred_multiple, record_calls
 from etp_graph.latency._layers import ROOT, TimedLayer, TimedProducts
 from etp_graph.latency._tables import LatencyTable, _TableStack, measured_sizes, monotone_fit
+from tests.support.models.toy import Toy, toy_plan
 from tests.support.timers import Formula
-from tests.support.toy import Toy, toy_plan
 
 CPU = torch.device("cpu")
 

@@ -13,8 +13,8 @@ from etp_graph import criteria, forces, methods, schedules, trace
 from etp_graph.budget import Budget
 from etp_graph.errors import BudgetError, EtpError, ForceError, ScoreError
 from etp_graph.methods import METHODS, Method, get, scales_only
+from tests.support.models.toy import Toy, toy_plan
 from tests.support.recorded_batches import recorded
-from tests.support.toy import Toy, toy_plan
 
 NEEDS_NORMS = {"network-slimming"}
 

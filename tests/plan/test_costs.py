@@ -16,8 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from etp_graph.budget._levels import LevelCosts
 from etp_graph.errors import PlanError, SelectionError
 from etp_graph.plan import Cost, CostModel, Op, Plan, Positions, Selection, cost
-from tests.support.synthetic import synthetic
-from tests.support.toy import Toy, toy_plan
+from tests.support.models.synthetic import synthetic
+from tests.support.models.toy import Toy, toy_plan
 
 
 class SmallToy(nn.Module):

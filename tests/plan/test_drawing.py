@@ -15,7 +15,7 @@ from etp_graph.errors import EtpError
 from etp_graph.plan import Plan
 from etp_graph.plan.drawing import Role, dot, layers_of, layers_text, svg
 from tests.support.command_line import SHAPE, TOY, invoke
-from tests.support.toy import toy_plan
+from tests.support.models.toy import toy_plan
 
 needs_dot = pytest.mark.skipif(shutil.which("dot") is None, reason="graphviz is not installed")
 

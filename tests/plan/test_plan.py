@@ -11,7 +11,7 @@ import torch
 import etp_graph as etp
 from etp_graph.plan import Group, as_tensor
 from etp_graph.plan._groups import as_index
-from tests.support.toy import Toy, toy_plan
+from tests.support.models.toy import Toy, toy_plan
 
 
 def test_the_tracer_finds_the_plan_that_was_written_by_hand() -> None:

@@ -10,8 +10,8 @@ import pytest
 from etp_graph._text import percent, si
 from etp_graph.plan import Cost, Slice, cost_table
 from etp_graph.plan._table import parameters_at_stake, plan_table
-from tests.support.synthetic import synthetic
-from tests.support.toy import toy_plan
+from tests.support.models.synthetic import synthetic
+from tests.support.models.toy import toy_plan
 
 
 def test_toy_rows() -> None:

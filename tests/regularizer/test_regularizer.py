@@ -27,7 +27,7 @@ from tests.support.forced_toy import (
     toy,
     train,
 )
-from tests.support.toy import Toy, toy_plan
+from tests.support.models.toy import Toy, toy_plan
 
 OPTIMIZERS: dict[str, Callable[[Any], Optimizer]] = {
     "SGD": lambda p: SGD(p, lr=0.05),

@@ -21,7 +21,7 @@ from tests.support.forced_toy import (
     toy,
     train,
 )
-from tests.support.toy import Toy, toy_plan
+from tests.support.models.toy import Toy, toy_plan
 
 
 @pytest.mark.parametrize("mode", MODES)

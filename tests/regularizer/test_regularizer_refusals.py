@@ -22,7 +22,7 @@ from tests.support.forced_toy import (
     same,
     toy,
 )
-from tests.support.toy import Toy, toy_plan
+from tests.support.models.toy import Toy, toy_plan
 
 
 def test_units_with_a_frozen_slice_are_left_alone_with_a_warning() -> None:

@@ -22,7 +22,7 @@ from etp_graph.model import run_model as forward
 from etp_graph.plan import CostModel, Plan
 from etp_graph.regularizer import Regularizer
 from tests.support.forced_toy import batches, norms_of, same, toy, train
-from tests.support.toy import Toy, toy_plan
+from tests.support.models.toy import Toy, toy_plan
 from tests.support.training_loops import X, Y, loss
 from tests.support.zero_units import zero_units_
 

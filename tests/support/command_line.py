@@ -8,7 +8,7 @@ from etp_graph.cli import app
 
 SHAPE = ["--input-shape", "1,3,8,8"]
 
-TOY = "tests.support.toy:Toy"
+TOY = "tests.support.models.toy:Toy"
 
 
 def invoke(*args: str) -> tuple[int, str, str]:

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from etp_graph import forces
 from etp_graph.plan import Plan, as_tensor
-from tests.support.toy import Toy
+from tests.support.models.toy import Toy
 
 MODES = ["prox", "gradient", "loss"]
 

@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Sha
 import etp_graph as etp
 from etp_graph import fsdp
 from etp_graph.surgery import get_record
-from tests.support.fsdp_models import BATCH, bert, cnn, llama, pictures, tokens
+from tests.support.models.fsdp_models import BATCH, bert, cnn, llama, pictures, tokens
 from tests.support.spawning import join_group
 
 PRUNE = 2

@@ -25,7 +25,7 @@ def trained(folder: Path) -> None:
     from transformers import Trainer, TrainingArguments
 
     from etp_graph.integrations.transformers import PruningCallback, last_checkpoint
-    from tests.support.integration_models import Net, images
+    from tests.support.models.integration_models import Net, images
 
     warnings.simplefilter("ignore")
     _begin(folder)

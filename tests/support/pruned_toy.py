@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from etp_graph.surgery import Edit, SurgeryRecord, get_record, set_record, write_attribute
-from tests.support.toy import Toy
+from tests.support.models.toy import Toy
 
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 

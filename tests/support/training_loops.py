@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from etp_graph.compression import CompressResult, Phase, compress
 from etp_graph.demo.zoo.data import digits
-from tests.support.toy import Toy
+from tests.support.models.toy import Toy
 
 X = torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(16) % 5

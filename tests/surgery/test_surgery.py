@@ -15,7 +15,7 @@ from etp_graph.plan import Positions, with_no_unit
 from etp_graph.surgery import _cuts, _prune
 from etp_graph.verification._sampling import randomize_
 from tests.support.model_state import same, state_of
-from tests.support.toy import Toy, toy_plan
+from tests.support.models.toy import Toy, toy_plan
 
 Make = Callable[[Iterator[nn.Parameter]], torch.optim.Optimizer]
 OPTIMIZERS: dict[str, Make] = {

@@ -9,7 +9,7 @@ from etp_graph.plan import as_tensor, numbers_per_unit, with_no_unit
 from etp_graph.units import Rankings, Units
 from etp_graph.units import _kernels as kernels
 from etp_graph.units._kernels import axis_sums
-from tests.support.toy import Toy, toy_plan
+from tests.support.models.toy import Toy, toy_plan
 
 
 @pytest.mark.parametrize("shape", [(5,), (4, 3), (4, 3, 2, 2), (4, 3, 5), (64, 40)])

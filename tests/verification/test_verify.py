@@ -13,7 +13,7 @@ import etp_graph as etp
 from etp_graph.plan import Group, Plan, Slice
 from etp_graph.verification._sampling import random_selection
 from tests.support.model_state import same, state_of
-from tests.support.toy import Toy, toy_plan
+from tests.support.models.toy import Toy, toy_plan
 
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 

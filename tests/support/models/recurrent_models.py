@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from tests.support.constructs import OUTPUT, Net
+from tests.support.models.constructs import OUTPUT, Net
 
 TEXT = torch.arange(20).view(5, 4) * 7 % 11  # [T, B] for batch_first=False
 LENGTHS = torch.tensor([3, 5, 1, 4])
