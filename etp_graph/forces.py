@@ -29,7 +29,7 @@ FORCES: Registry[type[Force]] = Registry("force", error=ForceError)
 class Force(Configured, ABC):
     """Function from distance to force.
 
-    A force of your own is a frozen dataclass that derives from this class. :func:`register` lets it go to JSON.
+    A force of your own is a frozen dataclass that derives from this class. ``register`` lets it go to JSON.
 
     Attributes:
         squared: the force acts on squared norms: the penalty is F/2·‖w‖² instead of F·‖w‖. It multiplies weights by a

@@ -21,7 +21,7 @@ SCHEDULES: Registry[type[Schedule]] = Registry("schedule", error=ForceError)
 class Schedule(Configured, ABC):
     """Function from progress to fraction.
 
-    A schedule of your own is a frozen dataclass that derives from this class. :func:`register` lets it go to JSON.
+    A schedule of your own is a frozen dataclass that derives from this class. ``register`` lets it go to JSON.
     """
 
     __slots__ = ()

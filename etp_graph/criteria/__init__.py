@@ -8,7 +8,7 @@ Scores do not depend on the order of slices. If the units of a group are permute
 way, except for ``random`` and the torque in index order, which depend on the position of a unit in its group.
 
 Each criterion is one file of this package, which registers itself. A criterion of your own is a function that
-:func:`register` or :func:`register_criterion` adds to the table.
+``register`` or ``register_criterion`` adds to the table.
 """
 
 from __future__ import annotations

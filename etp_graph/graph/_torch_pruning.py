@@ -117,12 +117,15 @@ def _plan_of_labels(model: nn.Module, example_inputs: Any, labels: Labels) -> Pl
         if containers:
             del tracker.ops[n_ops:]  # the cost is that of eval mode
             modes += ["train"] * (len(tracker.weights.seen) > n_seen)
+    # The axes of activations keep their sizes: the graph does not say which units lie along them.
+    ops, activations, _ = cost_terms(tracker.ops)
     tensors = dict(named_tensors(model))
     return Plan(
         groups=build_groups(labels, {}),
         tensors={name: tuple(tensor.shape) for name, tensor in tensors.items()},
         parameters=parameters,
-        ops=cost_terms(tracker.ops)[0],
+        ops=ops,
+        activations=activations,
         uncounted=tuple(sorted(tracker.uncounted)),
         modes=tuple(modes),
         unreached=tuple(name for name in parameters if name not in tracker.weights.seen),

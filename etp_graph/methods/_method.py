@@ -49,7 +49,7 @@ class Method(ForceSettings):
         select_at: share of the sparse phase after which the losers are chosen; until then the force acts on all units.
         soft_every: set the filters of the losers to zero every ``soft_every`` steps; 0: never. Needs no force.
         criterion: a name of :data:`etp_graph.criteria.CRITERIA`, or a function of (model, plan) that returns scores
-            [n_units]. A function goes to JSON if :func:`etp_graph.criteria.register` knows it. ``etp`` is the torque of
+            [n_units]. A function goes to JSON if ``etp_graph.criteria.register`` knows it. ``etp`` is the torque of
             this method's own force. Criteria that need data record it in the phase ``calibrate``.
         p: order of the norm of the criterion ``magnitude``.
         normalize: normalization of scores within a group, for criteria that have this argument.
@@ -135,7 +135,7 @@ class Method(ForceSettings):
 
     @property
     def observes(self) -> Observed | None:
-        """What the criterion needs of batches of data: a statistic of activations, ``"gradients"``, or ``None``."""
+        """Return the data that the criterion needs: a statistic of activations, ``"gradients"``, or ``None``."""
         return self._criterion.observes
 
     @property

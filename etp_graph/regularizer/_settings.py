@@ -99,7 +99,7 @@ class ForceSettings(Composed):
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class RegularizerSettings(ForceSettings):
-    """Settings of a :class:`etp_graph.Regularizer`: those of :class:`ForceSettings`, and these.
+    """Settings of a :class:`etp_graph.Regularizer`: those of ``ForceSettings``, and these.
 
     Attributes:
         force: F, see :mod:`etp_graph.forces`.

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import etp_graph as etp
+from benchmarks.models import registry
 from etp_graph.integrations.torch_pruning import plan_from_depgraph
 from etp_graph.plan import as_tensor
 from tests.support.models.constructs import CASES, Net, chain, image
@@ -297,3 +298,19 @@ def test_oracle_refutes_a_shifted_bridge() -> None:
     turned = tuple(replace(s, index=as_tensor(s.index).roll(1)) if s.tensor == "d.weight" else s for s in group.slices)
     with pytest.raises(etp.EquivalenceError):
         etp.verify(model, replace(plan, groups=(replace(group, slices=turned), *plan.groups[1:])), inputs)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "hf:bert"])
+def test_trace_takes_the_graph_as_a_source(name: str) -> None:
+    entry = registry()[name]
+    torch.manual_seed(0)
+    model, inputs = entry.build(), entry.small()
+    plan = etp.trace(model, inputs, graph="torch-pruning")
+    assert plan.prunable
+    assert etp.verify(model, plan, inputs).error < 1e-6
+    assert plan.dense.params == sum(p.numel() for p in model.parameters())
+
+
+def test_an_unknown_source_is_refused() -> None:
+    with pytest.raises(etp.PlanError, match="labels"):
+        etp.trace(nn.Linear(2, 2), torch.ones(1, 2), graph="onnx")  # type: ignore[arg-type]
