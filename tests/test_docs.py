@@ -73,7 +73,14 @@ def ids(pages: list[Path]) -> list[str]:
 @pytest.mark.parametrize("page", HAND_WRITTEN, ids=ids(HAND_WRITTEN))
 def test_snippets_run_and_print_what_the_page_says(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    namespace: dict[str, Any] = {"__name__": page.stem}
+    with contextlib.ExitStack() as stack:  # what a page registers is for that page
+        for registry in (FORCES, SCHEDULES, METHODS, OBSERVED, _criteria):
+            stack.enter_context(registry.temporary())
+        run_snippets(page)
+
+
+def run_snippets(page: Path) -> None:
+    namespace: dict[str, Any] = {"__name__": "__main__"}  # a module that exists: dataclasses look theirs up
     printed: str | None = None
     for fence in fences(page):
         if fence.language == "python":
