@@ -31,7 +31,7 @@ nitpick_ignore_regex = [
     ("py:.*", r"(torch|torch_pruning|lightning|transformers|collections|contextlib|os|pathlib)\..*"),
     ("py:class", r"etp_graph\.(standins\._registry|model\._layer_table)\.M|BoolTensor"),
     ("py:class", r"etp_graph\.integrations\.transformers\.Model"),
-    ("py:class", r"etp_graph\.(_config\.Registry|collect\._statistics\.Statistic|errors\.SettingError)"),
+    ("py:class", r"etp_graph\.(_config\.Registry|collect\._statistics\.Statistic|errors\.SettingError)|[A-Z][A-Za-z]+"),
 ]
 
 

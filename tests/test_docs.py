@@ -19,6 +19,11 @@ from typer.testing import CliRunner
 import etp_graph
 from benchmarks import __main__ as benchmarks
 from etp_graph.cli import app
+from etp_graph.collect import OBSERVED
+from etp_graph.criteria._registry import _criteria
+from etp_graph.forces import FORCES
+from etp_graph.methods import METHODS
+from etp_graph.schedules import SCHEDULES
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])

@@ -29,7 +29,7 @@ _CUBIC = schedules.Cubic()
 class Method(ForceSettings):
     """A pruning method: the force of sparse training, the criterion, and the rules for reaching the budget.
 
-    It has the settings of :class:`etp_graph.regularizer.ForceSettings` (``beta``, ``order``, ``refresh_every``,
+    It has the settings of ``ForceSettings`` (``beta``, ``order``, ``refresh_every``,
     ``mode``, ``kappa``, ``every``, ``seed``, ``chosen_by``), and these. With ``beta="auto"`` the strength follows from
     the budget of the run; this needs ``phase.attach(optimizer, steps=...)``. ``seed`` is also the seed of the criterion
     ``random``.
@@ -135,7 +135,7 @@ class Method(ForceSettings):
 
     @property
     def observes(self) -> Observed | None:
-        """Return the data that the criterion needs: a statistic of activations, ``"gradients"``, or ``None``."""
+        """Return the data that the criterion needs, a statistic of activations or ``"gradients"``, or else ``None``."""
         return self._criterion.observes
 
     @property
