@@ -1,4 +1,4 @@
-"""The vocabulary: plans and selections. Immutable, printable, and JSON both ways."""
+"""Plans and selections. Both are immutable, can be printed, and convert to JSON and back."""
 
 from __future__ import annotations
 
@@ -18,18 +18,22 @@ from etp_graph.model import named_tensors, require_bare
 
 from ._cost import Cost
 from ._groups import Group, group_bytes, group_from_json, group_json
+from ._quantities import counted_quantities
 
 FORMAT = 1
 
 ACTIVATION = "~"
-"""Module name of attributes that count positions of an activation for the cost, and that surgery does not write."""
+"""Module name of entries that count units along an axis of an activation, for the cost only.
+
+Surgery must skip them, because they are not attributes of a module.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Op:
-    """A term of the cost: ``coefficient`` MACs times the sizes of these (tensor, axis) pairs.
+    """Term of the MACs: ``coefficient`` times the sizes of the (tensor, axis) pairs in ``axes``.
 
-    A tensor whose name begins with "~" is an activation of the plan (axis 0).
+    A tensor whose name begins with "~" is an activation of the plan, with axis 0.
     """
 
     name: str
@@ -39,7 +43,9 @@ class Op:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Plan:
-    """All groups of a model and everything they touch. Made by :func:`etp_graph.trace`; holds no weights.
+    """All groups of a model, with the tensors and attributes that hold their units; no weights.
+
+    :func:`etp_graph.trace` makes it.
 
     Attributes:
         groups: the groups. Scores and forces are flat ``[n_units]`` vectors; group i owns
@@ -47,12 +53,12 @@ class Plan:
         tensors: shape of every parameter and buffer of the traced model, by name.
         parameters: the names among ``tensors`` that are parameters.
         ops: the terms of the MACs count for one forward with the example inputs.
-        uncounted: operators that ran and are not in the count.
-        modes: in which modes the model was traced: ``eval``, and ``train`` where only that reaches all parameters.
-        unreached: parameters that no traced forward used; surgery leaves them alone.
-        notes: remarks of the tracer that a user should read.
-        device: type of the device of the traced model.
-        activations: sizes of the axes of activations that the cost names.
+        uncounted: operators that ran but are not in the MACs.
+        modes: modes of the trace: ``eval``, and ``train`` if that reaches parameters that ``eval`` does not.
+        unreached: parameters that no traced forward used; surgery does not change them.
+        notes: remarks of the tracer for the user.
+        device: device type of the traced model.
+        activations: name of each activation axis in ``ops`` -> its size.
     """
 
     groups: tuple[Group, ...]
@@ -73,7 +79,7 @@ class Plan:
 
     @property
     def n_units(self) -> int:
-        """Number of units in all groups, which is the length of score and force vectors."""
+        """Return the number of units in all groups, which is the length of score and force vectors."""
         return self.offsets[-1]
 
     @property
@@ -84,9 +90,14 @@ class Plan:
             PlanError: a cost term names an axis that no tensor of the plan has.
         """
         sizes = {**self.tensors, **{name: (size,) for name, size in self.activations.items()}}
-        macs = sum(op.coefficient * prod(self._size(sizes, *axis) for axis in op.axes) for op in self.ops)
-        params = sum(prod(self.tensors[name]) for name in self.parameters)
-        return Cost(macs=macs, params=params, uncounted=self.uncounted)
+        amounts = {
+            quantity.name: sum(
+                coefficient * prod(self._size(sizes, *axis) for axis in axes)
+                for coefficient, axes in quantity.list_terms(self)
+            )
+            for quantity in counted_quantities()
+        }
+        return Cost.of(amounts, self.uncounted)
 
     @staticmethod
     def _size(sizes: Mapping[str, tuple[int, ...]], tensor: str, axis: int) -> int:
@@ -97,7 +108,7 @@ class Plan:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of everything but the device, computed when first asked for."""
+        """Return the SHA-256 of the plan without its device. It is computed at the first use."""
         if not self._fingerprint:
             digest = hashlib.sha256(json.dumps({**self._body(groups=()), "device": ""}, sort_keys=True).encode())
             for group in self.groups:
@@ -108,7 +119,7 @@ class Plan:
 
     @property
     def prunable(self) -> tuple[Group, ...]:
-        """The groups that are not locked."""
+        """Return the groups that are not locked."""
         return tuple(group for group in self.groups if group.locked is None)
 
     def __getitem__(self, name: str) -> Group:
@@ -124,23 +135,27 @@ class Plan:
         return hash(self.fingerprint)
 
     def spans(self) -> Iterator[tuple[Group, slice]]:
-        """Each group with its place in a flat ``[n_units]`` vector."""
+        """Yield each group with its slice of a flat ``[n_units]`` vector."""
         for group, start, stop in zip(self.groups, self.offsets, self.offsets[1:], strict=False):
             yield group, slice(start, stop)
 
     def to(self, device: str | torch.device) -> Plan:
-        """The same plan for the model on another device."""
+        """Return the same plan for the model on another device."""
         return replace(self, device=torch.device(device).type)
 
     def lock(self, reasons: Mapping[str, str]) -> Plan:
-        """A copy in which the named groups are locked, each with its reason."""
+        """Return a copy in which the named groups are locked, each with its reason.
+
+        Raises:
+            PlanError: a group of that name does not exist.
+        """
         for name in reasons:
             if all(group.name != name for group in self.groups):
                 raise PlanError(f"no group named {name!r} to lock; print(plan) lists the names.")
         return replace(self, groups=tuple(replace(g, locked=g.locked or reasons.get(g.name)) for g in self.groups))
 
     def check(self, model: nn.Module) -> None:
-        """Raise :class:`PlanError` unless this plan was traced from a model of exactly this shape and device."""
+        """Raise :class:`PlanError` unless the model has the tensors, shapes and device of this plan."""
         require_bare(model)
         if type(model).__name__ == "OptimizedModule":
             raise PlanError(
@@ -180,12 +195,12 @@ class Plan:
         }
 
     def to_json(self) -> str:
-        """The plan as JSON text; :meth:`from_json` reads it back."""
+        """Return the plan as JSON text; :meth:`from_json` reads it back."""
         return json.dumps(self._body(self.groups))
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
-        """The plan that :meth:`to_json` wrote. Raises :class:`PlanError` if the text is something else."""
+        """Return the plan that :meth:`to_json` wrote. Raise :class:`PlanError` for any other text."""
         try:
             body = json.loads(text)
             if body["format"] != FORMAT:

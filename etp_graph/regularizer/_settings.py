@@ -176,7 +176,7 @@ class RegularizerSettings(ForceSettings):
         )
         assert self.budget is not None
         require(
-            self.budget.quantity != "latency",
+            not self.budget.measured,
             f"beta='auto' with {self.budget.as_given}: no time can be measured in every step. Give the regularizer a "
             "budget in MACs or parameters.",
         )
