@@ -92,16 +92,16 @@ def _levels_to_target(plan: Plan, values: Floats, budget: Budget) -> tuple[Level
 
     The target is the dense cost if that is lower than the budget's.
     """
-    cost = plan.dense
-    target, dense = budget.target(cost), cost.amount(budget.quantity)
     costs = CostModel(plan, dict.fromkeys((budget.quantity, ranked_quantity(budget))))
-    levels, target = Levels(costs, values, budget), min(target, dense)
+    dense = int(costs.totals(costs.sizes[None])[budget.quantity][0])
+    target = min(budget.largest_amount(dense), dense)
+    levels = Levels(costs, values, budget)
     if dense == target:
         return levels, np.zeros_like(levels.n_levels), target
     least = levels.one(levels.n_levels)
     if least > target:
         raise BudgetError(
-            f"{budget.as_given} is out of reach: the closest is {budget.reachable(cost, least)}, with every "
+            f"{budget.as_given} is out of reach: the closest is {budget.reachable(plan.dense, least)}, with every "
             "group at its floor. Ask for that, lower min_units, raise max_ratio, lower round_to, or unlock groups "
             "(print(plan) says why they are locked)."
         )

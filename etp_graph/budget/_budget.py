@@ -183,16 +183,27 @@ class Budget:
         Raises:
             BudgetError: the plan counts nothing of the quantity, or the target is measured.
         """
-        quantity, target = self._entry
+        self._require_counted()
+        return self.largest_amount(dense.amount(self.quantity))
+
+    def largest_amount(self, dense: int) -> int:
+        """Return the largest allowed amount of the quantity, given the dense amount. Raises like :meth:`target`."""
+        self._require_counted()
+        (quantity, target), value = self._entry, self._given[1]
         require(
-            not quantity.measured,
+            dense > 0,
+            f"the plan counts no {quantity.words}, so none can be saved: give the target of another quantity, such as "
+            "params=.",
+            BudgetError,
+        )
+        return int(dense / Fraction(value)) if target.ratio else int(value)  # exact, never above the target
+
+    def _require_counted(self) -> None:
+        require(
+            not self.measured,
             f"{self.as_given} is measured, not counted: allocate(..., example_inputs=...) does that.",
             BudgetError,
         )
-        amount, value = dense.amount(quantity.name), self._given[1]
-        others = ", ".join(f"{name}=" for name, amount in dense.amounts.items() if amount)
-        require(amount > 0, f"the plan counts no {quantity.words}, so none can be saved: give {others}.", BudgetError)
-        return int(amount / Fraction(value)) if target.ratio else int(value)  # exact, never above the target
 
     def with_count(self, goal: int) -> Budget:
         """Return the same rules with the target ``goal``, an amount of the quantity that is counted."""

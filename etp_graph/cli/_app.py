@@ -227,7 +227,8 @@ def _budget(options: Mapping[str, float | None], texts: Sequence[str], scope: st
     given = {name: value for name, value in options.items() if value is not None}
     others = parse_targets(texts)
     twice = sorted(given.keys() & others.keys())
-    require(not twice, f"--target {', '.join(twice)}: there is an option with another value.", BudgetError)
+    names = ", ".join(f"--{name.replace('_', '-')}" for name in twice)
+    require(not twice, f"found --target {', '.join(twice)} and {names}: give one of them.", BudgetError)
     return replace(Budget.of(None, given | others), scope=scope)  # type: ignore[arg-type]  # checked by the budget
 
 

@@ -19,8 +19,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from etp_graph.errors import PlanError
-
 from ._cost import Cost
 from ._plan import ACTIVATION, Plan
 from ._positions import NO_UNIT, Positions, SlicedAxis
@@ -114,10 +112,7 @@ class CostModel:
             if (tensor, axis) in self._number:
                 dims.append(self._number[tensor, axis])
                 continue
-            shape = self.plan.tensors.get(tensor) or (self.plan.activations.get(tensor, 0),)
-            if not 0 <= axis < len(shape):
-                raise PlanError(f"the cost names axis {axis} of {tensor!r}, which the plan does not have: trace again.")
-            coefficient *= shape[axis]
+            coefficient *= self.plan.axis_size(tensor, axis, quantity=self.quantities[column])
         terms.setdefault(tuple(sorted(dims)), [0] * len(self.quantities))[column] += coefficient
 
     def evaluate(self, keep: Tensor) -> Cost:

@@ -64,6 +64,8 @@ class Quantity:
         title: heading of its column in a table; default: the name.
         words: its name in sentences; default: the title.
         suffix: unit of measurement after a number, such as ``B`` for bytes.
+        ratio_title: heading of the column with the dense amount over the pruned one; default: tables show the share
+            that is left instead.
         stand_in: for a measured quantity, the counted one that replaces it where nothing can be measured.
     """
 
@@ -73,6 +75,7 @@ class Quantity:
     title: str = ""
     words: str = ""
     suffix: str = ""
+    ratio_title: str = ""
     stand_in: str = ""
 
     def __post_init__(self) -> None:
@@ -150,6 +153,11 @@ def add_quantity(quantity: Quantity, *, path: str = "") -> Quantity:
     return QUANTITIES.register(quantity.name, quantity, path=path)
 
 
+def described_quantity(name: str) -> Quantity:
+    """Return the quantity of this name; one without a description if a cost of another process counted it."""
+    return QUANTITIES.get(name) or Quantity(name=name, terms=None, targets=())
+
+
 def counted_quantities() -> tuple[Quantity, ...]:
     """Return the registered quantities that are counted, in the order of their registration."""
     return tuple(quantity for quantity in QUANTITIES.values() if not quantity.measured)
@@ -179,7 +187,8 @@ def whole_axes(plan: Any, name: str) -> tuple[tuple[str, int], ...]:
 
 for _quantity in (
     Quantity(
-        name="macs", title="MACs", terms=lambda plan: ((op.coefficient, op.axes) for op in plan.ops),
+        name="macs", title="MACs", ratio_title="speed-up",
+        terms=lambda plan: ((op.coefficient, op.axes) for op in plan.ops),
         targets=(
             Target(keyword="speed_up", ratio=True, help="Dense MACs over pruned MACs.",
                    why="since a speed_up of 2 halves the MACs"),
