@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from etp_graph import criteria, forces, schedules
-from etp_graph._config import Composed, before, require, require_choice, require_count, require_number
+from etp_graph._config import Composed, before, require, require_choice, require_count, require_number, show_fields
 from etp_graph.budget import Budget, Rank, Scope
 from etp_graph.collect import Observations, Observed
 from etp_graph.criteria import Criterion, Forced, Normalize, Score
@@ -135,7 +135,7 @@ class Method(ForceSettings):
 
     @property
     def observes(self) -> Observed | None:
-        """What the criterion needs of batches of data: a statistic of activations, ``"gradients"``, or ``None``."""
+        """Data that the criterion needs, a statistic of activations or ``"gradients"``; ``None`` if it needs none."""
         return self._criterion.observes
 
     @property
@@ -215,6 +215,9 @@ class Method(ForceSettings):
     def _without_strength(self) -> Method:
         """Return the method with strength 0 if its strength follows from a budget, so that no budget is needed."""
         return replace(self, beta=0.0, acts_on="units") if self.steered else self
+
+
+show_fields(Method)(Method.__init__)
 
 
 def check_rounds(rounds: int, schedule: Schedule) -> None:

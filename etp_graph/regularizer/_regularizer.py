@@ -32,7 +32,7 @@ class Regularizer:
     Args:
         model: the model that the plan was traced from, not a wrapper of it (DDP, ``torch.compile``).
         plan: the plan.
-        settings: all settings as one object, such as one that :meth:`RegularizerSettings.from_json` read.
+        settings: all settings as one object, such as one that ``RegularizerSettings.from_json`` read.
         values: fields of :class:`etp_graph.regularizer.RegularizerSettings` by name (``force=``, ``beta=``, ...). They
             replace those of ``settings``, or else the defaults.
 
