@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import random
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -95,7 +96,9 @@ class Fails(Residual):
 
 def state(model: nn.Module) -> list[Any]:
     return [
-        torch.get_rng_state().tolist(), str(np.random.get_state()), random.getstate(),  # noqa: NPY002
+        torch.get_rng_state().tolist(),
+        # Beside other threads these two are left alone, because it is not known which thread drew.
+        *((str(np.random.get_state()), random.getstate()) if threading.active_count() == 1 else ()),  # noqa: NPY002
         torch.backends.mha.get_fastpath_enabled(), torch.backends.cudnn.enabled, torch.is_grad_enabled(),
         torch.is_autocast_enabled("cpu"), torch.get_default_dtype(), gc.isenabled(),
         len(module_hooks._global_forward_hooks), len(module_hooks._global_forward_pre_hooks),

@@ -21,7 +21,7 @@ from etp_graph.plan import CostModel, Ints, Plan, Selection
 
 from ._budget import Budget
 from ._latency_fit import LatencySearch
-from ._levels import Floats, Levels
+from ._levels import Floats, Levels, ranked_quantity
 from ._search import LevelSearch
 
 
@@ -53,7 +53,7 @@ def allocate(model: nn.Module, plan: Plan, scores: Tensor, *, budget: Budget, ex
             meta device, or it cannot be copied.
     """
     values = _checked_scores(model, plan, scores)
-    if budget.quantity == "latency":
+    if budget.measured:
         if example_inputs is None:
             raise BudgetError(
                 f"{budget.as_given} is measured with real inputs: give allocate(..., example_inputs=...)."
@@ -92,16 +92,16 @@ def _levels_to_target(plan: Plan, values: Floats, budget: Budget) -> tuple[Level
 
     The target is the dense cost if that is lower than the budget's.
     """
-    costs = CostModel(plan)
-    target = budget.target(costs.dense)
-    dense = getattr(costs.dense, budget.quantity)
-    levels, target = Levels(costs, values, budget), min(target, dense)
+    costs = CostModel(plan, dict.fromkeys((budget.quantity, ranked_quantity(budget))))
+    dense = int(costs.totals(costs.sizes[None])[budget.quantity][0])
+    target = min(budget.largest_amount(dense), dense)
+    levels = Levels(costs, values, budget)
     if dense == target:
         return levels, np.zeros_like(levels.n_levels), target
     least = levels.one(levels.n_levels)
     if least > target:
         raise BudgetError(
-            f"{budget.as_given} is out of reach: the closest is {budget.reachable(costs.dense, least)}, with every "
+            f"{budget.as_given} is out of reach: the closest is {budget.reachable(plan.dense, least)}, with every "
             "group at its floor. Ask for that, lower min_units, raise max_ratio, lower round_to, or unlock groups "
             "(print(plan) says why they are locked)."
         )
