@@ -23,8 +23,8 @@ from etp_graph.plan import CostModel, cost_table, known_targets
 from etp_graph.report import write_report
 from tests.support.budgets import RANKS, SCOPES, draw_scores
 from tests.support.command_line import SHAPE, TOY, invoke
-from tests.support.synthetic import synthetic
-from tests.support.toy import Toy, toy_plan
+from tests.support.models.synthetic import synthetic
+from tests.support.models.toy import Toy, toy_plan
 from tests.support.training_loops import Loop, run, toy
 
 SOURCE = """
