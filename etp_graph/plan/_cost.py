@@ -24,7 +24,7 @@ class Cost:
     macs: int
     params: int
     uncounted: tuple[str, ...] = ()
-    others: Mapping[str, int] = field(default_factory=dict, hash=False)
+    others: Mapping[str, int] = field(default_factory=dict, hash=False, repr=False)
 
     @classmethod
     def of(cls, amounts: Mapping[str, int], uncounted: tuple[str, ...]) -> Cost:
