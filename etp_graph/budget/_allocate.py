@@ -28,7 +28,7 @@ from ._search import LevelSearch
 def allocate(model: nn.Module, plan: Plan, scores: Tensor, *, budget: Budget, example_inputs: Any = None) -> Selection:
     """Select the units that stay: those with the highest scores that fit the budget.
 
-    The cost never exceeds a target in MACs or parameters. It is within 1 % of the target, or no single level can be
+    The cost never exceeds a target that is counted. It is within 1 % of the target, or no single level can be
     given back or exchanged to come closer. If the dense model fits the budget, all units stay.
 
     For a target in time, the layers are timed at several sizes. Then pruned copies of the model are timed, in turns
@@ -74,7 +74,7 @@ def under_way(model: nn.Module, plan: Plan, scores: Tensor, *, budget: Budget, s
         model: as for :func:`allocate`.
         plan: the plan.
         scores: float [plan.n_units].
-        budget: the final target, in MACs or parameters.
+        budget: the final target, in a quantity that is counted.
         share: share of the final saving, in [0, 1]; at least this share is saved.
 
     Raises:
