@@ -21,7 +21,6 @@ html_title = "etp_graph" if release.startswith("0+") else f"etp_graph {release}"
 
 napoleon_attr_annotations = False  # the signature of a dataclass has its types already
 autodoc_member_order = "bysource"
-autodoc_preserve_defaults = True  # `force=_EXPONENTIAL`, and not the repr of an object
 
 # A reference that leads nowhere is a warning, and CI makes errors of warnings. Other libraries are the exception: the
 # build reads no network, so it does not know their names. Nor does it know type variables, and annotations that
@@ -30,8 +29,10 @@ nitpicky = True
 nitpick_ignore_regex = [
     ("py:.*", r"(torch|torch_pruning|lightning|transformers|collections|contextlib|os|pathlib)\..*"),
     ("py:class", r"etp_graph\.(standins\._registry|model\._layer_table)\.M|BoolTensor"),
+    ("py:class", r"etp_graph\.(criteria\._registry\.S|forces\.F|schedules\.S|_config\.Registry)"),
     ("py:class", r"etp_graph\.integrations\.transformers\.Model"),
-    ("py:class", r"etp_graph\.(_config\.Registry|collect\._statistics\.Statistic|errors\.SettingError)|[A-Z][A-Za-z]+"),
+    ("py:class", r"etp_graph\.(collect\._statistics\.Statistic|budget\._budget\.Targets|budget\._register\.F)"),
+    ("py:class", r"etp_graph\.plan\._quantities\.Target|[A-Z][A-Za-z]+|tuple\[str"),
 ]
 
 

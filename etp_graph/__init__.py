@@ -16,6 +16,7 @@ from etp_graph.errors import (
     PlanError,
     ScoreError,
     SelectionError,
+    SettingError,
 )
 from etp_graph.graph import UnprunableAttention, trace
 from etp_graph.latency import Latency, benchmark
@@ -48,6 +49,7 @@ __all__ = [
     "ScoreError",
     "Selection",
     "SelectionError",
+    "SettingError",
     "Slice",
     "SpeedUpDiverges",
     "UnprunableAttention",

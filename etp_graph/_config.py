@@ -13,9 +13,9 @@ import json
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import Field, asdict, fields, is_dataclass, replace
+from dataclasses import MISSING, Field, asdict, fields, is_dataclass, replace
 from inspect import Parameter, isabstract, signature
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, ClassVar, Self, TypeVar, get_type_hints
 
 from etp_graph.errors import EtpError, ForceError, SettingError
 
@@ -285,21 +285,27 @@ def change_fields(configuration: D, values: Mapping[str, Any]) -> D:
 
 
 def show_fields(cls: type[Any]) -> Callable[[T], T]:
-    """Return a decorator of a function with ``**values`` that shows the fields of ``cls`` in its signature.
+    """Return a decorator that shows the fields of ``cls`` in the signature of a function in place of ``**values``.
 
-    ``help()`` and editors then list them with their types and defaults, and no second list has to be kept.
+    ``help()`` and editors then list them with their types and defaults, and no second list has to be kept. It also puts
+    the parameters of a dataclass with inherited fields in their order: ``show_fields(cls)(cls.__init__)``.
     """
+    types = get_type_hints(cls)
+    shown = [Parameter(f.name, Parameter.KEYWORD_ONLY, default=_default(f), annotation=types[f.name])
+             for f in ordered_fields(cls)]  # fmt: skip
 
     def decorate(function: T) -> T:
         found = signature(function)
-        own = [p for p in found.parameters.values() if p.kind is not Parameter.VAR_KEYWORD]
-        shown = [
-            Parameter(f.name, Parameter.KEYWORD_ONLY, default=f.default, annotation=f.type) for f in ordered_fields(cls)
-        ]
+        parameters = [p for p in found.parameters.values() if p.kind is not Parameter.VAR_KEYWORD]
+        own = [p for p in parameters if p.name not in types]
         function.__signature__ = found.replace(parameters=[*own, *shown])  # type: ignore[attr-defined]
         return function
 
     return decorate
+
+
+def _default(field: Field[Any]) -> Any:
+    return Parameter.empty if field.default is MISSING else field.default
 
 
 def before(name: str) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Si, percent, aligned columns, wrapped lists; one text table for plan, costs, result and demo."""
+"""Format counts, shares, aligned columns and wrapped lists for the tables of plans, costs, results and the demo."""
 
 from __future__ import annotations
 
@@ -29,12 +29,15 @@ RULED = Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)
 _SHOWN = 12
 
 
-def si(count: int) -> str:
-    """Format a count with four digits and a unit prefix (``4.089 G``); counts below 1000 stay as they are."""
+def si(count: int, suffix: str = "") -> str:
+    """Format a count with four digits and a unit prefix (``4.089 G``); counts below 1000 stay as they are.
+
+    ``suffix`` is the unit of measurement (``4.089 GB``).
+    """
     if abs(count) < 1000:
-        return str(count)
+        return f"{count} {suffix}".rstrip()
     thousands = next((n for n in range(1, 5) if abs(count) < 999.95 * 1000**n), 5)
-    return f"{count / 1000**thousands:#.4g}".rstrip(".") + f" {'kMGTP'[thousands - 1]}"
+    return f"{count / 1000**thousands:#.4g}".rstrip(".") + f" {'kMGTP'[thousands - 1]}{suffix}"
 
 
 def percent(part: float, whole: float) -> str:

@@ -22,7 +22,9 @@ from torch import Tensor
 from etp_graph._config import Configured, Registry, build_named, register_class, require_number
 from etp_graph.errors import ForceError
 
-FORCES: Registry[type[Force]] = Registry("force", error=ForceError)
+FORCES: Registry[type[Force]] = Registry(
+    "force", error=ForceError, remedy="One of your own is known once the module that registers it is imported."
+)
 """Every registered force, by name."""
 
 

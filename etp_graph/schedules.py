@@ -14,7 +14,9 @@ from typing import Any, ClassVar, TypeVar
 from etp_graph._config import Configured, Registry, build_named, register_class, require, require_count, require_number
 from etp_graph.errors import ForceError
 
-SCHEDULES: Registry[type[Schedule]] = Registry("schedule", error=ForceError)
+SCHEDULES: Registry[type[Schedule]] = Registry(
+    "schedule", error=ForceError, remedy="One of your own is known once the module that registers it is imported."
+)
 """Every registered schedule, by name."""
 
 

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from tests.support.registries import temporary_entries
+
 # Tests run in several processes at once (`pytest -n`); on CPU more threads than cores only slow all of them down.
 torch.set_num_threads(1)
 
@@ -16,4 +18,11 @@ def _seed() -> Iterator[None]:
     """Every test begins with the same random state and leaves the outer one as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _registries() -> Iterator[None]:
+    """No test sees what another one registered, such as the example pages of the docs."""
+    with temporary_entries():
         yield

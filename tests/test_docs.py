@@ -92,7 +92,8 @@ def run_snippets(page: Path) -> None:
             stdout = io.StringIO()
             source = "\n" * fence.line + fence.text  # so that a traceback names the line of the page
             with contextlib.redirect_stdout(stdout):
-                exec(compile(source, str(page), "exec"), namespace)
+                code = compile(source, str(page), "exec", dont_inherit=True)  # without the __future__ of this file
+                exec(code, namespace)
             printed = stdout.getvalue()
         elif fence.language == "text" and fence.follows and printed is not None:
             assert same(fence.text) == same(printed), f"{page.name}, line {fence.line}: the output is\n{printed}"

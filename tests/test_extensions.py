@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import json
+import subprocess
 import sys
-from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,6 +25,7 @@ from dataclasses import dataclass
 
 import torch
 from etp_graph import criteria, forces, methods, schedules
+from etp_graph.collect import Statistic
 
 
 @criteria.register_criterion()
@@ -49,26 +52,56 @@ class Root(schedules.Schedule):
 MINE = methods.register(methods.Method(name="mine", force=Power(), beta=1e-3, strength=Root(), criterion=first_units))
 
 
+class Peaks(Statistic):
+    peak = None
+
+    def update(self, values, labels):
+        peak = values.abs().amax((0, 2)).double()
+        self.peak = peak if self.peak is None else torch.maximum(self.peak, peak)
+        self.samples += len(values)
+
+    def result(self):
+        return self.site.average(self.peak)
+
+
+@criteria.register_criterion("peaks", observes=Peaks)
+def peaks(model, plan, *, record=None, normalize="mean"):
+    assert normalize == "sum"
+    return record.read("peaks", plan)
+
+
+@criteria.register_criterion("effects", observes="gradients")
+def effects(model, plan, *, observations=None):
+    return observations.read("effects", plan)
+
+
 def unregistered(model, plan):
     return first_units(model, plan) * 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shy(forces.Exponential):
+    pass
 """
 
 
-@pytest.fixture(scope="module")
-def user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModuleType]:
-    folder = tmp_path_factory.mktemp("user")
-    (folder / "users_extension.py").write_text(SOURCE)
-    sys.path.insert(0, str(folder))
-    yield importlib.import_module("users_extension")
-    sys.path.remove(str(folder))
+@pytest.fixture
+def user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The user's module, imported anew: what it registers is gone after the test."""
+    (tmp_path / "users_extension.py").write_text(SOURCE)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "users_extension", raising=False)
+    module = importlib.import_module("users_extension")
+    monkeypatch.setitem(sys.modules, "users_extension", module)  # so that it is removed after the test
+    return module
 
 
-def build() -> nn.Module:
+def build() -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
 
 
-def compress(method: Any, folder: Path | None) -> tuple[etp.CompressResult, nn.Module, int]:
+def compress(method: Any, folder: Path | None) -> tuple[etp.CompressResult, nn.Sequential, int]:
     x, y = torch.randn(16, 4, generator=torch.Generator().manual_seed(1)), torch.zeros(16, 2)
     phases = 0
 
@@ -87,9 +120,7 @@ def compress(method: Any, folder: Path | None) -> tuple[etp.CompressResult, nn.M
             return float(nn.functional.mse_loss(model(x), y))
 
     model = build()
-    result = etp.compress(
-        model, x[:1], train=train, evaluate=evaluate, speed_up=2, method=method, checkpoint=folder
-    )  # fmt: skip
+    result = etp.compress(model, x[:1], train=train, evaluate=evaluate, speed_up=2, method=method, checkpoint=folder)
     return result, model, phases
 
 
@@ -116,14 +147,106 @@ def test_each_goes_to_json_and_back(user: ModuleType) -> None:
     assert any(score is user.first_units for score in criteria.CRITERIA.values())
 
 
+def test_a_function_equals_its_name(user: ModuleType) -> None:
+    """A criterion with a name of its own is that name in a method; one without is the function itself."""
+    assert methods.Method(name="x", criterion=user.peaks) == methods.Method(name="x", criterion="peaks")
+    assert methods.Method(name="x", criterion=criteria.lamp).criterion == "lamp"
+    path = "users_extension:first_units"
+    assert methods.Method(name="x", criterion=path).criterion is user.first_units
+    assert json.loads(user.MINE.to_json())["criterion"] == path
+
+
+def test_a_function_that_is_registered_later_goes_to_json_and_back(user: ModuleType) -> None:
+    method = methods.Method(name="its own", criterion=user.unregistered)
+    criteria.register(user.unregistered)
+    assert methods.Method.from_json(method.to_json()) == method
+
+
+@pytest.mark.parametrize("name", ["peaks", "effects"])
+def test_data_are_recorded_for_a_criterion_of_a_user(user: ModuleType, tmp_path: Path, name: str) -> None:
+    method = methods.Method(name="mine from data", criterion=name, normalize="sum")
+    result, _, phases = compress(method, tmp_path / "run")
+    assert phases == 2  # calibrate, finetune
+    assert name in criteria.COLLECTED
+    selected = replace(method, criterion=getattr(user, name))
+    assert selected == method
+    again, _, phases = compress(method, tmp_path / "run")
+    assert (again.to_json(), phases) == (result.to_json(), 0)
+
+
+def test_a_statistic_of_a_user_is_that_of_the_activations(user: ModuleType) -> None:
+    model, x = build(), torch.randn(16, 4)
+    plan = etp.trace(model, x[:1])
+    with etp.collect.activations(model, plan, "peaks") as record:
+        model(x)
+        model(2 * x)
+    expected = torch.relu(model[0](2 * x)).maximum(torch.relu(model[0](x))).amax(0)
+    torch.testing.assert_close(record.read("peaks", plan)[:8].float(), expected)
+    with etp.collect.watch(model, plan, "effects") as record:
+        model(x).sum().backward()
+    torch.testing.assert_close(record.read("effects", plan)[:8].float(), criteria.taylor(model, plan)[:8])
+
+
+@pytest.mark.parametrize("values", [
+    {"soft_every": 1}, {"force": forces.ridge(), "mode": "gradient", "acts_on": "losers"},
+])  # fmt: skip
+def test_losers_are_chosen_by_a_function(user: ModuleType, values: dict[str, Any]) -> None:
+    result, model, _ = compress(methods.Method(name="x", criterion=user.unregistered, **values), None)
+    assert result.selections[0].keep["0"].tolist() == [True] * 4 + [False] * 4
+    assert model[0].out_features == 4
+
+
 def test_a_function_that_is_not_registered_works_without_a_folder(user: ModuleType, tmp_path: Path) -> None:
     method = methods.Method(name="its own", criterion=user.unregistered)
     _, model, _ = compress(method, None)
     assert model[0].out_features == 4
-    with pytest.raises(EtpError, match="not registered"):
+    with pytest.raises(etp.ScoreError, match=r"not registered.*criteria\.register\(unregistered\)"):
         method.to_json()
     with pytest.raises(EtpError, match="not registered"):
         compress(method, tmp_path / "run")
+
+
+def test_a_force_that_is_not_registered_trains_and_keeps_its_state(user: ModuleType, tmp_path: Path) -> None:
+    model, x = build(), torch.randn(4, 4)
+    plan, force = etp.trace(model, x[:1]), user.Shy(rate=2.0)
+    regularizer = etp.Regularizer(model, plan, force=force)
+    etp.Regularizer(model, plan, force=force).load_state_dict(regularizer.state_dict())
+    with pytest.raises(etp.ForceError, match="other settings"):  # Shy is not taken for the exponential it derives from
+        etp.Regularizer(model, plan, force=forces.Exponential(rate=2.0)).load_state_dict(regularizer.state_dict())
+    remedy = r"not registered.*forces\.register\(Shy\)"
+    for write in (force.to_json, regularizer.settings.to_json, methods.Method(name="x", force=force).to_json):
+        with pytest.raises(etp.ForceError, match=remedy):
+            write()
+    with pytest.raises(etp.SettingError, match=remedy):
+        compress(methods.Method(name="x", force=force), tmp_path / "run")
+    forces.register(user.Shy)
+    assert forces.from_json(force.to_json()) == force
+
+
+def test_a_process_without_the_module_is_told_to_import_it(user: ModuleType, tmp_path: Path) -> None:
+    result, _, _ = compress("mine", tmp_path / "run")
+    (tmp_path / "result.json").write_text(result.to_json())
+    script = """
+import sys
+import etp_graph as etp
+from etp_graph.report import write_report
+for read in (
+    lambda: etp.CompressResult.from_json(open("result.json").read()), lambda: write_report("run", "run.html")
+):
+    try:
+        read()
+    except etp.EtpError as error:
+        assert "users_extension" in str(error) and "mport" in str(error), error
+        assert "copy" not in str(error), error
+    else:
+        raise AssertionError
+assert "users_extension" not in sys.modules
+import users_extension
+assert etp.CompressResult.from_json(open("result.json").read()).method == users_extension.MINE
+write_report("run", "run.html")
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_reading_json_imports_no_module(user: ModuleType) -> None:

@@ -21,14 +21,14 @@ from etp_graph.plan import CostModel, Ints, Plan, Selection
 
 from ._budget import Budget
 from ._latency_fit import LatencySearch
-from ._levels import Floats, Levels
+from ._levels import Floats, Levels, ranked_quantity
 from ._search import LevelSearch
 
 
 def allocate(model: nn.Module, plan: Plan, scores: Tensor, *, budget: Budget, example_inputs: Any = None) -> Selection:
     """Select the units that stay: those with the highest scores that fit the budget.
 
-    The cost never exceeds a target in MACs or parameters. It is within 1 % of the target, or no single level can be
+    The cost never exceeds a target that is counted. It is within 1 % of the target, or no single level can be
     given back or exchanged to come closer. If the dense model fits the budget, all units stay.
 
     For a target in time, the layers are timed at several sizes. Then pruned copies of the model are timed, in turns
@@ -53,7 +53,7 @@ def allocate(model: nn.Module, plan: Plan, scores: Tensor, *, budget: Budget, ex
             meta device, or it cannot be copied.
     """
     values = _checked_scores(model, plan, scores)
-    if budget.quantity == "latency":
+    if budget.measured:
         if example_inputs is None:
             raise BudgetError(
                 f"{budget.as_given} is measured with real inputs: give allocate(..., example_inputs=...)."
@@ -74,7 +74,7 @@ def under_way(model: nn.Module, plan: Plan, scores: Tensor, *, budget: Budget, s
         model: as for :func:`allocate`.
         plan: the plan.
         scores: float [plan.n_units].
-        budget: the final target, in MACs or parameters.
+        budget: the final target, in a quantity that is counted.
         share: share of the final saving, in [0, 1]; at least this share is saved.
 
     Raises:
@@ -92,16 +92,16 @@ def _levels_to_target(plan: Plan, values: Floats, budget: Budget) -> tuple[Level
 
     The target is the dense cost if that is lower than the budget's.
     """
-    costs = CostModel(plan)
-    target = budget.target(costs.dense)
-    dense = getattr(costs.dense, budget.quantity)
-    levels, target = Levels(costs, values, budget), min(target, dense)
+    costs = CostModel(plan, dict.fromkeys((budget.quantity, ranked_quantity(budget))))
+    dense = int(costs.totals(costs.sizes[None])[budget.quantity][0])
+    target = min(budget.largest_amount(dense), dense)
+    levels = Levels(costs, values, budget)
     if dense == target:
         return levels, np.zeros_like(levels.n_levels), target
     least = levels.one(levels.n_levels)
     if least > target:
         raise BudgetError(
-            f"{budget.as_given} is out of reach: the closest is {budget.reachable(costs.dense, least)}, with every "
+            f"{budget.as_given} is out of reach: the closest is {budget.reachable(plan.dense, least)}, with every "
             "group at its floor. Ask for that, lower min_units, raise max_ratio, lower round_to, or unlock groups "
             "(print(plan) says why they are locked)."
         )

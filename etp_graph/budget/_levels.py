@@ -47,8 +47,8 @@ class LevelCosts:
         self._columns: Ints = np.array([c for _, c in entries], dtype=np.int64)
         self._dims, self._starts = np.unique(np.array([d for d, _ in entries], dtype=np.int64), return_index=True)
 
-    def __call__(self, k: Ints) -> Ints:
-        """Return the MACs and parameters, [n, 2], at n points ``k``, int64 [n, n_columns]."""
+    def __call__(self, k: Ints) -> dict[str, Ints]:
+        """Return the amount of each quantity, [n], at n points ``k`` int64 [n, n_columns]."""
         counts = np.repeat(self._model.sizes[None], len(k), axis=0)
         if len(self._dims):
             removed = self._tables[self._offsets + k[:, self._columns]]
@@ -70,14 +70,17 @@ ROOM = 4
 """Groups are rounded to the multiple that kernels prefer only if they have at least this many times as many units."""
 
 
+def ranked_quantity(budget: Budget) -> str:
+    """Return the name of the quantity that scores are divided by, if the budget's rank divides them."""
+    return "macs" if budget.rank == "score_per_mac" else budget.counted
+
+
 def _ranks(costs: CostModel, scores: Floats, budget: Budget) -> Floats:
     """Return the rank values that are compared across groups, float64 [n_units]; see ``rank`` of the budget."""
     if budget.rank in (None, "score"):
         return scores
-    macs, params = (np.maximum(saved.numpy(), 1.0) for saved in costs.marginal())
-    if budget.rank == "score_per_mac":
-        return np.asarray(scores / macs)
-    return np.asarray(scores / np.sqrt(params if budget.quantity == "params" else macs))
+    saved = np.maximum(costs.marginal(ranked_quantity(budget)).numpy(), 1.0)
+    return np.asarray(scores / (saved if budget.rank == "score_per_mac" else np.sqrt(saved)))
 
 
 def _levels(group: Group, ranks: Floats, budget: Budget, liked: int) -> Ints:
@@ -171,7 +174,7 @@ class Levels:
     """
 
     def __init__(self, costs: CostModel, scores: Floats, budget: Budget, *, liked: int = 1) -> None:
-        self.costs, self.budget = costs, budget
+        self.costs, self.budget, self._quantity = costs, budget, budget.quantity
         plan = costs.plan
         ranks = _ranks(costs, scores, budget)
         self.column: Ints = np.full(plan.n_units, -1, dtype=np.int64)
@@ -223,8 +226,9 @@ class Levels:
 
     def cost(self, k: Ints) -> Any:
         """Return the quantity that the budget limits, [n], at the points ``k`` [n, n_columns]."""
-        found = self._stairs(k) if self.columns else np.repeat(self.costs.totals(self.costs.sizes[None]), len(k), 0)
-        return found[:, ("macs", "params", "latency").index(self.budget.quantity)]
+        if not self.columns:
+            return np.repeat(self.costs.totals(self.costs.sizes[None])[self._quantity], len(k))
+        return self._stairs(k)[self._quantity]
 
     def one(self, k: Ints) -> int:
         """Return the quantity that the budget limits at one point ``k`` [n_columns]."""

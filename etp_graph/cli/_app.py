@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,22 +13,39 @@ import typer
 from rich.console import Console
 from torch import Tensor, nn
 
+from etp_graph._config import require, require_choice
 from etp_graph._text import si
 from etp_graph._version import __version__
 from etp_graph.budget import Budget, allocate
 from etp_graph.checkpoint import save
-from etp_graph.criteria import CRITERIA, magnitude
-from etp_graph.errors import CheckpointError, EquivalenceError, EtpError
+from etp_graph.criteria import find_criterion, magnitude
+from etp_graph.errors import BudgetError, CheckpointError, EtpError, ScoreError
 from etp_graph.graph import trace
-from etp_graph.model import convert_inputs, eval_mode, run_model, tensors_of
-from etp_graph.plan import Plan, Selection, cost, cost_table
+from etp_graph.model import copy_model
+from etp_graph.plan import Plan, cost, cost_table
 from etp_graph.plan.drawing import layers_text, svg
 from etp_graph.report import write_report
 from etp_graph.surgery import prune_
-from etp_graph.verification import TOLERANCE, Masked, verify
+from etp_graph.verification import compare_outputs, verify
 
-from ._models import BuiltModel, build_model
-from ._options import Criterion, Debug, DemoData, Ignore, Kinds, Model, Scope, Shapes, Threads
+from ._imports import import_extension
+from ._models import build_model
+from ._options import (
+    Criterion,
+    Debug,
+    DemoData,
+    Ignore,
+    Imports,
+    Kinds,
+    Model,
+    Scope,
+    Shapes,
+    TargetValues,
+    Threads,
+    criterion_names,
+    parse_targets,
+    with_targets,
+)
 
 app = typer.Typer(
     name="etp-graph",
@@ -40,14 +57,16 @@ app = typer.Typer(
 
 
 @contextmanager
-def _friendly(*, threads: int | None, debug: bool) -> Iterator[None]:
-    """Set the number of threads; turn an :class:`EtpError` into its message and exit code 1.
+def _friendly(*, threads: int | None, debug: bool, imports: Sequence[str] | None = None) -> Iterator[None]:
+    """Set the number of threads and import ``imports``; turn an :class:`EtpError` into its message and exit code 1.
 
     With ``debug`` the error is raised, so that Python shows the traceback.
     """
     if threads is not None:
         torch.set_num_threads(threads)
     try:
+        for module in imports or ():
+            import_extension(module)
         yield
     except EtpError as error:
         if debug:
@@ -78,6 +97,7 @@ def inspect(
     input_shape: Shapes = None,
     ignore: Ignore = None,
     kind: Kinds = None,
+    imports: Imports = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the plan to this file, as JSON.")] = None,
     layers: Annotated[bool, typer.Option("--layers", help="List every layer of every group instead.")] = False,
     svg_file: Annotated[Path | None, typer.Option("--svg", help="Draw all layers; needs graphviz.")] = None,
@@ -85,7 +105,7 @@ def inspect(
     debug: Debug = False,
 ) -> None:
     """Print the plan of a model: which units can be removed together, and which groups are locked and why."""
-    with _friendly(threads=threads, debug=debug):
+    with _friendly(threads=threads, debug=debug, imports=imports):
         found = build_model(model, input_shapes=input_shape or ())
         plan = trace(found.model, found.inputs, prune=kind, ignore=ignore or ())
         typer.echo(layers_text(plan) if layers else str(plan))
@@ -101,12 +121,13 @@ def verify_command(
     input_shape: Shapes = None,
     ignore: Ignore = None,
     kind: Kinds = None,
+    imports: Imports = None,
     seed: Annotated[int, typer.Option(help="Of the units removed and of the random weights.")] = 0,
     threads: Threads = None,
     debug: Debug = False,
 ) -> None:
     """Check on copies that the pruned model has the same outputs and gradients as the masked model."""
-    with _friendly(threads=threads, debug=debug):
+    with _friendly(threads=threads, debug=debug, imports=imports):
         found = build_model(model, input_shapes=input_shape or ())
         # check=False: the check in trace would lock a wrong group, and verify could not report it.
         plan = trace(found.model, found.inputs, prune=kind, ignore=ignore or (), check=False)
@@ -116,32 +137,27 @@ def verify_command(
 
 
 @app.command()
+@with_targets
 def prune(
     model: Model,
     out: Annotated[Path, typer.Option("--out", help="Folder for the pruned model.", show_default=False)],
-    speed_up: Annotated[float | None, typer.Option("--speed-up", help="Dense MACs over pruned MACs.")] = None,
-    macs: Annotated[int | None, typer.Option("--macs", help="At most this many multiply-adds.")] = None,
-    params: Annotated[int | None, typer.Option("--params", help="At most this many parameters.")] = None,
-    latency_ms: Annotated[float | None, typer.Option("--latency-ms", help="Measured milliseconds.")] = None,
-    speed_up_latency: Annotated[
-        float | None, typer.Option("--speed-up-latency", help="Dense time over pruned time, measured.")
-    ] = None,
-    method: Annotated[Criterion, typer.Option(help="Criterion that ranks the units; none needs data.")] = Criterion.L2,
-    scope: Annotated[Scope, typer.Option(help="Across what scores are compared.")] = Scope.GLOBAL,
+    target: TargetValues = None,
+    method: Criterion = "l2",
+    scope: Scope = "global",
     weights: Annotated[Path | None, typer.Option(help="Weights of the model, a safetensors file.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model saved in --out.")] = False,
     input_shape: Shapes = None,
     ignore: Ignore = None,
     kind: Kinds = None,
+    imports: Imports = None,
     threads: Threads = None,
     debug: Debug = False,
+    **targets: Any,
 ) -> None:
     """Prune a model once, check it against the masked model, and save it."""
-    with _friendly(threads=threads, debug=debug):
-        budget = Budget(
-            speed_up=speed_up, macs=macs, params=params, latency_ms=latency_ms, speed_up_latency=speed_up_latency,
-            scope=scope.value,
-        )  # fmt: skip
+    with _friendly(threads=threads, debug=debug, imports=imports):
+        require_choice("--method", method, criterion_names(), ScoreError)
+        budget = _budget(targets, target or (), scope)
         found = build_model(model, input_shapes=input_shape or ())
         if weights is not None:
             _load_weights(found.model, weights)
@@ -152,7 +168,9 @@ def prune(
         scores = _scores(method, found.model, plan)
         selection = allocate(found.model, plan, scores, budget=budget, example_inputs=found.inputs)
         table = cost_table({"dense": cost(found.model, plan), "pruned": cost(found.model, plan, selection)})
-        error = _prune_and_compare(found, plan, selection)
+        dense = copy_model(found.model)
+        prune_(found.model, plan, selection)
+        error = compare_outputs(found.model, dense, plan, selection, found.inputs)
         save(found.model, out, overwrite=overwrite)
         typer.echo(table if selection.latency is None else f"{table}\n\nlatency: {selection.latency}")
         typer.echo(f"\n{proof}; with these weights and this selection {error:.1e} ({si(selection.n_removed)} units)")
@@ -189,10 +207,11 @@ def report(
         Path, typer.Argument(metavar="DIR", help="What compress(checkpoint=DIR) or save wrote.", show_default=False)
     ],
     out: Annotated[Path, typer.Option("--out", help="The file to write.")] = Path("report.html"),
+    imports: Imports = None,
     debug: Debug = False,
 ) -> None:
     """Write a report of a compression as one HTML file: metrics, costs, units that stayed, and norms."""
-    with _friendly(threads=None, debug=debug):
+    with _friendly(threads=None, debug=debug, imports=imports):
         typer.echo(f"wrote {write_report(folder, out)}")
 
 
@@ -203,10 +222,20 @@ def _write(path: Path, text: str) -> None:
         raise EtpError(f"{path}: cannot be written ({error}). Check the folder and its permissions.") from error
 
 
-def _scores(method: Criterion, model: nn.Module, plan: Plan) -> Tensor:
-    if method in (Criterion.L1, Criterion.L2):
-        return magnitude(model, plan, p=1 if method is Criterion.L1 else 2)
-    return CRITERIA[method.value](model, plan)
+def _budget(options: Mapping[str, float | None], texts: Sequence[str], scope: str) -> Budget:
+    """Return the budget of the options for built-in targets and of ``--target NAME=VALUE``."""
+    given = {name: value for name, value in options.items() if value is not None}
+    others = parse_targets(texts)
+    twice = sorted(given.keys() & others.keys())
+    names = ", ".join(f"--{name.replace('_', '-')}" for name in twice)
+    require(not twice, f"found --target {', '.join(twice)} and {names}: give one of them.", BudgetError)
+    return replace(Budget.of(None, given | others), scope=scope)  # type: ignore[arg-type]  # checked by the budget
+
+
+def _scores(criterion: str, model: nn.Module, plan: Plan) -> Tensor:
+    if criterion in ("l1", "l2"):
+        return magnitude(model, plan, p=1 if criterion == "l1" else 2)
+    return find_criterion(criterion).score(model, plan)
 
 
 def _load_weights(model: nn.Module, path: Path) -> None:
@@ -221,35 +250,6 @@ def _load_weights(model: nn.Module, path: Path) -> None:
         model.load_state_dict(loaded)
     except RuntimeError as error:
         raise CheckpointError(f"{path}: these weights do not fit {type(model).__name__}: {error}") from error
-
-
-def _prune_and_compare(found: BuiltModel, plan: Plan, selection: Selection) -> float:
-    """Prune the model in place; return its largest error against the masked model, relative to the largest output.
-
-    Unlike :func:`verify` this uses the model's own weights and the selection.
-
-    Raises:
-        EquivalenceError: the outputs of the pruned and the masked model differ.
-    """
-    masked = copy.deepcopy(found.model)
-    prune_(found.model, plan, selection)
-    dtype = next(masked.parameters()).dtype
-    inputs = convert_inputs(found.inputs, like=next(masked.parameters()))
-    got = _outputs(found.model, inputs)
-    with Masked(masked, plan, selection.flat(plan)):
-        want = _outputs(masked, inputs)
-    scale = max((float(w.abs().max()) for w in want), default=0.0)
-    error = max((float((g - w).abs().max()) for g, w in zip(got, want, strict=True)), default=0.0)
-    error = error / scale if scale else error
-    if not error <= max(TOLERANCE.get(dtype, 0.0), TOLERANCE[torch.float32]):
-        raise EquivalenceError(f"the pruned model differs from the masked one by {error:.1e}; nothing was saved.")
-    return error
-
-
-@torch.no_grad()
-def _outputs(model: nn.Module, inputs: Any) -> list[Tensor]:
-    with eval_mode(model):
-        return [tensor for tensor in tensors_of(run_model(model, inputs)) if tensor.is_floating_point()]
 
 
 if __name__ == "__main__":

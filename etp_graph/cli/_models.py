@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import sys
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,10 +17,9 @@ from torch import nn
 from etp_graph.errors import EtpError
 from etp_graph.model import eval_mode, run_model
 
-FORMS = "torchvision:resnet50, timm:NAME, hf:PATH (a config.json or its folder), or package.module:callable"
+from ._imports import BROKEN, import_from
 
-_BROKEN = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError)
-"""Exceptions that a model or its builder raises for wrong arguments."""
+FORMS = "torchvision:resnet50, timm:NAME, hf:PATH (a config.json or its folder), or package.module:callable"
 
 
 class ResolveError(EtpError):
@@ -108,7 +106,7 @@ def _require_accepted(resolved: BuiltModel) -> None:
     try:
         with torch.no_grad(), eval_mode(resolved.model):
             run_model(resolved.model, resolved.inputs)
-    except _BROKEN as error:
+    except BROKEN as error:
         raise ResolveError(
             f"{resolved.text} does not run on the example inputs ({resolved.shapes}): {type(error).__name__}: {error}. "
             "Pass other ones with --input-shape."
@@ -197,7 +195,7 @@ def _from_callable(module_name: str, name: str) -> tuple[nn.Module, Any]:
             raise ResolveError(f"{where} is a {type(found).__name__}, not a module or a callable that returns one.")
         try:
             made = found()
-        except _BROKEN as error:
+        except BROKEN as error:
             raise ResolveError(
                 f"{where}() fails: {type(error).__name__}: {error}. It is called without arguments."
             ) from error
@@ -210,17 +208,14 @@ def _from_callable(module_name: str, name: str) -> tuple[nn.Module, Any]:
 
 
 def _import(module_name: str, where: str) -> ModuleType:
-    here = str(Path.cwd())
-    sys.path.insert(0, here)  # as `python -m` does; an installed script does not
+    here = Path.cwd()
     try:
-        return importlib.import_module(module_name)
+        return import_from(here, module_name)
     except ImportError as error:
         raise ResolveError(
             f"{where}: cannot import {module_name!r} from {here} or the installed packages ({error}). "
             f"MODEL is one of {FORMS}."
         ) from error
-    finally:
-        sys.path.remove(here)
 
 
 def _shape(value: Any) -> str:

@@ -1,13 +1,21 @@
-"""Arguments and options that the commands of ``etp-graph`` share."""
+"""Arguments and options that the commands of ``etp-graph`` share; the names in them come from the registries."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from enum import StrEnum
-from typing import Annotated
+from inspect import Parameter, signature
+from typing import Annotated, Any, TypeVar, get_args
 
 import typer
 
-from etp_graph.plan import KINDS
+from etp_graph import budget
+from etp_graph._config import require
+from etp_graph.criteria import COLLECTED, CRITERIA
+from etp_graph.errors import BudgetError
+from etp_graph.plan import KINDS, Target, known_targets
+
+F = TypeVar("F", bound=Callable[..., None])
 
 Model = Annotated[
     str,
@@ -33,31 +41,74 @@ Kinds = Annotated[
     typer.Option("--kind", help=f"Units to prune, or all; may be repeated: {', '.join(KINDS)}.", metavar="KIND"),
 ]
 
+Imports = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--import",
+        help="Module or .py file to import first, so that what it registers is known; may be repeated.",
+        metavar="MODULE",
+    ),
+]
+
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Threads that PyTorch uses.")]
 
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
-class Criterion(StrEnum):
-    """Criteria that need only the weights."""
-
-    L1 = "l1"
-    L2 = "l2"
-    ETP = "etp"
-    TORQUE = "torque"
-    BN_SCALE = "bn_scale"
-    FPGM = "fpgm"
-    WHC = "whc"
-    LAMP = "lamp"
-    RANDOM = "random"
+def criterion_names() -> list[str]:
+    """Return the names of the criteria that need only the weights; ``l1`` and ``l2`` are magnitudes."""
+    return ["l1", "l2", *(name for name in CRITERIA if name not in COLLECTED and name != "magnitude")]
 
 
-class Scope(StrEnum):
-    """Ways to compare scores of different groups, see :class:`etp_graph.Budget`."""
+# --help shows the built-in names. Values are checked by the command, because --import may register more.
+Criterion = Annotated[
+    str,
+    typer.Option(
+        help=f"Criterion that ranks the units; none needs data: {', '.join(criterion_names())}.", metavar="NAME"
+    ),
+]
 
-    GLOBAL = "global"
-    LOCAL = "local"
-    ISOMORPHIC = "isomorphic"
+Scope = Annotated[
+    str, typer.Option(help=f"Across what scores are compared: {', '.join(get_args(budget.Scope))}.", metavar="NAME")
+]
+
+TargetValues = Annotated[
+    list[str] | None,
+    typer.Option("--target", help="Target of a quantity that --import registers.", metavar="NAME=VALUE"),
+]
+
+
+def with_targets(command: F) -> F:
+    """Give a command with ``**targets`` one option for each registered target, after ``out``."""
+    found = signature(command, eval_str=True)
+    own = [p for p in found.parameters.values() if p.kind is not Parameter.VAR_KEYWORD]
+    place = [p.name for p in own].index("out") + 1
+    options = [_option(target) for _, target in known_targets().values()]
+    command.__signature__ = found.replace(parameters=[*own[:place], *options, *own[place:]])  # type: ignore[attr-defined]
+    return command
+
+
+def _option(target: Target) -> Parameter:
+    option = typer.Option("--" + target.keyword.replace("_", "-"), help=target.help)
+    annotation: Any = Annotated[(int if target.whole else float) | None, option]
+    return Parameter(target.keyword, Parameter.POSITIONAL_OR_KEYWORD, default=None, annotation=annotation)
+
+
+def parse_targets(texts: Sequence[str]) -> dict[str, float]:
+    """Return the targets of ``NAME=VALUE`` options, by keyword.
+
+    Raises:
+        BudgetError: a text has another form, or there are two for one keyword.
+    """
+    found: dict[str, float] = {}
+    for text in texts:
+        name, _, value = text.partition("=")
+        require(name not in found, f"--target {text}: {name} has a value already.", BudgetError)
+        try:
+            found[name] = int(value) if value.lstrip("-").isdecimal() else float(value)
+        except ValueError as error:
+            raise BudgetError(f"--target {text}: write NAME=VALUE with a number, like params=1000000.") from error
+    return found
 
 
 class DemoData(StrEnum):

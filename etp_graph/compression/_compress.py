@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import torch
 from torch import Tensor, nn
 
-from etp_graph.budget import Budget, allocate
+from etp_graph.budget import Budget, Targets, allocate, show_targets
 from etp_graph.collect import watch
 from etp_graph.criteria import magnitude
 from etp_graph.errors import BudgetError, PlanError
@@ -28,17 +28,13 @@ from ._steps import Compression, Evaluate, Train, n_steps
 Check = bool | Literal["auto"]
 
 
+@show_targets
 def compress(
     model: nn.Module,
     example_inputs: Any,
     *,
     train: Train,
     evaluate: Evaluate,
-    speed_up: float | None = None,
-    macs: int | None = None,
-    params: int | None = None,
-    latency_ms: float | None = None,
-    speed_up_latency: float | None = None,
     budget: Budget | None = None,
     method: str | Method = "etp",
     rounds: int | None = None,
@@ -49,6 +45,7 @@ def compress(
     check: Check = "auto",
     checkpoint: str | os.PathLike[str] | None = None,
     progress: bool = True,
+    **targets: Unpack[Targets],
 ) -> CompressResult:
     """Prune a trained model in place until it fits the budget: sparse training, allocation, surgery, fine-tuning.
 
@@ -61,8 +58,6 @@ def compress(
             training mode. If the criterion needs data, it is also called with ``"calibrate"`` before surgery. This call
             changes no weight. The model is then in eval mode, or in training mode if the criterion needs gradients.
         evaluate: ``evaluate(model)`` returns one finite number; the model is in eval mode.
-        speed_up, macs, params, latency_ms, speed_up_latency: the target, see :class:`etp_graph.Budget`. Give exactly
-            one of them, or ``budget``.
         budget: the target with all its rules. If its ``scope`` or ``rank`` is ``None``, the method's is used.
         method: a name of :data:`etp_graph.methods.METHODS`, or a :class:`etp_graph.methods.Method`.
         rounds: number of rounds of sparse training, surgery and fine-tuning. Default: the steps of an ``Iterative``
@@ -78,6 +73,7 @@ def compress(
             generators are stored too. The result is that of an uninterrupted run if ``train`` is deterministic given
             these states.
         progress: show a progress bar if stdout is a terminal.
+        targets: the target, ``speed_up=2`` for example, see :class:`etp_graph.Budget`. Give exactly one, or ``budget``.
 
     Returns:
         Metrics (the numbers that ``evaluate`` returned), costs, selections and seconds of every step.
@@ -94,8 +90,7 @@ def compress(
     if torch.is_inference_mode_enabled():
         raise PlanError("compress inside torch.inference_mode() can neither train nor prune; leave it first.")
     chosen = _method(method, rounds, schedule)
-    times = {"latency_ms": latency_ms, "speed_up_latency": speed_up_latency}
-    goal = budget_of(budget, chosen, speed_up=speed_up, macs=macs, params=params, **times)
+    goal = budget_of(budget, chosen, targets)
     if plan is not None and (ignore or prune is not None):
         raise PlanError("ignore and prune have no effect on a plan that is given: pass them to trace(model, ...).")
     plan = plan or trace(model, example_inputs, prune=prune, ignore=ignore, check=check)
@@ -133,25 +128,19 @@ def _dry_run_scores(method: Method, model: nn.Module, plan: Plan) -> Tensor:
         return magnitude(model, plan)
 
 
-def budget_of(budget: Budget | None, method: Method, **targets: Any) -> Budget:
+def budget_of(budget: Budget | None, method: Method, targets: Mapping[str, object]) -> Budget:
     """Return the budget given as ``budget`` or as exactly one target, with the method's scope and rank.
 
     Raises:
         BudgetError: not exactly one target is given, or the method cannot use this budget.
     """
-    given = [name for name, value in targets.items() if value is not None]
-    if budget is None:
-        goal = method.with_scope_and_rank(Budget(**targets))
-    elif given:
-        raise BudgetError(f"found budget= and {' and '.join(f'{name}=' for name in given)}: give one of them.")
-    else:
-        goal = method.with_scope_and_rank(budget)
+    goal = method.with_scope_and_rank(Budget.of(budget, targets))
     if goal.max_ratio < 1 and method.rounds > 1:
         raise BudgetError(
             f"max_ratio={goal.max_ratio} with {method.rounds} rounds: the share is of what a round begins with, so it "
             "would not hold for the whole. Use min_units, or one round."
         )
-    if goal.quantity == "latency":
+    if goal.measured:
         _check_time(goal, method)
     return goal
 

@@ -12,7 +12,7 @@ from etp_graph._text import aligned
 from etp_graph.budget import Budget
 from etp_graph.errors import EtpError
 from etp_graph.methods import Method
-from etp_graph.plan import Cost, LatencyFit, Selection
+from etp_graph.plan import Cost, LatencyFit, Selection, described_quantity
 
 FORMAT = 1
 
@@ -55,7 +55,7 @@ class Round:
             "metric_sparse": self.metric_sparse,
             "metric_pruned": self.metric_pruned,
             "metric_finetuned": self.metric_finetuned,
-            "cost": json.loads(self.cost.to_json()),
+            "cost": self.cost.to_dict(),
             "selection": json.loads(self.selection.to_json()),
             "fingerprint": self.fingerprint,
             "seconds": dict(self.seconds),
@@ -66,7 +66,7 @@ class Round:
     def from_dict(cls, body: Mapping[str, Any]) -> Round:
         """Return the round that :meth:`to_dict` wrote."""
         values = dict(body)
-        values["cost"] = Cost.from_json(json.dumps(values["cost"]))
+        values["cost"] = Cost.from_json(values["cost"])
         values["selection"] = Selection.from_json(json.dumps(values["selection"]))
         if values.get("latency") is not None:
             values["latency"] = LatencyFit.from_dict(values["latency"])
@@ -167,8 +167,8 @@ class CompressResult:
         return json.dumps({
             "format": FORMAT,
             "method": self.method.to_dict(),
-            "budget": json.loads(self.budget.to_json()),
-            "dense": json.loads(self.dense.to_json()),
+            "budget": self.budget.to_dict(),
+            "dense": self.dense.to_dict(),
             "metric_dense": self.metric_dense,
             "rounds": [one.to_dict() for one in self.rounds],
             "seconds_dense": self.seconds_dense,
@@ -187,8 +187,8 @@ class CompressResult:
                 raise EtpError(f"result format {body['format']!r} is unknown; this version reads format {FORMAT}.")
             return cls(
                 method=Method.from_json(body["method"]),
-                budget=Budget.from_json(json.dumps(body["budget"])),
-                dense=Cost.from_json(json.dumps(body["dense"])),
+                budget=Budget.from_json(body["budget"]),
+                dense=Cost.from_json(body["dense"]),
                 metric_dense=float(body["metric_dense"]),
                 rounds=tuple(map(Round.from_dict, body["rounds"])),
                 seconds_dense=float(body["seconds_dense"]),
@@ -199,7 +199,8 @@ class CompressResult:
             raise EtpError(f"this text is not a result of compress: {error!r}.") from error
 
     def __str__(self) -> str:
-        rows: list[tuple[str, ...]] = [("stage", "metric", "MACs", "speed-up", "params", "seconds")]
+        others = [described_quantity(name).title for name in self.dense.others]
+        rows: list[tuple[str, ...]] = [("stage", "metric", "MACs", "speed-up", "params", *others, "seconds")]
         rows.append(self._row("dense", self.metric_dense, self.dense, self.seconds_dense))
         before = self.dense
         for number, one in enumerate(self.rounds, 1):
@@ -217,4 +218,6 @@ class CompressResult:
 
     def _row(self, stage: str, metric: float, cost: Cost, seconds: float) -> tuple[str, ...]:
         speed_up = self.dense.macs / max(cost.macs, 1)
-        return stage, f"{metric:.4f}", f"{cost.macs:,}", f"{speed_up:.2f}x", f"{cost.params:,}", f"{seconds:.1f}"
+        others = (f"{cost.others[name]:,}" if name in cost.others else "-" for name in self.dense.others)
+        counted = f"{cost.macs:,}", f"{speed_up:.2f}x", f"{cost.params:,}", *others
+        return stage, f"{metric:.4f}", *counted, f"{seconds:.1f}"

@@ -220,14 +220,14 @@ class Compression:
         """Return the budget of this round. The schedule says which share of the cost reduction it asks for."""
         if self.method.rounds == 1:
             return self.budget
-        dense, target = getattr(self.dense, self.budget.quantity), self.budget.target(self.dense)
+        dense, target = self.dense.amount(self.budget.quantity), self.budget.target(self.dense)
         share = self.method.schedule((self.round + 1) / self.method.rounds)
         goal = target if share == 1 or target >= dense else dense - int(share * (dense - target))
         return self.budget.with_count(goal)
 
     def _aim(self) -> Budget:
-        """Return the budget of the sparse phase of this round, in MACs or parameters."""
-        return self._share() if self.budget.quantity != "latency" else self.budget.with_count(self.expected.macs)
+        """Return the budget of the sparse phase of this round, in a quantity that is counted."""
+        return self.budget.with_cost(self.expected) if self.budget.measured else self._share()
 
     def _retrace(self, retrace: Callable[[], Plan]) -> None:
         """Trace the pruned model and use this plan from now on. Groups that were locked stay locked."""

@@ -25,7 +25,7 @@ from ._hrank import hrank
 from ._lamp import lamp
 from ._magnitude import magnitude
 from ._random import random
-from ._registry import COLLECTED, CRITERIA, Criterion, Score, find_criterion, register, register_criterion
+from ._registry import COLLECTED, CRITERIA, Criterion, Score, find_criterion, register, register_criterion, temporary
 from ._taylor import taylor
 from ._torque import Forced, etp, torque
 from ._whc import whc
@@ -50,6 +50,7 @@ __all__ = [
     "register",
     "register_criterion",
     "taylor",
+    "temporary",
     "torque",
     "whc",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from inspect import Parameter, signature
 from typing import TypeVar
@@ -63,7 +64,9 @@ class Criterion:
 
 
 _criteria: Registry[Criterion] = Registry(
-    "criterion", error=ScoreError, remedy="A function of (model, plan) that returns scores is a criterion too."
+    "criterion",
+    error=ScoreError,
+    remedy="One of your own is a function of (model, plan), or is known once the module that registers it is imported.",
 )
 
 
@@ -127,6 +130,13 @@ def register(score: S, *, name: str | None = None, observes: Observed | None = N
 def register_criterion(name: str | None = None, *, observes: Observed | None = None) -> Callable[[S], S]:
     """Return a decorator that registers a function as a criterion; the arguments are those of :func:`register`."""
     return lambda score: register(score, name=name, observes=observes)
+
+
+@contextmanager
+def temporary() -> Iterator[None]:
+    """Remove the criteria that are registered inside of the block when it ends, for tests and examples."""
+    with _criteria.temporary(), OBSERVED.temporary():
+        yield
 
 
 def find_criterion(criterion: object) -> Criterion:

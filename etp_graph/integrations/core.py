@@ -6,14 +6,14 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 from torch import nn
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
 
 from etp_graph import distributed
-from etp_graph.budget import Budget, allocate
+from etp_graph.budget import Budget, Targets, allocate, show_targets
 from etp_graph.compression import budget_of
 from etp_graph.errors import BudgetError, CheckpointError, ForceError, PlanError
 from etp_graph.graph import trace
@@ -42,7 +42,6 @@ class Pruning:
         example_inputs: as for :func:`etp_graph.trace`; tensors are moved to the model's device.
         prune_at: when surgery takes place: after this many optimizer steps (an integer), after this share of all
             steps (a fraction up to 1), or after :class:`Epochs`.
-        speed_up, macs, params: the target, see :class:`etp_graph.Budget`. Give exactly one of them, or ``budget``.
         budget: the target with all its rules. If its ``scope`` or ``rank`` is ``None``, the method's is used.
         method: a name of :data:`etp_graph.methods.METHODS`, or a :class:`etp_graph.methods.Method`. It must have one
             round and a mode other than ``"loss"``. Its criterion must not need data, and it must not choose units
@@ -51,6 +50,7 @@ class Pruning:
         ignore: names or patterns of modules whose units all stay.
         plan: the plan of the model, if it is traced already.
         check: as for :func:`etp_graph.trace`.
+        targets: the target, ``speed_up=2`` for example, see :class:`etp_graph.Budget`. Give exactly one, or ``budget``.
 
     Attributes:
         stage: ``"idle"`` outside of training, ``"sparse"``, or ``"finetune"``.
@@ -66,27 +66,26 @@ class Pruning:
         PlanError: ``prune`` or ``ignore`` is given with a plan.
     """
 
+    @show_targets
     def __init__(
         self,
         example_inputs: Any,
         *,
         prune_at: int | float | Epochs,
-        speed_up: float | None = None,
-        macs: int | None = None,
-        params: int | None = None,
         budget: Budget | None = None,
         method: str | Method = "etp",
         prune: str | Sequence[str] | None = None,
         ignore: str | Sequence[str] = (),
         plan: Plan | None = None,
         check: bool | Literal["auto"] = "auto",
+        **targets: Unpack[Targets],
     ) -> None:
         if plan is not None and (ignore or prune is not None):
             raise PlanError("ignore and prune have no effect on a plan that is given: pass them to trace(model, ...).")
         self.method = get(method)
         _check_method(self.method)
         _check_moment(prune_at)
-        self.budget = budget_of(budget, self.method, speed_up=speed_up, macs=macs, params=params)
+        self.budget = budget_of(budget, self.method, targets)
         self.example_inputs, self.prune_at = example_inputs, prune_at
         self.stage: Stage = "idle"
         self.prune_step: int | None = None
@@ -129,7 +128,7 @@ class Pruning:
             CheckpointError: training is resumed after surgery, and the model is not pruned as in the checkpoint.
         """
         require_bare(model)
-        if together and self.budget.quantity == "latency":
+        if together and self.budget.measured:
             raise BudgetError(
                 f"{self.budget.as_given} with several processes: each would measure another time. Use a target in MACs "
                 "or parameters."
@@ -156,12 +155,12 @@ class Pruning:
 
     def _aim(self, rehearsed: Selection, saved: Mapping[str, Any] | None) -> Budget:
         """Return the regularizer's budget: for a latency target, the MACs of the dry run's selection."""
-        if self.budget.quantity != "latency":
+        if not self.budget.measured:
             return self.budget
         if saved and saved["regularizer"] is not None and (known := saved["regularizer"]["settings"]["budget"]):
             return Budget.from_json(known)  # a new measurement would give a different number of MACs
         assert self.plan is not None
-        return self.budget.with_count(CostModel(self.plan).evaluate(rehearsed.flat(self.plan)).macs)
+        return self.budget.with_cost(CostModel(self.plan).evaluate(rehearsed.flat(self.plan)))
 
     def advance(self, done: int) -> bool:
         """Perform surgery if it is due after ``done`` optimizer steps. Return True if it took place.

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from etp_graph._config import require, require_count
 from etp_graph.errors import EtpError
 from etp_graph.model import named_tensors
 
@@ -133,18 +134,20 @@ def benchmark(
 def _check(models: Sequence[nn.Module], **numbers: int | None) -> None:
     least = {"repetitions": 1, "warm_up": 0, "threads": 1}
     for name, value in numbers.items():
-        if value is not None and (type(value) is not int or value < least[name]):
-            raise EtpError(f"{name}={value!r}: give an integer of at least {least[name]}.")
-    if not models or not all(isinstance(model, nn.Module) for model in models):
-        raise EtpError(
-            f"found {[type(model).__name__ for model in models]} to measure: give a model, or a list of them."
-        )
+        if value is not None:
+            require_count(name, value, least[name], EtpError)
+    require(
+        bool(models) and all(isinstance(model, nn.Module) for model in models),
+        f"found {[type(model).__name__ for model in models]} to measure: give a model, or a list of them.",
+        EtpError,
+    )
     for model in models:
-        if any(tensor.is_meta for _, tensor in named_tensors(model)):
-            raise EtpError(
-                f"{type(model).__name__} has tensors on the meta device, which have no values and take no time: "
-                "measure the model with its weights."
-            )
+        require(
+            not any(tensor.is_meta for _, tensor in named_tensors(model)),
+            f"{type(model).__name__} has tensors on the meta device, which have no values and take no time: measure "
+            "the model with its weights.",
+            EtpError,
+        )
 
 
 def _items(example_inputs: Any) -> int:

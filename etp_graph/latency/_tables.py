@@ -121,7 +121,6 @@ class TimedCosts(CostModel):
     def __init__(
         self, plan: Plan, layers: Sequence[TimedLayer], products: Sequence[TimedProducts], timer: Timer
     ) -> None:
-        self._timed = False
         super().__init__(plan)
         self.pairs = [tuple(self._number.get((layer.weight, axis)) for axis in (0, 1)) for layer in layers]
         varies = [(a is not None, b is not None) for a, b in self.pairs]
@@ -141,7 +140,6 @@ class TimedCosts(CostModel):
         ]
         self._moving = np.array(moving, dtype=np.int64).reshape(-1, 3).T
         self._set_terms_of(layers, products)
-        self._timed = True
 
     def _set_terms_of(self, layers: Sequence[TimedLayer], products: Sequence[TimedProducts]) -> None:
         """Assign the plan's cost terms to products and to untimed operators, and compute the seconds per MAC."""
@@ -170,15 +168,12 @@ class TimedCosts(CostModel):
             found.append((float(op.coefficient * fixed), dims))
         return found
 
-    def totals(self, counts: Ints) -> Ints:
-        """Return MACs, parameters and nanoseconds, [n, 3], of n models with the kept sizes ``counts`` [n, n_dims]."""
-        exact = super().totals(counts)
-        if not self._timed:  # the constructor of the base class calls this before there are tables
-            return exact
+    def totals(self, counts: Ints) -> dict[str, Ints]:
+        """Return the amounts of the counted quantities, and ``latency`` in nanoseconds, as :class:`CostModel` does."""
         found = self._pace * _evaluate(self._others, counts)
         if self._stack is not None:
             found = found + self._stack(self._sizes(counts)).sum(1)
-        return np.concatenate([exact, np.rint(_UNIT * found).astype(np.int64)[:, None]], axis=1)
+        return {**super().totals(counts), "latency": np.rint(_UNIT * found).astype(np.int64)}
 
     def by_layer(self, counts: Ints) -> dict[str, float]:
         """Return the seconds of each timed module at ``counts`` [1, n_dims], in the order of its first call."""

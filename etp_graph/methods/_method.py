@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from etp_graph import criteria, forces, schedules
-from etp_graph._config import Composed, before, require, require_choice, require_count, require_number
+from etp_graph._config import Composed, before, require, require_choice, require_count, require_number, show_fields
 from etp_graph.budget import Budget, Rank, Scope
 from etp_graph.collect import Observations, Observed
 from etp_graph.criteria import Criterion, Forced, Normalize, Score
@@ -29,7 +29,7 @@ _CUBIC = schedules.Cubic()
 class Method(ForceSettings):
     """A pruning method: the force of sparse training, the criterion, and the rules for reaching the budget.
 
-    It has the settings of ``ForceSettings`` (``beta``, ``order``, ``refresh_every``,
+    It has the settings of :class:`etp_graph.regularizer.ForceSettings` (``beta``, ``order``, ``refresh_every``,
     ``mode``, ``kappa``, ``every``, ``seed``, ``chosen_by``), and these. With ``beta="auto"`` the strength follows from
     the budget of the run; this needs ``phase.attach(optimizer, steps=...)``. ``seed`` is also the seed of the criterion
     ``random``.
@@ -49,7 +49,7 @@ class Method(ForceSettings):
         select_at: share of the sparse phase after which the losers are chosen; until then the force acts on all units.
         soft_every: set the filters of the losers to zero every ``soft_every`` steps; 0: never. Needs no force.
         criterion: a name of :data:`etp_graph.criteria.CRITERIA`, or a function of (model, plan) that returns scores
-            [n_units]. A function goes to JSON if ``etp_graph.criteria.register`` knows it. ``etp`` is the torque of
+            [n_units]. A function goes to JSON if :func:`etp_graph.criteria.register` knows it. ``etp`` is the torque of
             this method's own force. Criteria that need data record it in the phase ``calibrate``.
         p: order of the norm of the criterion ``magnitude``.
         normalize: normalization of scores within a group, for criteria that have this argument.
@@ -135,7 +135,7 @@ class Method(ForceSettings):
 
     @property
     def observes(self) -> Observed | None:
-        """Return the data that the criterion needs, a statistic of activations or ``"gradients"``, or else ``None``."""
+        """Data that the criterion needs, a statistic of activations or ``"gradients"``; ``None`` if it needs none."""
         return self._criterion.observes
 
     @property
@@ -215,6 +215,9 @@ class Method(ForceSettings):
     def _without_strength(self) -> Method:
         """Return the method with strength 0 if its strength follows from a budget, so that no budget is needed."""
         return replace(self, beta=0.0, acts_on="units") if self.steered else self
+
+
+show_fields(Method)(Method.__init__)
 
 
 def check_rounds(rounds: int, schedule: Schedule) -> None:

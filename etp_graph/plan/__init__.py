@@ -8,6 +8,18 @@ from ._groups import Attribute, Group, Index, Slice, as_index, as_tensor
 from ._kinds import KINDS, ON_REQUEST, chosen_kinds, lock_other_kinds
 from ._plan import ACTIVATION, Op, Plan
 from ._positions import NO_UNIT, Positions, SlicedAxis, numbers_per_unit, with_no_unit
+from ._quantities import (
+    QUANTITIES,
+    Quantity,
+    Target,
+    Terms,
+    add_quantity,
+    counted_quantities,
+    described_quantity,
+    find_target,
+    known_targets,
+    whole_axes,
+)
 from ._selection import LatencyFit, Selection
 from ._table import cost_table
 
@@ -16,6 +28,7 @@ __all__ = [
     "KINDS",
     "NO_UNIT",
     "ON_REQUEST",
+    "QUANTITIES",
     "Attribute",
     "Cost",
     "CostModel",
@@ -26,15 +39,24 @@ __all__ = [
     "Op",
     "Plan",
     "Positions",
+    "Quantity",
     "Selection",
     "Slice",
     "SlicedAxis",
+    "Target",
+    "Terms",
+    "add_quantity",
     "as_index",
     "as_tensor",
     "chosen_kinds",
     "cost",
     "cost_table",
+    "counted_quantities",
+    "described_quantity",
+    "find_target",
+    "known_targets",
     "lock_other_kinds",
     "numbers_per_unit",
+    "whole_axes",
     "with_no_unit",
 ]

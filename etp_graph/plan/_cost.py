@@ -1,9 +1,11 @@
-"""The cost of one forward: multiply-adds and parameters."""
+"""Cost of one forward: multiply-adds, parameters, and the other registered quantities."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from etp_graph.errors import PlanError
 
@@ -16,24 +18,59 @@ class Cost:
         macs: multiply-adds.
         params: numbers in the parameters (buffers are not parameters).
         uncounted: operators that ran and are not in ``macs``.
+        others: amounts of the other quantities, by name; see :func:`etp_graph.budget.register`.
     """
 
     macs: int
     params: int
     uncounted: tuple[str, ...] = ()
-
-    def to_json(self) -> str:
-        """As JSON text; :meth:`from_json` reads it back."""
-        return json.dumps(asdict(self))
+    others: Mapping[str, int] = field(default_factory=dict, hash=False, repr=False)
 
     @classmethod
-    def from_json(cls, text: str) -> Cost:
-        """The cost that :meth:`to_json` wrote. Raises :class:`PlanError` if the text is something else."""
+    def of(cls, amounts: Mapping[str, int], uncounted: tuple[str, ...]) -> Cost:
+        """Return the cost with these amounts, by name of the quantity; ``macs`` and ``params`` are among them."""
+        others = {name: amount for name, amount in amounts.items() if name not in ("macs", "params")}
+        return cls(macs=amounts["macs"], params=amounts["params"], uncounted=uncounted, others=others)
+
+    @property
+    def amounts(self) -> dict[str, int]:
+        """Amounts of all quantities, by name."""
+        return {"macs": self.macs, "params": self.params, **self.others}
+
+    def amount(self, quantity: str) -> int:
+        """Return the amount of the quantity of this name.
+
+        Raises:
+            PlanError: this cost does not count it.
+        """
+        if quantity not in self.amounts:
+            raise PlanError(
+                f"this cost counts {', '.join(self.amounts)}, not {quantity!r}: count it with etp_graph.cost after "
+                "the quantity was registered."
+            )
+        return self.amounts[quantity]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all fields as values that JSON can store; ``others`` only if there are any."""
+        return {name: value for name, value in asdict(self).items() if name != "others" or value}
+
+    def to_json(self) -> str:
+        """Return the cost as JSON text; :meth:`from_json` reads it back."""
+        return json.dumps(self.to_dict())
+
+    @classmethod
+    def from_json(cls, source: str | Mapping[str, Any]) -> Cost:
+        """Return the cost that :meth:`to_json` or :meth:`to_dict` wrote.
+
+        Raises:
+            PlanError: this is no cost.
+        """
         try:
-            body = json.loads(text)
-            macs, params, uncounted = body["macs"], body["params"], tuple(body["uncounted"])
-        except (KeyError, TypeError, ValueError) as error:
+            body = json.loads(source) if isinstance(source, str) else source
+            amounts = {"macs": body["macs"], "params": body["params"], **body.get("others", {})}
+            found = cls.of(amounts, tuple(body["uncounted"]))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise PlanError(f"this text is not a cost: {error!r}") from error
-        if type(macs) is not int or type(params) is not int or not all(isinstance(name, str) for name in uncounted):
-            raise PlanError(f"this text is not a cost: macs {macs!r}, params {params!r}, uncounted {uncounted!r}.")
-        return cls(macs=macs, params=params, uncounted=uncounted)
+        if not all(type(n) is int for n in amounts.values()) or not all(isinstance(n, str) for n in found.uncounted):
+            raise PlanError(f"this text is not a cost: {found}.")
+        return found

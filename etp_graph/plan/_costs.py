@@ -19,11 +19,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from etp_graph.errors import PlanError
-
 from ._cost import Cost
 from ._plan import ACTIVATION, Plan
 from ._positions import NO_UNIT, Positions, SlicedAxis
+from ._quantities import QUANTITIES, counted_quantities
 from ._selection import Selection
 
 Ints = npt.NDArray[np.int64]
@@ -50,18 +49,27 @@ def cost(model: nn.Module, plan: Plan, selection: Selection | None = None) -> Co
 
 
 class CostModel:
-    """Cost of a plan as polynomials, to evaluate many selections quickly.
+    """Counts of a plan as polynomials, which are evaluated quickly for many selections.
+
+    Args:
+        plan: the plan.
+        quantities: names of the quantities to count; default: all that are registered.
 
     Attributes:
         plan: the plan.
+        quantities: names of the quantities.
         sizes: dense size of every dimension, int64 [n_dims].
-        maps: for every dimension its layers of flat unit numbers, each int64 [size]. ``plan.n_units`` stands for
-            positions that always stay: they belong to no unit, or to a locked group.
-        dense: cost with all units.
+        maps: for every dimension its layers of flat unit numbers, each int64 [size]; ``plan.n_units`` is no unit, or
+            one of a locked group, which stays.
+
+    Raises:
+        PlanError: a term names an axis that the plan does not have.
+        BudgetError: a quantity is unknown or measured, or its function did not return terms.
     """
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, quantities: Iterable[str] | None = None) -> None:
         self.plan = plan
+        self.quantities = tuple(q.name for q in counted_quantities()) if quantities is None else tuple(quantities)
         self.maps: list[tuple[Ints, ...]] = []
         self._number: dict[tuple[str, int], int] = {}
         known: dict[tuple[bytes, ...], int] = {}
@@ -74,24 +82,27 @@ class CostModel:
                 self._number[name, part.axis] = number
         self.sizes: Ints = np.array([len(layers[0]) for layers in self.maps], dtype=np.int64)
         self._set_terms()
-        self.dense = self.evaluate(torch.ones(plan.n_units, dtype=torch.bool, device="cpu"))
+
+    @property
+    def dense(self) -> Cost:
+        """The cost with all units."""
+        return self._cost(self.sizes[None])
 
     def _set_terms(self) -> None:
-        """Collect like terms. Each row of dimensions has one coefficient for MACs and one for parameters."""
+        """Collect like terms: one row of dimensions with its coefficient in each quantity."""
         terms: dict[tuple[int, ...], list[int]] = {}
-        for op in self.plan.ops:
-            self._add_term(terms, 0, op.coefficient, op.axes)
-        for name in self.plan.parameters:
-            self._add_term(terms, 1, 1, ((name, axis) for axis in range(len(self.plan.tensors[name]))))
+        for column, quantity in enumerate(self.quantities):
+            for coefficient, axes in QUANTITIES.find(quantity).list_terms(self.plan):
+                self._add_term(terms, column, coefficient, axes)
         width = max((len(dims) for dims in terms), default=0)
-        one = len(self.maps)  # dimension of size 1, so that all rows have equal length
+        one = len(self.maps)  # a dimension of size 1, so that all rows have one length
         self._dims: Ints = np.array([(*dims, *[one] * (width - len(dims))) for dims in terms], dtype=np.int64)
         self._dims = self._dims.reshape(len(terms), width)
         sizes = [*self.sizes.tolist(), 1]
-        dense = [[c * prod(sizes[d] for d in dims) for c in pair] for dims, pair in terms.items()]
+        dense = [[c * prod(sizes[d] for d in dims) for c in row] for dims, row in terms.items()]
         exact = max((sum(column) for column in zip(*dense, strict=True)), default=0) < 2**62
         self._coefficients: Any = np.array(list(terms.values()), dtype=np.int64 if exact else object)
-        self._coefficients = self._coefficients.reshape(len(terms), 2)
+        self._coefficients = self._coefficients.reshape(len(terms), len(self.quantities))
 
     def _add_term(
         self, terms: dict[tuple[int, ...], list[int]], column: int, coefficient: int, pairs: Iterable[tuple[str, int]]
@@ -101,16 +112,16 @@ class CostModel:
             if (tensor, axis) in self._number:
                 dims.append(self._number[tensor, axis])
                 continue
-            shape = self.plan.tensors.get(tensor) or (self.plan.activations.get(tensor, 0),)
-            if not 0 <= axis < len(shape):
-                raise PlanError(f"the cost names axis {axis} of {tensor!r}, which the plan does not have: trace again.")
-            coefficient *= shape[axis]
-        terms.setdefault(tuple(sorted(dims)), [0, 0])[column] += coefficient
+            coefficient *= self.plan.axis_size(tensor, axis, quantity=self.quantities[column])
+        terms.setdefault(tuple(sorted(dims)), [0] * len(self.quantities))[column] += coefficient
 
     def evaluate(self, keep: Tensor) -> Cost:
-        """Return the cost with only the units that ``keep`` (bool [n_units]) marks True."""
-        macs, params = self.totals(self.counts(keep))[0, :2].tolist()
-        return Cost(macs=int(macs), params=int(params), uncounted=self.plan.uncounted)
+        """Return the cost with only the units that ``keep`` (bool [n_units]) names; counts MACs and parameters."""
+        return self._cost(self.counts(keep))
+
+    def _cost(self, counts: Ints) -> Cost:
+        amounts = {name: int(totals[0]) for name, totals in CostModel.totals(self, counts).items()}
+        return Cost.of(amounts, self.plan.uncounted)
 
     def counts(self, keep: Tensor) -> Ints:
         """Return the kept size of each dimension, int64 [1, n_dims], for ``keep`` (bool [n_units])."""
@@ -118,22 +129,21 @@ class CostModel:
         counts = [int(np.logical_and.reduce([flags[layer] for layer in layers]).sum()) for layers in self.maps]
         return np.array([counts], dtype=np.int64)
 
-    def totals(self, counts: Ints) -> Ints:
-        """Return the MACs and parameters, [n, 2], of n models with the kept sizes ``counts``, int64 [n, n_dims]."""
+    def totals(self, counts: Ints) -> dict[str, Ints]:
+        """Return the amount of each quantity, [n], of n models given their kept sizes ``counts`` int64 [n, n_dims]."""
         counts = np.concatenate([counts, np.ones((len(counts), 1), dtype=np.int64)], axis=1)
         products = counts[:, self._dims].astype(self._coefficients.dtype, copy=False).prod(axis=2)
-        return np.asarray(products @ self._coefficients)
+        return dict(zip(self.quantities, (products @ self._coefficients).T, strict=True))
 
-    def marginal(self) -> tuple[Tensor, Tensor]:
-        """Return the MACs and parameters saved by removing one unit from the dense model, two float64 [n_units]."""
-        n_units = self.plan.n_units
+    def marginal(self, quantity: str) -> Tensor:
+        """Return what removing one unit alone from the dense model saves of a quantity, float64 [n_units]."""
+        n_units, column = self.plan.n_units, self.quantities.index(quantity)
         owned = [np.unique(np.concatenate(layers), return_counts=True) for layers in self.maps]
-        saved = np.zeros((n_units + 1, 2))
-        gone = np.zeros(n_units + 1)
+        saved, gone = np.zeros(n_units + 1), np.zeros(n_units + 1)
         sizes = np.append(self.sizes, 1).astype(np.float64)
-        for dims, pair in zip(self._dims, self._coefficients.astype(np.float64), strict=True):
+        for dims, coefficient in zip(self._dims, self._coefficients[:, column].astype(np.float64), strict=True):
             real = [d for d in dims.tolist() if d < len(self.maps)]
-            if not real:
+            if not real or not coefficient:
                 continue
             units = np.unique(np.concatenate([owned[d][0] for d in real]))
             left = np.ones(len(units))
@@ -141,9 +151,8 @@ class CostModel:
                 gone[owned[d][0]] = owned[d][1]
                 left *= sizes[d] - gone[units]
                 gone[owned[d][0]] = 0.0
-            saved[units] += np.outer(sizes[dims].prod() - left, pair)
-        flat = torch.from_numpy(saved[:n_units])
-        return flat[:, 0].contiguous(), flat[:, 1].contiguous()
+            saved[units] += coefficient * (sizes[dims].prod() - left)
+        return torch.from_numpy(saved[:n_units])
 
 
 def _activation_axes(plan: Plan) -> dict[str, tuple[SlicedAxis, ...]]:

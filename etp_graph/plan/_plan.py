@@ -18,6 +18,7 @@ from etp_graph.model import named_tensors, require_bare
 
 from ._cost import Cost
 from ._groups import Group, group_bytes, group_from_json, group_json
+from ._quantities import Quantity, counted_quantities
 
 FORMAT = 1
 
@@ -88,16 +89,28 @@ class Plan:
         Raises:
             PlanError: a cost term names an axis that no tensor of the plan has.
         """
-        sizes = {**self.tensors, **{name: (size,) for name, size in self.activations.items()}}
-        macs = sum(op.coefficient * prod(self._size(sizes, *axis) for axis in op.axes) for op in self.ops)
-        params = sum(prod(self.tensors[name]) for name in self.parameters)
-        return Cost(macs=macs, params=params, uncounted=self.uncounted)
+        amounts = {quantity.name: self._count(quantity) for quantity in counted_quantities()}
+        return Cost.of(amounts, self.uncounted)
 
-    @staticmethod
-    def _size(sizes: Mapping[str, tuple[int, ...]], tensor: str, axis: int) -> int:
-        shape = sizes.get(tensor, ())
+    def _count(self, quantity: Quantity) -> int:
+        return sum(
+            coefficient * prod(self.axis_size(*axis, quantity=quantity.name) for axis in axes)
+            for coefficient, axes in quantity.list_terms(self)
+        )
+
+    def axis_size(self, tensor: str, axis: int, *, quantity: str) -> int:
+        """Return the size of an axis of a tensor or activation that a term of a quantity names.
+
+        Raises:
+            PlanError: the plan does not have it.
+        """
+        size = self.activations.get(tensor)
+        shape = self.tensors.get(tensor, () if size is None else (size,))
         if not 0 <= axis < len(shape):
-            raise PlanError(f"the cost names axis {axis} of {tensor!r}, which the plan does not have: trace again.")
+            raise PlanError(
+                f"{quantity} counts axis {axis} of {tensor!r}, which the plan does not have: trace again, or correct "
+                "the function that counts it."
+            )
         return shape[axis]
 
     @property

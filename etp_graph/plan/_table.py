@@ -15,6 +15,7 @@ from etp_graph._text import RULED, WIDTH, paragraph, percent, si, wrapped_rows
 
 from ._cost import Cost
 from ._groups import Group, Index, as_tensor
+from ._quantities import Quantity, described_quantity
 
 _NAMES = 50
 
@@ -100,7 +101,7 @@ def _footer(plan: Described, costs: Cost) -> list[str]:
     lines = [
         f"{len(plan.groups)} groups ({len(free)} prunable, {len(plan.groups) - len(free)} locked), "
         f"{plan.n_units} units ({units} prunable); traced in {' and '.join(plan.modes)} mode on {plan.device}",
-        f"MACs {si(costs.macs)} ({costs.macs:,}) for the example inputs, params {si(costs.params)} ({costs.params:,})",
+        _totals(costs),
     ]
     if not free:
         lines.append("Nothing can be pruned: the last column says why.")
@@ -111,17 +112,36 @@ def _footer(plan: Described, costs: Cost) -> list[str]:
     return lines
 
 
+def _totals(costs: Cost) -> str:
+    """Return the amounts of all quantities as a line."""
+    said = {name: _amount(described_quantity(name), amount) for name, amount in costs.amounts.items()}
+    return f"{said.pop('macs')} for the example inputs, {', '.join(said.values())}"
+
+
+def _amount(quantity: Quantity, amount: int) -> str:
+    return f"{quantity.title} {quantity.write(amount)} ({amount:,})"
+
+
 def cost_table(costs: Mapping[str, Cost]) -> str:
-    """Return costs side by side as text. Speed-up (in MACs) and shares are relative to the first, the dense model."""
+    """Return costs side by side as text. Ratios and shares are relative to the first, the dense model."""
     table = Table(box=RULED, pad_edge=False, show_edge=False)
-    for title in ("model", "MACs", "share", "speed-up", "params", "share"):
-        table.add_column(title, justify="left" if title == "model" else "right", no_wrap=True)
     dense = next(iter(costs.values()))
+    quantities = [described_quantity(name) for name in dense.amounts]
+    for title in ("model", *(title for quantity in quantities for title in _titles(quantity))):
+        table.add_column(title, justify="left" if title == "model" else "right", no_wrap=True)
     for name, one in costs.items():
-        speed_up = f"{dense.macs / one.macs:.2f}x" if one.macs else "-"
-        table.add_row(*map(Text, (
-            name, si(one.macs), percent(one.macs, dense.macs), speed_up,
-            si(one.params), percent(one.params, dense.params),
-        )))  # fmt: skip
+        cells = (cell for quantity in quantities for cell in _amount_cells(quantity, dense, one))
+        table.add_row(*map(Text, (name, *cells)))
     uncounted = dict.fromkeys(name for one in costs.values() for name in one.uncounted)
     return "\n".join([*wrapped_rows(table), *paragraph("not counted in the MACs: ", uncounted, every=True)])
+
+
+def _titles(quantity: Quantity) -> list[str]:
+    return [quantity.title, "share", *filter(None, [quantity.ratio_title])]
+
+
+def _amount_cells(quantity: Quantity, dense: Cost, one: Cost) -> list[str]:
+    """Return the amount, its share of the dense amount, and the ratio if the quantity has a title for it."""
+    whole, amount = dense.amount(quantity.name), one.amount(quantity.name)
+    ratio = f"{whole / amount:.2f}x" if amount else "-"
+    return [quantity.write(amount), percent(amount, whole), *([ratio] if quantity.ratio_title else [])]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from etp_graph import forces, schedules
-from etp_graph._config import Composed, before, require, require_choice, require_count, require_number
+from etp_graph._config import Composed, before, require, require_choice, require_count, require_number, show_fields
 from etp_graph.budget import Budget
 from etp_graph.errors import ForceError, PlanError
 from etp_graph.forces import Force
@@ -176,7 +176,7 @@ class RegularizerSettings(ForceSettings):
         )
         assert self.budget is not None
         require(
-            self.budget.quantity != "latency",
+            not self.budget.measured,
             f"beta='auto' with {self.budget.as_given}: no time can be measured in every step. Give the regularizer a "
             "budget in MACs or parameters.",
         )
@@ -197,6 +197,9 @@ class RegularizerSettings(ForceSettings):
         differ = [f"{k}: {other.get(k)!r}, here {v!r}" for k, v in mine.items() if other.get(k) != v]
         if differ:
             raise ForceError(f"the state was saved with other settings ({'; '.join(differ)}): use the same ones.")
+
+
+show_fields(RegularizerSettings)(RegularizerSettings.__init__)
 
 
 def read_state(state: Mapping[str, Any], plan: Plan, settings: RegularizerSettings) -> tuple[int, Tensor, Tensor]:

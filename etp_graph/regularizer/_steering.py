@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from etp_graph.budget import under_way
-from etp_graph.plan import CostModel, Plan
+from etp_graph.plan import Plan
 from etp_graph.schedules import Cubic
 
 from ._pull import Pull
@@ -79,9 +79,8 @@ class Steering:
         assert settings.steps is not None
         self.model, self.plan, self.settings, self._pull = model, plan, settings, pull
         self._budget = settings.budget
-        costs = CostModel(plan).dense
-        dense = getattr(costs, self._budget.quantity)
-        self.path = settings.schedule or usual_path(1 - min(self._budget.target(costs), dense) / dense)
+        dense = plan.dense.amount(self._budget.quantity)
+        self.path = settings.schedule or usual_path(1 - min(self._budget.target(plan.dense), dense) / dense)
         self.steps: int = settings.steps
         # An interval has at least _RAMP steps (in all but short phases), so that the other weights can adapt. There are
         # at most about _LOOKS choices, because more would change little and cost time.

@@ -6,9 +6,9 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from etp_graph._text import percent, si
+from etp_graph._text import percent
 from etp_graph.errors import EtpError
-from etp_graph.plan import LatencyFit
+from etp_graph.plan import LatencyFit, Quantity, described_quantity
 
 from ._html import Html, bar, element, joined, line_chart, scatter, style, table
 from ._story import MeasuredStage, NormHistogram, ReportData, Width, read_report_data
@@ -67,10 +67,10 @@ def _summary(story: ReportData) -> Iterator[Html]:
         return
     first, last = story.stages[0], story.stages[-1]
     tiles = [("metric, dense", _metric(first)), (f"metric, {last.name}", _metric(last))]
-    if first.macs and last.macs:
-        tiles.append(("speed-up (MACs)", f"{first.macs / last.macs:.2f}x"))
-    if first.params and last.params:
-        tiles.append(("parameters left", percent(last.params, first.params)))
+    tiles += [
+        (_tile_title(quantity), _relation(quantity, first, last))
+        for quantity in _counted(story.stages) if first.amounts.get(quantity.name) and last.amounts.get(quantity.name)
+    ]  # fmt: skip
     units = [(width.before, width.after) for width in story.widths if not width.locked]
     if units and len(story.stages) > 1:
         tiles.append(("units removed", f"{sum(b - a for b, a in units):,} of {sum(b for b, _ in units):,}"))
@@ -88,17 +88,18 @@ def _stages(story: ReportData) -> Iterator[Html]:
     stages = story.stages
     if not stages:
         return
-    dense = stages[0]
+    dense, quantities = stages[0], _counted(stages)
     rows = [
         (
-            stage.name, _metric(stage), _count(stage.macs), _speed_up(dense, stage), _count(stage.params),
-            percent(stage.params, dense.params) if stage.params and dense.params else "-",
+            stage.name, _metric(stage),
+            *(cell for each in quantities for cell in (_amount(each, stage), _relation(each, dense, stage))),
             "-" if stage.seconds is None else f"{stage.seconds:.1f}",
         )
         for stage in stages
     ]  # fmt: skip
+    titles = [title for quantity in quantities for title in (quantity.words, quantity.ratio_title or "share")]
     yield element("h2", "Before and after")
-    yield table(("stage", "metric", "MACs", "speed-up", "parameters", "share", "seconds"), rows)
+    yield table(("stage", "metric", *titles, "seconds"), rows)
     yield element(
         "p",
         "The metric is what evaluate returned. MACs are predicted from the plan, for one forward with the example "
@@ -110,20 +111,36 @@ def _stages(story: ReportData) -> Iterator[Html]:
     metrics = [stage.metric for stage in stages if stage.metric is not None]
     if len(metrics) == len(stages) > 1:
         charts.append(line_chart(letters, metrics, caption="metric"))
-    macs = [float(stage.macs) for stage in stages if stage.macs is not None]
-    if len(macs) == len(stages) > 1:
-        charts.append(line_chart(letters, macs, caption="MACs, predicted", zero=True))
+    for quantity in (each for each in quantities if each.name != "params"):
+        amounts = [float(stage.amounts[quantity.name]) for stage in stages if quantity.name in stage.amounts]
+        if len(amounts) == len(stages) > 1:
+            charts.append(line_chart(letters, amounts, caption=f"{quantity.words}, predicted", zero=True))
     if charts:
         yield element("div", *charts, class_="charts")
         yield element("p", _KEY, class_="soft")
 
 
-def _count(value: int | None) -> str:
-    return "-" if value is None else si(value)
+def _counted(stages: Sequence[MeasuredStage]) -> list[Quantity]:
+    """Return the quantities that a stage counts, MACs and parameters first."""
+    names = dict.fromkeys(["macs", "params", *(name for stage in stages for name in stage.amounts)])
+    return [described_quantity(name) for name in names]
 
 
-def _speed_up(dense: MeasuredStage, stage: MeasuredStage) -> str:
-    return f"{dense.macs / stage.macs:.2f}x" if dense.macs and stage.macs else "-"
+def _tile_title(quantity: Quantity) -> str:
+    return f"{quantity.ratio_title} ({quantity.words})" if quantity.ratio_title else f"{quantity.words} left"
+
+
+def _amount(quantity: Quantity, stage: MeasuredStage) -> str:
+    amount = stage.amounts.get(quantity.name)
+    return "-" if amount is None else quantity.write(amount)
+
+
+def _relation(quantity: Quantity, dense: MeasuredStage, stage: MeasuredStage) -> str:
+    """Return the ratio of the dense amount to that of the stage, or the share that is left; "-" if one is unknown."""
+    whole, amount = dense.amounts.get(quantity.name), stage.amounts.get(quantity.name)
+    if not whole or not amount:
+        return "-"
+    return f"{whole / amount:.2f}x" if quantity.ratio_title else percent(amount, whole)
 
 
 def _widths(widths: Sequence[Width]) -> Iterator[Html]:

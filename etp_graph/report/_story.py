@@ -16,7 +16,7 @@ from torch import Tensor
 from etp_graph.budget import Budget
 from etp_graph.checkpoint import MANIFEST_FILE, WEIGHTS_FILE, Manifest, read_manifest, read_weights
 from etp_graph.compression import JOURNAL_FILE, StepResult, read_journal, read_tensors
-from etp_graph.errors import CheckpointError
+from etp_graph.errors import CheckpointError, EtpError
 from etp_graph.methods import Method
 from etp_graph.plan import Cost, Group, LatencyFit, Plan, Selection, as_tensor
 
@@ -29,13 +29,25 @@ POINTS = 400
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeasuredStage:
-    """The model after one stage of the run. Values that the folder does not hold are ``None``."""
+    """The model after one stage of the run. Values that the folder does not hold are ``None``, or not in ``amounts``.
+
+    ``amounts`` is what the cost counts, by name of the quantity.
+    """
 
     name: str
     metric: float | None = None
-    macs: int | None = None
-    params: int | None = None
+    amounts: Mapping[str, int] = field(default_factory=dict)
     seconds: float | None = None
+
+    @property
+    def macs(self) -> int | None:
+        """Multiply-adds of one forward."""
+        return self.amounts.get("macs")
+
+    @property
+    def params(self) -> int | None:
+        """Numbers in the parameters."""
+        return self.amounts.get("params")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,6 +141,8 @@ def _of_run(folder: Path) -> ReportData:
             unfinished=f"evaluate-finetuned-{method.rounds - 1}" not in by_name,
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
+        if isinstance(error, EtpError):  # such as a force that is not registered in this process
+            raise
         raise CheckpointError(
             f"{folder / JOURNAL_FILE}: a step lacks what it should say ({error!r}). Restore the folder from a copy."
         ) from error
@@ -182,7 +196,7 @@ def _stage(name: str, measured: StepResult, cost: Cost | None, work: StepResult)
         raise ValueError(f"metric {metric} of {name}")
     return MeasuredStage(
         name=name, metric=metric, seconds=float(work["seconds"]),
-        macs=cost.macs if cost else None, params=cost.params if cost else None,
+        amounts=cost.amounts if cost else {},
     )  # fmt: skip
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from ._masked import Masked
 from ._sampling import random_selection, randomize_
-from ._verify import TOLERANCE, Verification, lock_what_fails, verify
+from ._verify import TOLERANCE, Verification, compare_outputs, lock_what_fails, verify
 
 __all__ = [
     "TOLERANCE",
     "Masked",
     "Verification",
+    "compare_outputs",
     "lock_what_fails",
     "random_selection",
     "randomize_",

@@ -24,7 +24,7 @@ from etp_graph.model import (
     tensors_of,
     without_autocast,
 )
-from etp_graph.plan import Group, Plan, Positions, with_no_unit
+from etp_graph.plan import Group, Plan, Positions, Selection, with_no_unit
 from etp_graph.standins import standing_in
 from etp_graph.surgery import prune_
 
@@ -120,6 +120,45 @@ def lock_what_fails(model: nn.Module, plan: Plan, example_inputs: Any) -> Plan:
             )
             judge.plan = plan
     return plan
+
+
+@torch.no_grad()
+def compare_outputs(
+    pruned: nn.Module, dense: nn.Module, plan: Plan, selection: Selection, example_inputs: Any, *, seed: int = 0
+) -> float:
+    """Return the largest relative error of an output of a pruned model against the masked dense model.
+
+    Unlike :func:`verify`, this compares two given models with their own weights, in their own precision.
+
+    Args:
+        pruned: the model after surgery.
+        dense: the model before surgery, or a copy of it.
+        plan: the plan of the dense model.
+        selection: the units that stayed.
+        example_inputs: as for :func:`etp_graph.trace`.
+        seed: seed of the random generators in every forward.
+
+    Raises:
+        EquivalenceError: the outputs differ.
+    """
+    like = next(dense.parameters())
+    inputs = convert_inputs(example_inputs, like=like)
+    got = _eval_outputs(pruned, inputs, seed)
+    with Masked(dense, plan, selection.flat(plan)), standing_in(dense, views_only=True):
+        want = _eval_outputs(dense, inputs, seed)
+    error = _relative_error(got, want)
+    if not error <= TOLERANCE.get(like.dtype, TOLERANCE[torch.float32]):
+        raise EquivalenceError(
+            f"the pruned model differs from the masked one by {error:.1e}: run verify(model, plan, example_inputs), "
+            "which names the group that is wrong.",
+            error=error,
+        )
+    return error
+
+
+def _eval_outputs(model: nn.Module, inputs: Any, seed: int) -> list[Tensor]:
+    with eval_mode(model), private_random(model, seed), WithoutDropout(), without_autocast():
+        return [_as_real(tensor) for tensor in tensors_of(run_model(model, inputs))]
 
 
 @dataclass(frozen=True, slots=True)

@@ -218,8 +218,7 @@ def test_a_score_over_the_root_of_the_cost_counts_what_the_budget_counts(what: s
     target: dict[str, Any] = {what: getattr(costs.dense, what) // 3}
     scores = draw_scores(plan, 7) + 0.1
     by_rank = allocate(model, plan, scores, budget=Budget(**target, rank="score_per_sqrt_cost"))
-    macs, params = costs.marginal()
-    divided = scores / (macs if what == "macs" else params).clamp_min(1).sqrt()
+    divided = scores / costs.marginal(what).clamp_min(1).sqrt()
     assert torch.equal(by_rank.flat(plan), allocate(model, plan, divided, budget=Budget(**target)).flat(plan))
 
 

@@ -257,4 +257,4 @@ def test_command_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert "latency: target 0.0" in done.stdout
     done = CliRunner().invoke(app, [*arguments, "--latency-ms", "0"])
     assert done.exit_code == 1
-    assert "above 0" in done.stderr
+    assert "latency_ms=0.0; it must lie in (0, inf)" in done.stderr

@@ -95,7 +95,7 @@ def test_equals_the_definition_on_random_plans(seed: int) -> None:
 def test_marginal_is_the_cost_without_one_unit(seed: int) -> None:
     _, plan = synthetic(seed)
     model = CostModel(plan)
-    macs, params = model.marginal()
+    macs, params = model.marginal("macs"), model.marginal("params")
     assert macs.shape == params.shape == (plan.n_units,)
     for unit in random.Random(seed).sample(range(plan.n_units), 40):
         keep = torch.ones(plan.n_units, dtype=torch.bool)
@@ -120,7 +120,8 @@ def test_staircase_equals_evaluate(seed: int) -> None:
             heights.append(3)
     stairs = LevelCosts(model, column=column, level=level, n_levels=np.array(heights))
     points = rng.integers(0, 4, (20, len(heights)))
-    for k, (macs, params) in zip(points, stairs(points).tolist(), strict=True):
+    found = stairs(points)
+    for k, macs, params in zip(points, found["macs"].tolist(), found["params"].tolist(), strict=True):
         keep = torch.from_numpy((column < 0) | (level >= k[column]))
         found = model.evaluate(keep)
         assert (found.macs, found.params) == (macs, params)

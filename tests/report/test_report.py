@@ -154,8 +154,8 @@ def hostile() -> ReportData:
         title=HOSTILE,
         facts={HOSTILE: HOSTILE},
         stages=[
-            MeasuredStage(name=HOSTILE, metric=1.0, macs=10, params=10, seconds=1.0),
-            MeasuredStage(name="x", metric=1.0, macs=5),
+            MeasuredStage(name=HOSTILE, metric=1.0, amounts={"macs": 10, "params": 10}, seconds=1.0),
+            MeasuredStage(name="x", metric=1.0, amounts={"macs": 5}),
         ],
         widths=[Width(name=HOSTILE, before=4, after=2, kind=HOSTILE, locked=HOSTILE)],
         norms={1: [NormHistogram(name=HOSTILE, distance=[0.0, 1.0], norm=[0.0, 0.0], kept=[True, False], units=9)]},
