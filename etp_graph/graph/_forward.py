@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from etp_graph.errors import PlanError
 from etp_graph.model import (
     ModelState,
+    kept_generators,
     plain_forward,
-    private_random,
     restored_state,
     tensors_of,
     without_autocast,
@@ -36,8 +36,8 @@ _MODEL_ERRORS = (RuntimeError, ValueError, TypeError, IndexError, KeyError, Attr
 def prepared(model: nn.Module, *, autocast: bool = False) -> Iterator[ModelState]:
     """Prepare a model to be followed, and leave it and the process as they were.
 
-    Stand-ins take the places of modules, integer attributes know their origin, random numbers come from private
-    generators, and gradients are off. What the forward writes to the model is undone.
+    Stand-ins take the places of modules, integer attributes know their origin, and gradients are off. What the forward
+    writes to the model is undone.
 
     Args:
         model: the model.
@@ -45,7 +45,7 @@ def prepared(model: nn.Module, *, autocast: bool = False) -> Iterator[ModelState
     """
     with (
         nullcontext() if autocast else without_autocast(), plain_forward(model), standing_in(model),
-        restored_state(model) as state, counted_sizes(model), private_random(model), torch.no_grad(),
+        restored_state(model) as state, counted_sizes(model), kept_generators(model), torch.no_grad(),
     ):  # fmt: skip
         yield state
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -201,9 +200,9 @@ class _Trials:
         If the forward draws from NumPy's or Python's generators, they get the seed in this and every later forward.
         """
         with torch.no_grad():
-            found = self._outputs(copy.deepcopy(self.model))
+            found = self._outputs(copy_model(self.model))
             if self.seed_others:
-                found = self._outputs(copy.deepcopy(self.model))
+                found = self._outputs(copy_model(self.model))
         return found
 
     def _outputs(self, model: nn.Module) -> list[Tensor]:
@@ -261,14 +260,14 @@ class _Trials:
         generator = torch.Generator().manual_seed(self.seed)
         selection = random_selection(self.plan, groups, ratio, generator)
         keep = selection.flat(self.plan)
-        pruned = copy.deepcopy(self.model)
+        pruned = copy_model(self.model)
         try:
             prune_(pruned, self.plan, selection)
             got, got_grads = self._run(pruned)
         except (RuntimeError, ValueError, IndexError, TypeError, AttributeError, AssertionError) as failure:
             return _Trial(float("inf"), float("inf"), 0.0, 0, False, f"the pruned model fails: {failure}")
         del pruned  # keep one copy at a time, because memory may not suffice for two
-        masked = copy.deepcopy(self.model)
+        masked = copy_model(self.model)
         with Masked(masked, self.plan, keep), standing_in(masked, views_only=True):
             want, want_grads = self._run(masked)
         error = _relative_error(got, want)
