@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -113,6 +113,7 @@ def follow_forwards(model: nn.Module, example_inputs: Any, *, compute: bool = Tr
         modes: tuple[str, ...] = ("eval",)
         if _unreached(trackers):
             notes, modes = _follow_training(trackers, example_inputs)
+        _lock_caches(trackers, state, example_inputs)
         for tensor in state.built_tensors():
             trackers.shape_only.require_value("a tensor that the model keeps", tensor)
         for tracker in trackers.all:
@@ -128,6 +129,21 @@ def follow_forwards(model: nn.Module, example_inputs: Any, *, compute: bool = Tr
             modes=modes,
             notes=notes,
         )
+
+
+def _lock_caches(trackers: Trackers, state: ModelState, example_inputs: Any) -> None:
+    """Lock the units of tensors that the model keeps for later forwards: surgery would not cut them.
+
+    A second forward overwrites what the first one only recorded (a map of attention), and leaves what it kept.
+    """
+    kept = state.kept_tensors()
+    if not any(tensor in tracker.label_of for tensor in kept.values() for tracker in trackers.all):
+        return
+    with suppress(*_MODEL_ERRORS):
+        run_followed(Trackers(trackers.model, compute=trackers.compute, state=state), example_inputs)
+    left = state.kept_tensors().keys()
+    for tracker in trackers.all:
+        tracker.lock_all([t for key, t in kept.items() if key in left], "is kept by the model for later forwards")
 
 
 def group_units(followed: FollowedModel) -> Plan:

@@ -235,7 +235,7 @@ class Trackers:
     """
 
     def __init__(self, model: nn.Module, *, compute: bool = True, state: ModelState | None = None) -> None:
-        self.model, self.state = model, state
+        self.model, self.compute, self.state = model, compute, state
         self.running = ModuleStack(model)
         self.all = [Tracker(model, self.running.modules)]
         self.shape_only = ShapeOnly(active=not compute)

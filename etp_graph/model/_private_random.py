@@ -135,7 +135,8 @@ def _draws(func: Any, args: Any, kwargs: Any) -> bool:
 
 
 def _is_global(generator: torch.Generator) -> bool:
-    return any(generator is known for known in (torch.default_generator, *torch.cuda.default_generators))
+    known = (torch.default_generator, *torch.cuda.default_generators)
+    return any(generator._cdata == other._cdata for other in known)  # an operator gets another Python object
 
 
 def _global_generator(device: torch.device) -> torch.Generator:
