@@ -21,7 +21,7 @@ def register(
 ) -> F:
     """Add a quantity that is counted from a plan, so that budgets, costs, tables and the command line know its name.
 
-    A *term* is a coefficient times the kept sizes of (tensor, axis) pairs, as in :class:`etp_graph.plan.Op`. The count
+    A *term* is a coefficient times the kept sizes of (tensor, axis) pairs, as in :class:`etp_graph.Op`. The count
     is the sum of the terms. It is exact for every selection::
 
         def weight_bytes(plan):
