@@ -135,8 +135,9 @@ def _draws(func: Any, args: Any, kwargs: Any) -> bool:
 
 
 def _is_global(generator: torch.Generator) -> bool:
-    known = (torch.default_generator, *torch.cuda.default_generators)
-    return any(generator._cdata == other._cdata for other in known)  # an operator gets another Python object
+    known: tuple[Any, ...] = (torch.default_generator, *torch.cuda.default_generators)
+    own: Any = generator
+    return any(own._cdata == other._cdata for other in known)  # an operator gets another Python object
 
 
 def _global_generator(device: torch.device) -> torch.Generator:

@@ -101,7 +101,8 @@ class ModelState:
 
         The key changes if a later forward writes the tensor again.
         """
-        written = [value for part in (*self._modules, *self._parts.values()) for value in part.written()]
+        parts: list[_ModuleState | _Contents] = [*self._modules, *self._parts.values()]
+        written = [value for part in parts for value in part.written()]
         tensors = [tensor for value in written for tensor in _tensors_in(value, _DEPTH)]
         tensors += [tensor for tensor, _ in self._values.values()]
         return {(id(tensor), tensor._version): tensor for tensor in tensors}
