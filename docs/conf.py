@@ -29,7 +29,7 @@ nitpicky = True
 nitpick_ignore_regex = [
     ("py:.*", r"(torch|torch_pruning|lightning|transformers|collections|contextlib|os|pathlib)\..*"),
     ("py:class", r"etp_graph\.(standins\._registry|model\._layer_table)\.M|BoolTensor"),
-    ("py:class", r"etp_graph\.(criteria\._registry\.S|forces\.F|schedules\.S|_config\.Registry)"),
+    ("py:class", r"etp_graph\.(criteria\._registry\.S|forces\.F|schedules\.S|budget\._register\.F|_config\.Registry)"),
     ("py:class", r"etp_graph\.integrations\.transformers\.Model"),
     ("py:class", r"etp_graph\.(collect\._statistics\.Statistic|budget\._budget\.Targets|budget\._register\.F)"),
     ("py:class", r"etp_graph\.plan\._quantities\.Target|[A-Z][A-Za-z]+|tuple\[str"),
@@ -46,6 +46,14 @@ def take_constant_docstring(app: Sphinx, what: str, name: str, obj: Any, options
         lines[:] = found or lines
 
 
+def write_factory_defaults(
+    app: Sphinx, what: str, name: str, obj: Any, options: Any, signature: str | None, returned: str | None
+) -> tuple[str | None, str | None]:
+    """Write ``...`` for the default of a dataclass field that a factory makes; Sphinx cannot parse ``<factory>``."""
+    return signature and signature.replace("<factory>", "..."), returned
+
+
 def setup(app: Sphinx) -> None:
-    """Connect the function above."""
+    """Connect the functions above."""
     app.connect("autodoc-process-docstring", take_constant_docstring)
+    app.connect("autodoc-process-signature", write_factory_defaults)

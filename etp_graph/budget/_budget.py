@@ -27,7 +27,8 @@ T = TypeVar("T", bound=type[Any])
 class Targets(TypedDict, total=False):
     """Keyword arguments of a function that takes a target: ``**targets: Unpack[Targets]``.
 
-    Type checkers and editors then know the built-in ones. At run time :meth:`Budget.of` accepts every registered one.
+    Type checkers and editors then know the built-in ones. At run time :meth:`etp_graph.Budget.of` accepts every
+    registered one.
     """
 
     speed_up: float | None
@@ -137,7 +138,7 @@ class Budget:
 
         Args:
             budget: the budget, or ``None``.
-            targets: keywords of targets with their values, see :class:`Targets`.
+            targets: keywords of targets with their values, see :class:`etp_graph.budget.Targets`.
 
         Raises:
             BudgetError: a keyword is not registered, or not exactly one of all these is given.
@@ -174,7 +175,7 @@ class Budget:
 
     @property
     def counted(self) -> str:
-        """Return the name of the quantity that is counted, which is another one if ``quantity`` is measured."""
+        """Return the name of the counted quantity, which is ``quantity`` or what stands in for a measured one."""
         return self._entry[0].counted_name
 
     def target(self, dense: Cost) -> int:

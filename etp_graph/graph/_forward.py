@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from etp_graph.errors import PlanError
 from etp_graph.model import (
     ModelState,
+    kept_generators,
     plain_forward,
-    private_random,
     restored_state,
     tensors_of,
     without_autocast,
@@ -36,8 +36,8 @@ _MODEL_ERRORS = (RuntimeError, ValueError, TypeError, IndexError, KeyError, Attr
 def prepared(model: nn.Module, *, autocast: bool = False) -> Iterator[ModelState]:
     """Prepare a model to be followed, and leave it and the process as they were.
 
-    Stand-ins take the places of modules, integer attributes know their origin, random numbers come from private
-    generators, and gradients are off. What the forward writes to the model is undone.
+    Stand-ins take the places of modules, integer attributes know their origin, and gradients are off. What the forward
+    writes to the model is undone.
 
     Args:
         model: the model.
@@ -45,7 +45,7 @@ def prepared(model: nn.Module, *, autocast: bool = False) -> Iterator[ModelState
     """
     with (
         nullcontext() if autocast else without_autocast(), plain_forward(model), standing_in(model),
-        restored_state(model) as state, counted_sizes(model), private_random(model), torch.no_grad(),
+        restored_state(model) as state, counted_sizes(model), kept_generators(model), torch.no_grad(),
     ):  # fmt: skip
         yield state
 
@@ -113,6 +113,7 @@ def follow_forwards(model: nn.Module, example_inputs: Any, *, compute: bool = Tr
         modes: tuple[str, ...] = ("eval",)
         if _unreached(trackers):
             notes, modes = _follow_training(trackers, example_inputs)
+        _lock_caches(trackers, state, example_inputs)
         for tensor in state.built_tensors():
             trackers.shape_only.require_value("a tensor that the model keeps", tensor)
         for tracker in trackers.all:
@@ -128,6 +129,21 @@ def follow_forwards(model: nn.Module, example_inputs: Any, *, compute: bool = Tr
             modes=modes,
             notes=notes,
         )
+
+
+def _lock_caches(trackers: Trackers, state: ModelState, example_inputs: Any) -> None:
+    """Lock the units of tensors that the model keeps for later forwards: surgery would not cut them.
+
+    A second forward overwrites what the first one only recorded (a map of attention), and leaves what it kept.
+    """
+    kept = state.kept_tensors()
+    if not any(tensor in tracker.label_of for tensor in kept.values() for tracker in trackers.all):
+        return
+    with suppress(*_MODEL_ERRORS):
+        run_followed(Trackers(trackers.model, compute=trackers.compute, state=state), example_inputs)
+    left = state.kept_tensors().keys()
+    for tracker in trackers.all:
+        tracker.lock_all([t for key, t in kept.items() if key in left], "is kept by the model for later forwards")
 
 
 def group_units(followed: FollowedModel) -> Plan:

@@ -94,7 +94,7 @@ class Operators(TorchDispatchMode):
         tensors = tensors_in((args, kwargs))
         if self.trackers.state is not None:
             self.trackers.state.save_before_write(func, args, kwargs)
-        out = self.trackers.shape_only.run(func, args, kwargs, tensors)
+        out = self.trackers.shape_only.run(func, args, kwargs, tensors, self.trackers.random.call)
         if not self.trackers.paused:
             self.trackers.paused = True
             try:

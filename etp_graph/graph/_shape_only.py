@@ -25,6 +25,10 @@ _LARGE = 1 << 22
 _SAME = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
+def _call(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return func(*args, **kwargs)
+
+
 class NeedsValues(BaseException):
     """Error if a value that was not computed is needed.
 
@@ -58,18 +62,24 @@ class ShapeOnly:
         return out
 
     def run(
-        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], values: Sequence[Any]
+        self,
+        func: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        values: Sequence[Any],
+        call: Callable[..., Any] = _call,
     ) -> Any:
         """Return the result of a call, or a placeholder if it brings tensors on the meta device to another device.
 
         Args:
             func, args, kwargs: the call.
             values: a flat list that contains all tensors among the arguments.
+            call: makes the call, from function, arguments and keyword arguments.
         """
         tensors = [value for value in values if isinstance(value, Tensor)]
         device = next((t.device for t in tensors if not t.is_meta), kwargs.get("device"))
         if not any(t.is_meta for t in tensors) or device is None or torch.device(device).type == "meta":
-            return func(*args, **kwargs)
+            return call(func, args, kwargs)
         on_meta = {key: "meta" if key == "device" else tree_map(_on_meta, value) for key, value in kwargs.items()}
         with torch._C._DisableTorchDispatch():
             out = func(*tree_map(_on_meta, args), **on_meta)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from etp_graph.errors import PlanError
 from etp_graph.graph.rules._terms import cost_terms
-from etp_graph.model import counting_attributes, eval_mode, named_tensors, private_random, run_model, tensors_of
+from etp_graph.model import counting_attributes, eval_mode, kept_generators, named_tensors, run_model, tensors_of
 from etp_graph.plan import NO_UNIT, Plan
 from etp_graph.standins import standing_in
 
@@ -112,7 +112,7 @@ def _plan_of_labels(model: nn.Module, example_inputs: Any, labels: Labels) -> Pl
         n_ops, n_seen = len(tracker.ops), len(tracker.weights.seen)
         if containers and not set(parameters) - tracker.weights.seen:
             break
-        with private_random(model), counted_sizes(model), torch.no_grad():
+        with kept_generators(model), counted_sizes(model), torch.no_grad():
             run_followed(trackers, example_inputs, containers=containers)
         if containers:
             del tracker.ops[n_ops:]  # the cost is that of eval mode

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from etp_graph.errors import PlanError
-from etp_graph.model import named_tensors, require_bare
+from etp_graph.model import named_tensors, require_bare, without_garbage_collection
 from etp_graph.plan import Group, Plan, chosen_kinds, lock_other_kinds
 from etp_graph.verification import lock_what_fails
 
@@ -64,7 +64,8 @@ def trace(
     _require_traceable(model)
     kinds = chosen_kinds(prune)
     with torch.inference_mode(False):  # inference mode hides operators, and copies made in it cannot be pruned
-        plan, input_axes = _unchecked_plan(model, example_inputs, graph)
+        with without_garbage_collection():
+            plan, input_axes = _unchecked_plan(model, example_inputs, graph)
         plan = _restrict_plan(plan, model, kinds, [ignore] if isinstance(ignore, str) else ignore, input_axes)
         plan = _check_plan(plan, model, example_inputs, check)
     if "heads" in kinds:

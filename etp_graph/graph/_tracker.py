@@ -18,7 +18,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from etp_graph.graph.rules._operators import Reading, ReadingsDiffer, compact_label, labelled_dims
 from etp_graph.graph.rules._terms import ProductTerm
-from etp_graph.model import ModelState, ModuleStack
+from etp_graph.model import ModelState, ModuleStack, PrivateRandom
 from etp_graph.plan import Op
 
 from ._counted_sizes import CountedInt, Sizes
@@ -230,14 +230,16 @@ class Trackers:
         all: the only tracker, or those of the inner and the outer reading.
         running: the stack of running modules.
         shape_only: the placeholders for values that were not computed.
+        random: the generators that random operators of the forward draw from.
         paused: True while calls are not followed.
     """
 
     def __init__(self, model: nn.Module, *, compute: bool = True, state: ModelState | None = None) -> None:
-        self.model, self.state = model, state
+        self.model, self.compute, self.state = model, compute, state
         self.running = ModuleStack(model)
         self.all = [Tracker(model, self.running.modules)]
         self.shape_only = ShapeOnly(active=not compute)
+        self.random = PrivateRandom()
         self.paused = False
 
     def each(self, follow: Callable[[Tracker], None]) -> None:

@@ -25,7 +25,7 @@ from ._modes import (
     without_autocast,
     without_garbage_collection,
 )
-from ._private_random import PrivateRandom, private_random
+from ._private_random import PrivateRandom, kept_generators, private_random
 from ._random_state import RNG, SEEDED, capture_rng, preserved_rng, restore_rng_
 from ._run import ModuleStack, convert_inputs, run_model, tensors_of
 from ._shards import Shards, any_sharded, is_sharded, local_part, local_ranges
@@ -63,6 +63,7 @@ __all__ = [
     "inner_optimizer",
     "is_editable",
     "is_sharded",
+    "kept_generators",
     "local_part",
     "local_ranges",
     "long_axis",

@@ -54,7 +54,10 @@ class PrivateRandom(TorchDispatchMode):
         self._generators: dict[torch.device, torch.Generator] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
+        return self.call(func, args, kwargs or {})
+
+    def call(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Return the result of an operator; for other dispatch modes, which need not enter this one, too."""
         operator = _random_operator(func)
         if operator is None or (device := _device(args, kwargs)).type == "meta":
             return func(*args, **kwargs)
@@ -105,7 +108,7 @@ def _random_operator(func: Any) -> _RandomOperator | None:
 
 
 def _adds_generator(other: Any, schema: Any) -> bool:
-    """Whether an overload has the arguments of a schema and a generator that is given by name."""
+    """Return True if an overload has the arguments of a schema and a generator that is given by name."""
     more = [a for a in other._schema.arguments if not (a.name == "generator" and a.kwarg_only)]
     same = [(a.name, str(a.type)) for a in more] == [(a.name, str(a.type)) for a in schema.arguments]
     return same and len(more) < len(other._schema.arguments)
@@ -132,7 +135,9 @@ def _draws(func: Any, args: Any, kwargs: Any) -> bool:
 
 
 def _is_global(generator: torch.Generator) -> bool:
-    return any(generator is known for known in (torch.default_generator, *torch.cuda.default_generators))
+    known: tuple[Any, ...] = (torch.default_generator, *torch.cuda.default_generators)
+    own: Any = generator
+    return any(own._cdata == other._cdata for other in known)  # an operator gets another Python object
 
 
 def _global_generator(device: torch.device) -> torch.Generator:
@@ -140,31 +145,45 @@ def _global_generator(device: torch.device) -> torch.Generator:
 
 
 @contextmanager
-def private_random(model: nn.Module, seed: int = 0, *, seed_others: bool = False) -> Iterator[set[str]]:
-    """Run a forward of the model inside without a change of any global generator.
+def kept_generators(model: nn.Module, *, seed: int | None = None) -> Iterator[set[str]]:
+    """Keep the global generators as they are while a forward of the model runs under :class:`PrivateRandom`.
 
-    Operators of PyTorch draw from private generators. A forward can reach global generators in three other ways: by
-    NumPy's or Python's functions, by ``torch.manual_seed``, and by operators of other libraries. If no other thread
-    runs, every generator that is another one afterwards gets its state back. If other threads run, it is not known who
-    drew, and the generators stay as they are: no number comes twice, but those that the forward drew are gone.
+    The forward can reach them in three other ways: by NumPy's or Python's functions, by ``torch.manual_seed``, and by
+    operators of other libraries. If no other thread runs, every generator that is another one afterwards gets its state
+    back. If other threads run, it is not known who drew, and the generators stay as they are: no number comes twice,
+    but those that the forward drew are gone.
 
     Args:
         model: its devices are those whose generators are looked at.
-        seed: seed of the private generators.
-        seed_others: set the seed of NumPy's and Python's generators, too, for a model that draws from them. Their
-            states from before come back in any case: what another thread drew from them meanwhile may come again.
+        seed: seed of NumPy's and Python's generators, for a model that draws from them. Their states from before come
+            back in any case: what another thread drew from them meanwhile may come again.
 
     Yields:
         A set that afterwards holds the names of the global generators that changed: ``"numpy"``, ``"python"``, ...
     """
     before, alone, changed = generator_states(model), threading.active_count() == 1, set[str]()
     try:
-        with PrivateRandom(seed):
-            if seed_others:
-                seed_numpy_and_python_(seed)
-            yield changed
+        if seed is not None:
+            seed_numpy_and_python_(seed)
+        yield changed
     finally:
         changed |= changed_generators(before)
         if not (alone and threading.active_count() == 1):
-            before = {name: state for name, state in before.items() if seed_others and name in SEEDED}
+            before = {name: state for name, state in before.items() if seed is not None and name in SEEDED}
         restore_generators_(before)
+
+
+@contextmanager
+def private_random(model: nn.Module, seed: int = 0, *, seed_others: bool = False) -> Iterator[set[str]]:
+    """Run a forward of the model inside without a change of any global generator.
+
+    Args:
+        model: the model.
+        seed: seed of the private generators.
+        seed_others: set the seed of NumPy's and Python's generators, too.
+
+    Yields:
+        The names of the global generators that changed, as :func:`kept_generators` does.
+    """
+    with kept_generators(model, seed=seed if seed_others else None) as changed, PrivateRandom(seed):
+        yield changed

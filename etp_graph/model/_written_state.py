@@ -7,6 +7,7 @@ so what it would leave in such a cache is wrong, and after surgery even the righ
 from __future__ import annotations
 
 import types
+from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -23,6 +24,9 @@ _INTERNAL = frozenset(vars(nn.Module()))
 """Attributes that every module has. Those of them that a forward may write are the structure."""
 
 _OPAQUE = (type, types.ModuleType, types.FunctionType, types.MethodType, types.BuiltinFunctionType, nn.Module, Tensor)
+
+_CONTAINERS = (list, dict, set, OrderedDict, defaultdict)
+"""Subclasses of these may forbid what undoing needs, and are treated as objects."""
 
 _DEPTH = 3
 """How many levels of containers and objects below an attribute are looked at."""
@@ -65,7 +69,7 @@ class ModelState:
             inside = _entries(value)
             if inside is None or id(value) in self._parts or len(inside) > _LONG:
                 continue
-            own = whole and isinstance(value, (list, dict, set, tuple))
+            own = whole and type(value) in (*_CONTAINERS, tuple)
             if not isinstance(value, tuple):
                 self._parts[id(value)] = _Contents(value, own)
             if depth > 1:
@@ -91,6 +95,17 @@ class ModelState:
         """Return the tensors of the modules that the forward built, as attributes or stored tensors."""
         built = [state.module for state in self._modules if state.is_built()]
         return [t for module in built for t in (*vars(module).values(), *_stored(module)) if isinstance(t, Tensor)]
+
+    def kept_tensors(self) -> dict[tuple[int, int], Tensor]:
+        """Return the tensors that the forward overwrote, or wrote to attributes, buffers, containers and objects.
+
+        The key changes if a later forward writes the tensor again.
+        """
+        parts: list[_ModuleState | _Contents] = [*self._modules, *self._parts.values()]
+        written = [value for part in parts for value in part.written()]
+        tensors = [tensor for value in written for tensor in _tensors_in(value, _DEPTH)]
+        tensors += [tensor for tensor, _ in self._values.values()]
+        return {(id(tensor), tensor._version): tensor for tensor in tensors}
 
     def restore(self, *, keep_built: bool) -> None:
         """Undo what was written.
@@ -133,6 +148,12 @@ class _ModuleState:
         """Return the stored tensors and what the attributes held."""
         return [*self._attributes.values(), *(value for part in self._structure[:2] for value in part.values())]
 
+    def written(self) -> list[Any]:
+        """Return what attributes, parameters and buffers hold now and did not before."""
+        now = {name: value for name, value in vars(self.module).items() if name not in _INTERNAL}
+        own = [new for _, new in _changed(self._attributes, now)]
+        return [*own, *(value for part in self._structure[:2] for value in part.written())]
+
     def is_built(self) -> bool:
         """Return True if names or shapes of tensors, or submodules, are others now."""
         return _signature(self.module) != self._signature
@@ -151,7 +172,7 @@ class _Contents:
     """The entries of a container, or the attributes of an object."""
 
     def __init__(self, holder: Any, whole: bool) -> None:
-        self._holder = holder if isinstance(holder, (list, dict, set)) else vars(holder)
+        self._holder = holder if type(holder) in _CONTAINERS else vars(holder)
         self._before = self._holder.copy()
         self._whole = whole
 
@@ -159,10 +180,14 @@ class _Contents:
         """Return the entries as they were."""
         return list(self._before.values() if isinstance(self._before, dict) else self._before)
 
+    def written(self) -> list[Any]:
+        """Return the entries that are there now and were not before."""
+        return [new for _, new in _changed(self._before, self._holder)]
+
     def restore(self) -> None:
         """Put the entries back, if they are others now."""
         changed = _changed(self._before, self._holder)
-        if not changed or not (self._whole or any(isinstance(value, Tensor) for value in changed)):
+        if not changed or not (self._whole or any(isinstance(value, Tensor) for pair in changed for value in pair)):
             return
         if isinstance(self._holder, list):
             self._holder[:] = self._before
@@ -171,20 +196,30 @@ class _Contents:
             self._holder.update(self._before)
 
 
-def _changed(before: Any, now: Any) -> list[Any]:
-    """Return the entries that are in one of two containers of a type and not, as the same objects, in the other."""
+_MISSING = object()
+
+
+def _changed(before: Any, now: Any) -> list[tuple[Any, Any]]:
+    """Return the entries, before and now, that are not the same objects in two containers of one type."""
     if isinstance(before, set):
-        return list(before ^ now)
-    pairs = [({key: c[key] for key in c} if isinstance(c, dict) else dict(enumerate(c))) for c in (before, now)]
-    missing = object()
-    names = list(dict.fromkeys([*pairs[0], *pairs[1]]))
-    found = [(pairs[0].get(name, missing), pairs[1].get(name, missing)) for name in names]
-    return [value for a, b in found if a is not b for value in (a, b)]
+        return [*((old, _MISSING) for old in before - now), *((_MISSING, new) for new in now - before)]
+    olds, news = (c if isinstance(c, dict) else dict(enumerate(c)) for c in (before, now))
+    found = [(olds.get(name, _MISSING), news.get(name, _MISSING)) for name in {**olds, **news}]
+    return [(old, new) for old, new in found if old is not new]
+
+
+def _tensors_in(value: Any, depth: int) -> list[Tensor]:
+    """Return the tensors in a value, in containers and objects down to some depth."""
+    if isinstance(value, Tensor):
+        return [value]
+    inside = _entries(value) if depth else None
+    entries = inside.values() if isinstance(inside, dict) else inside or ()
+    return [tensor for entry in entries for tensor in _tensors_in(entry, depth - 1)]
 
 
 def _entries(value: Any) -> Any:
     """Return what a container or an object holds; ``None`` for anything else."""
-    if isinstance(value, (list, dict, set, tuple)):
+    if type(value) in (*_CONTAINERS, tuple):
         return value
     own = None if isinstance(value, _OPAQUE) else getattr(value, "__dict__", None)
     return own if isinstance(own, dict) else None

@@ -94,7 +94,7 @@ class Quantity:
 
     @property
     def counted_name(self) -> str:
-        """Return the name of the quantity that is counted, which is another one if this one is measured."""
+        """Return the name of the quantity that is counted for this one, itself or what stands in for a measured one."""
         return self.stand_in if self.measured else self.name
 
     def list_terms(self, plan: Any) -> list[tuple[int, tuple[tuple[str, int], ...]]]:

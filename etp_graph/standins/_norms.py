@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from etp_graph.model import CountingAttributes, counting_attributes
+from etp_graph.model import CountingAttributes, counting_attributes, private_random, without_autocast
 
 from ._registry import Row, register_fallback
 
@@ -97,8 +97,7 @@ def _takes_one(module: nn.Module) -> bool:
 
 
 def _matching(module: nn.Module, n_parameters: int) -> type[nn.Module] | None:
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.default_generator.manual_seed(0)
+    with private_random(module), without_autocast(), torch.no_grad():
         probe = copy.deepcopy(module)
         meta = any(tensor.is_meta for tensor in (*probe.parameters(), *probe.buffers()))
         probe = (probe.to_empty(device="cpu") if meta else probe.cpu()).float()

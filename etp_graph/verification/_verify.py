@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -177,7 +178,8 @@ class _Trials:
     def __init__(
         self, model: nn.Module, plan: Plan, example_inputs: Any, *, gradients: bool, randomize: bool, seed: int
     ) -> None:
-        self.plan, self.gradients, self.seed, self.seed_others = plan, gradients, seed, False
+        self.plan, self.gradients, self.seed = plan, gradients, seed
+        self.seed_others, self.drawn = False, set[str]()
         self.dtype = torch.float64
         try:
             self._prepare(model, example_inputs, randomize)
@@ -195,15 +197,22 @@ class _Trials:
         self.dense = self._dense_outputs()
 
     def _dense_outputs(self) -> list[Tensor]:
-        """Return the outputs of a copy, because a model may keep what it computes.
-
-        If the forward draws from NumPy's or Python's generators, they get the seed in this and every later forward.
-        """
+        """Return the outputs of a copy, because a model may keep what it computes."""
         with torch.no_grad():
             found = self._outputs(copy_model(self.model))
-            if self.seed_others:
+            if self.seed_others or self._draws_outside_torch(found):
+                self.seed_others = True
                 found = self._outputs(copy_model(self.model))
         return found
+
+    def _draws_outside_torch(self, found: list[Tensor]) -> bool:
+        """Return True if the forward draws from NumPy's or Python's generators, which then get the seed each time.
+
+        Beside other threads, which may have moved the generators, the forward draws if another one gives other outputs.
+        """
+        if SEEDED.isdisjoint(self.drawn):
+            return False
+        return threading.active_count() == 1 or _relative_error(self._outputs(copy_model(self.model)), found) > 0
 
     def _outputs(self, model: nn.Module) -> list[Tensor]:
         found: list[Tensor] = []
@@ -213,7 +222,7 @@ class _Trials:
             own = private_random(model, self.seed, seed_others=self.seed_others)
             with evaluation, own as drawn, WithoutDropout(), wide, without_autocast():
                 found += [_as_real(tensor) for tensor in tensors_of(run_model(model, self.inputs))]
-            self.seed_others |= not SEEDED.isdisjoint(drawn)
+            self.drawn |= drawn
         return found
 
     def groups_that_fail(
