@@ -18,6 +18,7 @@ from benchmarks.contest.counting import Counter
 from benchmarks.contest.distillation import Distillation
 from benchmarks.contest.strength import reference
 from benchmarks.contest.training import train
+from benchmarks.contest.variants import CONTROLS as CONTROL_METHODS
 from benchmarks.contest.variants import STUDY
 from benchmarks.tasks.base import Task
 from etp_graph import methods
@@ -33,14 +34,14 @@ CALIBRATION = 4
 
 def known() -> tuple[str, ...]:
     """Every name that a run may have: this library's presets, the peers, the controls; each also distilled."""
-    names = dict.fromkeys([*methods.METHODS, *torch_pruning.PEERS, *CONTROLS, *STUDY])
+    names = dict.fromkeys([*methods.METHODS, *torch_pruning.PEERS, *CONTROLS, *CONTROL_METHODS, *STUDY])
     return (*names, *(name + DISTILLED for name in names))
 
 
 def library_method(name: str) -> Method | None:
     """The preset or variant of this library; ``None`` for the others."""
     name = name.removesuffix(DISTILLED)
-    return STUDY.get(name) or methods.METHODS.get(name)
+    return STUDY.get(name) or CONTROL_METHODS.get(name) or methods.METHODS.get(name)
 
 
 def tunable(name: str) -> bool:

@@ -29,6 +29,26 @@ def _named(**changed: Method) -> dict[str, Method]:
     return {f"etp[{name.replace('_', '-')}]": method for name, method in changed.items()}
 
 
+CONTROLS: Mapping[str, Method] = {
+    method.name: method
+    for method in (
+        replace(ETP, name="etp-hard", mode="mask", source="control: the units of etp at its times, zeroed at once"),
+        replace(
+            ETP, name="etp-uniform-force", force=forces.Uniform(), need_force=ETP.force,
+            source="control: the units of etp at its times, pushed by a uniform force",
+        ),
+        *(
+            replace(
+                ETP, name=f"{name}-soft", chosen_by="criterion", criterion=methods.get(name).criterion,
+                p=methods.get(name).p, scope=methods.get(name).scope, rank=methods.get(name).rank,
+                source=f"control: the units of {name} at its times, pushed by the force of etp",
+            )
+            for name in ("l1-gradual", "taylor-gradual")
+        ),
+    )
+}  # fmt: skip
+"""What the force of ``etp`` brings, apart from its choice: the same choice with less force, its force with others."""
+
 QUESTIONS = (
     Question(
         title="Who is pushed, and how hard",
