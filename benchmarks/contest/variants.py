@@ -13,6 +13,7 @@ from etp_graph import forces, methods, schedules
 from etp_graph.methods import Method
 
 ETP = methods.get("etp")
+PAPER = methods.get("etp-paper")
 FIXED = replace(ETP, beta=3e-4, acts_on="units", strength=None, kappa="sqrt")
 """The same force at a fixed strength, on all units."""
 
@@ -45,9 +46,17 @@ CONTROLS: Mapping[str, Method] = {
             )
             for name in ("l1-gradual", "taylor-gradual")
         ),
+        replace(
+            PAPER, name="etp-paper-code", force=forces.Exponential(divided_by="n_units"),
+            source="etp-paper with the λ of the authors' code, exp(5/N)",
+        ),
+        replace(
+            PAPER, name="etp-paper-base", force=forces.Exponential(base=1.01),
+            source="etp-paper with one λ for all layers, as in eq. 8",
+        ),
     )
 }  # fmt: skip
-"""What the force of ``etp`` brings, apart from its choice: the same choice with less force, its force with others."""
+"""Controls: what the force of ``etp`` brings apart from its choice; and ETP with the λ of eq. 8 and of the code."""
 
 QUESTIONS = (
     Question(

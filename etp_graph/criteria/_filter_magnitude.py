@@ -28,7 +28,7 @@ def filter_magnitude(model: nn.Module, plan: Plan) -> Tensor:
 
     Raises:
         PlanError: the plan is not of this model.
-        ScoreError: a parameter is not finite, or no layer with weights produces the units of a group that is not locked.
+        ScoreError: a parameter is not finite, or no layer with weights produces the units of an open group.
     """
     whole, filters = units_of(model, plan), filters_only(model, plan)
     units = Units(model, filters)
