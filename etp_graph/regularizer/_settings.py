@@ -220,7 +220,9 @@ class RegularizerSettings(ForceSettings):
     def require_equal(self, other: Mapping[str, Any]) -> None:
         """Raise :class:`ForceError` if ``other`` (from ``to_dict``) differs; the message names every such field."""
         mine = self.describe()
-        differ = [f"{k}: {other.get(k)!r}, here {v!r}" for k, v in mine.items() if other.get(k) != v]
+        differ = [
+            f"{k}: {other.get(k)!r}, here {mine.get(k)!r}" for k in {**mine, **other} if other.get(k) != mine.get(k)
+        ]
         if differ:
             raise ForceError(f"the state was saved with other settings ({'; '.join(differ)}): use the same ones.")
 
