@@ -14,6 +14,15 @@ CONTROLS = (UNPRUNED, SMALL, "random", "l1-uniform")
 DISTILLED = "+kd"
 """The suffix of a contestant that is fine-tuned by distillation."""
 
+FRESH = "+fresh"
+"""The suffix of a method of this library that begins with random weights, as Torque (r)."""
+
+
+def bare_name(name: str) -> str:
+    """Return the name of a contestant without its suffixes."""
+    return name.removesuffix(DISTILLED).removesuffix(FRESH)
+
+
 RIVALS = {
     "DepGraph (tp-groupnorm)": "tp-groupnorm", "DepGraph (depgraph)": "depgraph", "Torque (torque)": "torque",
     "a narrow network (small-dense)": SMALL,
