@@ -23,6 +23,11 @@ def bare_name(name: str) -> str:
     return name.removesuffix(DISTILLED).removesuffix(FRESH)
 
 
+def begins_fresh(name: str) -> bool:
+    """Return True if a contestant begins with random weights, and so trains for the steps of a small dense network."""
+    return FRESH in name or bare_name(name) == SMALL
+
+
 RIVALS = {
     "DepGraph (tp-groupnorm)": "tp-groupnorm", "DepGraph (depgraph)": "depgraph", "Torque (torque)": "torque",
     "a narrow network (small-dense)": SMALL,

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from benchmarks.common.contestant_names import FRESH, SMALL, bare_name
+from benchmarks.common.contestant_names import begins_fresh
 
 Scale = Literal["smoke", "cpu", "paper"]
 Part = Literal["val", "test"]
@@ -72,9 +72,8 @@ class Recipe:
 
 
 def concerns(recipe: Mapping[str, Any], method: str) -> dict[str, Any]:
-    """What of a recipe a method depends on: training from random weights concerns no other."""
-    fresh = FRESH in method or bare_name(method) == SMALL
-    return {name: value for name, value in recipe.items() if name != "scratch_steps" or fresh}
+    """What of a recipe a method depends on: the steps of the small dense network concern no other."""
+    return {name: value for name, value in recipe.items() if name != "scratch_steps" or begins_fresh(method)}
 
 
 class TaskUnavailableError(Exception):
