@@ -237,9 +237,8 @@ class Contest:
         steps = total * (number + 1) // rounds - total * number // rounds
         acts = phase if forced and name == "sparse" else None
 
-        def attach(optimizer: torch.optim.Optimizer) -> None:
-            if acts is not None:
-                acts.attach(optimizer, steps=steps)
+        def attach(optimizer: torch.optim.Optimizer) -> object:
+            return None if acts is None else acts.attach(optimizer, steps=steps) or (acts if acts.forced else None)
 
         def penalty() -> torch.Tensor:
             assert acts is not None

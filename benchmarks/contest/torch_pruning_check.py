@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
-SECONDS = 90.0
+SECONDS = 300.0
 
 
 def verdict(task: str, scale: str) -> dict[str, Any]:
