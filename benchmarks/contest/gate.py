@@ -1,7 +1,7 @@
 """Refuse a recipe under which the unpruned network loses what it knew.
 
-A recipe that harms the network that is never cut measures how methods get on with a broken network. So at the scales of
-whole data sets the dense control, which takes the same steps without pruning, may lose at most 0.3 points of a metric in
+A recipe that harms the network that is never cut measures how methods get on with a broken network. The dense control
+takes the same steps without pruning. At the scales of whole data sets it may lose at most 0.3 points of a metric in
 percent against its checkpoint on the validation part, and 1 % of any other. The test part has no say.
 """
 

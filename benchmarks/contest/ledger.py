@@ -52,9 +52,12 @@ class Ledger:
     def _trial_file(self) -> Path:
         return self.file.parent / TRIALS / self.file.name
 
-    def find(self, config: Config) -> Record | None:
-        """The last line of a run; ``None``: it has none."""
+    def find(self, config: Config, recipe: Recipe | None = None) -> Record | None:
+        """The last line of a run; ``None``: it has none. With ``recipe``: of a run under that recipe."""
         found = [record for record in self.runs if Config(**record["config"]).key == config.key]
+        if recipe is not None:
+            same = concerns(as_json(recipe), config.method)
+            found = [record for record in found if concerns(record["recipe"], config.method) == same]
         return found[-1] if found else None
 
     def refusal(self, config: Config, recipe: Recipe) -> str | None:

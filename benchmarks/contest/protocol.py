@@ -28,7 +28,7 @@ from benchmarks.contest.torch_pruning import PEERS
 from benchmarks.contest.torch_pruning_check import impossible
 from benchmarks.contest.training import cache_root, checkpoint
 from benchmarks.contest.training_state import RunStates, folder_of, keeping_states
-from benchmarks.contest.tuning import Trial, best_trial, next_push
+from benchmarks.contest.tuning import Trial, best_trial, missing_pushes
 from benchmarks.tasks.base import Part, Task
 from etp_graph.errors import EtpError
 
@@ -143,8 +143,8 @@ class Protocol:
     ) -> list[Trial]:
         """All trials of a contestant, those that are there and the missing ones; the test part is not looked at."""
         found = list(trials)
-        while (push := next_push(found, self.task.recipe, config.base, self.task.metric)) is not None:
-            found.append(self.try_push(config, push))
+        while pushes := missing_pushes(found, self.task.recipe, config.base, self.task.metric):
+            found.append(self.try_push(config, pushes[0]))
             keep(found[-1])
         return found
 
@@ -197,11 +197,12 @@ class Protocol:
 
     def _tuned(self, config: Config, trials: Sequence[Trial], keep: Callable[[Trial], object]) -> Sequence[Trial]:
         """The trials of a contestant whose strength is to be chosen; of others none."""
-        self._require_possible(config)
+        self.require_possible(config)
         needed = config.given_push is None and tunable(config.base)
         return self.tune(config, trials, keep=keep) if needed else ()
 
-    def _require_possible(self, config: Config) -> None:
+    def require_possible(self, config: Config) -> None:
+        """Raise :class:`NotPossibleError` where a peer is known to fail on this task."""
         if _peer(config.base):
             reason = impossible(config.task, config.scale)
             if reason is not None:

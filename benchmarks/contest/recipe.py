@@ -1,9 +1,9 @@
 """Choose the learning rate of a recipe by the dense control alone, on the validation part.
 
 ``python -m benchmarks contest recipe cifar10`` trains the unpruned network for as many steps as every method takes,
-under each of a few learning rates, and writes a JSON line for each in ``benchmarks/results/runs/recipes/TASK.jsonl``. No
-pruning method and no test part has a say. With ``--precisions bf16 fp32`` the rates are tried in the first precision,
-and the best one in the other: a recipe in bf16 is backed by a line that says what it costs.
+under each of a few learning rates, and writes a JSON line for each in ``benchmarks/results/runs/recipes/TASK.jsonl``.
+No pruning method and no test part has a say. With ``--precisions bf16 fp32`` the rates are tried in the first
+precision, and the best one in the other: a recipe in bf16 is backed by a line that says what it costs.
 """
 
 from __future__ import annotations

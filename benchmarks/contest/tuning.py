@@ -43,23 +43,23 @@ def best_trial(trials: Sequence[Trial], metric: Metric) -> Trial | None:
     return best
 
 
-def next_push(trials: Sequence[Trial], recipe: Recipe, method: str, metric: Metric) -> float | None:
-    """The push to try next; ``None``: all are tried.
+def missing_pushes(trials: Sequence[Trial], recipe: Recipe, method: str, metric: Metric) -> list[float]:
+    """The pushes to try next; none: all are tried.
 
-    First comes the grid. While the best trial lies at an edge, one push beyond that edge follows, at the ratio of the
-    two last ones, at most ``recipe.extensions`` times. A grid of one push has no edge.
+    First comes the grid, in any order. While the best trial lies at an edge, one push beyond that edge follows, at the
+    ratio of the two last ones, at most ``recipe.extensions`` times. A grid of one push has no edge.
     """
     own = grid(recipe, method)
     tried = {trial.push for trial in trials}
-    for push in own:
-        if push not in tried:
-            return push
+    missing = [push for push in own if push not in tried]
+    if missing:
+        return missing
     best = best_trial(trials, metric)
     if best is None or len(own) < 2 or len(tried) >= len(own) + recipe.extensions:
-        return None
+        return []
     ordered = sorted(tried)
     if best.push == ordered[-1]:
-        return round(ordered[-1] * ordered[-1] / ordered[-2], 6)
+        return [round(ordered[-1] * ordered[-1] / ordered[-2], 6)]
     if best.push == ordered[0]:
-        return round(ordered[0] * ordered[0] / ordered[1], 6)
-    return None
+        return [round(ordered[0] * ordered[0] / ordered[1], 6)]
+    return []

@@ -34,8 +34,8 @@ TASKS: dict[str, Callable[[Scale], Task]] = {
     "ptb": Ptb,
 }
 SCALES: tuple[Scale, ...] = ("cpu", "full", "paper", "smoke")
-"""``cpu``: minutes for a run on one core. ``full``: all data at hand, for hours of one core. ``paper``: the sizes of the
-papers, for a GPU. ``smoke``: a test."""
+"""``cpu``: minutes for a run on one core. ``full``: all data at hand, up to hours of a core. ``paper``: the sizes of
+the papers, for a GPU. ``smoke``: a test."""
 
 
 def make(name: str, scale: Scale) -> Task:

@@ -2,8 +2,8 @@
 
 The published weights were trained on all 50,000 training images. At the scales ``cpu`` and ``paper`` the validation
 images are among them: there the accuracy before and right after surgery is flattered on the validation part, not on the
-test part. At ``full`` all 50,000 images train, and the validation part is the first 4,000 of the 10,000 test images. The
-scale ``cpu`` has read those before, and the test part is the other 6,000, which no shorter run has read.
+test part. At ``full`` all 50,000 images train, and the validation part is the first 4,000 of the 10,000 test images.
+The scale ``cpu`` has read those before. The test part is the other 6,000, which no shorter run has read.
 On a CPU the networks without weights are shallower.
 """
 

@@ -88,8 +88,11 @@ def test_a_condition_changes_the_recipe_and_nothing_else(name: str, tmp_path: Pa
         rates = {"sparse_rate": own.sparse_rate, "finetune_rate": own.finetune_rate}
         assert own == replace(other, optimizer=own.optimizer, **rates)
     else:
-        steps = other.dense_steps + other.sparse_steps
-        assert own == replace(other, dense_steps=0, sparse_steps=steps, sparse_rate=other.dense_rate)
+        steps, after = other.dense_steps + other.sparse_steps, other.finetune_steps
+        if not other.dense_steps:  # given weights: all steps are before surgery
+            steps, after = other.sparse_steps + other.finetune_steps, 0
+        expected = {"dense_steps": 0, "sparse_steps": steps, "finetune_steps": after, "sparse_rate": other.dense_rate}
+        assert own == replace(other, **expected)
         torch.manual_seed(0)
         fresh = task.build().state_dict()
         assert all(torch.equal(fresh[key], value) for key, value in checkpoint(task).state_dict().items())
