@@ -30,7 +30,7 @@ from benchmarks.contest.training import cache_root, checkpoint
 from benchmarks.contest.training_state import RunStates, folder_of, keeping_states
 from benchmarks.contest.tuning import Trial, best_trial, missing_pushes
 from benchmarks.tasks.base import Part, Task
-from etp_graph.errors import EtpError
+from etp_graph.errors import CheckpointError, EtpError
 
 TUNING_SEED = 1_000
 AT = "@"
@@ -247,7 +247,7 @@ class Protocol:
         contest = Contest(self.start, task, speed_up=speed_up, seed=seed, watch=watch)
         try:
             return contest.run(config.base, push)
-        except FloatingPointError:
+        except (FloatingPointError, CheckpointError):  # a state that cannot be kept says nothing about the contestant
             raise
         except (EtpError, ValueError) as error:
             # Out of reach, no batch norms to read, no force that acts: a property of method and model.

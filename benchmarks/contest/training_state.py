@@ -25,7 +25,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from etp_graph.checkpoint import replace_file, storage_errors
-from etp_graph.model import capture_rng, restore_rng_
+from etp_graph.model import RNG, capture_rng, restore_rng_
 
 LEAST_SECONDS = 30.0
 """States are written no more often; a pass over a graph takes a single step."""
@@ -36,14 +36,15 @@ class RunStates:
 
     Args:
         folder: is created with the first state.
-        least_seconds: shortest time between two states of one training.
+        least_seconds: shortest time between two states of one training; default :data:`LEAST_SECONDS`.
 
     Attributes:
         seconds_before: seconds that earlier processes spent on the trainings that were continued or skipped.
     """
 
-    def __init__(self, folder: Path, *, least_seconds: float = LEAST_SECONDS) -> None:
-        self.folder, self.least_seconds = folder, least_seconds
+    def __init__(self, folder: Path, *, least_seconds: float | None = None) -> None:
+        self.folder = folder
+        self.least_seconds = LEAST_SECONDS if least_seconds is None else least_seconds
         self.seconds_before = 0.0
         self._trainings = 0
 
@@ -101,8 +102,8 @@ class TrainingState:
         state = {
             "model": model.state_dict(), "optimizer": optimizer.state_dict(),
             "attached": attached.state_dict() if _has_state(attached) else {},  # type: ignore[attr-defined]
-            "generator": generator.get_state(), "random": capture_rng(), "done": done,
-            "seconds": self._seconds + now - self._begin,
+            "generator": generator.get_state(), "random": {RNG + name: own for name, own in capture_rng().items()},
+            "done": done, "seconds": self._seconds + now - self._begin,
         }  # fmt: skip
         content = io.BytesIO()
         torch.save(state, content)
