@@ -23,7 +23,7 @@ from rich.console import Console
 
 from benchmarks.common import figures as plots
 from benchmarks.common.contestant_names import RIVALS
-from benchmarks.common.records import ONLY_FULL, PAGES, RUNS, Record, by_scale, read_records, task_files
+from benchmarks.common.records import PAGES, RUNS, Record, by_scale, read_records, task_files
 from benchmarks.common.statistics import Cell, cells, rival
 from benchmarks.contest.contestants import Start, library_method
 from benchmarks.contest.published import ERRATA, TABLES, Row
@@ -78,13 +78,12 @@ def write_page(records: Sequence[Record], path: Path) -> None:
 def _cells(row: Row, records: Sequence[Record]) -> list[str]:
     own = [record for record in records if record["config"]["task"] == row.task]
     scales = by_scale(own)
-    found = cells(scales.get("paper") or scales.get("full") or scales.get("cpu") or [])
+    found = cells(scales.get("paper") or scales.get("cpu") or [])
     near = sorted((c for c in found if c.method == "etp" and c.ok), key=lambda c: abs(log(c.speed_up / row.speed_up)))
     etp = near[0] if near else None
     speed_up = row.speed_up if etp is None else etp.speed_up
     peer = next((r for name in list(RIVALS)[:2] if (r := rival(found, name, speed_up))), None)
-    size = "reproduced" if "paper" in scales else ("reproduced with the data at hand" if "full" in scales else "")
-    status = "recipe only" if etp is None else size or "reproduced small"
+    status = "recipe only" if etp is None else ("reproduced" if "paper" in scales else "reproduced small")
     if etp is not None and speed_up != row.speed_up:
         status += f", at {speed_up:g}x"
     return [row.what, _change(etp), row.published or OPEN, _change(peer, named=True), status]
@@ -106,8 +105,7 @@ def _change(cell: Cell | None, *, named: bool = False) -> str:
 def _recipe(row: Row) -> str:
     if row.task is None:
         return f"{row.what}: {row.recipe}"
-    scale = "full" if row.task in ONLY_FULL else "paper"
-    return f"`python -m benchmarks contest {row.task} --scale {scale} --speed-ups {row.speed_up:g}`"
+    return f"`python -m benchmarks contest {row.task} --scale paper --speed-ups {row.speed_up:g}`"
 
 
 def norms(task: Task, out: Path) -> Path:
