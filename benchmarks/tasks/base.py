@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from benchmarks.common.contestant_names import SMALL
+from benchmarks.common.contestant_names import begins_fresh
 
 Scale = Literal["smoke", "cpu", "full", "paper"]
 Part = Literal["val", "test"]
@@ -86,7 +86,7 @@ def concerns(recipe: Mapping[str, Any], method: str) -> dict[str, Any]:
     defaults = {field.name: field.default for field in fields(Recipe) if field.default is not MISSING}
     whole = {**defaults, **recipe}
     whole["pushes"] = list(whole["pushes"])  # as JSON gives them back
-    return {name: value for name, value in whole.items() if name != "scratch_steps" or method == SMALL}
+    return {name: value for name, value in whole.items() if name != "scratch_steps" or begins_fresh(method)}
 
 
 class TaskUnavailableError(Exception):

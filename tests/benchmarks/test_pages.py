@@ -15,7 +15,6 @@ from benchmarks.common import statistics as summary
 from benchmarks.common.records import by_scale, read_records, task_files
 from benchmarks.contest import contestants, reproduce
 from benchmarks.contest import page as task_page
-from benchmarks.contest.published import TABLES
 from benchmarks.contest.variants import ETP, STUDY
 from benchmarks.report import run as report
 from benchmarks.report.index import index
@@ -151,23 +150,6 @@ def test_a_task_with_a_single_seed_is_not_in_the_overview(tmp_path: Path) -> Non
     assert plots.plot_overview({"toy": [*one, line("etp", 1, 0.7)]}, tmp_path) == "overview.png"
 
 
-@pytest.mark.parametrize("name", reproduce.TABLES)
-def test_tables_of_the_papers_show_what_was_run(name: str) -> None:
-    text = reproduce.table(name, lines())
-    rows = [row for row in text.splitlines() if row.startswith("| ")][2:]
-    assert len(rows) == len(reproduce.TABLES[name][1])
-    assert all(row.count("|") == 6 for row in rows)
-    assert all("recipe only" in row for row in rows)  # the lines are of another task
-
-
-def test_a_row_of_a_paper_takes_its_figure_from_the_runs() -> None:
-    own = [{**r, "config": {**r["config"], "task": "cifar10-resnet56", "speed_up": 5.0}} for r in lines()]
-    row = next(r for r in reproduce.table("table1", own).splitlines() if "ResNet-56, CIFAR-10, 5x" in r)
-    assert "accuracy 90.00 to 82.00 ± 2.83" in row
-    assert "(tp-groupnorm)" in row
-    assert "reproduced small" in row
-
-
 def blind(method: str, value: float) -> dict[str, Any]:
     found = line(method, 0, value)
     return {**{k: v for k, v in found.items() if k not in ("test", "latency")}, "val": found["test"]}
@@ -203,14 +185,3 @@ def test_every_variant_differs_from_etp_and_can_be_run() -> None:
         assert contestants.library_method(name) == method
         assert replace(method, name="etp", source=ETP.source) != ETP
         assert method.name == name
-
-
-def test_every_row_of_the_papers_has_a_status() -> None:
-    row = {**line("etp", 0, 0.8, speed_up=6.0)}
-    row["config"] = {**row["config"], "task": "sst2"}
-    for name, (_, rows) in TABLES.items():
-        text = reproduce.table(name, [row])
-        for one in rows:
-            (shown,) = [found for found in text.splitlines() if found.startswith(f"| {one.what} |")]
-            small = one.task == "sst2"
-            assert shown.endswith(f"| reproduced small{', at 6x' if small else ''} |" if small else "| recipe only |")
