@@ -15,7 +15,7 @@ from etp_graph.forces import Force
 from etp_graph.methods import Method
 
 _WIDEST = 64
-"""Channels of the last stage of a CIFAR ResNet: there the one base of all layers is the rate of ``index-exponential``."""
+"""Channels of the last stage of a CIFAR ResNet: there one base for all layers equals ``index-exponential``."""
 _FORCES: Mapping[str, Force] = {
     "index-uniform": forces.Uniform(),
     "index-linear": forces.Linear(),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -71,3 +71,20 @@ def refusal(records: Iterable[Record], recipe: Recipe | Mapping[str, Any]) -> st
     if not found or found[0]["config"]["scale"] not in GATED:
         return None
     return refusal_of(found[0]["metric"], [(r["val"]["dense"], r["val"]["finetuned"]) for r in found])
+
+
+def under_newest_recipe(records: Sequence[Record]) -> list[Record]:
+    """The records of one task under the recipe of its newest dense control, so that no table mixes two recipes.
+
+    Scales whose recipes are not judged keep all records.
+    """
+    found = list(records)
+    recipes = [record["recipe"] for record in found if record["config"]["method"] == UNPRUNED]
+    if not recipes or found[0]["config"]["scale"] not in GATED:
+        return found
+
+    def same(record: Record) -> bool:
+        method = record["config"]["method"]
+        return concerns(record["recipe"], method) == concerns(recipes[-1], method)
+
+    return [record for record in found if same(record)]

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common.contestant_names import RIVALS, SMALL, UNPRUNED
+from benchmarks.common.contestant_names import RIVALS, SMALL
 from benchmarks.common.markdown import as_row, with_spread
 from benchmarks.common.records import Record
 from benchmarks.common.statistics import Cell, Spread, cells
-from benchmarks.contest.gate import GATED, refusal
+from benchmarks.contest.gate import refusal, under_newest_recipe
 from benchmarks.contest.verdicts import VERDICTS, as_times, better_methods, difference_text, speed_ups_of, verdict_on
 from benchmarks.tasks.base import concerns
 
@@ -19,11 +19,11 @@ COLUMNS = ("method", "before surgery", "right after", "fine-tuned", "params", "M
 
 def page(records: Sequence[Record], *, figures: Sequence[str] = (), remarks: str = "") -> str:
     """The page of one task, a pure function of its records (of one scale) and of what its authors remark."""
-    refused = _refusal(records)
-    if refused is not None:
-        return _refused_page(records[0], refused)
-    records = _under_last_recipe(records)
+    records = under_newest_recipe(records)
     first = records[0]
+    refused = refusal(records, first["recipe"])
+    if refused is not None:
+        return _refused_page(first, refused)
     metric, config = first["metric"], first["config"]
     found = cells(records)
     speed_ups = speed_ups_of(found)
@@ -39,25 +39,6 @@ def page(records: Sequence[Record], *, figures: Sequence[str] = (), remarks: str
         lines += [f"![{Path(name).stem.replace('-', ' ')}]({name})", ""]
     lines += ["## How it was run", "", *_conditions(records, config), ""]
     return "\n".join(lines)
-
-
-def _refusal(records: Sequence[Record]) -> str | None:
-    """Why the recipe of the newest dense control is refused; ``None``: it is not."""
-    return refusal(records, _last_recipe(records))
-
-
-def _last_recipe(records: Sequence[Record]) -> Mapping[str, Any]:
-    found = [record["recipe"] for record in records if record["config"]["method"] == UNPRUNED]
-    recipe: Mapping[str, Any] = (found or [record["recipe"] for record in records])[-1]
-    return recipe
-
-
-def _under_last_recipe(records: Sequence[Record]) -> Sequence[Record]:
-    """At the scales whose recipes are judged: the records of the newest recipe, so that no table mixes two."""
-    if records[0]["config"]["scale"] not in GATED:
-        return records
-    last = _last_recipe(records)
-    return [r for r in records if concerns(r["recipe"], r["config"]["method"]) == concerns(last, r["config"]["method"])]
 
 
 def _refused_page(first: Record, reason: str) -> str:

@@ -176,6 +176,10 @@ class Task(ABC):
         """Optimizer steps of one pass over the training examples (an epoch)."""
         return self.n_train // min(self.recipe.batch_size, self.n_train)
 
+    def order_of_pass(self, generator: torch.Generator) -> Tensor:
+        """The order of the training examples in one pass, [n_train]; consecutive ones make a batch."""
+        return torch.randperm(self.n_train, generator=generator)
+
     def batches(self, *, seed: int, start: int, steps: int) -> Iterator[Tensor]:
         """The examples of the steps ``start`` to ``start + steps``: a function of the seed and the number of the step.
 
@@ -187,8 +191,7 @@ class Task(ABC):
         for step in range(start, start + steps):
             if step // per_pass != number:
                 number = step // per_pass
-                generator = torch.Generator().manual_seed(1_000_003 * seed + number)
-                order = torch.randperm(self.n_train, generator=generator)
+                order = self.order_of_pass(torch.Generator().manual_seed(1_000_003 * seed + number))
             first = step % per_pass * size
             yield order[first : first + size]
 

@@ -81,7 +81,9 @@ def weights_of(
 
 
 @pytest.mark.parametrize("kill_after", [11, 19])
-@pytest.mark.parametrize("method", ["dense", "etp", "etp-paper", "depgraph", "greg2", "sfp", "taylor", "random+kd"])
+@pytest.mark.parametrize(
+    "method", ["dense", "etp", "etp-hard", "l1-gradual", "etp-paper", "depgraph", "greg2", "sfp", "random+kd"]
+)
 def test_a_killed_run_ends_with_the_same_bits(
     toy: Toy, method: str, kill_after: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
