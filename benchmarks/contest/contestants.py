@@ -205,8 +205,7 @@ class Contest:
 
     def _steps_of_a_pass(self) -> int:
         """The steps of one pass over the data (an epoch), or of the whole phase if that is shorter."""
-        size = min(self.task.recipe.batch_size, self.task.n_train)
-        return max(1, min(self.task.n_train // size, self.task.recipe.sparse_steps))
+        return max(1, min(self.task.steps_per_pass, self.task.recipe.sparse_steps))
 
     def _calibrate(self, model: nn.Module, phase: Any) -> None:
         """A few training batches for criteria that watch data; nothing is learnt, and no step is counted."""
@@ -260,9 +259,8 @@ class Contest:
         steps = total * (number + 1) // rounds - total * number // rounds
         acts = phase if forced and name == "sparse" else None
 
-        def attach(optimizer: torch.optim.Optimizer) -> None:
-            if acts is not None:
-                acts.attach(optimizer, steps=steps)
+        def attach(optimizer: torch.optim.Optimizer) -> object:
+            return None if acts is None else acts.attach(optimizer, steps=steps) or (acts if acts.forced else None)
 
         def penalty() -> torch.Tensor:
             assert acts is not None

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
-SECONDS = 90.0
+SECONDS = 300.0
 GIGABYTES = 6
 """How much memory the check may take: on some graphs Torch-Pruning takes all that there is."""
 

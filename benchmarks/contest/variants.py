@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from benchmarks.contest.claim import CLAIM
 from etp_graph import forces, methods, schedules
 from etp_graph.methods import Method
 
@@ -55,7 +56,7 @@ CONTROLS: Mapping[str, Method] = {
             source="etp-paper with one λ for all layers, as in eq. 8",
         ),
     )
-}  # fmt: skip
+} | CLAIM  # fmt: skip
 """Controls: what the force of ``etp`` brings apart from its choice; and ETP with the λ of eq. 8 and of the code."""
 
 QUESTIONS = (

@@ -75,6 +75,46 @@ def test_a_page_begins_with_its_findings_and_limits() -> None:
     assert "| **etp** |" in tables
 
 
+def judged(method: str, value: float, *, rate: float = 0.02, status: str = "ok") -> dict[str, Any]:
+    """A line at the scale whose recipes are judged."""
+    body = line(method, 0, value, status=status, speed_up=1.0 if method == "dense" else 2.0)
+    return {
+        **body, "config": {**body["config"], "scale": "full"}, "recipe": {**body["recipe"], "sparse_rate": rate},
+        "val": {"dense": 0.9, "finetuned": value},
+    }  # fmt: skip
+
+
+def test_a_refused_recipe_has_a_page_without_tables(tmp_path: Path) -> None:
+    refused = [judged("dense", 0.89, status="refused"), judged("etp", 0.8)]
+    text = task_page.page(refused)
+    assert "refused, so this page has no tables" in text
+    assert "it loses 1.00 points, 0.3 points are allowed" in text
+    assert "|" not in text
+    assert "80.00" not in text
+    runs, out = tmp_path / "runs", tmp_path / "pages"
+    runs.mkdir()
+    (runs / "toy.jsonl").write_text("\n".join(map(json.dumps, refused)))
+    report.write(runs, out)
+    assert "etp against" not in (out / "index.md").read_text().partition("| task |")[2].partition("\n")[2]
+    assert "](toy-full.md)" not in (out / "index.md").read_text()
+    assert (out / "toy-full.md").read_text() == text
+
+
+def test_a_page_of_whole_data_shows_the_newest_recipe_alone() -> None:
+    older = [judged("dense", 0.89, status="refused"), judged("etp", 0.7), judged("torque", 0.6)]
+    newer = [judged("dense", 0.9, rate=0.01), judged("etp", 0.8, rate=0.01)]
+    text = task_page.page([*older, *newer])
+    assert "| **etp** | - | 40.00 | 80.00 |" in text
+    assert "torque |" not in text
+
+
+def test_a_page_counts_the_trials_once_for_all_seeds() -> None:
+    trials = [{"push": 0.5, "value": 0.8, "seconds": 3600.0}, {"push": 2.0, "value": 0.7, "seconds": 1800.0}]
+    records = [{**line("torque", seed, 0.8), "trials": trials} for seed in (0, 1)]
+    assert "and 1.5 hours of tuning: `torque` 2 trials in 1.5 hours." in task_page.page(records)
+    assert "hours of tuning" not in task_page.page(lines())
+
+
 def test_index_counts_verdicts() -> None:
     text = index({"toy": lines()}, ["study"])
     torque, depgraph = (
