@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 COMMANDS = {
-    "contest": ("contest.run", "Compare methods on a task, each on the same terms."),
+    "contest": ("contest.command", "Compare methods on a task, each on the same terms."),
     "report": ("report.run", "Write the records of measurements from committed results, without measuring."),
     "reproduce": ("contest.reproduce", "Write the papers' tables and figures, row by row."),
     "study": ("study.run", "Compare `etp` with variants of it, on validation parts alone."),

@@ -126,6 +126,19 @@ def _remedy_for_path(name: object) -> str:
     return f"Import {module}, which has to register it: no file makes this process import a module."
 
 
+LATER: Mapping[str, bool] = {"later": True}
+"""Metadata of a field with the default ``None`` that a later version added to a configuration.
+
+While it is ``None``, it is left out of JSON, so that states and checkpoints of earlier versions stay equal to new ones.
+"""
+
+
+def _unset_later(configuration: object) -> set[str]:
+    """Return the names of the fields with the metadata :data:`LATER` that are ``None``."""
+    found = fields(configuration)  # type: ignore[arg-type]  # a dataclass
+    return {f.name for f in found if f.metadata.get("later") and getattr(configuration, f.name) is None}
+
+
 class Configured:
     """Mixin for a frozen dataclass that JSON identifies by its ``name``.
 
@@ -143,8 +156,10 @@ class Configured:
             cls.name = import_path(cls)
 
     def describe(self) -> dict[str, Any]:
-        """Return the name and every field, also for a class that is not registered."""
-        return {"name": self.name, **asdict(self)}  # type: ignore[call-overload]  # every subclass is a dataclass
+        """Return the name and every field, also for a class that is not registered; see :data:`LATER`."""
+        unset = _unset_later(self)
+        values = asdict(self)  # type: ignore[call-overload]  # every subclass is a dataclass
+        return {"name": self.name, **{name: value for name, value in values.items() if name not in unset}}
 
     def to_dict(self) -> dict[str, Any]:
         """Return the name and every field as values that JSON can store.
@@ -228,8 +243,10 @@ class Composed:
         """
         try:
             body = dict(json.loads(source) if isinstance(source, str) else source)
+            later = {field.name for field in fields(cls) if field.metadata.get("later")}  # type: ignore[arg-type]
             for name, read in cls.readers.items():
-                body[name] = None if body[name] is None else read(body[name])
+                if name in body or name not in later:
+                    body[name] = None if body[name] is None else read(body[name])
             return cls(**body)
         except (KeyError, TypeError, ValueError) as error:
             if isinstance(error, EtpError):
@@ -241,7 +258,8 @@ class Composed:
         return f"{type(self).__name__}({values})"
 
     def _collect(self, store: Callable[[Any], Any]) -> dict[str, Any]:
-        values = {f.name: getattr(self, f.name) for f in ordered_fields(type(self))}
+        unset = _unset_later(self)
+        values = {f.name: getattr(self, f.name) for f in ordered_fields(type(self)) if f.name not in unset}
         return {name: store(v) if name in self.readers and v is not None else v for name, v in values.items()}
 
 

@@ -11,15 +11,25 @@ one value for each unit::
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
-from etp_graph._config import Configured, Registry, build_named, register_class, require_number
+from etp_graph._config import (
+    LATER,
+    Configured,
+    Registry,
+    build_named,
+    register_class,
+    require,
+    require_choice,
+    require_number,
+)
 from etp_graph.errors import ForceError
 
 FORCES: Registry[type[Force]] = Registry(
@@ -110,25 +120,57 @@ class Heaviside(Force):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exponential(Force):
-    """F(d) = exp(r·d) (ETP: Modi et al. 2025, eq. 8, with λ = exp(r/N) per index).
+    """F(d) = exp(r·d), which is λ^i with λ = exp(r/(N − 1)) for the unit at index i (ETP: Modi et al. 2025, eq. 8).
 
-    A fixed λ per index overflows float32 in wide layers; a rate per unit of distance does not.
+    A rate per unit of distance has the same effect on layers of any width. Equation 8 has one λ for all layers, and the
+    authors' code has λ = exp(5/N) in a layer of N units; ``base`` and ``divided_by`` give these.
 
     Attributes:
         rate: r, in [0, 80]. The force of the farthest unit is exp(r) times the force at the pivot.
+        base: λ ≥ 1, the same for all layers: F = λ^i. It replaces ``rate``. It overflows float32 in layers that are too
+            wide for it, which is an error. ``None``: by ``rate``.
+        divided_by: ``"n_units"``: λ = exp(r/N), so that the farthest unit has exp(r·(N − 1)/N). ``None``: by N − 1.
     """
 
     name: ClassVar[str] = "exponential"
     rate: float = 5.0
+    base: float | None = field(default=None, metadata=LATER)
+    divided_by: Literal["n_units"] | None = field(default=None, metadata=LATER)
 
     def __post_init__(self) -> None:
         require_number("exponential: rate", self.rate, 0, 80, why="beyond which exp overflows float32")
+        if self.base is not None:
+            require_number("exponential: base", self.base, 1)
+        if self.divided_by is not None:
+            require_choice("exponential: divided_by", self.divided_by, ("n_units",))
+        require(
+            self.base is None or self.divided_by is None,
+            "exponential: base and divided_by; base is λ itself, so no rate is divided. Give one of them.",
+        )
 
     def __call__(
         self, distance: Tensor, *, size: int | Tensor | None = None, importance: Tensor | None = None
     ) -> Tensor:
-        """See :class:`Force`."""
+        """See :class:`Force`. Raises :class:`ForceError` if λ^(N − 1) of a layer overflows float32."""
+        n = torch.as_tensor(distance.numel() if size is None else size, device=distance.device)
+        if self.base is not None:
+            return torch.exp(distance * (n - 1) * self._log_base(int(n.max()) if n.numel() else 1))
+        if self.divided_by == "n_units":
+            distance = distance * (n - 1) / n.clamp_min(1)
         return torch.exp(self.rate * distance)
+
+    def _log_base(self, widest: int) -> float:
+        """Return log λ, or raise :class:`ForceError` if λ^(widest − 1) overflows float32."""
+        assert self.base is not None
+        found = math.log(self.base)
+        limit = 80 / max(widest - 1, 1)
+        require(
+            found <= limit,
+            f"exponential: base={self.base:g} overflows float32 in a group of {widest} units, whose farthest has the "
+            f"force base^{widest - 1}: take base <= {math.floor(math.exp(limit) * 1e4) / 1e4:.4f}, or rate=, which "
+            "does not depend on the width.",
+        )
+        return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,6 +20,7 @@ ALL: list[Force] = [
     forces.linear(), forces.heaviside(), forces.heaviside(epsilon=0.3, threshold=0.9), forces.exponential(),
     forces.exponential(rate=0.0), forces.uniform(), forces.growing(), forces.growing(alpha=2.5),
     forces.linear_l1(), forces.lasso(), forces.ridge(), forces.ridge(threshold=0.1),
+    forces.exponential(base=1.05), forces.exponential(divided_by="n_units"),
 ]  # fmt: skip
 ids = [repr(force) for force in ALL]
 
@@ -61,6 +62,8 @@ def test_each_unit_on_its_own(force: Force) -> None:
         (forces.linear(), lambda i, n: i),
         (forces.heaviside(epsilon=0.3, threshold=0.5), lambda i, n: 0.3 if i / (n - 1) >= 0.5 else 0.0),
         (forces.exponential(rate=5.0), lambda i, n: math.exp(5 / (n - 1)) ** i),
+        (forces.exponential(base=1.2), lambda i, n: 1.2**i),
+        (forces.exponential(divided_by="n_units"), lambda i, n: math.exp(5 / n) ** i),
         (forces.uniform(), lambda i, n: 1.0),
         (forces.linear_l1(), lambda i, n: i),
         (forces.lasso(), lambda i, n: 1.0),
@@ -100,6 +103,8 @@ def test_json_keeps_every_rate_exactly(rate: float) -> None:
         lambda: forces.heaviside(threshold=-0.1), lambda: forces.heaviside(threshold=1.1),
         lambda: forces.exponential(rate=-1), lambda: forces.exponential(rate=math.nan),
         lambda: forces.exponential(rate=81), lambda: forces.exponential(rate=True),
+        lambda: forces.exponential(base=0.9), lambda: forces.exponential(base=math.inf),
+        lambda: forces.exponential(base=1.1, divided_by="n_units"), lambda: forces.exponential(divided_by="N"),
         lambda: forces.exponential(rate="5"), lambda: forces.growing(alpha=-1), lambda: forces.growing()(grid()),
         lambda: forces.from_json("{"), lambda: forces.from_json("[]"), lambda: forces.from_json("{}"),
         lambda: forces.from_json('{"name": "gravity"}'), lambda: forces.from_json('{"name": "linear", "rate": 1}'),
@@ -110,6 +115,21 @@ def test_json_keeps_every_rate_exactly(rate: float) -> None:
 def test_what_is_out_of_range_is_refused(make: Callable[[], object]) -> None:
     with pytest.raises(ForceError):
         make()
+
+
+def test_a_base_that_overflows_is_refused_with_the_largest_that_does_not() -> None:
+    """1.2^999 is 10^79; the remedy in the message works in the same layer."""
+    with pytest.raises(ForceError, match=r"base=1\.2 overflows.*1000 units.*base <= 1\.08") as caught:
+        forces.exponential(base=1.2)(grid(1000).float())
+    largest = float(str(caught.value).split("base <= ")[1].split(",")[0])
+    assert bool(forces.exponential(base=largest)(grid(1000).float()).isfinite().all())
+    sizes = torch.tensor([4] * 4 + [1000] * 4)
+    with pytest.raises(ForceError, match="1000 units"):
+        forces.exponential(base=1.2)(torch.rand(8), size=sizes)
+
+
+def test_fields_that_are_not_set_are_not_written() -> None:
+    assert forces.exponential().to_dict() == {"name": "exponential", "rate": 5.0}
 
 
 def test_errors_say_what_there_is_instead() -> None:

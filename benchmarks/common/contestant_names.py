@@ -14,6 +14,20 @@ CONTROLS = (UNPRUNED, SMALL, "random", "l1-uniform")
 DISTILLED = "+kd"
 """The suffix of a contestant that is fine-tuned by distillation."""
 
+FRESH = "+fresh"
+"""The suffix of a method of this library that begins with random weights, as Torque (r)."""
+
+
+def bare_name(name: str) -> str:
+    """Return the name of a contestant without its suffixes."""
+    return name.removesuffix(DISTILLED).removesuffix(FRESH)
+
+
+def begins_fresh(name: str) -> bool:
+    """Return True if a contestant begins with random weights, and so trains for the steps of a small dense network."""
+    return FRESH in name or bare_name(name) == SMALL
+
+
 RIVALS = {
     "DepGraph (tp-groupnorm)": "tp-groupnorm", "DepGraph (depgraph)": "depgraph", "Torque (torque)": "torque",
     "a narrow network (small-dense)": SMALL,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,9 @@ PAGES = Path("docs/results")
 GRADUAL = "gradual"
 """The file of :mod:`benchmarks.weights_or_units.run`, an experiment with a page of its own."""
 
+ONLY_FULL = ("sst2", "mrpc", "flickr8k")
+"""Tasks whose largest scale is not the papers' size. Lines from before it was called ``full`` say ``paper``."""
+
 Record = dict[str, Any]
 
 
@@ -21,7 +25,24 @@ def read_records(path: Path) -> list[Record]:
     """Return the records of a file; an empty list if there is none."""
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_text(encoding="utf8").splitlines() if line.strip()]
+    found = [json.loads(line) for line in path.read_text(encoding="utf8").splitlines() if line.strip()]
+    for record in found:
+        config = record.get("config", {})
+        if config.get("task") in ONLY_FULL and config.get("scale") == "paper":
+            config["scale"] = "full"
+    return found
+
+
+def append_record(path: Path, record: Mapping[str, Any]) -> None:
+    """Append one line in a single write, so that a process that is killed leaves no half line."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    line = (json.dumps(record) + "\n").encode()
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        os.write(descriptor, line)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def task_files(runs: Path) -> list[Path]:

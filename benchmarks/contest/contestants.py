@@ -12,12 +12,13 @@ import torch
 from torch import nn
 
 import etp_graph as etp
-from benchmarks.common.contestant_names import CONTROLS, DISTILLED, SMALL, UNPRUNED
+from benchmarks.common.contestant_names import CONTROLS, DISTILLED, FRESH, SMALL, UNPRUNED, bare_name
 from benchmarks.contest import torch_pruning
 from benchmarks.contest.counting import Counter
 from benchmarks.contest.distillation import Distillation
 from benchmarks.contest.strength import reference
 from benchmarks.contest.training import train
+from benchmarks.contest.variants import CONTROLS as CONTROL_METHODS
 from benchmarks.contest.variants import STUDY
 from benchmarks.tasks.base import Task
 from etp_graph import methods
@@ -32,23 +33,27 @@ CALIBRATION = 4
 
 
 def known() -> tuple[str, ...]:
-    """Every name that a run may have: this library's presets, the peers, the controls; each also distilled."""
-    names = dict.fromkeys([*methods.METHODS, *torch_pruning.PEERS, *CONTROLS, *STUDY])
+    """Every name that a run may have: this library's presets, the peers, the controls; each also distilled.
+
+    The methods of this library also begin with random weights.
+    """
+    own = dict.fromkeys([*methods.METHODS, *CONTROL_METHODS, *STUDY])
+    names = [*dict.fromkeys([*own, *torch_pruning.PEERS, *CONTROLS]), *(name + FRESH for name in own)]
     return (*names, *(name + DISTILLED for name in names))
 
 
 def library_method(name: str) -> Method | None:
     """The preset or variant of this library; ``None`` for the others."""
-    name = name.removesuffix(DISTILLED)
-    return STUDY.get(name) or methods.METHODS.get(name)
+    name = bare_name(name)
+    return STUDY.get(name) or CONTROL_METHODS.get(name) or methods.METHODS.get(name)
 
 
 def tunable(name: str) -> bool:
     """Whether the contestant has a strength (or, with fresh weights, a learning rate) that somebody has to choose."""
-    if name.removesuffix(DISTILLED) == SMALL:
+    if bare_name(name) == SMALL:
         return True
     method = library_method(name)
-    return name.removesuffix(DISTILLED) in torch_pruning.PEERS or (
+    return bare_name(name) in torch_pruning.PEERS or (
         method is not None and method.force is not None and not method.steered
     )
 
@@ -112,7 +117,9 @@ class Contest:
         """The small network; ``push`` is that of its strength, if it has one (of `small-dense`: of its rate)."""
         torch.manual_seed(self.seed)
         self.distilled = name.endswith(DISTILLED)
-        name = name.removesuffix(DISTILLED)
+        if FRESH in name:
+            self._begin_fresh()
+        name = bare_name(name)
         if name == UNPRUNED:
             return self._dense()
         if name == SMALL:
@@ -122,6 +129,15 @@ class Contest:
         method = library_method(name)
         assert method is not None
         return self._library(method, push)
+
+    def _begin_fresh(self) -> None:
+        """Begin with random weights: the steps and the rate of a checkpoint's training belong to the sparse phase."""
+        recipe = self.task.recipe
+        steps = max(1, recipe.scratch_steps - recipe.finetune_steps)
+        self.task = copy.copy(self.task)
+        self.task.recipe = replace(recipe, sparse_steps=steps, sparse_rate=recipe.dense_rate)
+        dense = self.task.build().to(self.task.device).eval()
+        self.start = Start(self.task, dense)
 
     def _dense(self) -> Finished:
         model = copy.deepcopy(self.start.dense)
@@ -153,6 +169,8 @@ class Contest:
         """This library's pipeline, as users call it."""
         model, strength = copy.deepcopy(self.start.dense), None
         method = replace(method, seed=self.seed)
+        if method.soft_every:
+            method = replace(method, soft_every=self._steps_of_a_pass())
         if push is not None:
             strength = push * reference(self.task, model, self.start.plan, method)
             method = replace(method, beta=strength)
@@ -184,6 +202,10 @@ class Contest:
             speed_up=self.speed_up, progress=False,
         )  # fmt: skip
         return Finished(model=model, strength=strength, macs=result.pruned.macs)
+
+    def _steps_of_a_pass(self) -> int:
+        """The steps of one pass over the data (an epoch), or of the whole phase if that is shorter."""
+        return max(1, min(self.task.steps_per_pass, self.task.recipe.sparse_steps))
 
     def _calibrate(self, model: nn.Module, phase: Any) -> None:
         """A few training batches for criteria that watch data; nothing is learnt, and no step is counted."""
@@ -237,9 +259,8 @@ class Contest:
         steps = total * (number + 1) // rounds - total * number // rounds
         acts = phase if forced and name == "sparse" else None
 
-        def attach(optimizer: torch.optim.Optimizer) -> None:
-            if acts is not None:
-                acts.attach(optimizer, steps=steps)
+        def attach(optimizer: torch.optim.Optimizer) -> object:
+            return None if acts is None else acts.attach(optimizer, steps=steps) or (acts if acts.forced else None)
 
         def penalty() -> torch.Tensor:
             assert acts is not None

@@ -10,6 +10,7 @@ from benchmarks.common.contestant_names import RIVALS, SMALL
 from benchmarks.common.markdown import as_row, with_spread
 from benchmarks.common.records import Record
 from benchmarks.common.statistics import Cell, Spread, cells
+from benchmarks.contest.gate import refusal, under_newest_recipe
 from benchmarks.contest.verdicts import VERDICTS, as_times, better_methods, difference_text, speed_ups_of, verdict_on
 from benchmarks.tasks.base import concerns
 
@@ -18,7 +19,11 @@ COLUMNS = ("method", "before surgery", "right after", "fine-tuned", "params", "M
 
 def page(records: Sequence[Record], *, figures: Sequence[str] = (), remarks: str = "") -> str:
     """The page of one task, a pure function of its records (of one scale) and of what its authors remark."""
+    records = under_newest_recipe(records)
     first = records[0]
+    refused = refusal(records, first["recipe"])
+    if refused is not None:
+        return _refused_page(first, refused)
     metric, config = first["metric"], first["config"]
     found = cells(records)
     speed_ups = speed_ups_of(found)
@@ -34,6 +39,15 @@ def page(records: Sequence[Record], *, figures: Sequence[str] = (), remarks: str
         lines += [f"![{Path(name).stem.replace('-', ' ')}]({name})", ""]
     lines += ["## How it was run", "", *_conditions(records, config), ""]
     return "\n".join(lines)
+
+
+def _refused_page(first: Record, reason: str) -> str:
+    """A page without tables: under this recipe no figure says anything about a method."""
+    return "\n".join([
+        f"# {first['title']}", "",
+        "The recipe of these runs is refused, so this page has no tables.", "", f"- {reason[0].upper()}{reason[1:]}.",
+        f"- Results: `benchmarks/results/runs/{first['config']['task']}.jsonl`.", "",
+    ])  # fmt: skip
 
 
 def _introduction(records: Sequence[Record], found: Sequence[Cell]) -> list[str]:
@@ -154,7 +168,7 @@ def _conditions(records: Sequence[Record], config: Mapping[str, Any]) -> list[st
     recipe = next((r for r in records if r["config"]["method"] == SMALL), records[0])["recipe"]
     counted = sorted({record["counted_by"] for record in records if record["status"] == "ok"})
     lines = [
-        f"- {sum(record['seconds'] for record in records) / 60:.0f} minutes in all.",
+        f"- {sum(record['seconds'] for record in records) / 60:.0f} minutes in all{_tuning_cost(records)}.",
         f"- Checkpoint: {records[0]['checkpoint']}. Seeds vary the order of the data and all that is random in a "
         f"method{'' if 'seed of the run' in records[0]['checkpoint'] else ', not the checkpoint'}.",
         f"- Every method: {recipe['sparse_steps']} + {recipe['finetune_steps']} steps of {recipe['batch_size']} "
@@ -163,7 +177,8 @@ def _conditions(records: Sequence[Record], config: Mapping[str, Any]) -> list[st
         f"{recipe['scratch_steps']} steps from fresh weights, at the best of several learning rates, which stand under "
         "push as multiples of the checkpoint's; *dense* is never cut.",
         f"- Strengths: the best of the pushes {', '.join(f'{p:g}' for p in recipe['pushes'])} on the validation part, "
-        f"each with {100 * recipe['tune_share']:.0f} % of the steps (`benchmarks/contest/strength.py`).",
+        f"each with {100 * recipe['tune_share']:.0f} % of the steps (`benchmarks/contest/strength.py`)."
+        f"{_extended(recipe)}",
         f"- MACs by {' and '.join(counted) or '-'}; latency is the median over forwards of dense and pruned in turns.",
     ]
     if any(concerns(r["recipe"], r["config"]["method"]) != concerns(recipe, r["config"]["method"]) for r in records):
@@ -172,6 +187,27 @@ def _conditions(records: Sequence[Record], config: Mapping[str, Any]) -> list[st
         values = dict.fromkeys(record["conditions"].get(name, "-") for record in records)
         lines.append(f"- {name}: {', '.join(values)}")
     return [*lines, f"- commit: {', '.join(dict.fromkeys(record['commit'] for record in records))}"]
+
+
+def _tuning_cost(records: Sequence[Record]) -> str:
+    """Trials of strengths and what they took beside the runs; empty where lines do not tell them apart."""
+    cost: dict[str, list[float]] = {}
+    seen: set[tuple[str, float, float]] = set()
+    for record in records:
+        method, speed_up = record["config"]["method"], float(record["config"]["speed_up"])
+        for trial in record.get("trials", ()):
+            if trial.get("seconds") and (method, speed_up, trial["push"]) not in seen:  # all seeds share the trials
+                seen.add((method, speed_up, trial["push"]))
+                cost.setdefault(method, []).append(trial["seconds"])
+    if not cost:
+        return ""
+    each = ", ".join(f"`{m}` {len(s)} trials in {sum(s) / 3600:.1f} hours" for m, s in cost.items())
+    return f", and {sum(map(sum, cost.values())) / 3600:.1f} hours of tuning: {each}"
+
+
+def _extended(recipe: Mapping[str, Any]) -> str:
+    more = recipe.get("extensions", 0)
+    return f" While the best is at an edge, up to {more} further ones beyond it are tried, and counted." if more else ""
 
 
 def _command(records: Sequence[Record], config: Mapping[str, Any]) -> str:

@@ -7,10 +7,9 @@ JSON line in ``benchmarks/results/runs/TASK.jsonl``; a run that has a line is no
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +17,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from benchmarks.common.contestant_names import DISTILLED, UNPRUNED
-from benchmarks.common.records import RUNS, Record, read_records
+from benchmarks.common.records import RUNS, Record
 from benchmarks.contest.contestants import known
-from benchmarks.contest.protocol import TUNING_SEED, Config, Protocol, Trial
-from benchmarks.tasks import SCALES, TASKS, Recipe, Scale, TaskUnavailableError, make
-from benchmarks.tasks.base import concerns
+from benchmarks.contest.gate import GATED
+from benchmarks.contest.ledger import Ledger
+from benchmarks.contest.protocol import AT, TUNING_SEED, Config, Protocol
+from benchmarks.contest.tuning import Trial
+from benchmarks.tasks import CONDITIONS, SCALES, TASKS, Scale, TaskUnavailableError, make
 
 METHODS = ("dense", "small-dense", "random", "l1-uniform", "tp-groupnorm", "torque", "etp")
 """What is run where nothing else is asked for."""
@@ -43,46 +44,69 @@ def configs(
     return list(found.values())
 
 
-def earlier_trials(config: Config, records: Iterable[Record], recipe: Recipe) -> list[Trial]:
-    """The trials of another seed under the same recipe: tuning has a seed of its own, it would give the same again."""
-    same = concerns(json.loads(json.dumps(asdict(recipe))), config.method)
-    for record in records:
-        if (
-            concerns(record["recipe"], config.method) == same
-            and record.get("trials")
-            and Config(**{**record["config"], "seed": config.seed}).key == config.key
-        ):
-            return [Trial(**trial) for trial in record["trials"]]
-    return []
-
-
 def progress(console: Console) -> Progress:
     """The bar over the runs of a series; silent unless on a terminal."""
     columns = (TextColumn("{task.description:44}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     return Progress(*columns, console=console, disable=not console.is_terminal)
 
 
-def run_all(todo: Sequence[Config], out: Path, *, console: Console, blind: bool = False) -> int:
-    """Run what has no line yet and write its line; the number of runs. ``blind``: the test part is never read."""
-    records = read_records(out)
-    have = {Config(**record["config"]).key for record in records}
-    missing = [config for config in todo if config.key not in have]
+def run_all(todo: Sequence[Config], out: Path, *, console: Console, blind: bool = False, resumable: bool = True) -> int:
+    """Run what has no line yet and write its line; return the number of runs.
+
+    Args:
+        todo: runs of one task at one scale.
+        out: file of the lines.
+        console: is told of each run.
+        blind: the test part is never read.
+        resumable: whether a run that was killed continues at its last pass over the data.
+    """
+    ledger = Ledger(out)
+    missing = [config for config in todo if ledger.find(config) is None]
     if not missing:
         return 0
-    out.parent.mkdir(parents=True, exist_ok=True)
+    done = 0
     with progress(console) as bar:
         line = bar.add_task("checkpoint", total=len(todo), completed=len(todo) - len(missing))
-        protocol = Protocol(make(missing[0].task, _scale(missing[0].scale)), blind=blind)
-        for config in missing:
-            what = f"{config.task} {config.method} {config.speed_up:g}x seed {config.seed}"
-            bar.update(line, description=what)
-            record = protocol.run(config, trials=earlier_trials(config, records, protocol.task.recipe))
-            with out.open("a", encoding="utf8") as file:
-                file.write(json.dumps(record) + "\n")
-            records.append(json.loads(json.dumps(record)))
+        protocol = Protocol(make(missing[0].task, scale_of(missing[0].scale)), blind=blind, resumable=resumable)
+        for config in control_first(missing, ledger, protocol):
+            bar.update(line, description=describe(config))
+            done += run_one(protocol, config, ledger, console=console)
             bar.advance(line)
-            console.print(f"{what}: {_summary(record)}", highlight=False, markup=False)
-    return len(missing)
+    return done
+
+
+def control_first(missing: Sequence[Config], ledger: Ledger, protocol: Protocol) -> list[Config]:
+    """The runs, with the dense control before all others where its recipe has to be judged and nobody has yet."""
+    first = missing[0]
+    if protocol.blind or first.scale not in GATED or ledger.has_control(first, protocol.task.recipe):
+        return list(missing)
+    control = replace(first, method=UNPRUNED, speed_up=1.0)
+    return [control, *(config for config in missing if config.key != control.key)]
+
+
+def run_one(protocol: Protocol, config: Config, ledger: Ledger, *, console: Console) -> bool:
+    """One run, unless its recipe is refused; whether there is a new line."""
+    recipe = protocol.task.recipe
+    reason = ledger.refusal(config, recipe)
+    if reason is not None and config.method != UNPRUNED:
+        console.print(f"{describe(config)}: not run, the recipe is refused: {reason}", highlight=False, markup=False)
+        return False
+    trials = ledger.trials(config, recipe)
+
+    def keep(trial: Trial) -> None:
+        ledger.write_trial(config, recipe, trial)
+        protocol.forget(config, trial.push)
+
+    record = protocol.run(config, trials=trials, keep=keep)
+    ledger.write_run(record)
+    protocol.forget(config)
+    console.print(f"{describe(config)}: {_summary(record)}", highlight=False, markup=False)
+    return True
+
+
+def describe(config: Config) -> str:
+    """The run in a few words."""
+    return f"{config.task} {config.method} {config.speed_up:g}x seed {config.seed}"
 
 
 def _summary(record: Record) -> str:
@@ -97,13 +121,25 @@ def _summary(record: Record) -> str:
     )
 
 
+def is_known(name: str) -> bool:
+    """Whether a run may have this name: a contestant, also with a strength behind it (``torque@0.6``)."""
+    base, at, push = name.partition(AT)
+    try:
+        return base in known() and (not at or float(push) > 0)
+    except ValueError:
+        return False
+
+
 def _names() -> str:
     return (
-        ", ".join(name for name in known() if not name.endswith(DISTILLED)) + f"; each also with {DISTILLED} behind it"
+        ", ".join(name for name in known() if not name.endswith(DISTILLED))
+        + f"; each also with {DISTILLED} behind it, and then with "
+        f"a strength that is not tuned ({AT}0.6)"
     )
 
 
-def _scale(name: str) -> Scale:
+def scale_of(name: str) -> Scale:
+    """The scale of this name."""
     return next(scale for scale in SCALES if scale == name)
 
 
@@ -111,8 +147,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     import torch
 
-    parser = argparse.ArgumentParser(prog="python -m benchmarks contest", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("task", choices=list(TASKS))
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks contest", description=(__doc__ or "").splitlines()[0],
+        epilog="In place of a task: recipe, queue or status; each has its own --help.",
+    )  # fmt: skip
+    parser.add_argument("task", choices=[*TASKS, *CONDITIONS])
     parser.add_argument("--methods", nargs="+", default=list(METHODS), metavar="NAME", help=_names())
     parser.add_argument("--speed-ups", nargs="+", type=float, metavar="X", help="dense over pruned MACs")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N", help="default 0")
@@ -120,7 +159,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, help=f"default {RUNS}/TASK.jsonl")
     parser.add_argument("--threads", type=int, default=1, help="of PyTorch; default 1")
     options = parser.parse_args(arguments)
-    unknown = sorted(set(options.methods) - set(known()))
+    unknown = sorted({name for name in options.methods if not is_known(name)})
     if unknown:
         parser.error(f"unknown methods {unknown}; known are {_names()}")
     if TUNING_SEED in options.seeds:

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from benchmarks.contest.training import total_rate
 from benchmarks.tasks.base import Task
 from etp_graph import Plan, Regularizer
-from etp_graph.methods import Method, scales_only
+from etp_graph.methods import Method
+from etp_graph.plan import numbers_per_unit
 from etp_graph.units import Units
 
 MOMENTUM = 0.9
@@ -37,12 +38,14 @@ def reference(task: Task, model: nn.Module, plan: Plan, method: Method) -> float
     found: Regularizer | None = method.regularizer(model, plan, steps=1)
     assert found is not None
     acting = drift(task) * mean_strength(task, method)
-    acted = scales_only(model, plan) if method.acts_on == "scales" else plan
+    acted = method.acted_on(model, plan)
     units = Units(model, acted)
     norms = units.square_norms(model).detach().sqrt()
     pull = (found.forces() * found.kappa).detach()
     if found.force.squared:
         pull = pull * norms
+    if found.force.elementwise:
+        pull = pull * numbers_per_unit(acted).to(pull).sqrt()  # the norm of F·sign(w) over the numbers of a unit
     if normalised(task, method.mode):
         return median_ratio(gradient_norms(task, model, units), pull)
     return median_ratio(norms, pull) / acting

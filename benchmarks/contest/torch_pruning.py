@@ -1,7 +1,14 @@
 """Torch-Pruning's own pruners, as ``reproduce/main.py`` of Torch-Pruning 1.6.1 runs them.
 
 Nothing here uses this library's tracing, criteria or surgery. In the sparse phase the optimizer's weight decay is off,
-as there; units go in 400 steps, ranked over all groups, until the target is met.
+as there; units go in 400 steps, ranked over all groups or in each, until the target is met.
+
+What its authors ran (github.com/VainF/Torch-Pruning, commit e80127d): ``reproduce/scripts/prune/cifar/group_pruner.sh``
+and the options in the logs under ``reproduce/run``. For ``group_sl`` on ResNet-56 (2.11x and 2.55x) and on VGG-19
+(8.84x): ``--reg 5e-4 --global-pruning``, SGD with momentum 0.9 at ``--sl-lr 0.01``, batches of 128, 100 epochs with
+milestones 60 and 80, then the same again to fine-tune, with weight decay 5e-4 then only. ``readme.md`` gives ``slim``
+with ``--reg 1e-5``, and ``growing_reg`` with ``--reg 1e-4 --delta_reg 1e-5``; ``main.py`` has 5e-4 and 1e-4 where
+nothing is given. :data:`COMMITTED` holds them, and :func:`committed_push` says which push they are.
 """
 
 from __future__ import annotations
@@ -37,6 +44,7 @@ class Peer:
         importance: makes its importance from the module ``torch_pruning.importance``.
         pull: what its regularizer multiplies the strength with for a typical unit, on average over the phase.
         scales: the force acts on the sign of batch norm scales, and not on weights in proportion to them.
+        everywhere: units are ranked over all groups (``--global-pruning``); else each group loses the same share.
     """
 
     method: str
@@ -44,11 +52,16 @@ class Peer:
     importance: Callable[[Any], Any]
     pull: float
     scales: bool = False
+    everywhere: bool = True
 
 
 PEERS: Mapping[str, Peer] = {
     "tp-groupnorm": Peer(  # DepGraph (Fang et al. 2023): 2^(4 x), x in [0, 1]
         method="group_sl", pruner="GroupNormPruner", pull=4.0,
+        importance=lambda tp: tp.GroupMagnitudeImportance(p=2, normalizer="max"),
+    ),
+    "tp-groupnorm-local": Peer(  # the same, every group at the same ratio
+        method="group_sl", pruner="GroupNormPruner", pull=4.0, everywhere=False,
         importance=lambda tp: tp.GroupMagnitudeImportance(p=2, normalizer="max"),
     ),
     "tp-bnscale": Peer(  # Network Slimming (Liu et al. 2017)
@@ -59,6 +72,51 @@ PEERS: Mapping[str, Peer] = {
         importance=lambda tp: tp.GroupMagnitudeImportance(p=2),
     ),
 }  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommittedRecipe:
+    """The sparse phase that the authors of Torch-Pruning ran on CIFAR, as their options say it.
+
+    Attributes:
+        reg: strength of the regularizer.
+        delta_reg: what is added to it after an epoch; ``None``: it does not grow.
+        epochs, milestones, rate, decay, momentum, batch_size: of SGD; the rate falls by ``decay`` at each milestone.
+    """
+
+    reg: float
+    delta_reg: float | None = None
+    epochs: int = 100
+    milestones: tuple[int, ...] = (60, 80)
+    rate: float = 0.01
+    decay: float = 0.1
+    momentum: float = 0.9
+    batch_size: int = 128
+
+
+COMMITTED: Mapping[str, CommittedRecipe] = {
+    "tp-groupnorm": CommittedRecipe(reg=5e-4),
+    "tp-bnscale": CommittedRecipe(reg=1e-5),
+    "tp-growing": CommittedRecipe(reg=1e-4, delta_reg=1e-5),
+}
+
+
+def committed_push(name: str, *, n_train: int = 50_000) -> float:
+    """The push (:mod:`benchmarks.contest.strength`) of the committed recipe on a training set of this size.
+
+    It is reg · pull · Σ_t η(t) / (1 − momentum): the share of its norm that a weight with a typical importance would
+    lose if nothing opposed it. For ``tp-bnscale`` it is what a scale loses, in units of scale 1.
+    """
+    recipe, peer = COMMITTED[name], PEERS[name]
+    epochs = [
+        recipe.rate * recipe.decay ** sum(epoch >= m for m in recipe.milestones) for epoch in range(recipe.epochs)
+    ]
+    steps = n_train // recipe.batch_size
+    pull = peer.pull
+    if recipe.delta_reg is not None:  # grows by x · delta after each epoch, x in [0, 1] being 1/2 for a typical unit
+        grown = [1 + epoch * recipe.delta_reg / recipe.reg / 2 for epoch in range(recipe.epochs)]
+        return recipe.reg * steps * sum(r * g for r, g in zip(epochs, grown, strict=True)) / (1 - recipe.momentum)
+    return recipe.reg * pull * steps * sum(epochs) / (1 - recipe.momentum)
 
 
 def customized(model: nn.Module, example: Any) -> dict[type[nn.Module], Any]:
@@ -192,8 +250,8 @@ def _pruner(peer: Peer, model: nn.Module, example: Any, reg: float) -> Any:
     last = [layer for layer, node in graph.module2node.items() if not node.outputs and isinstance(layer, nn.Module)]
     more = {"delta_reg": reg / 5} if peer.pruner == "GrowingRegPruner" else {}
     return getattr(tp.pruner, peer.pruner)(
-        model, example, importance=peer.importance(tp.importance), reg=reg, global_pruning=True, pruning_ratio=1.0,
-        iterative_steps=STEPS, ignored_layers=last, customized_pruners=pruners,
+        model, example, importance=peer.importance(tp.importance), reg=reg, global_pruning=peer.everywhere,
+        pruning_ratio=1.0, iterative_steps=STEPS, ignored_layers=last, customized_pruners=pruners,
         # The defaults of these are dictionaries shared by all pruners of a process, and filled by each.
         in_channel_groups={}, out_channel_groups={}, num_heads=heads(model), **more,
     )  # fmt: skip

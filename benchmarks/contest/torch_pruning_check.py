@@ -16,7 +16,9 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
-SECONDS = 90.0
+SECONDS = 300.0
+GIGABYTES = 6
+"""How much memory the check may take: on some graphs Torch-Pruning takes all that there is."""
 
 
 def verdict(task: str, scale: str) -> dict[str, Any]:
@@ -35,6 +37,20 @@ def verdict(task: str, scale: str) -> dict[str, Any]:
         return judge(model, example, ratio=0.3, customized=pruners, heads=heads(model), resize=resize_heads_)
 
 
+def limit_memory(gigabytes: float) -> None:
+    """Let allocations of this process fail beyond a limit, where the system can (Linux).
+
+    The limit is on data, not on addresses, of which PyTorch reserves many more than it uses.
+    """
+    try:
+        import resource
+    except ImportError:  # Windows
+        return
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    wanted = int(gigabytes * 2**30)
+    resource.setrlimit(resource.RLIMIT_DATA, (wanted if hard < 0 else min(wanted, hard), hard))
+
+
 @cache
 def impossible(task: str, scale: str, limit: float = SECONDS) -> str | None:
     """Why Torch-Pruning cannot prune the network of this task; ``None`` if its result is right."""
@@ -47,6 +63,8 @@ def impossible(task: str, scale: str, limit: float = SECONDS) -> str | None:
         return f"Torch-Pruning gives no answer in {limit:.0f} s"
     if done.returncode:
         last = done.stderr.strip().splitlines()[-1:] or [f"exit status {done.returncode}"]
+        if any(word in done.stderr[-2000:].lower() for word in ("memoryerror", "allocate memory", "bad_alloc")):
+            return f"Torch-Pruning takes more than {GIGABYTES} GiB of memory"
         return f"Torch-Pruning raises {last[0]}"
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     if found["verdict"] == "OK":
@@ -66,4 +84,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("task")
     parser.add_argument("scale")
     options = parser.parse_args(arguments)
+    limit_memory(GIGABYTES)
     sys.stdout.write(json.dumps(verdict(options.task, options.scale)) + "\n")

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from math import isfinite
 from pathlib import Path
@@ -15,6 +16,7 @@ from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
+from benchmarks.contest.training_state import RunStates, folder_of, keeping_states, next_training
 from benchmarks.tasks.base import Task
 
 Attach = Callable[[Optimizer], object]
@@ -24,7 +26,10 @@ _DENSE = ("dense_steps", "dense_rate", "batch_size", "optimizer", "weight_decay"
 
 
 def rate(share: float, peak: float) -> float:
-    """Learning rate at the share of a phase: linearly up to the peak, then linearly down to 1 % of it."""
+    """Learning rate at the share of a phase: one cycle (Smith & Topin 2018), linearly up to the peak, then down to 1 %.
+
+    The optimizer of a phase is new, and the weights may just have lost units: so every phase begins with a low rate.
+    """
     if share < WARMUP:
         return peak * (0.1 + 0.9 * share / WARMUP)
     return peak * (1 - 0.99 * (share - WARMUP) / (1 - WARMUP))
@@ -66,26 +71,41 @@ def train(
         steps: optimizer steps; the learning rate rises to ``peak`` and falls once.
         seed: of the data order, the augmentation and the model's own random numbers (dropout).
         start: number of the first batch: two phases see the data in the order of one long phase.
-        attach: is given the optimizer before the first step.
+        attach: is given the optimizer before the first step; what it returns is the force whose state is kept.
         penalty: is added to the loss.
         after_step: is told the number of steps done.
         weight_decay: in place of the recipe's.
+
+    Inside of :func:`~benchmarks.contest.training_state.keeping_states` a training that was interrupted continues.
 
     Raises:
         FloatingPointError: the loss is not finite.
     """
     optimizer = make_optimizer(task, model, weight_decay=weight_decay)
-    attach(optimizer)
+    attached = attach(optimizer)
     torch.manual_seed(10_007 * seed + start)
     generator = torch.Generator().manual_seed(10_007 * seed + start)
+    state, done = next_training(), 0
+    if state is not None:
+        done = state.restore_(model, optimizer, attached, generator, steps=steps)
     model.train()
-    for step, chosen in enumerate(task.batches(seed=seed, start=start, steps=steps)):
+    for step, chosen in enumerate(task.batches(seed=seed, start=start + done, steps=steps - done), start=done):
         for group in optimizer.param_groups:
             group["lr"] = rate(step / max(steps - 1, 1), peak)
         optimizer.zero_grad(set_to_none=True)
-        loss = task.loss(model, chosen, generator)
+        with autocast(task):
+            loss = task.loss(model, chosen, generator)
         _step(task, model, optimizer, loss if penalty is None else loss + penalty())
         after_step(step + 1)
+        if state is not None:
+            ends = (start + step + 1) % task.steps_per_pass == 0
+            state.keep(model, optimizer, attached, generator, done=step + 1, steps=steps, pass_ends=ends)
+
+
+def autocast(task: Task) -> AbstractContextManager[object]:
+    """The precision of the task's forward passes in training."""
+    half = task.recipe.precision == "bf16"
+    return torch.autocast(task.device.type, dtype=torch.bfloat16) if half else nullcontext()
 
 
 def _step(task: Task, model: nn.Module, optimizer: Optimizer, loss: Tensor) -> None:
@@ -114,6 +134,8 @@ def checkpoint(task: Task, seed: int = 0) -> nn.Module:
     if not recipe.dense_steps:
         return model.eval()
     settings = {name: value for name, value in asdict(recipe).items() if name in _DENSE}
+    if recipe.precision != "fp32":
+        settings["precision"] = recipe.precision
     key = {"recipe": settings, "task": task.name, "scale": task.scale, "model": _shapes(model)}
     if seed:
         key["seed"] = seed
@@ -122,11 +144,14 @@ def checkpoint(task: Task, seed: int = 0) -> nn.Module:
     if path.is_file():
         load_model(model, path)
         return model.eval()
-    train(task, model, steps=recipe.dense_steps, peak=recipe.dense_rate, seed=seed, start=0)
+    states = RunStates(folder_of(cache_root() / "states", path.stem, key))
+    with keeping_states(states):
+        train(task, model, steps=recipe.dense_steps, peak=recipe.dense_rate, seed=seed, start=0)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(f".{os.getpid()}")
     save_model(model, str(partial))
     partial.replace(path)  # so that an interrupted run leaves no half file under the final name
+    states.clear()
     return model.eval()
 
 

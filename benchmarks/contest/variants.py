@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from benchmarks.contest.claim import CLAIM
 from etp_graph import forces, methods, schedules
 from etp_graph.methods import Method
 
 ETP = methods.get("etp")
+PAPER = methods.get("etp-paper")
 FIXED = replace(ETP, beta=3e-4, acts_on="units", strength=None, kappa="sqrt")
 """The same force at a fixed strength, on all units."""
 
@@ -28,6 +30,34 @@ class Question:
 def _named(**changed: Method) -> dict[str, Method]:
     return {f"etp[{name.replace('_', '-')}]": method for name, method in changed.items()}
 
+
+CONTROLS: Mapping[str, Method] = {
+    method.name: method
+    for method in (
+        replace(ETP, name="etp-hard", mode="mask", source="control: the units of etp at its times, zeroed at once"),
+        replace(
+            ETP, name="etp-uniform-force", force=forces.Uniform(), need_force=ETP.force,
+            source="control: the units of etp at its times, pushed by a uniform force",
+        ),
+        *(
+            replace(
+                ETP, name=f"{name}-soft", chosen_by="criterion", criterion=methods.get(name).criterion,
+                p=methods.get(name).p, scope=methods.get(name).scope, rank=methods.get(name).rank,
+                source=f"control: the units of {name} at its times, pushed by the force of etp",
+            )
+            for name in ("l1-gradual", "taylor-gradual")
+        ),
+        replace(
+            PAPER, name="etp-paper-code", force=forces.Exponential(divided_by="n_units"),
+            source="etp-paper with the λ of the authors' code, exp(5/N)",
+        ),
+        replace(
+            PAPER, name="etp-paper-base", force=forces.Exponential(base=1.01),
+            source="etp-paper with one λ for all layers, as in eq. 8",
+        ),
+    )
+} | CLAIM  # fmt: skip
+"""Controls: what the force of ``etp`` brings apart from its choice; and ETP with the λ of eq. 8 and of the code."""
 
 QUESTIONS = (
     Question(

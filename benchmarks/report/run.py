@@ -16,6 +16,7 @@ from rich.console import Console
 
 from benchmarks.common.figures import plot_curves, plot_latency, plot_overview
 from benchmarks.common.records import PAGES, RUNS, Record, by_scale, read_records, task_files
+from benchmarks.contest.gate import refusal, under_newest_recipe
 from benchmarks.contest.page import page
 from benchmarks.coverage import page as coverage_page
 from benchmarks.export import page as export_page
@@ -33,16 +34,19 @@ def write(runs: Path, out: Path) -> list[Path]:
     remarks = {path.stem: path.read_text(encoding="utf8") for path in runs.glob("*.md")}
     for file in task_files(runs):
         for scale, records in by_scale(read_records(file)).items():
-            pages[file.stem if scale == "cpu" else f"{file.stem}-{scale}"] = records
+            pages[file.stem if scale == "cpu" else f"{file.stem}-{scale}"] = under_newest_recipe(records)
     (out / "images").mkdir(parents=True, exist_ok=True)
     written = []
+    refused = {name for name, records in pages.items() if refusal(records, records[0]["recipe"]) is not None}
     for name, records in pages.items():
-        figures = [plot(records, out / "images", name) for plot in (plot_curves, plot_latency)]
+        plots = () if name in refused else (plot_curves, plot_latency)
+        figures = [plot(records, out / "images", name) for plot in plots]
         path = out / f"{name}.md"
         shown = [f"images/{figure}" for figure in figures if figure]
         path.write_text(page(records, figures=shown, remarks=remarks.get(name, "")), encoding="utf8")
         written.append(path)
     written += measured(runs.parent, out)
+    pages = {name: records for name, records in pages.items() if name not in refused}
     more = [name for name in MORE if (out / f"{name}.md").exists()]
     overview = plot_overview({n: r for n, r in pages.items() if r[0]["config"]["scale"] == "cpu"}, out / "images")
     figure = f"images/{overview}" if overview else None

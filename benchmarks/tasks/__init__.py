@@ -33,8 +33,9 @@ TASKS: dict[str, Callable[[Scale], Task]] = {
     "flickr8k": Flickr8k,
     "ptb": Ptb,
 }
-SCALES: tuple[Scale, ...] = ("cpu", "paper", "smoke")
-"""``cpu``: minutes for a run on one core. ``paper``: the sizes of the papers, for a GPU. ``smoke``: a test."""
+SCALES: tuple[Scale, ...] = ("cpu", "full", "paper", "smoke")
+"""``cpu``: minutes for a run on one core. ``full``: all data at hand, up to hours of a core. ``paper``: the sizes of
+the papers, for a GPU. ``smoke``: a test."""
 
 
 def make(name: str, scale: Scale) -> Task:

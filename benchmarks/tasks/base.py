@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.common.contestant_names import SMALL
+from benchmarks.common.contestant_names import begins_fresh
 
-Scale = Literal["smoke", "cpu", "paper"]
+Scale = Literal["smoke", "cpu", "full", "paper"]
 Part = Literal["val", "test"]
+Precision = Literal["fp32", "bf16"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +46,9 @@ class Recipe:
         clip: largest norm of the gradient; 0: not clipped.
         tune_share: share of both phases that a tuning trial takes.
         pushes: the strengths that are tried, as dimensionless pushes (:mod:`benchmarks.contest.strength`).
+        extensions: how many further pushes may be tried beyond an edge of ``pushes`` while the best one lies there.
+        precision: of the forward and backward pass of a training step; ``bf16`` is autocast with weights in fp32.
+            Networks are always evaluated in fp32.
     """
 
     dense_steps: int
@@ -60,6 +64,8 @@ class Recipe:
     clip: float = 0.0
     tune_share: float = 0.3
     pushes: tuple[float, ...] = (0.05, 0.2, 0.8, 3.0)
+    extensions: int = 0
+    precision: Precision = "fp32"
 
     def trial(self) -> Recipe:
         """The recipe of a tuning trial: the same phases, shorter."""
@@ -67,13 +73,20 @@ class Recipe:
             self,
             sparse_steps=max(1, round(self.sparse_steps * self.tune_share)),
             finetune_steps=max(1, round(self.finetune_steps * self.tune_share)),
-            scratch_steps=max(1, self.scratch_steps // 2),  # a short one would favour high rates too much
+            # A short one would favour high rates too much.
+            scratch_steps=max(1, round(self.scratch_steps * max(0.5, self.tune_share))),
         )
 
 
 def concerns(recipe: Mapping[str, Any], method: str) -> dict[str, Any]:
-    """What of a recipe a method depends on: the steps of the small dense network concern no other."""
-    return {name: value for name, value in recipe.items() if name != "scratch_steps" or method == SMALL}
+    """What of a recipe a method depends on: the steps of the small dense network concern no other.
+
+    Lines from before a setting existed were run with its default.
+    """
+    defaults = {field.name: field.default for field in fields(Recipe) if field.default is not MISSING}
+    whole = {**defaults, **recipe}
+    whole["pushes"] = list(whole["pushes"])  # as JSON gives them back
+    return {name: value for name, value in whole.items() if name != "scratch_steps" or begins_fresh(method)}
 
 
 class TaskUnavailableError(Exception):
@@ -112,8 +125,9 @@ class Task(ABC):
 
     @property
     def device(self) -> torch.device:
-        """Where networks and data are: on a GPU at the paper's scale, if there is one."""
-        return torch.device("cuda" if self.scale == "paper" and torch.cuda.is_available() else "cpu")
+        """Where networks and data are: on a GPU at the scales of whole data sets, if there is one."""
+        large = self.scale in ("full", "paper")
+        return torch.device("cuda" if large and torch.cuda.is_available() else "cpu")
 
     def place(self) -> None:
         """Move all data to the device."""
@@ -157,19 +171,27 @@ class Task(ABC):
         """Further metrics, for the record; nothing is chosen by them."""
         return {}
 
+    @property
+    def steps_per_pass(self) -> int:
+        """Optimizer steps of one pass over the training examples (an epoch)."""
+        return self.n_train // min(self.recipe.batch_size, self.n_train)
+
+    def order_of_pass(self, generator: torch.Generator) -> Tensor:
+        """The order of the training examples in one pass, [n_train]; consecutive ones make a batch."""
+        return torch.randperm(self.n_train, generator=generator)
+
     def batches(self, *, seed: int, start: int, steps: int) -> Iterator[Tensor]:
         """The examples of the steps ``start`` to ``start + steps``: a function of the seed and the number of the step.
 
         Every pass over the data has an order of its own; the last, smaller batch of a pass is left out.
         """
         size = min(self.recipe.batch_size, self.n_train)
-        per_pass = self.n_train // size
+        per_pass = self.steps_per_pass
         order, number = torch.empty(0), -1
         for step in range(start, start + steps):
             if step // per_pass != number:
                 number = step // per_pass
-                generator = torch.Generator().manual_seed(1_000_003 * seed + number)
-                order = torch.randperm(self.n_train, generator=generator)
+                order = self.order_of_pass(torch.Generator().manual_seed(1_000_003 * seed + number))
             first = step % per_pass * size
             yield order[first : first + size]
 

@@ -25,6 +25,10 @@ _CPU = Recipe(
     dense_steps=200, sparse_steps=120, finetune_steps=120, scratch_steps=440, dense_rate=1e-2, sparse_rate=5e-3,
     finetune_rate=5e-3, tune_share=0.3, **_COMMON,
 )  # fmt: skip
+_FULL = Recipe(
+    dense_steps=400, sparse_steps=200, finetune_steps=400, scratch_steps=1_000, dense_rate=5e-3, sparse_rate=5e-3,
+    finetune_rate=5e-3, tune_share=1.0, pushes=(0.2, 0.6, 2.0, 6.0), extensions=2, **_COMMON,
+)  # fmt: skip
 _PAPER = Recipe(
     dense_steps=1_000, sparse_steps=1_000, finetune_steps=1_000, scratch_steps=3_000, dense_rate=5e-3,
     sparse_rate=5e-3, finetune_rate=5e-3, tune_share=0.3, pushes=(0.2, 0.6, 2.0, 6.0, 20.0), **_COMMON,
@@ -43,7 +47,7 @@ class GraphTask(Task):
     def __init__(self, scale: Scale) -> None:
         super().__init__(scale)
         require(find_spec("torch_geometric") is not None, "torch-geometric is missing: pip install torch-geometric")
-        recipe = {"smoke": _SMOKE, "cpu": _CPU, "paper": _PAPER}[scale]
+        recipe = {"smoke": _SMOKE, "cpu": _CPU, "full": _FULL, "paper": _PAPER}[scale]
         # Chosen by the unpruned network alone, `python -m benchmarks weight-decay cora tolokers`: 5e-4, which AdamW
         # multiplies by the learning rate, is next to none.
         self.recipe = replace(recipe, weight_decay=3.0)
@@ -77,8 +81,8 @@ class Tolokers(GraphTask):
 
     def __init__(self, scale: Scale) -> None:
         super().__init__(scale)
-        share = {"smoke": 0.01, "cpu": 0.1, "paper": 1.0}[scale]
-        self.width = {"smoke": 4, "cpu": 16, "paper": 256}[scale]
+        share = {"smoke": 0.01, "cpu": 0.1, "full": 1.0, "paper": 1.0}[scale]
+        self.width = {"smoke": 4, "cpu": 16, "full": 16, "paper": 256}[scale]
         self.title = f"GAT (4 heads of {self.width}) on tolokers" + (f", {share:.0%} of the edges" if share < 1 else "")
         with np.load(_file("tolokers"), allow_pickle=False) as z:
             x, edges = torch.from_numpy(z["node_features"]), torch.from_numpy(z["edges"].astype(np.int64))
@@ -116,7 +120,7 @@ class Cora(GraphTask):
 
     def __init__(self, scale: Scale) -> None:
         super().__init__(scale)
-        self.width = {"smoke": 4, "cpu": 16, "paper": 256}[scale]
+        self.width = {"smoke": 4, "cpu": 16, "full": 64, "paper": 256}[scale]
         self.title = f"GAT (4 heads of {self.width}) on Cora"
         with np.load(_file("cora"), allow_pickle=False) as z:
             x = np.zeros(z["x_shape"], np.float32)
@@ -166,8 +170,8 @@ class PPI(Task):
         from torch_geometric.datasets import PPI as Graphs
 
         self.graphs = {part: list(Graphs(str(folder), split=part)) for part in ("train", "val", "test")}
-        self.width = {"smoke": 4, "cpu": 32, "paper": 256}[scale]
-        self.recipe = {"smoke": _SMOKE, "cpu": _CPU, "paper": _PAPER}[scale]
+        self.width = {"smoke": 4, "cpu": 32, "full": 256, "paper": 256}[scale]
+        self.recipe = {"smoke": _SMOKE, "cpu": _CPU, "full": _FULL, "paper": _PAPER}[scale]
 
     @property
     def n_train(self) -> int:

@@ -13,11 +13,16 @@ from benchmarks.tasks.base import Task
 
 
 def from_scratch(task: Task) -> Task:
-    """The task without a checkpoint: the steps and the rate of the checkpoint belong to the sparse phase."""
+    """The task without a checkpoint.
+
+    The steps and the rate of the checkpoint belong to the sparse phase. Where the checkpoint is given, the sparse phase
+    takes the steps of both phases, and nothing is fine-tuned: what counts is the network right after surgery.
+    """
     own = task.recipe
-    task.recipe = replace(
-        own, dense_steps=0, sparse_steps=own.dense_steps + own.sparse_steps, sparse_rate=own.dense_rate
-    )
+    before, after = own.dense_steps + own.sparse_steps, own.finetune_steps
+    if not own.dense_steps:
+        before, after = own.sparse_steps + own.finetune_steps, 0
+    task.recipe = replace(own, dense_steps=0, sparse_steps=before, finetune_steps=after, sparse_rate=own.dense_rate)
     task.start = task.build  # type: ignore[method-assign]
     task.title = f"{task.title}, from random weights"
     task.checkpoint_note = f"fresh weights, drawn with {'the seed of the run' if task.own_checkpoints else 'seed 0'}"
@@ -33,6 +38,7 @@ def trained_by(task: Task, optimizer: str, **rates: Any) -> Task:
 
 
 CONDITIONS: dict[str, tuple[str, Callable[[Task], Task]]] = {
+    "cifar10-scratch": ("cifar10", from_scratch),
     "ptb-scratch": ("ptb", from_scratch),
     "cora-scratch": ("cora", from_scratch),
     "cifar10-adamw": ("cifar10", lambda task: trained_by(task, "adamw", sparse_rate=1e-3, finetune_rate=1e-3)),

@@ -37,7 +37,7 @@ RATES = (0.25, 1.0, 2.0)
 """What the learning rates of the recipe are multiplied with, in trials: one rate does not suit every width."""
 TRIAL = 0.5
 """Share of the steps that a trial of small-dense takes; the checkpoint is tried in full."""
-_ROUNDS = {"smoke": 2, "cpu": 60, "paper": 100}
+_ROUNDS = {"smoke": 2, "cpu": 60, "full": 60, "paper": 100}
 Raise = Callable[[float], object]
 """Is told which share of the way from the dense network to the target has to be done now."""
 

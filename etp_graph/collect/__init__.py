@@ -7,7 +7,7 @@ from typing import Any
 
 from ._collectors import Observations, activations, gradients, watch
 from ._statistics import OBSERVED, Observed, Statistic
-from ._watch_points import WatchPoint, silence_
+from ._watch_points import WatchPoint, filters_only, silence_
 
 __all__ = [
     "OBSERVED",
@@ -16,6 +16,7 @@ __all__ = [
     "Statistic",
     "WatchPoint",
     "activations",
+    "filters_only",
     "gradients",
     "silence_",
     "watch",

@@ -8,7 +8,7 @@ layer that produces them.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -19,7 +19,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from etp_graph._config import quoted
 from etp_graph.errors import ScoreError
 from etp_graph.model import counting_attributes
-from etp_graph.plan import ACTIVATION, Attribute, Group, Plan, as_tensor
+from etp_graph.plan import ACTIVATION, Attribute, Group, Plan, Slice, as_tensor
 
 Side = Literal["input", "output"]
 
@@ -124,23 +124,36 @@ def silence_(model: nn.Module, plan: Plan, gone: Tensor) -> None:
         lost = gone[span].cpu()
         if group.locked is not None or not bool(lost.any()):
             continue
-        for name, axis, index, unit in _producing(model, group):
-            if name in parameters and parameters[name].ndim > 1:
-                positions = index[lost[unit]].to(parameters[name].device)
-                parameters[name].index_fill_(axis, positions, 0)
+        for piece in _producing_slices(model, group):
+            if piece.tensor in parameters and parameters[piece.tensor].ndim > 1:
+                positions = as_tensor(piece.index)[lost[as_tensor(piece.unit)]]
+                parameters[piece.tensor].index_fill_(piece.axis, positions.to(parameters[piece.tensor].device), 0)
 
 
-def _producing(model: nn.Module, group: Group) -> list[tuple[str, int, Tensor, Tensor]]:
-    """Return tensor, axis, positions and units of each slice that produces units of a group."""
+def _producing_slices(model: nn.Module, group: Group) -> list[Slice]:
+    """Return each slice that produces units of a group: the filters of the units, and their biases."""
     rows = [(a, model.get_submodule(a.module)) for a in group.attributes if a.module != ACTIVATION]
     axes = {a.module: _out_axis(m) for a, m in rows if a.name == counting_attributes(m).out}
-    found: list[tuple[str, int, Tensor, Tensor]] = []
+    found: list[Slice] = []
     for piece in group.slices:
         home = piece.tensor.rpartition(".")[0].removesuffix(".parametrizations.weight")
         # Without such modules, the units are rows of the packed projections of a composite layer.
         if piece.axis == axes.get(home, 0) and (home in axes or not axes):
-            found.append((piece.tensor, piece.axis, as_tensor(piece.index), as_tensor(piece.unit)))
+            found.append(piece)
     return found
+
+
+def filters_only(model: nn.Module, plan: Plan) -> Plan:
+    """Return the plan with every slice passive except the weights that produce a unit: its filters.
+
+    Biases, norms and the weights that read a unit are passive. Papers on filters count and push only these weights.
+    """
+
+    def with_filters(group: Group) -> Group:
+        filters = {id(s) for s in _producing_slices(model, group) if len(plan.tensors[s.tensor]) > 1}
+        return replace(group, slices=tuple(replace(s, passive=s.passive or id(s) not in filters) for s in group.slices))
+
+    return replace(plan, groups=tuple(map(with_filters, plan.groups)))
 
 
 def _out_axis(module: nn.Module) -> int:

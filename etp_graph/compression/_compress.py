@@ -58,7 +58,8 @@ def compress(
             training mode. If the criterion needs data, it is also called with ``"calibrate"`` before surgery. This call
             changes no weight. The model is then in eval mode, or in training mode if the criterion needs gradients.
         evaluate: ``evaluate(model)`` returns one finite number; the model is in eval mode.
-        budget: the target with all its rules. If its ``scope`` or ``rank`` is ``None``, the method's is used.
+        budget: the target with all its rules. If its ``scope`` or ``rank`` is ``None``, the method's is used. Of
+            ``min_units`` and ``max_ratio``, the stricter of the budget's and the method's is used.
         method: a name of :data:`etp_graph.methods.METHODS`, or a :class:`etp_graph.methods.Method`.
         rounds: number of rounds of sparse training, surgery and fine-tuning. Default: the steps of an ``Iterative``
             ``schedule``, else the method's rounds.
@@ -134,7 +135,7 @@ def budget_of(budget: Budget | None, method: Method, targets: Mapping[str, objec
     Raises:
         BudgetError: not exactly one target is given, or the method cannot use this budget.
     """
-    goal = method.with_scope_and_rank(Budget.of(budget, targets))
+    goal = method.with_rules(Budget.of(budget, targets))
     if goal.max_ratio < 1 and method.rounds > 1:
         raise BudgetError(
             f"max_ratio={goal.max_ratio} with {method.rounds} rounds: the share is of what a round begins with, so it "

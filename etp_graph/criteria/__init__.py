@@ -20,6 +20,7 @@ from ._activation import activation
 from ._bn_scale import bn_scale
 from ._common import Normalize
 from ._f_statistic import f_statistic
+from ._filter_magnitude import filter_magnitude
 from ._fpgm import fpgm
 from ._hrank import hrank
 from ._lamp import lamp
@@ -41,6 +42,7 @@ __all__ = [
     "bn_scale",
     "etp",
     "f_statistic",
+    "filter_magnitude",
     "find_criterion",
     "fpgm",
     "hrank",

@@ -134,7 +134,7 @@ class Contest:
                 self._curve = self._points(
                     name,
                     model,
-                    lambda net, s: self._cut(net, scores, phase.method.with_scope_and_rank(Budget(speed_up=s))),
+                    lambda net, s: self._cut(net, scores, phase.method.with_rules(Budget(speed_up=s))),
                 )
                 spent = perf_counter() - start
                 return

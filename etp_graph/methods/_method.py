@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, get_args
 
@@ -10,9 +11,18 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from etp_graph import criteria, forces, schedules
-from etp_graph._config import Composed, before, require, require_choice, require_count, require_number, show_fields
+from etp_graph._config import (
+    LATER,
+    Composed,
+    before,
+    require,
+    require_choice,
+    require_count,
+    require_number,
+    show_fields,
+)
 from etp_graph.budget import Budget, Rank, Scope
-from etp_graph.collect import Observations, Observed
+from etp_graph.collect import Observations, Observed, filters_only
 from etp_graph.criteria import Criterion, Forced, Normalize, Score
 from etp_graph.errors import BudgetError, ScoreError
 from etp_graph.forces import Force
@@ -20,7 +30,7 @@ from etp_graph.plan import Plan
 from etp_graph.regularizer import ForceSettings, Regularizer, RegularizerSettings
 from etp_graph.schedules import Schedule
 
-Part = Literal["units", "scales", "losers"]
+Part = Literal["units", "scales", "filters", "losers"]
 
 _CUBIC = schedules.Cubic()
 
@@ -30,9 +40,9 @@ class Method(ForceSettings):
     """A pruning method: the force of sparse training, the criterion, and the rules for reaching the budget.
 
     It has the settings of :class:`etp_graph.regularizer.ForceSettings` (``beta``, ``order``, ``refresh_every``,
-    ``mode``, ``kappa``, ``every``, ``seed``, ``chosen_by``), and these. With ``beta="auto"`` the strength follows from
-    the budget of the run; this needs ``phase.attach(optimizer, steps=...)``. ``seed`` is also the seed of the criterion
-    ``random``.
+    ``mode``, ``kappa``, ``every``, ``seed``, ``chosen_by``, ``need_force``), and these. With ``beta="auto"`` the
+    strength follows from the budget of the run; this needs ``phase.attach(optimizer, steps=...)``. ``seed`` is also the
+    seed of the criterion ``random``.
 
     To vary a preset, call for example ``dataclasses.replace(methods.get("etp"), beta=1e-3)``.
 
@@ -43,9 +53,9 @@ class Method(ForceSettings):
         strength: s(t), the factor of β at the share t of the sparse phase. With ``beta="auto"``: the fraction of the
             cost reduction reached at t. A schedule needs ``phase.attach(optimizer, steps=...)``.
         acts_on: slices that the force acts on. ``"units"``: every slice of a unit. ``"scales"``: only its batch norm
-            scales. ``"losers"``: every slice, but only of the losers, the units to be removed for the budget. With
-            ``beta="auto"`` the regularizer chooses the losers; with a fixed strength :func:`etp_graph.compress`
-            chooses them by the criterion.
+            scales. ``"filters"``: only the weights of the layers that produce it. ``"losers"``: every slice, but only
+            of the losers, the units to be removed for the budget. With ``beta="auto"`` the regularizer chooses the
+            losers; with a fixed strength :func:`etp_graph.compress` chooses them by the criterion.
         select_at: share of the sparse phase after which the losers are chosen; until then the force acts on all units.
         soft_every: set the filters of the losers to zero every ``soft_every`` steps; 0: never. Needs no force.
         criterion: a name of :data:`etp_graph.criteria.CRITERIA`, or a function of (model, plan) that returns scores
@@ -54,6 +64,8 @@ class Method(ForceSettings):
         p: order of the norm of the criterion ``magnitude``.
         normalize: normalization of scores within a group, for criteria that have this argument.
         scope, rank: how units of different groups are compared, see :class:`etp_graph.Budget`.
+        min_units: every group keeps at least this many units, in addition to the rules of the budget.
+        max_ratio: at most this share of the units of a group is removed, in addition to the rules of the budget.
         rounds: number of rounds of sparse training, surgery and fine-tuning.
         schedule: maps the share t of finished rounds to the fraction of the cost reduction reached then; ends at 1.
 
@@ -63,7 +75,10 @@ class Method(ForceSettings):
         BudgetError: scope or rank is unknown.
     """
 
-    readers: ClassVar = {"force": forces.from_json, "strength": schedules.from_json, "schedule": schedules.from_json}
+    readers: ClassVar = {
+        "force": forces.from_json, "need_force": forces.from_json, "strength": schedules.from_json,
+        "schedule": schedules.from_json,
+    }  # fmt: skip
 
     name: str = field(metadata=before("beta"))
     source: str = field(default="", metadata=before("beta"))
@@ -77,6 +92,8 @@ class Method(ForceSettings):
     normalize: Normalize = "mean"
     scope: Scope = "global"
     rank: Rank = "score"
+    min_units: int | None = field(default=None, metadata=LATER)
+    max_ratio: float | None = field(default=None, metadata=LATER)
     rounds: int = 1
     schedule: Schedule = _CUBIC
 
@@ -89,6 +106,7 @@ class Method(ForceSettings):
         self._check_losers()
         require_choice("scope", self.scope, get_args(Scope), BudgetError)
         require_choice("rank", self.rank, get_args(Rank), BudgetError)
+        self.with_rules(Budget(params=0))  # checks min_units and max_ratio
         check_rounds(self.rounds, self.schedule)
 
     def _check_criterion(self) -> None:
@@ -104,8 +122,9 @@ class Method(ForceSettings):
             self.select_at == 0 or self.acts_on == "losers",
             f"select_at={self.select_at} with acts_on={self.acts_on!r}: only losers are ever chosen.",
         )
+        observed_in_training = self.steered and self.chosen_by == "criterion" and self.observes == "gradients"
         require(
-            not self.collected or (self.acts_on != "losers" and not self.soft_every),
+            not self.collected or observed_in_training or (self.acts_on != "losers" and not self.soft_every),
             f"method {self.name!r}: losers are chosen while training, and criterion {self.criterion_name!r} needs data "
             "that is only collected after it.",
         )
@@ -153,20 +172,30 @@ class Method(ForceSettings):
         """True if the criterion needs batches of data, so that the method has a phase to collect them."""
         return self.observes is not None
 
-    def with_scope_and_rank(self, budget: Budget) -> Budget:
-        """Return the budget with this method's ``scope`` and ``rank`` in place of ``None``."""
-        return replace(budget, scope=budget.scope or self.scope, rank=budget.rank or self.rank)
+    def with_rules(self, budget: Budget) -> Budget:
+        """Return the budget with this method's ``scope`` and ``rank`` in place of ``None``, and the stricter floors.
+
+        The floors are ``min_units`` and ``max_ratio``. The stricter of the method's and the budget's holds.
+        """
+        least = 1 if self.min_units is None else self.min_units
+        most = 1.0 if self.max_ratio is None else self.max_ratio
+        require_count("min_units", least, 1, BudgetError)
+        require_number("max_ratio", most, 0, 1, BudgetError)
+        return replace(
+            budget, scope=budget.scope or self.scope, rank=budget.rank or self.rank,
+            min_units=max(least, budget.min_units), max_ratio=min(most, budget.max_ratio),
+        )  # fmt: skip
 
     def settings(self, *, steps: int | None = None, budget: Budget | None = None) -> RegularizerSettings:
         """Return the settings of the regularizer for a sparse phase of ``steps`` optimizer steps and this budget."""
         timed = self.strength is not None or self.steered
-        values = self.shared() if self.steered else {**self.shared(), "chosen_by": "need"}
+        values = self.shared() if self.steered else {**self.shared(), "chosen_by": "need", "need_force": None}
         return RegularizerSettings(
             **values,
             force=self.force if self.force is not None else forces.Uniform(),
             schedule=self.strength,
             steps=steps if timed else None,
-            budget=self.with_scope_and_rank(budget) if self.steered and budget is not None else None,
+            budget=self.with_rules(budget) if self.steered and budget is not None else None,
             acts_on="losers" if self.steered and self.acts_on == "losers" else "units",
         )
 
@@ -186,8 +215,24 @@ class Method(ForceSettings):
             f"method {self.name!r} sets its strength by the share of the phase that is done: call "
             "phase.attach(optimizer, steps=n), n being the number of optimizer steps of the phase.",
         )
-        acted_on = scales_only(model, plan) if self.acts_on == "scales" else plan
-        return Regularizer(model, acted_on, self.settings(steps=steps, budget=budget))
+        found = Regularizer(model, self.acted_on(model, plan), self.settings(steps=steps, budget=budget))
+        if self.steered and self.chosen_by == "criterion":
+            found.choose_losers_by(self._loser_score(model, plan, found), effects=self.collected)
+        return found
+
+    def acted_on(self, model: nn.Module, plan: Plan) -> Plan:
+        """Return the plan in which only the slices that the force acts on are not passive."""
+        only = {"scales": scales_only, "filters": filters_only}.get(self.acts_on)
+        return plan if only is None else only(model, plan)
+
+    def _loser_score(self, model: nn.Module, plan: Plan, regularizer: Regularizer) -> Callable[[Tensor], Tensor]:
+        """Return the function of the effects on the loss that scores units by the criterion while training."""
+
+        def score(effects: Tensor) -> Tensor:
+            record = Observations({self.criterion_name: effects}) if self.collected else None
+            return self.scores(model, plan, regularizer=regularizer, record=record)
+
+        return score
 
     def scores(
         self, model: nn.Module, plan: Plan, *, regularizer: Forced | None = None, record: Observations | None = None
@@ -214,7 +259,7 @@ class Method(ForceSettings):
 
     def _without_strength(self) -> Method:
         """Return the method with strength 0 if its strength follows from a budget, so that no budget is needed."""
-        return replace(self, beta=0.0, acts_on="units") if self.steered else self
+        return replace(self, beta=0.0, acts_on="units", mode="prox") if self.steered else self
 
 
 show_fields(Method)(Method.__init__)

@@ -34,6 +34,19 @@ _PRESETS = (
         name="torque-l1", source="Torque: Gupta et al. 2024, eq. 13: the L1 version",
         force=forces.LinearL1(), beta=1e-5, order="index", mode="gradient", kappa="one", criterion="etp",
     ),
+    Method(
+        name="torque-published",
+        source="Torque: Gupta et al. 2024, eq. 13: L1 torque on filters by index; filters of the least mean |w| go, by "
+        "one threshold for all layers, of which each keeps 30 % (table 1)",
+        force=forces.LinearL1(), beta=1e-6, order="index", mode="gradient", kappa="one", acts_on="filters",
+        criterion="filter_magnitude", max_ratio=0.7,
+    ),
+    Method(
+        name="torque-published-mf5",
+        source="Torque: Gupta et al. 2024, as torque-published, but each layer keeps 5 filters (figure 2)",
+        force=forces.LinearL1(), beta=1e-6, order="index", mode="gradient", kappa="one", acts_on="filters",
+        criterion="filter_magnitude", min_units=5,
+    ),
     # Group sparsity: the same force on every unit, or more on the less important ones.
     Method(
         name="depgraph", source="DepGraph: Fang et al. 2023, eq. 5, in this library's own implementation",
@@ -58,6 +71,21 @@ _PRESETS = (
         name="greg2", source="GReg-2: Wang et al. 2021, section 3.3: growing L2 on all units until they separate",
         force=forces.Ridge(), beta=1.0, mode="gradient", kappa="one", strength=schedules.WarmUp(end=1.0),
         acts_on="losers", select_at=0.25, criterion="magnitude", p=1, scope="local",
+    ),
+    # The same with the growth of the authors' code: λ to 1 in 100,000 iterations, then 10,000 to stabilize.
+    Method(
+        name="greg1-published",
+        source="GReg-1: Wang et al. 2021, as its authors' code: λ grows to 1 in 100,000 of 110,000 iterations",
+        force=forces.Ridge(), beta=1.0, mode="gradient", kappa="one", strength=schedules.WarmUp(end=100 / 110),
+        acts_on="losers", criterion="filter_magnitude", scope="local",
+    ),
+    Method(
+        name="greg2-published",
+        source="GReg-2: Wang et al. 2021, as its authors' code: λ grows to 0.01 on all units in 10,000 of 119,000 "
+        "iterations, then on the chosen ones to 1 in 99,000",
+        force=forces.Ridge(), beta=1.0, mode="gradient", kappa="one",
+        strength=schedules.PiecewiseLinear(points=((0.0, 0.0), (10 / 119, 0.01), (109 / 119, 1.0))),
+        acts_on="losers", select_at=10 / 119, criterion="filter_magnitude", scope="local",
     ),
     # Soft filter pruning.
     Method(
@@ -84,6 +112,21 @@ _PRESETS = (
     Method(name="l1", source="Li et al. 2017, over all slices of a unit", criterion="magnitude", p=1),
     Method(name="l1-uniform", source="Li et al. 2017, the same share of every group", criterion="magnitude", p=1,
            scope="local"),
+    # Gradual pruning: units are set to zero while the model trains, without a force.
+    Method(
+        name="l1-gradual",
+        source="Zhu & Gupta 2017, eq. 1: units of the least L1 norm are set to zero along the cubic schedule, the same "
+        "share of every group",
+        force=forces.Uniform(), beta="auto", mode="mask", kappa="one", acts_on="losers", chosen_by="criterion",
+        criterion="magnitude", p=1, scope="local",
+    ),
+    Method(
+        name="taylor-gradual",
+        source="Molchanov et al. 2019, eq. 8, with gradients of training: units of the least effect on the loss are "
+        "set to zero along the cubic schedule of Zhu & Gupta 2017",
+        force=forces.Uniform(), beta="auto", mode="mask", kappa="one", acts_on="losers", chosen_by="criterion",
+        criterion="taylor",
+    ),
     Method(name="random", source="random units: the control that every method has to beat", criterion="random"),
 )  # fmt: skip
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from etp_graph.errors import ForceError
+from etp_graph.forces import Force
 from etp_graph.plan import Plan, numbers_per_unit
 from etp_graph.units import Rankings, Units, at_least_float32
 
@@ -93,11 +94,21 @@ class Pull:
         return values.maximum(floor * mean) / mean.sqrt()
 
     @torch.no_grad()
-    def force(self, norms: Tensor | None = None) -> Tensor:
-        """Return F(d_u) of every unit, [n_units], including units on which no force may act."""
-        runs, force = self._get_runs(), self.settings.force
+    def force(self, norms: Tensor | None = None, *, force: Force | None = None) -> Tensor:
+        """Return F(d_u) of every unit, [n_units], including units on which no force may act.
+
+        ``force`` replaces the force of the settings.
+        """
+        runs, force = self._get_runs(), force or self.settings.force
         importance = runs.relative(self.norms() if norms is None else norms)
         return force(self.distance, size=runs.size, importance=importance)
+
+    @torch.no_grad()
+    def for_need(self, norms: Tensor) -> Tensor:
+        """Return κ F(d_u) with the force that chooses the losers, [n_units], zero where no force acts."""
+        if self.settings.need_force is None:
+            return self(norms)
+        return self.force(norms, force=self.settings.need_force) * self.kappa * self._binding.active
 
     @property
     def _plain(self) -> bool:

@@ -20,7 +20,7 @@ from etp_graph.units import Units
 from ._binding import Binding, maximum, prox_factors, step_size
 from ._pull import Pull
 from ._settings import FORMAT, RegularizerSettings, checked_vector, read_state
-from ._steering import Steering
+from ._steering import LoserScore, Steering
 
 
 class Regularizer:
@@ -94,6 +94,28 @@ class Regularizer:
     def set_distances(self, distance: Tensor) -> None:
         """Set the distance of each unit, in [0, 1], [n_units]; for methods that choose the units themselves (GReg)."""
         self._pull.set_distance(distance.to(self._pending, copy=True))
+
+    def choose_losers_by(self, score: LoserScore, *, effects: bool = False) -> Regularizer:
+        """Choose the losers by a score of your own, with ``chosen_by="criterion"``; return the regularizer.
+
+        Units of low score are taken to zero first. The score is asked for at the start of each interval, about 50 times
+        in a phase. Units that are at zero stay there, whatever it says.
+
+        Args:
+            score: function of the effects on the loss, float64 [n_units], that returns scores, float [n_units].
+            effects: observe the effects on the loss: the root of the running mean of the squared first-order change of
+                the loss if the unit is removed. Otherwise the function gets zeros.
+
+        Raises:
+            ForceError: losers are not chosen by a criterion.
+        """
+        if self._steering is None or self.settings.chosen_by != "criterion":
+            raise ForceError(
+                f"beta={self.settings.beta!r}, chosen_by={self.settings.chosen_by!r}: no criterion chooses the losers. "
+                "Use beta='auto' and chosen_by='criterion'."
+            )
+        self._steering.choose_by(score, effects=effects)
+        return self
 
     def forces(self) -> Tensor:
         """Return F(d_u), zero where no force acts (locked groups, frozen slices), shape [n_units]."""

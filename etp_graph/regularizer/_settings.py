@@ -10,14 +10,23 @@ import torch
 from torch import Tensor
 
 from etp_graph import forces, schedules
-from etp_graph._config import Composed, before, require, require_choice, require_count, require_number, show_fields
+from etp_graph._config import (
+    LATER,
+    Composed,
+    before,
+    require,
+    require_choice,
+    require_count,
+    require_number,
+    show_fields,
+)
 from etp_graph.budget import Budget
 from etp_graph.errors import ForceError, PlanError
 from etp_graph.forces import Force
 from etp_graph.plan import Plan
 from etp_graph.schedules import Schedule
 
-Mode = Literal["prox", "gradient", "loss"]
+Mode = Literal["prox", "gradient", "loss", "mask"]
 
 Order = Literal["index", "random", "importance"]
 
@@ -25,7 +34,7 @@ Kappa = Literal["sqrt", "one", "mean"]
 
 Part = Literal["units", "losers"]
 
-ChosenBy = Literal["need", "need-taylor", "taylor"]
+ChosenBy = Literal["need", "need-taylor", "taylor", "criterion"]
 
 Beta = float | Literal["auto"]
 
@@ -50,15 +59,19 @@ class ForceSettings(Composed):
             η_eff = lr·(1 − dampening)/(1 − momentum) of the parameter group that holds the slice. This is decoupled
             from the optimizer, and units reach exact zeros. ``"gradient"``: the gradient of the penalty is added to
             ``.grad`` before the step (Torque eq. 11-13). ``"loss"``: the user adds the penalty to the loss (ETP
-            eq. 10).
+            eq. 10). ``"mask"``, only with ``beta="auto"``: no force acts; the losers are set to zero at once and held
+            there (gradual pruning: Zhu & Gupta 2017).
         kappa: κ_g. ``"sqrt"``: the square root of the number of elements of a unit. ``"mean"``: the mean norm of the
             group's units when the regularizer is made, so that the force has the same effect on groups of any scale.
             ``"one"``: 1. Forces on squared norms or on single elements always use 1.
         every: apply the force once in this many steps, with the force of all of them (``prox`` and ``gradient``).
         seed: seed of the random order.
         chosen_by: score that chooses the losers with ``beta="auto"``. ``"need"``: norm divided by the pull.
-            ``"taylor"``: effect on the loss, from the gradients of training. ``"need-taylor"``: both. See
-            :ref:`steering`.
+            ``"taylor"``: effect on the loss, from the gradients of training. ``"need-taylor"``: both.
+            ``"criterion"``: the criterion of the method, or the function that
+            :meth:`etp_graph.Regularizer.choose_losers_by` was given. See :ref:`steering`.
+        need_force: F in the need that chooses the losers with ``beta="auto"``, if another one than that which pushes
+            them. ``None``: the same force.
 
     Raises:
         ForceError: a value is out of range, or values contradict each other.
@@ -72,6 +85,7 @@ class ForceSettings(Composed):
     every: int = 1
     seed: int = 0
     chosen_by: ChosenBy = "need"
+    need_force: Force | None = field(default=None, metadata=LATER)
 
     def __post_init__(self) -> None:
         if self.beta != "auto":
@@ -80,6 +94,10 @@ class ForceSettings(Composed):
         require_choice("mode", self.mode, get_args(Mode))
         require_choice("kappa", self.kappa, get_args(Kappa))
         require_choice("chosen_by", self.chosen_by, get_args(ChosenBy))
+        require(
+            self.need_force is None or isinstance(self.need_force, Force),
+            f"need_force={self.need_force!r}; pass one such as forces.exponential() (with parentheses).",
+        )
         require_count("refresh_every", self.refresh_every, 0)
         require_count("every", self.every, 1)
         require(isinstance(self.seed, int), f"seed={self.seed!r}; it must be an integer.")
@@ -116,7 +134,8 @@ class RegularizerSettings(ForceSettings):
     """
 
     readers: ClassVar = {
-        "force": forces.from_json, "schedule": schedules.from_json, "budget": Budget.from_json,
+        "force": forces.from_json, "need_force": forces.from_json, "schedule": schedules.from_json,
+        "budget": Budget.from_json,
     }  # fmt: skip
 
     force: Force = field(default=_EXPONENTIAL, metadata=before("beta"))
@@ -164,8 +183,13 @@ class RegularizerSettings(ForceSettings):
             f"acts_on={self.acts_on!r} with a fixed strength: only with beta='auto' are losers known.",
         )
         require(
-            self.chosen_by == "need",
-            f"chosen_by={self.chosen_by!r} with a fixed strength: only with beta='auto' are losers chosen.",
+            self.chosen_by == "need" and self.need_force is None,
+            f"chosen_by={self.chosen_by!r}, need_force={self.need_force} with a fixed strength: only with beta='auto' "
+            "are losers chosen.",
+        )
+        require(
+            self.mode != "mask",
+            "mode='mask' with a fixed strength: only with beta='auto' are there losers to set to zero.",
         )
 
     def _check_steered(self) -> None:
@@ -181,20 +205,24 @@ class RegularizerSettings(ForceSettings):
             "budget in MACs or parameters.",
         )
         require(
-            self.mode == "prox" and self.every == 1 and self.refresh_every == 0,
+            self.mode in ("prox", "mask") and self.every == 1 and self.refresh_every == 0,
             f"beta='auto' with mode={self.mode!r}, every={self.every}, refresh_every={self.refresh_every}: it takes "
-            "units to zero, which only mode='prox' can, in every step, and it ranks anew by itself.",
+            "units to zero, which only mode='prox' and mode='mask' can, in every step, and it ranks anew by itself.",
         )
-        require(
-            not self.force.squared and not self.force.adaptive,
-            f"beta='auto' with force={self.force.name!r}: a force on squared norms never ends at zero, and one that "
-            "changes with the weights has no strength of its own. Use exponential, linear, heaviside or uniform.",
-        )
+        for force in (self.force, self.need_force or self.force):
+            require(
+                not force.squared and not force.adaptive and not force.elementwise,
+                f"beta='auto' with force {force.name!r}: a force on squared norms or on single numbers takes no unit "
+                "to zero as a whole, and one that changes with the weights has no strength of its own. Use "
+                "exponential, linear, heaviside or uniform.",
+            )
 
     def require_equal(self, other: Mapping[str, Any]) -> None:
         """Raise :class:`ForceError` if ``other`` (from ``to_dict``) differs; the message names every such field."""
         mine = self.describe()
-        differ = [f"{k}: {other.get(k)!r}, here {v!r}" for k, v in mine.items() if other.get(k) != v]
+        differ = [
+            f"{k}: {other.get(k)!r}, here {mine.get(k)!r}" for k in {**mine, **other} if other.get(k) != mine.get(k)
+        ]
         if differ:
             raise ForceError(f"the state was saved with other settings ({'; '.join(differ)}): use the same ones.")
 

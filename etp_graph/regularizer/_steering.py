@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from etp_graph.budget import under_way
+from etp_graph.errors import ForceError
 from etp_graph.plan import Plan
 from etp_graph.schedules import Cubic
 
@@ -20,8 +23,11 @@ _LOOKS, _RAMP = 50, 5
 
 _MEMORY, _FLOOR, _NEVER = 0.9, 1e-4, 1e30
 
-_WEIGHT = {"need": 0.0, "need-taylor": 0.75, "taylor": 1.0}
+_WEIGHT = {"need": 0.0, "need-taylor": 0.75, "taylor": 1.0, "criterion": 0.0}
 """Weight of the effect on the loss in its geometric mean with the need, by ``chosen_by``."""
+
+LoserScore = Callable[[Tensor], Tensor]
+"""Function of the effects on the loss [n_units] that returns scores [n_units]; units of low score become losers."""
 
 
 def usual_path(share: float) -> Cubic:
@@ -58,6 +64,12 @@ class Steering:
     keeps a unit from being dropped from the losers because of a few noisy batches. About four observations of the
     gradients in an interval are enough.
 
+    With ``chosen_by="criterion"`` the score is that of a criterion, see :meth:`choose_by`. Units at zero keep the
+    lowest score, so that units that are gone do not come back.
+
+    With ``mode="mask"`` no force acts: the losers of an interval are set to zero in its first step, and again in every
+    step after that. The choice and its times are those of ``mode="prox"``.
+
     Args:
         model: the model.
         plan: its plan.
@@ -90,12 +102,25 @@ class Steering:
         self.sensitivity = torch.zeros_like(pull.distance)
         self._weight = _WEIGHT[settings.chosen_by]
         self._products: Tensor | None = None
+        self._score: LoserScore | None = None
+        self._observes = self._weight > 0
         with torch.no_grad():
-            self._choose(pull.norms(), progress=1.0)  # raises BudgetError if the budget is out of reach
+            norms = pull.norms()
+            self._select(norms.double(), pull(norms) > 0, progress=1.0)  # raises BudgetError if it is out of reach
+
+    def choose_by(self, score: LoserScore, *, effects: bool) -> None:
+        """Choose losers by the score of a criterion.
+
+        Args:
+            score: function of the effects on the loss, the root of the running mean of the squared first-order change
+                of the loss if the unit is removed, float64 [n_units]; zeros if they are not observed.
+            effects: observe the gradients of training for these effects.
+        """
+        self._score, self._observes = score, effects
 
     def observes(self, done: int) -> bool:
         """Return True if the gradients of the step that follows ``done`` steps are observed."""
-        return self._weight > 0 and done % max(1, self.interval // 4) == 0
+        return self._observes and done % max(1, self.interval // 4) == 0
 
     @torch.no_grad()
     def observe(self, optimizer: Optimizer) -> None:
@@ -113,6 +138,8 @@ class Steering:
             if self.settings.order == "importance":
                 self._pull.rank(norms)
             self.losers = self._choose(norms, progress=min(1.0, (done + self.interval) / self.steps))
+        if self.settings.mode == "mask":
+            return self.losers.to(norms)
         pull = self._pull(norms)
         needs = torch.where(pull > 0, norms / pull, 0.0)
         left = max(1, min(self.interval - passed, self.steps - done))  # the last interval may be shorter
@@ -136,13 +163,38 @@ class Steering:
 
     def _choose(self, norms: Tensor, *, progress: float) -> Tensor:
         """Return the units that must be at zero at this progress, bool [n_units]; only units on which a force acts."""
-        pull = self._pull(norms)
-        acts = pull > 0
+        pull = self._pull.for_need(norms)
+        acts = (pull > 0) & (self._pull(norms) > 0)
         needs = (norms / torch.where(acts, pull, 1.0)).double()
-        if self._weight:
+        if self.settings.chosen_by == "criterion":
+            needs = torch.where(norms == 0, 0.0, self._criterion_scores(norms))
+        elif self._weight:
             effects = self._pull.half_relative(norms * self.sensitivity.sqrt(), floor=_FLOOR).double()
             needs = torch.where(norms == 0, 0.0, needs ** (1 - self._weight) * effects**self._weight)
+        return self._select(needs, acts, progress=progress)
+
+    def _select(self, scores: Tensor, acts: Tensor, *, progress: float) -> Tensor:
+        """Return the units of low score that must be at zero at this progress, of those on which a force acts."""
         # Units without force cannot be taken to zero. A very large score makes them the last ones to be removed.
-        scores = torch.where(acts, needs, (needs.amax() + 1) * _NEVER)
+        scores = torch.where(acts, scores, (scores.amax() + 1) * _NEVER)
         selection = under_way(self.model, self.plan, scores, budget=self._budget, share=self.path(progress))
         return ~selection.flat(self.plan).to(acts.device) & acts
+
+    def _criterion_scores(self, norms: Tensor) -> Tensor:
+        """Return the scores of the criterion, float64 [n_units], raised above zero.
+
+        Raises:
+            ForceError: no criterion was given, or its scores are not one finite number for each unit.
+        """
+        if self._score is None:
+            raise ForceError(
+                "chosen_by='criterion': the regularizer knows no criterion. Call regularizer.choose_losers_by(score) "
+                "first; compress and methods do so."
+            )
+        found = self._score((norms * self.sensitivity.sqrt()).double())
+        if tuple(found.shape) != tuple(norms.shape) or not bool(found.isfinite().all()):
+            raise ForceError(
+                f"the criterion that chooses the losers gave scores of shape {list(found.shape)}, or values that are "
+                f"not finite: return one finite score for each of the {len(norms)} units."
+            )
+        return found.to(norms.device, torch.float64)

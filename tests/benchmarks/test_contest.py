@@ -24,8 +24,11 @@ from benchmarks.contest.distillation import TEMPERATURE, WEIGHT, Distillation
 from benchmarks.contest.protocol import Config, Protocol, Trial
 from benchmarks.contest.training import checkpoint, train
 from benchmarks.tasks import CONDITIONS, TASKS, Recipe, Task, TaskUnavailableError, base, make
+from benchmarks.tasks import cifar10 as cifar10_task
+from benchmarks.tasks.glue import Glue
 from benchmarks.tasks.graphs import roc_auc
 from etp_graph import methods
+from etp_graph.demo.zoo.data import Split
 from tests.support.models.benchmark_toy import RECIPE, Toy, fields_of
 
 
@@ -88,8 +91,11 @@ def test_a_condition_changes_the_recipe_and_nothing_else(name: str, tmp_path: Pa
         rates = {"sparse_rate": own.sparse_rate, "finetune_rate": own.finetune_rate}
         assert own == replace(other, optimizer=own.optimizer, **rates)
     else:
-        steps = other.dense_steps + other.sparse_steps
-        assert own == replace(other, dense_steps=0, sparse_steps=steps, sparse_rate=other.dense_rate)
+        steps, after = other.dense_steps + other.sparse_steps, other.finetune_steps
+        if not other.dense_steps:  # given weights: all steps are before surgery
+            steps, after = other.sparse_steps + other.finetune_steps, 0
+        expected = {"dense_steps": 0, "sparse_steps": steps, "finetune_steps": after, "sparse_rate": other.dense_rate}
+        assert own == replace(other, **expected)
         torch.manual_seed(0)
         fresh = task.build().state_dict()
         assert all(torch.equal(fresh[key], value) for key, value in checkpoint(task).state_dict().items())
@@ -112,6 +118,50 @@ def test_parts_of_tasks_are_apart() -> None:
     texts = {part: set(map(tuple, inputs["input_ids"].tolist())) for part, (inputs, _) in task.parts.items()}
     assert not texts["train"] & texts["test"]
     assert len(texts["val"]) == 8
+
+
+def test_given_weights_are_judged_by_images_that_they_never_saw(monkeypatch: pytest.MonkeyPatch) -> None:
+    train, test = torch.arange(30), torch.arange(100, 160)
+
+    def read(*, limit: int, validation: int, test_limit: int) -> Split:
+        none = train[:validation]
+        return Split(
+            train_x=train[:limit], train_y=-train[:limit], val_x=none, val_y=none, test_x=test[:test_limit],
+            test_y=-test[:test_limit],
+        )  # fmt: skip
+
+    monkeypatch.setattr(cifar10_task, "cifar10", read)
+    split = cifar10_task._held_out(cifar10_task.Sizes(train=30, val=20, test=40))
+    assert torch.equal(split.train_x, train)
+    assert torch.equal(torch.cat([split.val_x, split.test_x]), test)
+    assert torch.equal(torch.cat([split.val_y, split.test_y]), -test)
+    assert len(split.val_x) == 20
+    held_out, shorter = cifar10_task.HELD_OUT, cifar10_task.SIZES["cpu"]
+    assert held_out.val >= shorter.test  # the shorter runs have read those test images: no test part of whole data does
+    assert (held_out.train, held_out.val + held_out.test) == (50_000, 10_000)
+
+
+def test_batches_of_like_lengths_are_a_pass_over_all_examples() -> None:
+    task = copy.copy(loaded("sst2"))
+    assert isinstance(task, Glue)
+    lengths = torch.randint(1, 12, (403,), generator=torch.Generator().manual_seed(0))
+    mask = (torch.arange(12) < lengths.unsqueeze(1)).long()
+    task.parts = {"train": ({"attention_mask": mask}, lengths)}
+    plain = [lengths[batch].amax() for batch in task.batches(seed=1, start=0, steps=100)]
+    task.sizes = replace(task.sizes, bucket=100)
+    batches = list(task.batches(seed=1, start=0, steps=100))
+    assert len(set(torch.cat(batches).tolist())) == 400
+    assert sum(lengths[batch].amax() for batch in batches) < 0.8 * sum(plain)
+    again = list(task.batches(seed=1, start=40, steps=60))
+    assert all(torch.equal(a, b) for a, b in zip(batches[40:], again, strict=True))
+    longest = torch.stack([lengths[batch].amax() for batch in batches])
+    assert not torch.equal(longest, longest.sort().values)  # short and long batches take turns
+
+
+@pytest.mark.parametrize("name", ["sst2", "mrpc", "flickr8k"])
+def test_tasks_without_the_size_of_the_papers_say_so(name: str) -> None:
+    with pytest.raises(TaskUnavailableError, match=r"--scale full|missing"):
+        TASKS[name]("paper")
 
 
 def test_area_under_the_curve_is_the_share_of_ordered_pairs() -> None:

@@ -15,7 +15,6 @@ from benchmarks.common import statistics as summary
 from benchmarks.common.records import by_scale, read_records, task_files
 from benchmarks.contest import contestants, reproduce
 from benchmarks.contest import page as task_page
-from benchmarks.contest.published import TABLES
 from benchmarks.contest.variants import ETP, STUDY
 from benchmarks.report import run as report
 from benchmarks.report.index import index
@@ -74,6 +73,46 @@ def test_a_page_begins_with_its_findings_and_limits() -> None:
     assert "- Without a result: `tp-growing` at 2x." in head
     assert "- The figures of `etp` come from 2 seeds." in head
     assert "| **etp** |" in tables
+
+
+def judged(method: str, value: float, *, rate: float = 0.02, status: str = "ok") -> dict[str, Any]:
+    """A line at the scale whose recipes are judged."""
+    body = line(method, 0, value, status=status, speed_up=1.0 if method == "dense" else 2.0)
+    return {
+        **body, "config": {**body["config"], "scale": "full"}, "recipe": {**body["recipe"], "sparse_rate": rate},
+        "val": {"dense": 0.9, "finetuned": value},
+    }  # fmt: skip
+
+
+def test_a_refused_recipe_has_a_page_without_tables(tmp_path: Path) -> None:
+    refused = [judged("dense", 0.89, status="refused"), judged("etp", 0.8)]
+    text = task_page.page(refused)
+    assert "refused, so this page has no tables" in text
+    assert "it loses 1.00 points, 0.3 points are allowed" in text
+    assert "|" not in text
+    assert "80.00" not in text
+    runs, out = tmp_path / "runs", tmp_path / "pages"
+    runs.mkdir()
+    (runs / "toy.jsonl").write_text("\n".join(map(json.dumps, refused)))
+    report.write(runs, out)
+    assert "etp against" not in (out / "index.md").read_text().partition("| task |")[2].partition("\n")[2]
+    assert "](toy-full.md)" not in (out / "index.md").read_text()
+    assert (out / "toy-full.md").read_text() == text
+
+
+def test_a_page_of_whole_data_shows_the_newest_recipe_alone() -> None:
+    older = [judged("dense", 0.89, status="refused"), judged("etp", 0.7), judged("torque", 0.6)]
+    newer = [judged("dense", 0.9, rate=0.01), judged("etp", 0.8, rate=0.01)]
+    text = task_page.page([*older, *newer])
+    assert "| **etp** | - | 40.00 | 80.00 |" in text
+    assert "torque |" not in text
+
+
+def test_a_page_counts_the_trials_once_for_all_seeds() -> None:
+    trials = [{"push": 0.5, "value": 0.8, "seconds": 3600.0}, {"push": 2.0, "value": 0.7, "seconds": 1800.0}]
+    records = [{**line("torque", seed, 0.8), "trials": trials} for seed in (0, 1)]
+    assert "and 1.5 hours of tuning: `torque` 2 trials in 1.5 hours." in task_page.page(records)
+    assert "hours of tuning" not in task_page.page(lines())
 
 
 def test_index_counts_verdicts() -> None:
@@ -151,23 +190,6 @@ def test_a_task_with_a_single_seed_is_not_in_the_overview(tmp_path: Path) -> Non
     assert plots.plot_overview({"toy": [*one, line("etp", 1, 0.7)]}, tmp_path) == "overview.png"
 
 
-@pytest.mark.parametrize("name", reproduce.TABLES)
-def test_tables_of_the_papers_show_what_was_run(name: str) -> None:
-    text = reproduce.table(name, lines())
-    rows = [row for row in text.splitlines() if row.startswith("| ")][2:]
-    assert len(rows) == len(reproduce.TABLES[name][1])
-    assert all(row.count("|") == 6 for row in rows)
-    assert all("recipe only" in row for row in rows)  # the lines are of another task
-
-
-def test_a_row_of_a_paper_takes_its_figure_from_the_runs() -> None:
-    own = [{**r, "config": {**r["config"], "task": "cifar10-resnet56", "speed_up": 5.0}} for r in lines()]
-    row = next(r for r in reproduce.table("table1", own).splitlines() if "ResNet-56, CIFAR-10, 5x" in r)
-    assert "accuracy 90.00 to 82.00 ± 2.83" in row
-    assert "(tp-groupnorm)" in row
-    assert "reproduced small" in row
-
-
 def blind(method: str, value: float) -> dict[str, Any]:
     found = line(method, 0, value)
     return {**{k: v for k, v in found.items() if k not in ("test", "latency")}, "val": found["test"]}
@@ -203,14 +225,3 @@ def test_every_variant_differs_from_etp_and_can_be_run() -> None:
         assert contestants.library_method(name) == method
         assert replace(method, name="etp", source=ETP.source) != ETP
         assert method.name == name
-
-
-def test_every_row_of_the_papers_has_a_status() -> None:
-    row = {**line("etp", 0, 0.8, speed_up=6.0)}
-    row["config"] = {**row["config"], "task": "sst2"}
-    for name, (_, rows) in TABLES.items():
-        text = reproduce.table(name, [row])
-        for one in rows:
-            (shown,) = [found for found in text.splitlines() if found.startswith(f"| {one.what} |")]
-            small = one.task == "sst2"
-            assert shown.endswith(f"| reproduced small{', at 6x' if small else ''} |" if small else "| recipe only |")

@@ -64,9 +64,7 @@ def test_the_method_says_how_scores_are_compared_where_the_budget_does_not() -> 
     asked = Budget(speed_up=2, scope="global", rank="score")
     assert run(toy(), method=method, budget=asked).budget == asked
     steered = replace(methods.get("etp"), rank="score_per_mac")
-    assert steered.settings(steps=3, budget=Budget(speed_up=2)).budget == steered.with_scope_and_rank(
-        Budget(speed_up=2)
-    )
+    assert steered.settings(steps=3, budget=Budget(speed_up=2)).budget == steered.with_rules(Budget(speed_up=2))
 
 
 def test_metrics_and_phases_are_kept_in_their_order() -> None:

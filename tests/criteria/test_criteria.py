@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from etp_graph import criteria, forces
+from etp_graph import criteria, forces, trace
 from etp_graph.criteria import CRITERIA
 from etp_graph.errors import ForceError, PlanError, ScoreError
 from etp_graph.plan import Group, Plan, Slice, as_tensor
@@ -42,6 +42,7 @@ CASES = [
     ),
     Case("bn_scale", lambda m, p: criteria.bn_scale(m, p.lock({"conv2": "passes through no batch norm"}))),
     Case("taylor", criteria.taylor),
+    Case("filter_magnitude", criteria.filter_magnitude),
     *(Case(name, getattr(criteria, name)) for name in ("fpgm", "whc", "lamp")),
     *(
         Case(f"{name} recorded", lambda m, p, name=name: CRITERIA[name](m, p, record=recorded(m, p, name)))
@@ -233,6 +234,34 @@ def test_bn_scale_is_gamma_and_refuses_groups_without_one() -> None:
     torch.testing.assert_close(criteria.bn_scale(model, locked)[:8], model.norm.weight.detach().abs())
     with pytest.raises(ScoreError, match=r"'conv2' pass through no batch norm"):
         criteria.bn_scale(model, plan)
+
+
+def test_filter_magnitude_is_the_mean_absolute_weight_of_the_filters_that_produce_a_unit() -> None:
+    """Of conv1 and conv2: no norm, no bias, and not the weights that read the unit."""
+    model, plan = toy(), toy_plan()
+    wanted = [
+        sum(float(w.abs()) for w in layer.weight[u].detach().flatten()) / layer.weight[u].numel()
+        for layer in (model.conv1, model.conv2, model.linear) for u in range(len(layer.weight))
+    ]  # fmt: skip
+    assert criteria.filter_magnitude(model, plan).tolist() == pytest.approx(wanted)
+
+
+def test_filter_magnitude_of_a_residual_stream_is_the_mean_over_its_layers() -> None:
+    class Residual(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second, self.head = nn.Linear(3, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.first(x)
+            return self.head(x + self.second(x).relu())
+
+    model = Residual()
+    plan = trace(model, torch.randn(2, 3), prune="all")
+    (stream,) = plan.prunable
+    wanted = [(model.first.weight[u].abs().sum() + model.second.weight[u].abs().sum()) / (3 + 4) for u in range(4)]
+    scores = criteria.filter_magnitude(model, plan)[{g.name: s for g, s in plan.spans()}[stream.name]]
+    torch.testing.assert_close(scores, torch.stack(wanted).detach())
 
 
 def test_random_depends_on_the_seed_alone() -> None:

@@ -1,0 +1,120 @@
+"""The planned runs: which tasks, methods, speed-ups and seeds, in the order in which they are taken up.
+
+A method that nobody has written yet stands here by its name; the queue passes it over until it is known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from benchmarks.common.contestant_names import DISTILLED, SMALL, UNPRUNED
+from benchmarks.contest.protocol import Config
+from benchmarks.tasks.base import Scale
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Experiment:
+    """One question and the runs that answer it.
+
+    Attributes:
+        name: short, for the command line.
+        title: the question.
+        task: of all runs.
+        methods: contestants; the unpruned control belongs to every experiment. Those that need no tuning come first,
+            because they cost a fifth of the others.
+        speed_ups: dense over pruned MACs.
+        n_seeds: seeds 0, 1, ...
+        scale: of the task.
+    """
+
+    name: str
+    title: str
+    task: str
+    methods: tuple[str, ...]
+    speed_ups: tuple[float, ...]
+    n_seeds: int = 3
+    scale: Scale = "full"
+
+    def runs_of(self, seed: int) -> list[Config]:
+        """All runs of a seed, the control first and then method after method."""
+        control = Config(task=self.task, scale=self.scale, method=UNPRUNED, speed_up=1.0, seed=seed)
+        others = [
+            Config(task=self.task, scale=self.scale, method=method, speed_up=speed_up, seed=seed)
+            for method in self.methods
+            for speed_up in self.speed_ups
+        ]
+        return [control, *others]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Planned:
+    """A run and the experiment that asks for it first."""
+
+    experiment: Experiment
+    config: Config
+
+
+_UNTUNED = ("etp", "etp-hard", "l1-uniform", "l1-gradual", "etp-uniform-force", "taylor-gradual")
+_TUNED = ("tp-groupnorm", "tp-groupnorm-local", "torque-published")
+_CLAIM = ("index-uniform", "index-linear", "index-base", "index-exponential")
+
+PLAN: tuple[Experiment, ...] = (
+    Experiment(
+        name="E1", title="ResNet-20: does the force bring anything beyond the choice?", task="cifar10",
+        methods=(*_UNTUNED, *_TUNED), speed_ups=(5.0, 2.5),
+    ),
+    Experiment(
+        name="E4", title="LSTM: the same question with AdamW and recurrent units", task="ptb",
+        methods=("etp", "etp-hard", "l1-uniform", "l1-gradual", "etp-uniform-force", "taylor-gradual", SMALL),
+        speed_ups=(5.0,), n_seeds=5,
+    ),
+    Experiment(
+        name="E5", title="The papers' claim: random weights, order by index, accuracy right after surgery",
+        task="cifar10-scratch", methods=tuple(f"{name}@{push:g}" for name in _CLAIM for push in (0.6, 2.0)),
+        speed_ups=(2.0, 5.0),
+    ),
+    Experiment(
+        name="E2", title="ResNet-56 at the papers' speed-ups", task="cifar10-resnet56",
+        methods=(*_UNTUNED, *_TUNED), speed_ups=(2.93, 2.57),
+    ),
+    Experiment(
+        name="E3", title="BERT on SST-2: gradual Taylor and distillation", task="sst2",
+        methods=(
+            "etp", "etp-hard", "taylor-gradual", "l1-uniform", "l1-gradual", f"etp{DISTILLED}",
+            f"taylor-gradual{DISTILLED}", "tp-groupnorm",
+        ),
+        speed_ups=(6.0,),
+    ),
+    Experiment(
+        name="T2", title="Table 2 of ETP, whole: Informer on ETTh1", task="ett",
+        methods=("etp", "etp-hard", "tp-groupnorm", "torque-published"),
+        speed_ups=(25.0, 14.5, 10.5, 6.5, 4.0, 2.5, 38.0),
+    ),
+)  # fmt: skip
+"""The experiments, the ones first whose runs are short and whose question decides most."""
+
+
+def planned_runs(experiments: Sequence[Experiment]) -> list[Planned]:
+    """All runs, each once: the first seed of every experiment, then the second, and so on.
+
+    The first seed of everything says more than all seeds of one thing.
+    """
+    found: dict[tuple[str, str, str, float, int], Planned] = {}
+    for seed in range(max((experiment.n_seeds for experiment in experiments), default=0)):
+        for experiment in experiments:
+            if seed < experiment.n_seeds:
+                for config in experiment.runs_of(seed):
+                    found.setdefault(config.key, Planned(experiment=experiment, config=config))
+    return list(found.values())
+
+
+def chosen(names: Sequence[str] | None, tasks: Sequence[str] | None) -> list[Experiment]:
+    """The experiments of these names and these tasks; without a choice all."""
+    return [
+        experiment for experiment in PLAN
+        if (not names or experiment.name in names) and (not tasks or experiment.task in tasks)
+    ]  # fmt: skip
+
+
+BY_NAME: Mapping[str, Experiment] = {experiment.name: experiment for experiment in PLAN}
