@@ -11,6 +11,9 @@ from torch import LongTensor, Tensor
 
 from etp_graph.errors import SelectionError
 
+MAX_UNITS = 2**26
+"""Most units that a file may name. A selection takes a byte for each; models of 400 billion numbers have a tenth."""
+
 Index = LongTensor | range
 """Positions along an axis, or the units that they belong to; a range if the values count up by one."""
 
