@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from etp_graph import criteria, forces, schedules
 from etp_graph._config import Composed, before, require, require_choice, require_count, require_number, show_fields
+from etp_graph._json import shorten
 from etp_graph.budget import Budget, Rank, Scope
 from etp_graph.collect import Observations, Observed
 from etp_graph.criteria import Criterion, Forced, Normalize, Score
@@ -220,9 +221,14 @@ class Method(ForceSettings):
 show_fields(Method)(Method.__init__)
 
 
+MAX_ROUNDS = 10_000
+"""Most rounds of a run. Damage could otherwise ask for so many that a check of them does not end."""
+
+
 def check_rounds(rounds: int, schedule: Schedule) -> None:
     """Raise :class:`ForceError` unless the schedule never decreases over the rounds and ends at 1."""
     require_count("rounds", rounds, 1)
+    require(rounds <= MAX_ROUNDS, f"rounds={shorten(rounds)}; at most {MAX_ROUNDS} are possible.")
     require(
         isinstance(schedule, Schedule),
         f"schedule={schedule!r}; pass one such as schedules.cubic() (with parentheses).",

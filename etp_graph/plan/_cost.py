@@ -76,5 +76,6 @@ class Cost:
         body = _READ.object(found, where, ("macs", "params", "uncounted"), optional=("others",))
         counted = {"macs": body["macs"], "params": body["params"], **_READ.object(body.get("others", {}), where)}
         amounts = {name: _READ.integer(n, f"{where}: {shorten(name)}", high=_LARGEST) for name, n in counted.items()}
-        uncounted = [_READ.text(name, at) for at, name in _READ.items(list(body["uncounted"]), f"{where}: uncounted")]
+        names = list(body["uncounted"]) if isinstance(body["uncounted"], tuple) else body["uncounted"]
+        uncounted = [_READ.text(name, at) for at, name in _READ.items(names, f"{where}: uncounted")]
         return cls.of(amounts, tuple(uncounted))
