@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 MESSAGE_LENGTH = 2_000
 """Most characters of a message. A damaged file may hold names of millions of characters, which no log should repeat."""
 

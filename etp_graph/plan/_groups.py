@@ -35,6 +35,11 @@ def as_index(values: Tensor | Iterable[int]) -> Index:
     return tensor  # type: ignore[return-value]
 
 
+def index_length(indices: Iterable[Index]) -> int:
+    """Return the smallest axis length that contains all positions of the indices."""
+    return 1 + max(index[-1] if isinstance(index, range) else int(index.max()) for index in indices)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Slice:
     """Positions of the units of one group in one tensor: position ``index[i]`` of ``axis`` belongs to ``unit[i]``.

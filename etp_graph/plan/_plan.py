@@ -16,6 +16,7 @@ from torch import nn
 from etp_graph.errors import PlanError
 from etp_graph.model import named_tensors, require_bare
 
+from ._attributes import check_attributes
 from ._cost import Cost
 from ._groups import Group, group_bytes, group_from_json, group_json
 from ._plan_json import parse_plan
@@ -180,6 +181,7 @@ class Plan:
         for name in found:
             if name not in self.tensors:
                 raise PlanError(f"the model has a tensor {name!r} that the plan does not know: trace this model.")
+        check_attributes(model, self.groups)
 
     def _body(self, groups: Iterable[Group]) -> dict[str, Any]:
         return {
