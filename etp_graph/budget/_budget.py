@@ -290,6 +290,6 @@ def _require_known(name: str, known: set[str]) -> None:
     rules = ", ".join(sorted(known - _NO_TARGET.keys()))
     require(
         name in targets,
-        f"a budget has no {name!r}; targets are {', '.join(targets)}, rules are {rules}. {QUANTITIES.remedy}",
+        f"a budget has no {shorten(name)}; targets are {', '.join(targets)}, rules are {rules}. {QUANTITIES.remedy}",
         BudgetError,
     )

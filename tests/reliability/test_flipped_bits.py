@@ -11,17 +11,20 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from etp_graph import fsdp
 from etp_graph.checkpoint import load, save
 from etp_graph.compression import JOURNAL_FILE, compress
 from etp_graph.errors import CheckpointError
+from etp_graph.integrations._state import read_state, write_state
+from etp_graph.regularizer import Regularizer
 from etp_graph.report import page
 from etp_graph.report._story import read_report_data
 from tests.support import sharded
 from tests.support.damage import each_flip, regions
 from tests.support.interrupted import ROUNDS, Loop, Power, X, facts, run, seed, toy
-from tests.support.models.toy import Toy
+from tests.support.models.toy import Toy, toy_plan
 from tests.support.pruned_toy import state, trained_toy, values
 
 FEW, MANY = 60, 4_000
@@ -164,3 +167,18 @@ def test_a_finished_run_gives_the_same_result_or_none(half_run: Path) -> None:
             run(toy(), Loop(), half_run)
     journal.write_text(text)
     assert facts(run(toy(), Loop(), half_run))["metric_dense"] == metric
+
+
+@pytest.mark.parametrize("count", [FEW, pytest.param(MANY, marks=pytest.mark.slow)])
+def test_the_state_of_a_callback(count: int, tmp_path: Path) -> None:
+    model, plan = toy(), toy_plan()
+    force = Regularizer(model, plan, beta=0.1, order="random").state_dict()
+    write_state({"format": 1, "begun": 0, "cut": "", "regularizer": force}, tmp_path)
+
+    def read() -> object:
+        found = read_state(tmp_path)
+        found["regularizer"] = {k: v.tolist() if isinstance(v, Tensor) else v for k, v in found["regularizer"].items()}
+        return found
+
+    found = refused_or_equal(list(tmp_path.iterdir()), count, read)
+    assert sum(refused for refused, _ in found.values()) > count * 0.9
