@@ -120,7 +120,7 @@ def went_on(folder: Path) -> Any:
     raise AssertionError("the run is finished")
 
 
-@pytest.mark.parametrize("count", [4, pytest.param(1_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [3, pytest.param(400, marks=pytest.mark.slow)])
 def test_a_run_that_goes_on(count: int, half_run: Path) -> None:
     steps = json.loads((half_run / JOURNAL_FILE).read_text())["steps"]
     last = half_run / steps[-1]["step"]
@@ -130,7 +130,7 @@ def test_a_run_that_goes_on(count: int, half_run: Path) -> None:
     assert all(equal == 0 for name, (_, equal) in found.items() if name != JOURNAL_FILE)  # 1e5 and 1E5 are equal
 
 
-@pytest.mark.parametrize("count", [6, pytest.param(500, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [3, pytest.param(300, marks=pytest.mark.slow)])
 def test_the_report_of_a_run(count: int, half_run: Path) -> None:
     files = [file for file in sorted(half_run.rglob("*")) if file.is_file()]
     title = page(read_report_data(half_run))
@@ -146,7 +146,7 @@ def one_rank() -> Iterator[None]:
 
 @pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo")
 @pytest.mark.usefixtures("one_rank")
-@pytest.mark.parametrize("count", [12, pytest.param(2_500, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [8, pytest.param(2_500, marks=pytest.mark.slow)])
 def test_a_sharded_model(count: int, tmp_path: Path) -> None:
     folder = fsdp.save(sharded.pruned(), tmp_path / "m")
 
