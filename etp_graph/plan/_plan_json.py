@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import prod
 from typing import Any
 
 import numpy as np
 
-from etp_graph._json import LARGEST, JsonReader, shorten
+from etp_graph._json import JsonReader, shorten
 from etp_graph.errors import PlanError
 
 from ._groups import MAX_UNITS
@@ -15,6 +16,9 @@ from ._groups import MAX_UNITS
 _KEYS = (*"format groups tensors parameters ops uncounted modes unreached notes device activations".split(),)
 
 _GROUP = (*"name kind n_units slices attributes blocks multiple min_units locked".split(),)
+
+_LARGEST_TERM = 2**200
+"""Largest number of operations or of elements in a tensor, so that sums and ratios of a few fit into a float."""
 
 _READ = JsonReader(PlanError, "Trace the model again, or restore the text from a copy.")
 
@@ -44,6 +48,9 @@ def parse_plan(text: object, known_format: int) -> dict[str, Any]:
         name: [_READ.integer(size, at) for at, size in _READ.items(shape, at)]
         for at, name, shape in _READ.entries(body["tensors"], f"{where}: tensors")
     }
+    for name, shape in shapes.items():
+        if prod(shape) > _LARGEST_TERM:
+            _READ.refuse(f"{where}: tensors", f"{shorten(name)} has more elements than any tensor")
     activations = {
         name: _READ.integer(size, at) for at, name, size in _READ.entries(body["activations"], f"{where}: activations")
     }
@@ -73,13 +80,16 @@ def _check_ops(value: Any, shapes: Mapping[str, list[int]], activations: Mapping
         if len(_READ.list(op, at)) != 3:
             _READ.refuse(at, f"expected [name, coefficient, axes], got {shorten(op)}")
         _READ.text(op[0], at)
-        _READ.integer(op[1], at, low=-LARGEST)
+        term = _READ.integer(op[1], at)
         for pair in _READ.list(op[2], at):
             if len(_READ.list(pair, at)) != 2:
                 _READ.refuse(at, f"expected [tensor, axis], got {shorten(pair)}")
             name = _READ.text(pair[0], at)
             n_axes = len(shapes[name]) if name in shapes else int(name in activations)
-            _READ.integer(pair[1], f"{at}: axis of {shorten(name)}", high=n_axes - 1)
+            axis = _READ.integer(pair[1], f"{at}: axis of {shorten(name)}", high=n_axes - 1)
+            term *= shapes[name][axis] if name in shapes else activations[name]
+        if term > _LARGEST_TERM:
+            _READ.refuse(at, "counts more operations than any model has")
 
 
 def _check_group(
