@@ -17,6 +17,7 @@ from dataclasses import MISSING, Field, asdict, fields, is_dataclass, replace
 from inspect import Parameter, isabstract, signature
 from typing import Any, ClassVar, Self, TypeVar, get_type_hints
 
+from etp_graph._json import JsonReader, shorten
 from etp_graph.errors import EtpError, ForceError, SettingError
 
 E = TypeVar("E")
@@ -90,7 +91,9 @@ class Registry(Mapping[str, E]):
         if isinstance(name, str) and name in self._entries:
             return self._entries[name]
         remedy = f"{self.remedy} {_remedy_for_path(name)}".strip()
-        raise self.error(f"there is no {self.what} {name!r}; known are {', '.join(self._entries)}. {remedy}".strip())
+        raise self.error(
+            f"there is no {self.what} {shorten(name)}; known are {', '.join(self._entries)}. {remedy}".strip()
+        )
 
     @contextmanager
     def temporary(self) -> Iterator[None]:
@@ -123,7 +126,9 @@ def _remedy_for_path(name: object) -> str:
         return ""
     if module == "__main__":
         return "It was registered in a script: run the script that defines it, or move it to a module."
-    return f"Import {module}, which has to register it: no file makes this process import a module."
+    return (
+        f"Import {shorten(module, quote=False)}, which has to register it: no file makes this process import a module."
+    )
 
 
 LATER: Mapping[str, bool] = {"later": True}
@@ -242,7 +247,7 @@ class Composed:
             ForceError: ``source`` does not hold the fields of this class, or a class in it is not registered.
         """
         try:
-            body = dict(json.loads(source) if isinstance(source, str) else source)
+            body = dict(read_mapping(source, f"these are not the fields of a {cls.__name__}"))
             later = {field.name for field in fields(cls) if field.metadata.get("later")}  # type: ignore[arg-type]
             for name, read in cls.readers.items():
                 if name in body or name not in later:
@@ -251,7 +256,7 @@ class Composed:
         except (KeyError, TypeError, ValueError) as error:
             if isinstance(error, EtpError):
                 raise
-            raise ForceError(f"these are not the fields of a {cls.__name__}: {error!r}.") from error
+            raise ForceError(f"these are not the fields of a {cls.__name__}: {shorten(error)}.") from error
 
     def __repr__(self) -> str:
         values = ", ".join(f"{f.name}={getattr(self, f.name)!r}" for f in ordered_fields(type(self)))
@@ -274,15 +279,34 @@ def build_named(known: Registry[type[C]], source: str | Mapping[str, Any]) -> C:
         EtpError: the text is not JSON, the name is unknown, or a field is unknown or out of range.
     """
     try:
-        body = dict(json.loads(source) if isinstance(source, str) else source)
+        body = read_mapping(source, f"this is not a {known.what}", known.error)
         name = body.pop("name")
-    except (KeyError, TypeError, ValueError) as error:
-        raise known.error(f"this is not a {known.what}: {error!r}. Expected a JSON object with a 'name'.") from error
+    except KeyError as error:
+        raise known.error(
+            f"this is not a {known.what}: it has no name. Expected a JSON object with a 'name'."
+        ) from error
     found = known.find(name)
     try:
         return found(**body)
     except TypeError as error:
-        raise known.error(f"{known.what} {name!r}: {error}. Its fields are {field_names(found)}.") from error
+        raise known.error(
+            f"{known.what} {name!r}: {shorten(str(error), quote=False)}. Its fields are {field_names(found)}."
+        ) from error
+
+
+def read_mapping(source: object, where: str, error: type[EtpError] = ForceError) -> dict[str, Any]:
+    """Return the object in JSON text, or a copy of a dictionary.
+
+    Args:
+        source: JSON text, or the dictionary in it.
+        where: beginning of the error message.
+        error: class of the error.
+
+    Raises:
+        EtpError: this is neither. It is an instance of ``error``.
+    """
+    reader = JsonReader(error)
+    return reader.object(dict(source) if isinstance(source, Mapping) else reader.parse(source, where), where)
 
 
 def change_fields(configuration: D, values: Mapping[str, Any]) -> D:
@@ -354,7 +378,7 @@ def require(condition: bool, message: str, error: type[Exception] = ForceError) 
 def require_choice(name: str, value: object, choices: Collection[str], error: type[Exception] = ForceError) -> None:
     """Raise ``error`` unless the setting ``name`` is one of the choices."""
     if not isinstance(value, str) or value not in choices:
-        raise error(f"{name}={value!r}; choose one of {', '.join(map(repr, choices))}.")
+        raise error(f"{name}={shorten(value)}; choose one of {', '.join(map(repr, choices))}.")
 
 
 def require_number(
@@ -380,13 +404,13 @@ def require_number(
     if is_number(value) and least <= value < math.inf and value <= most and value not in excluded:  # type: ignore[operator]
         return
     left, right = "(" if least in excluded else "[", ")" if most in excluded or most == math.inf else "]"
-    raise error(f"{name}={value!r}; it must lie in {left}{least:g}, {most:g}{right}{', ' * bool(why)}{why}.")
+    raise error(f"{name}={shorten(value)}; it must lie in {left}{least:g}, {most:g}{right}{', ' * bool(why)}{why}.")
 
 
 def require_count(name: str, value: object, least: int, error: type[Exception] = ForceError) -> None:
     """Raise ``error`` unless the setting ``name`` is an integer of at least ``least``."""
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise error(f"{name}={value!r}; it must be an integer of at least {least}.")
+        raise error(f"{name}={shorten(value)}; it must be an integer of at least {least}.")
 
 
 def is_number(value: object) -> bool:

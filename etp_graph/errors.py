@@ -2,9 +2,27 @@
 
 from __future__ import annotations
 
+MESSAGE_LENGTH = 2_000
+"""Most characters of a message. A damaged file may hold names of millions of characters, which no log should repeat."""
+
 
 class EtpError(Exception):
-    """Base class of every error that this library raises on purpose."""
+    """Base class of every error that this library raises on purpose.
+
+    A message of more than :data:`MESSAGE_LENGTH` characters loses its middle. The place stands at its beginning and
+    the remedy at its end.
+    """
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(_without_middle(one) if isinstance(one, str) else one for one in args))
+
+
+def _without_middle(text: str) -> str:
+    if len(text) <= MESSAGE_LENGTH:
+        return text
+    left_out = len(text) - MESSAGE_LENGTH + 100
+    start = (MESSAGE_LENGTH - 100) // 2
+    return f"{text[:start]} [{left_out:,} characters left out] {text[start + left_out :]}"
 
 
 class PlanError(EtpError):

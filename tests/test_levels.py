@@ -9,7 +9,7 @@ from tests.support.import_graph import imports, modules
 
 PACKAGE = "etp_graph"
 LEVELS = (
-    "errors _text _version", "_config model", "forces schedules standins plan", "units surgery latency",
+    "errors _text _version _json", "_config model", "forces schedules standins plan", "units surgery latency",
     "collect budget verification distributed checkpoint", "criteria regularizer graph", "methods fsdp", "compression",
     "integrations report __init__ record depgraph adapters", "demo", "cli", "__main__",
 )  # fmt: skip

@@ -11,7 +11,8 @@ from inspect import Parameter, signature
 from math import ceil, floor
 from typing import Any, Literal, TypedDict, TypeVar, get_args
 
-from etp_graph._config import require, require_choice, require_count, require_number
+from etp_graph._config import read_mapping, require, require_choice, require_count, require_number
+from etp_graph._json import shorten
 from etp_graph.errors import BudgetError
 from etp_graph.plan import QUANTITIES, Cost, Quantity, Target, find_target, known_targets
 
@@ -251,9 +252,10 @@ class Budget:
     def from_json(cls, text: str | Mapping[str, Any]) -> Budget:
         """Read what :meth:`to_json` or :meth:`to_dict` wrote. Raises :class:`BudgetError` if it is not a budget."""
         try:
-            return cls(**(json.loads(text) if isinstance(text, str) else text))
+            return cls(**read_mapping(text, "this text is not a budget", BudgetError))
         except (TypeError, ValueError) as error:
-            raise BudgetError(f"this text is not a budget: {error}") from error
+            cause = shorten(str(error), quote=False)
+            raise BudgetError(f"this text is not a budget: {cause}") from error
 
 
 _NO_TARGET: Mapping[str, None] = dict.fromkeys([*Targets.__annotations__, "registered_target"])
@@ -288,6 +290,6 @@ def _require_known(name: str, known: set[str]) -> None:
     rules = ", ".join(sorted(known - _NO_TARGET.keys()))
     require(
         name in targets,
-        f"a budget has no {name!r}; targets are {', '.join(targets)}, rules are {rules}. {QUANTITIES.remedy}",
+        f"a budget has no {shorten(name)}; targets are {', '.join(targets)}, rules are {rules}. {QUANTITIES.remedy}",
         BudgetError,
     )

@@ -6,13 +6,11 @@ text in it is ever used as a path.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from safetensors import SafetensorError
 from safetensors.torch import load as parse_weights
@@ -23,17 +21,11 @@ from etp_graph.errors import CheckpointError
 from etp_graph.model import all_tensors, first_names, persistent_names
 from etp_graph.surgery import SurgeryRecord, get_record, read_attribute
 
-from ._files import (
-    locate_folder,
-    move_into_place,
-    read_file,
-    restore_backup,
-    storage_errors,
-    sync_folder,
-    temporary_name,
-)
-from ._manifest import DTYPES, MANIFEST_FILE, WEIGHTS_FILE, Manifest, TensorInfo, parse_manifest, read_manifest
+from ._files import move_into_place, read_stable, restore_backup, storage_errors, sync_folder
+from ._manifest import DTYPES, MANIFEST_FILE, WEIGHTS_FILE, Manifest, TensorInfo, manifest_in, parse_manifest
 from ._restore import check_supported, restore_
+from ._sealed import FileSum
+from ._temporary import temporary_beside
 
 
 def save(model: nn.Module, path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
@@ -55,13 +47,10 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, overwrite: bool = Fa
         restore_backup(folder)
         _check_target(folder, overwrite)
         folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = temporary_name(folder)
-        try:
+        with temporary_beside(folder) as temporary:
             temporary.mkdir()
             _write(temporary, stored, get_record(model), aliases)
             move_into_place(temporary, folder)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
     return folder
 
 
@@ -76,11 +65,12 @@ def save_into(model: nn.Module, folder: str | os.PathLike[str]) -> None:
     target = Path(folder).absolute()
     tensors, aliases = _contents(model)
     stored = {name: _storable(tensor) for name, tensor in tensors.items()}
-    with storage_errors(target), TemporaryDirectory(dir=target, prefix=".etp-") as temporary:
-        _write(Path(temporary), stored, get_record(model), aliases)
-        sync_folder(Path(temporary))
+    with storage_errors(target), temporary_beside(target / "etp_graph") as temporary:
+        temporary.mkdir()
+        _write(temporary, stored, get_record(model), aliases)
+        sync_folder(temporary)
         for name in (WEIGHTS_FILE, MANIFEST_FILE):
-            (Path(temporary) / name).replace(target / name)
+            (temporary / name).replace(target / name)
 
 
 def describe_model(model: nn.Module, *, sharded: bool = False) -> Manifest:
@@ -120,12 +110,15 @@ def load(path: str | os.PathLike[str], *, build: nn.Module | Callable[[], nn.Mod
     Raises:
         CheckpointError: files are missing, damaged, hostile or of an unknown format, or do not fit the architecture.
     """
-    folder = locate_folder(path)
-    manifest = read_manifest(folder)
-    loaded = read_weights(folder / WEIGHTS_FILE, manifest)
+    manifest, loaded = read_stable(path, _read_both)
     model = build if isinstance(build, nn.Module) else build()
     restore_(model, manifest, loaded)
     return model
+
+
+def _read_both(folder: Path) -> tuple[Manifest, dict[str, Tensor]]:
+    manifest = manifest_in(folder)
+    return manifest, read_weights(folder / WEIGHTS_FILE, manifest)
 
 
 def _check_record(model: nn.Module, record: SurgeryRecord, names: list[str]) -> None:
@@ -176,9 +169,8 @@ def _write(folder: Path, stored: dict[str, Tensor], record: SurgeryRecord, alias
     """Write both files."""
     weights, text = folder / WEIGHTS_FILE, folder / MANIFEST_FILE
     save_file(stored, weights)
-    with weights.open("rb") as stream:
-        sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
-    manifest = _manifest(record, stored, aliases, n_bytes=weights.stat().st_size, sha256=sha256)
+    written = FileSum.of_file(weights)
+    manifest = _manifest(record, stored, aliases, n_bytes=written.n_bytes, sha256=written.sha256)
     data = manifest.to_json().encode()
     parse_manifest(data, where=str(text))  # raises here if load could not read it
     text.write_bytes(data)
@@ -213,9 +205,7 @@ def read_weights(file: Path, manifest: Manifest) -> dict[str, Tensor]:
 
     The file is read once, so that the checksum holds for the parsed bytes.
     """
-    data = read_file(file, limit=manifest.n_bytes)
-    if hashlib.sha256(data).hexdigest() != manifest.sha256:
-        raise CheckpointError(f"{file}: its SHA-256 is not the manifest's, it was damaged or swapped. Restore it.")
+    data = FileSum(manifest.n_bytes, manifest.sha256).read(file)
     try:
         loaded = parse_weights(data)
     except (SafetensorError, KeyError, ValueError, RuntimeError) as error:

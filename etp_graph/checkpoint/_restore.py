@@ -12,7 +12,7 @@ from torch.nn.parameter import is_lazy
 from etp_graph.errors import CheckpointError
 from etp_graph.model import all_tensors, first_names, is_editable, is_sharded, persistent_names
 from etp_graph.standins import replace_, standin
-from etp_graph.surgery import Edit, SurgeryRecord, get_record, replace_data, set_record, write_attribute
+from etp_graph.surgery import Edit, SurgeryRecord, get_record, remove_record, replace_data, set_record, write_attribute
 
 from ._manifest import DTYPES, Manifest
 
@@ -157,11 +157,15 @@ def _staged_value(old: Tensor, value: Tensor) -> Tensor:
 def _put_tensors(
     model: nn.Module, record: SurgeryRecord, tensors: Mapping[str, Tensor], values: Mapping[str, Tensor]
 ) -> None:
-    """Write classes, attributes and tensors. After an error all changes are undone."""
+    """Write classes, attributes and tensors. After an error all changes are undone.
+
+    What undoes a change is written down before the change, because an interrupt may come in between.
+    """
     fresh: dict[int, Tensor] = {}
     with ExitStack() as undo:
         for name in record.standins:
-            undo.callback(setattr, module := model.get_submodule(name), "__class__", type(module))
+            module = model.get_submodule(name)
+            undo.callback(_restore_class, module, type(module), set(module.__dict__))
         replace_(model, record.standins)
         for edit in record.edits:
             undo.callback(setattr, module := model.get_submodule(edit.module), edit.name, getattr(module, edit.name))
@@ -179,8 +183,16 @@ def _put_tensors(
             undo.callback(setattr, old, "data", old.data)
             replace_data(old, value)
         if record != SurgeryRecord():
+            undo.callback(remove_record, model)
             set_record(model, record)
         undo.pop_all()
+
+
+def _restore_class(module: nn.Module, cls: type[nn.Module], names: set[str]) -> None:
+    """Undo a stand-in: set the class, and remove the attributes that the stand-in keeps in the module."""
+    module.__class__ = cls
+    for name in module.__dict__.keys() - names:
+        del module.__dict__[name]
 
 
 def _materialised(old: Tensor, value: Tensor) -> Tensor:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from ._compress import budget_of, compress
-from ._journal import JOURNAL_FILE, StepResult, read_journal, read_tensors
 from ._phase import Phase
 from ._result import CompressResult, Round, SpeedUpDiverges
+from ._step_files import JOURNAL_FILE, StepResult, model_folder, read_journal, read_plan, read_tensors
 from ._steps import Evaluate, Train
 
 __all__ = [
@@ -19,6 +19,8 @@ __all__ = [
     "Train",
     "budget_of",
     "compress",
+    "model_folder",
     "read_journal",
+    "read_plan",
     "read_tensors",
 ]

@@ -2,7 +2,8 @@
 
 ``journal.json`` lists the steps with their outcomes. It is replaced atomically after each step. A step that changes
 the model saves the weights in ``<step>/model`` (:func:`etp_graph.save`). Every step saves the states of the random
-number generators after it in ``<step>/state.safetensors``. No file in the folder is ever executed.
+number generators after it in ``<step>/state.safetensors``. The journal holds the SHA-256 of these files, and a digest
+of itself. No file in the folder is ever executed.
 """
 
 from __future__ import annotations
@@ -14,27 +15,30 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load as parse_tensors
 from safetensors.torch import save as tensor_bytes
 from torch import Tensor, nn
 
 from etp_graph._config import quoted
-from etp_graph.checkpoint import load, read_file, replace_file, save, storage_errors
+from etp_graph._json import shorten
+from etp_graph.checkpoint import FileSum, load, replace_file, require_folder, save, sealed, storage_errors
 from etp_graph.errors import CheckpointError
 from etp_graph.model import RNG, all_tensors, capture_rng, first_names, restore_rng_
+from etp_graph.plan import Plan
 from etp_graph.surgery import SurgeryRecord, get_record
 
-FORMAT = 1
-
-JOURNAL_FILE = "journal.json"
-
-STATE_FILE = "state.safetensors"
-
-_MAX_BYTES = 2**30
-
-StepResult = dict[str, Any]
-"""Results of one step, as values that JSON can store."""
+from ._step_files import (
+    FILES,
+    FORMAT,
+    JOURNAL_FILE,
+    MODEL_FOLDER,
+    STATE_FILE,
+    StepResult,
+    files_of,
+    model_folder,
+    read_journal,
+    read_plan,
+    read_tensors,
+)
 
 
 class Journal:
@@ -80,9 +84,14 @@ class Journal:
             return
         state = self.tensors(self._steps[-1])
         changed = [step for step in self._steps if step["weights"]]
-        if changed:
-            load(self._folder / changed[-1]["step"] / "model", build=model)
-        restore_rng_(state)
+        before = capture_rng()
+        try:
+            restore_rng_(state)
+            if changed:
+                load(model_folder(self._folder, changed[-1]), build=model)
+        except BaseException:
+            restore_rng_({RNG + name: value for name, value in before.items()})
+            raise
 
     def step(
         self,
@@ -121,18 +130,32 @@ class Journal:
         """Return the tensors of a finished step: those of its action, and the generator states after it."""
         return {} if self._folder is None else read_tensors(self._folder, step)
 
+    def plan(self, step: StepResult) -> Plan:
+        """Return the plan that a finished step stored.
+
+        Raises:
+            CheckpointError: the file is missing or damaged, or holds no plan.
+        """
+        found = None if self._folder is None else read_plan(self._folder, step)
+        if found is None:
+            raise CheckpointError(f"step {step['step']!r} of the checkpoint lost its plan: use another folder.")
+        return found
+
     def _keep(self, found: StepResult, model: nn.Module | None, tensors: Mapping[str, Tensor]) -> None:
         if self._folder is None:
             return
         home = self._folder / found["step"]
         content = tensor_bytes({**tensors, **{RNG + name: state for name, state in capture_rng().items()}})
         with storage_errors(home):
+            require_folder(home)
             home.mkdir(exist_ok=True)
             if model is not None:
-                save(model, home / "model", overwrite=True)  # a run that stopped before it wrote the journal leaves one
+                # a run that stopped before it wrote the journal leaves a model
+                save(model, home / MODEL_FOLDER, overwrite=True)
             replace_file(home / STATE_FILE, content)
+            found[FILES] = {name: FileSum.of_file(home / name).to_json() for name in files_of(found)}
             body = {"format": FORMAT, "arguments": self._arguments, "steps": [*self._steps, found]}
-            replace_file(self._folder / JOURNAL_FILE, json.dumps(body).encode())
+            replace_file(self._folder / JOURNAL_FILE, json.dumps(sealed(body)).encode())
 
 
 def check_dense(model: nn.Module) -> None:
@@ -171,40 +194,6 @@ def _prepare(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
 
 
-def read_tensors(folder: Path, step: StepResult) -> dict[str, Tensor]:
-    """Return the tensors of a finished step of the run in ``folder``.
-
-    Raises:
-        CheckpointError: the file is missing or damaged.
-    """
-    file = folder / str(step["step"]) / STATE_FILE
-    try:
-        return parse_tensors(read_file(file, limit=_MAX_BYTES))
-    except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"{file}: not a safetensors file ({error}). Restore the folder from a copy.") from error
-
-
-def read_journal(file: Path) -> tuple[dict[str, Any], list[StepResult]]:
-    """Return the arguments of a run and its finished steps.
-
-    Raises:
-        CheckpointError: the file is not a journal, or is of another format.
-    """
-    try:
-        body = json.loads(read_file(file, limit=_MAX_BYTES))
-        version, before, steps = body["format"], dict(body["arguments"]), [dict(step) for step in body["steps"]]
-        plain = all(
-            _is_step(step["step"], number) and step["weights"] in (True, False) for number, step in enumerate(steps)
-        )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise CheckpointError(
-            f"{file}: not a journal ({error!r}). Restore it from a copy, or use another folder."
-        ) from error
-    if version != FORMAT or not plain:
-        raise CheckpointError(f"{file}: not a journal of format {FORMAT}. Use another folder.")
-    return before, steps
-
-
 def _read(file: Path, arguments: Mapping[str, Any]) -> list[StepResult]:
     """Return the finished steps, or raise :class:`CheckpointError` if the run had other arguments."""
     before, steps = read_journal(file)
@@ -221,11 +210,5 @@ def _read(file: Path, arguments: Mapping[str, Any]) -> list[StepResult]:
     return steps
 
 
-def _is_step(name: Any, number: int) -> bool:
-    """True if the name consists of letters, digits and ``-`` and begins with its step number; it is used as a path."""
-    return isinstance(name, str) and name.startswith(f"{number:02d}-") and name.replace("-", "").isalnum()
-
-
 def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return shorten(json.dumps(value), quote=False)

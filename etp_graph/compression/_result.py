@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from etp_graph._json import JsonReader, shorten
 from etp_graph._text import aligned
 from etp_graph.budget import Budget
 from etp_graph.errors import EtpError
@@ -22,6 +23,15 @@ DIVERGENCE = 0.25
 
 class SpeedUpDiverges(UserWarning):
     """The measured speed-up and the one in MACs differ by more than a quarter."""
+
+
+_READ = JsonReader(EtpError)
+
+_ROUND = (
+    "metric_sparse", "metric_pruned", "metric_finetuned", "cost", "selection", "fingerprint", "seconds",
+)  # fmt: skip
+
+_RESULT = ("format", "method", "budget", "dense", "metric_dense", "rounds", "seconds_dense")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -64,13 +74,21 @@ class Round:
 
     @classmethod
     def from_dict(cls, body: Mapping[str, Any]) -> Round:
-        """Return the round that :meth:`to_dict` wrote."""
-        values = dict(body)
-        values["cost"] = Cost.from_json(values["cost"])
-        values["selection"] = Selection.from_json(json.dumps(values["selection"]))
-        if values.get("latency") is not None:
-            values["latency"] = LatencyFit.from_dict(values["latency"])
-        return cls(**values)
+        """Return the round that :meth:`to_dict` wrote. Raise :class:`EtpError` for anything else."""
+        where = "this is not a round of a result"
+        values = _READ.object(dict(body) if isinstance(body, Mapping) else body, where, _ROUND, optional=("latency",))
+        seconds = {name: _READ.number(value, at, low=0) for at, name, value in _READ.entries(values["seconds"], where)}
+        metric_sparse, latency = values["metric_sparse"], values.get("latency")
+        return cls(
+            metric_sparse=None if metric_sparse is None else _READ.number(metric_sparse, f"{where}: metric_sparse"),
+            metric_pruned=_READ.number(values["metric_pruned"], f"{where}: metric_pruned"),
+            metric_finetuned=_READ.number(values["metric_finetuned"], f"{where}: metric_finetuned"),
+            cost=Cost.from_json(_READ.object(values["cost"], f"{where}: cost")),
+            selection=Selection.from_json(json.dumps(values["selection"])),
+            fingerprint=_READ.text(values["fingerprint"], f"{where}: fingerprint"),
+            seconds=seconds,
+            latency=None if latency is None else LatencyFit.from_dict(latency),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -181,22 +199,20 @@ class CompressResult:
         Raises:
             EtpError: the text is not such a result.
         """
-        try:
-            body = json.loads(text)
-            if body["format"] != FORMAT:
-                raise EtpError(f"result format {body['format']!r} is unknown; this version reads format {FORMAT}.")
-            return cls(
-                method=Method.from_json(body["method"]),
-                budget=Budget.from_json(body["budget"]),
-                dense=Cost.from_json(body["dense"]),
-                metric_dense=float(body["metric_dense"]),
-                rounds=tuple(map(Round.from_dict, body["rounds"])),
-                seconds_dense=float(body["seconds_dense"]),
-            )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            if isinstance(error, EtpError):
-                raise
-            raise EtpError(f"this text is not a result of compress: {error!r}.") from error
+        where = "this text is not a result of compress"
+        body = _READ.object(_READ.parse(text, where), where)
+        if type(body.get("format")) is not int or body["format"] != FORMAT:
+            found = shorten(body.get("format"))
+            raise EtpError(f"result format {found} is unknown; this version reads format {FORMAT}.")
+        _READ.object(body, where, _RESULT)
+        return cls(
+            method=Method.from_json(_READ.object(body["method"], f"{where}: method")),
+            budget=Budget.from_json(_READ.object(body["budget"], f"{where}: budget")),
+            dense=Cost.from_json(_READ.object(body["dense"], f"{where}: dense")),
+            metric_dense=_READ.number(body["metric_dense"], f"{where}: metric_dense"),
+            rounds=tuple(Round.from_dict(entry) for entry in _READ.list(body["rounds"], f"{where}: rounds")),
+            seconds_dense=_READ.number(body["seconds_dense"], f"{where}: seconds_dense", low=0),
+        )
 
     def __str__(self) -> str:
         others = [described_quantity(name).title for name in self.dense.others]

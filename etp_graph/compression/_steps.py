@@ -242,8 +242,7 @@ class Compression:
         replayed = self.journal.replaying
         found = self._step("trace", action)
         if replayed:
-            content = self.journal.tensors(found).get("plan", torch.zeros(0, dtype=torch.uint8, device="cpu"))
-            self.plan = Plan.from_json(content.numpy().tobytes().decode())
+            self.plan = self.journal.plan(found)
 
 
 def _packed(plan: Plan) -> Tensor:

@@ -6,13 +6,14 @@ The force needs nothing from here: it depends on weights and learning rates alon
 
 from __future__ import annotations
 
-from ._agreement import Group, agree_on_selection, first_rank, raise_everywhere, require_group
+from ._agreement import Group, agree_on_selection, first_rank, gather_strings, raise_everywhere, require_group
 from ._ddp import prune_, rewrap, rewrap_
 
 __all__ = [
     "Group",
     "agree_on_selection",
     "first_rank",
+    "gather_strings",
     "prune_",
     "raise_everywhere",
     "require_group",

@@ -11,6 +11,7 @@ import pickle
 import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from torch.optim import Optimizer
 
 from etp_graph.checkpoint import (
     MANIFEST_FILE,
+    Manifest,
     describe_model,
     locate_folder,
     move_into_place,
@@ -37,10 +39,13 @@ from etp_graph.errors import CheckpointError, PlanError
 from etp_graph.model import all_tensors, first_names
 
 from . import _reshard as reshard
+from ._sums import INDEX, check_files, gather_sums, sum_own_files, write_sums
 
-_INDEX = ".metadata"
-
-_FAILURES = (OSError, RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError, CheckpointException)
+_FAILURES = (
+    OSError, RuntimeError, ValueError, LookupError, TypeError, AttributeError, ImportError, EOFError, ArithmeticError,
+    pickle.UnpicklingError, CheckpointException,
+)  # fmt: skip
+"""What PyTorch raises for files that cannot be written, or that are damaged (its index is a pickle)."""
 
 _REMEDY = "Check space and permissions there, and whether all processes live; what was there before is still there."
 
@@ -79,10 +84,15 @@ def save(
     folder = Path(path).absolute()
     temporary = folder.with_name(f".{folder.name}.tmp")
     first = dist.get_rank(group) == 0
-    text: list[str] = []
+    described: list[Manifest] = []
+    own: list[str] = []
+
+    def add_up() -> None:
+        with _errors(folder):
+            own.append(sum_own_files(temporary))
 
     def begin() -> None:
-        text.append(describe_model(model, sharded=True).to_json())
+        described.append(describe_model(model, sharded=True))
         if first:
             with _errors(folder):
                 _prepare(folder, temporary, overwrite=overwrite)
@@ -90,7 +100,8 @@ def save(
     def end() -> None:
         if first:
             with _errors(folder):
-                (temporary / MANIFEST_FILE).write_text(text[0], encoding="utf8")
+                manifest = replace(described[0], sha256=write_sums(temporary, sums))
+                (temporary / MANIFEST_FILE).write_text(manifest.to_json(), encoding="utf8")
                 move_into_place(temporary, folder)
 
     raise_everywhere(begin, "Nothing was written.", group, CheckpointError)
@@ -99,6 +110,8 @@ def save(
         state["optimizer"] = get_optimizer_state_dict(model, optimizer, options=_FLAT)
     with _errors(folder):
         write_shards(state, checkpoint_id=temporary, process_group=group)
+    raise_everywhere(add_up, "", group, CheckpointError)
+    sums = gather_sums(own[0], group)
     raise_everywhere(end, "", group, CheckpointError)
     return folder
 
@@ -140,8 +153,11 @@ def load_optimizer_(model: nn.Module, optimizer: Optimizer, path: str | os.PathL
 
     Raises:
         CheckpointError: files are missing or damaged, or do not hold the state of such an optimizer.
+        PlanError: there is no process group.
     """
+    require_group()
     folder = locate_folder(path)
+    raise_everywhere(lambda: _check(folder), "Nothing was loaded.", None, CheckpointError)
     with _errors(folder, reading=True):
         state = get_optimizer_state_dict(model, optimizer, options=_FLAT)
         read_shards({"optimizer": state}, checkpoint_id=folder)
@@ -158,19 +174,27 @@ def _stored(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _skeleton(folder: Path, build: reshard.Build) -> nn.Module:
-    if not (folder / _INDEX).is_file():
-        raise CheckpointError(f"{folder}: holds no {_INDEX}, so it is not what fsdp.save writes. Use etp_graph.load.")
+    if not (folder / INDEX).is_file():
+        raise CheckpointError(f"{folder}: holds no {INDEX}, so it is not what fsdp.save writes. Use etp_graph.load.")
     try:
-        return reshard.skeleton(build, read_manifest(folder))
+        return reshard.skeleton(build, _check(folder))
     except PlanError as error:
         raise CheckpointError(str(error)) from error
+
+
+def _check(folder: Path) -> Manifest:
+    """Return the manifest, after a check of this rank's part of the files. The index is a pickle, so it comes first."""
+    with _errors(folder, reading=True):
+        manifest = read_manifest(folder)
+        check_files(folder, manifest)
+    return manifest
 
 
 def _prepare(folder: Path, temporary: Path, *, overwrite: bool) -> None:
     restore_backup(folder)
     if os.path.lexists(folder):
         held = {file.name for file in folder.iterdir()} if folder.is_dir() else {""}
-        if held and not {_INDEX, MANIFEST_FILE} <= held:
+        if held and not {INDEX, MANIFEST_FILE} <= held:
             raise CheckpointError(f"{folder}: holds something else than a sharded checkpoint. Choose another folder.")
         if held and not overwrite:
             raise CheckpointError(f"{folder}: holds a saved model. Choose another folder, or pass overwrite=True.")

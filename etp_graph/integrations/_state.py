@@ -1,7 +1,11 @@
-"""Store the state of a pruning as one safetensors file in another library's checkpoint, with JSON in its header."""
+"""Store the state of a pruning as one safetensors file in another library's checkpoint, with JSON in its header.
+
+The header also holds the SHA-256 of the JSON and the tensors. Version 0.1.0 did not write it.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,12 +15,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as tensor_bytes
 from torch import Tensor
 
+from etp_graph._json import JsonReader, shorten
 from etp_graph.checkpoint import replace_file, storage_errors
 from etp_graph.errors import CheckpointError
 
 STATE_FILE = "etp_graph.safetensors"
 
 _KEY = "etp_graph"
+
+_SUM = "sha256"
 
 
 def write_state(state: Mapping[str, Any], folder: Path) -> None:
@@ -28,9 +35,14 @@ def write_state(state: Mapping[str, Any], folder: Path) -> None:
     force = state["regularizer"]
     tensors = {name: value for name, value in (force or {}).items() if isinstance(value, Tensor)}
     plain = {key: value for key, value in force.items() if key not in tensors} if force is not None else None
+    text = json.dumps({**state, "regularizer": plain})
     with storage_errors(folder):
-        content = tensor_bytes(tensors, metadata={_KEY: json.dumps({**state, "regularizer": plain})})
+        content = tensor_bytes(tensors, metadata={_KEY: text, _SUM: _sum(text, tensors)})
         replace_file(folder / STATE_FILE, content)
+
+
+def _sum(text: str, tensors: Mapping[str, Tensor]) -> str:
+    return hashlib.sha256(text.encode() + tensor_bytes(dict(sorted(tensors.items())))).hexdigest()
 
 
 def read_state(folder: Path) -> dict[str, Any]:
@@ -44,14 +56,22 @@ def read_state(folder: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{folder}: holds no {STATE_FILE}. Name a checkpoint that was written while the callback was in use."
         )
+    reader = JsonReader(CheckpointError, "Restore it, or use another checkpoint.")
     try:
         with safe_open(file, framework="pt") as stream:
-            state = json.loads((stream.metadata() or {})[_KEY])
-            if state["regularizer"] is not None:
-                state["regularizer"] |= {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{file}: is damaged ({error!r}). Restore it, or use another checkpoint.") from error
-    return dict(state)
+            metadata = stream.metadata() or {}
+            tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
+        sound = metadata.keys() == {_KEY} or metadata == {_KEY: metadata[_KEY], _SUM: _sum(metadata[_KEY], tensors)}
+    except (OSError, SafetensorError, LookupError, TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{file}: is damaged ({shorten(error)}). Restore it, or use another checkpoint."
+        ) from error
+    if not sound:
+        reader.refuse(str(file), "is damaged: its SHA-256 is not the one that was written down")
+    state = reader.object(reader.parse(metadata[_KEY], str(file)), str(file), ("regularizer",), optional=None)
+    if state["regularizer"] is not None:
+        state["regularizer"] = {**reader.object(state["regularizer"], f"{file}: regularizer"), **tensors}
+    return state
 
 
 def require_equal_shapes(model: Mapping[str, Tensor], saved: Mapping[str, Tensor], *, remedy: str) -> None:

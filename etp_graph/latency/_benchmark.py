@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, overload
 
 import numpy as np
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from etp_graph._config import require, require_count
+from etp_graph._json import JsonReader
 from etp_graph.errors import EtpError
 from etp_graph.model import named_tensors
 
@@ -52,10 +53,18 @@ class Latency:
     @classmethod
     def from_json(cls, text: str) -> Latency:
         """Read the latency that :meth:`to_json` wrote. Raises :class:`EtpError` if the text is not a latency."""
-        try:
-            return cls(**json.loads(text))
-        except (TypeError, ValueError) as error:
-            raise EtpError(f"this text is not a latency: {error}") from error
+        read, where = JsonReader(EtpError), "this text is not a latency"
+        body = read.object(read.parse(text, where), where, [field.name for field in fields(cls)])
+        peak = body["peak_memory"]
+        return cls(
+            p50_ms=read.number(body["p50_ms"], f"{where}: p50_ms", low=0),
+            p90_ms=read.number(body["p90_ms"], f"{where}: p90_ms", low=0),
+            throughput=read.number(body["throughput"], f"{where}: throughput", low=0),
+            peak_memory=None if peak is None else read.integer(peak, f"{where}: peak_memory"),
+            threads=read.integer(body["threads"], f"{where}: threads"),
+            repetitions=read.integer(body["repetitions"], f"{where}: repetitions"),
+            device=read.text(body["device"], f"{where}: device"),
+        )
 
     def __str__(self) -> str:
         memory = "" if self.peak_memory is None else f", {self.peak_memory / 2**20:.1f} MiB"

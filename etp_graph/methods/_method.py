@@ -21,6 +21,7 @@ from etp_graph._config import (
     require_number,
     show_fields,
 )
+from etp_graph._json import shorten
 from etp_graph.budget import Budget, Rank, Scope
 from etp_graph.collect import Observations, Observed, filters_only
 from etp_graph.criteria import Criterion, Forced, Normalize, Score
@@ -265,9 +266,14 @@ class Method(ForceSettings):
 show_fields(Method)(Method.__init__)
 
 
+MAX_ROUNDS = 10_000
+"""Most rounds of a run. Damage could otherwise ask for so many that a check of them does not end."""
+
+
 def check_rounds(rounds: int, schedule: Schedule) -> None:
     """Raise :class:`ForceError` unless the schedule never decreases over the rounds and ends at 1."""
     require_count("rounds", rounds, 1)
+    require(rounds <= MAX_ROUNDS, f"rounds={shorten(rounds)}; at most {MAX_ROUNDS} are possible.")
     require(
         isinstance(schedule, Schedule),
         f"schedule={schedule!r}; pass one such as schedules.cubic() (with parentheses).",

@@ -157,7 +157,16 @@ def bind_arguments(names: tuple[str, ...], args: tuple[Any, ...], kwargs: Mappin
     return {**dict(zip(names, args, strict=False)), **kwargs}
 
 
+_NO_COUNTS = frozenset(
+    "training kernel_size stride padding dilation output_padding output_size padding_idx upscale_factor "
+    "downscale_factor scale_factor start_dim end_dim dim num_layers bidirectional".split()
+)
+"""Attributes of PyTorch's own layers that are integers and count no units."""
+
+
 def is_editable(module: nn.Module, name: str) -> bool:
     """Return True if surgery may write this integer attribute. In a layer of the table, it must count units."""
     row = counting_attributes(module)
-    return row == CountingAttributes() or name in (row.out, row.into, row.groups, "proj_size")
+    if row != CountingAttributes():
+        return name in (row.out, row.into, row.groups, "proj_size")
+    return name not in _NO_COUNTS or not type(module).__module__.startswith("torch.nn.")

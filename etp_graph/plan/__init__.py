@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from ._cost import Cost
 from ._costs import CostModel, Ints, cost
-from ._groups import Attribute, Group, Index, Slice, as_index, as_tensor
+from ._groups import MAX_UNITS, Attribute, Group, Index, Slice, as_index, as_tensor
 from ._kinds import KINDS, ON_REQUEST, chosen_kinds, lock_other_kinds
-from ._plan import ACTIVATION, Op, Plan
+from ._plan import Op, Plan
+from ._plan_json import ACTIVATION
 from ._positions import NO_UNIT, Positions, SlicedAxis, numbers_per_unit, with_no_unit
 from ._quantities import (
     QUANTITIES,
@@ -20,12 +21,13 @@ from ._quantities import (
     known_targets,
     whole_axes,
 )
-from ._selection import LatencyFit, Selection
+from ._selection import LatencyFit, Selection, parse_selection
 from ._table import cost_table
 
 __all__ = [
     "ACTIVATION",
     "KINDS",
+    "MAX_UNITS",
     "NO_UNIT",
     "ON_REQUEST",
     "QUANTITIES",
@@ -57,6 +59,7 @@ __all__ = [
     "known_targets",
     "lock_other_kinds",
     "numbers_per_unit",
+    "parse_selection",
     "whole_axes",
     "with_no_unit",
 ]

@@ -7,7 +7,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from etp_graph._json import JsonReader, shorten
 from etp_graph.errors import PlanError
+
+_READ = JsonReader(PlanError)
+
+_LARGEST = 2**1000
+"""Largest amount that is read. Ratios of such amounts are finite floats; those of a real model are much smaller."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,12 +71,11 @@ class Cost:
         Raises:
             PlanError: this is no cost.
         """
-        try:
-            body = json.loads(source) if isinstance(source, str) else source
-            amounts = {"macs": body["macs"], "params": body["params"], **body.get("others", {})}
-            found = cls.of(amounts, tuple(body["uncounted"]))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise PlanError(f"this text is not a cost: {error!r}") from error
-        if not all(type(n) is int for n in amounts.values()) or not all(isinstance(n, str) for n in found.uncounted):
-            raise PlanError(f"this text is not a cost: {found}.")
-        return found
+        where = "this text is not a cost"
+        found = _READ.parse(source, where, fractions=False) if not isinstance(source, Mapping) else dict(source)
+        body = _READ.object(found, where, ("macs", "params", "uncounted"), optional=("others",))
+        counted = {"macs": body["macs"], "params": body["params"], **_READ.object(body.get("others", {}), where)}
+        amounts = {name: _READ.integer(n, f"{where}: {shorten(name)}", high=_LARGEST) for name, n in counted.items()}
+        names = list(body["uncounted"]) if isinstance(body["uncounted"], tuple) else body["uncounted"]
+        uncounted = [_READ.text(name, at) for at, name in _READ.items(names, f"{where}: uncounted")]
+        return cls.of(amounts, tuple(uncounted))

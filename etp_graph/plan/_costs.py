@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from ._cost import Cost
-from ._plan import ACTIVATION, Plan
+from ._plan import Plan
+from ._plan_json import ACTIVATION
 from ._positions import NO_UNIT, Positions, SlicedAxis
 from ._quantities import QUANTITIES, counted_quantities
 from ._selection import Selection

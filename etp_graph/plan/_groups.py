@@ -11,6 +11,9 @@ from torch import LongTensor, Tensor
 
 from etp_graph.errors import SelectionError
 
+MAX_UNITS = 2**26
+"""Most units that a file may name. A selection takes a byte for each; models of 400 billion numbers have a tenth."""
+
 Index = LongTensor | range
 """Positions along an axis, or the units that they belong to; a range if the values count up by one."""
 
@@ -30,6 +33,11 @@ def as_index(values: Tensor | Iterable[int]) -> Index:
         if torch.equal(tensor, torch.arange(start, start + tensor.numel(), device="cpu")):
             return range(start, start + tensor.numel())
     return tensor  # type: ignore[return-value]
+
+
+def index_length(indices: Iterable[Index]) -> int:
+    """Return the smallest axis length that contains all positions of the indices."""
+    return 1 + max(index[-1] if isinstance(index, range) else int(index.max()) for index in indices)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

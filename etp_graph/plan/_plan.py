@@ -16,17 +16,13 @@ from torch import nn
 from etp_graph.errors import PlanError
 from etp_graph.model import named_tensors, require_bare
 
+from ._attributes import check_attributes
 from ._cost import Cost
 from ._groups import Group, group_bytes, group_from_json, group_json
+from ._plan_json import parse_plan
 from ._quantities import Quantity, counted_quantities
 
 FORMAT = 1
-
-ACTIVATION = "~"
-"""Module name of entries that count units along an axis of an activation, for the cost only.
-
-Surgery must skip them, because they are not attributes of a module.
-"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,6 +181,7 @@ class Plan:
         for name in found:
             if name not in self.tensors:
                 raise PlanError(f"the model has a tensor {name!r} that the plan does not know: trace this model.")
+        check_attributes(model, self.groups)
 
     def _body(self, groups: Iterable[Group]) -> dict[str, Any]:
         return {
@@ -208,27 +205,22 @@ class Plan:
     @classmethod
     def from_json(cls, text: str) -> Plan:
         """Return the plan that :meth:`to_json` wrote. Raise :class:`PlanError` for any other text."""
-        try:
-            body = json.loads(text)
-            if body["format"] != FORMAT:
-                raise PlanError(f"plan format {body['format']!r} is unknown; this version reads format {FORMAT}.")
-            return cls(
-                groups=tuple(group_from_json(group) for group in body["groups"]),
-                tensors={name: tuple(shape) for name, shape in body["tensors"].items()},
-                parameters=tuple(body["parameters"]),
-                ops=tuple(
-                    Op(name=name, coefficient=coefficient, axes=tuple((tensor, axis) for tensor, axis in axes))
-                    for name, coefficient, axes in body["ops"]
-                ),
-                uncounted=tuple(body["uncounted"]),
-                modes=tuple(body["modes"]),
-                unreached=tuple(body["unreached"]),
-                notes=tuple(body["notes"]),
-                device=body["device"],
-                activations=dict(body["activations"]),
-            )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise PlanError(f"this text is not a plan: {error!r}") from error
+        body = parse_plan(text, FORMAT)
+        return cls(
+            groups=tuple(group_from_json(group) for group in body["groups"]),
+            tensors={name: tuple(shape) for name, shape in body["tensors"].items()},
+            parameters=tuple(body["parameters"]),
+            ops=tuple(
+                Op(name=name, coefficient=coefficient, axes=tuple((tensor, axis) for tensor, axis in axes))
+                for name, coefficient, axes in body["ops"]
+            ),
+            uncounted=tuple(body["uncounted"]),
+            modes=tuple(body["modes"]),
+            unreached=tuple(body["unreached"]),
+            notes=tuple(body["notes"]),
+            device=body["device"],
+            activations=dict(body["activations"]),
+        )
 
     def __str__(self) -> str:
         from ._table import plan_table

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import LongTensor, Tensor
 
-from ._groups import Group, Index, as_tensor
+from ._groups import Group, Index, as_tensor, index_length
 from ._plan import Plan
 
 Ints = npt.NDArray[np.int64]
@@ -48,11 +48,6 @@ def maps_of(pieces: Sequence[PlacedUnits], size: int) -> list[LongTensor]:
         for piece in pieces:
             _place_units(found, piece, size)
     return [torch.from_numpy(layer) for layer in found]  # type: ignore[misc]
-
-
-def index_length(indices: Iterable[Index]) -> int:
-    """Return the smallest axis length that contains all positions of the indices."""
-    return 1 + max(index[-1] if isinstance(index, range) else int(index.max()) for index in indices)
 
 
 def _place_units(found: list[Ints], piece: PlacedUnits, size: int) -> None:

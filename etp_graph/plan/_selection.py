@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from torch import BoolTensor, Tensor
 
-from etp_graph.errors import SelectionError
+from etp_graph._json import JsonReader, shorten
+from etp_graph.errors import PlanError, SelectionError
 
+from ._groups import MAX_UNITS
 from ._plan import Plan
 
 
@@ -55,15 +57,34 @@ class LatencyFit:
 
     @classmethod
     def from_dict(cls, body: Mapping[str, Any]) -> LatencyFit:
-        """Read the fit that :meth:`to_dict` wrote."""
-        layers = {str(name): (float(dense), float(pruned)) for name, (dense, pruned) in body.get("layers", {}).items()}
-        return cls(**{**body, "layers": layers})
+        """Return the fit that :meth:`to_dict` wrote. Raise :class:`PlanError` for anything else."""
+        where, read = "this is not the fit of a latency", JsonReader(PlanError)
+        values = read.object(dict(body) if isinstance(body, Mapping) else body, where, _FIT, optional=("layers",))
+        layers = {
+            name: _pair(read, pair, place)
+            for place, name, pair in read.entries(values.get("layers", {}), f"{where}: layers")
+        }
+        times = {name: read.number(values[name], f"{where}: {name}", low=0) for name in _FIT if name.endswith("_ms")}
+        if not times["target_ms"] or not times["measured_ms"]:
+            read.refuse(where, "a time is zero")
+        counts = {name: read.integer(values[name], f"{where}: {name}") for name in ("iterations", "round_to")}
+        return cls(**times, **counts, layers=layers)  # type: ignore[arg-type]  # floats and integers by name
 
     def __str__(self) -> str:
         return (
             f"target {self.target_ms:.3f} ms, predicted {self.predicted_ms:.3f} ms, "
             f"measured {self.measured_ms:.3f} ms ({self.speed_up:.2f}x; dense {self.dense_ms:.3f} ms)"
         )
+
+
+_FIT = ("target_ms", "predicted_ms", "measured_ms", "dense_ms", "iterations", "round_to")
+
+
+def _pair(read: JsonReader, value: Any, where: str) -> tuple[float, float]:
+    pair = tuple(read.number(entry, place, low=0) for place, entry in read.items(value, where))
+    if len(pair) != 2:
+        read.refuse(where, f"expected two times, got {shorten(value)}")
+    return pair[0], pair[1]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -112,11 +133,38 @@ class Selection:
     def from_json(cls, text: str) -> Selection:
         """Return the selection that :meth:`to_json` wrote. Raise :class:`SelectionError` for any other text."""
         keep: dict[str, BoolTensor] = {}
-        try:
-            for name, (size, removed) in json.loads(text).items():
-                mask = torch.ones(size, dtype=torch.bool, device="cpu")
-                mask[torch.tensor(removed, dtype=torch.int64, device="cpu")] = False
-                keep[name] = mask  # type: ignore[assignment]
-        except (TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
-            raise SelectionError(f"this text is not a selection: {error!r}") from error
+        for name, (size, removed) in parse_selection(_READER, text, "this text is not a selection").items():
+            mask = torch.ones(size, dtype=torch.bool, device="cpu")
+            mask[torch.tensor(removed, dtype=torch.int64, device="cpu")] = False
+            keep[name] = mask  # type: ignore[assignment]
         return cls(keep)
+
+
+_READER = JsonReader(SelectionError)
+
+
+def parse_selection(reader: JsonReader, text: object, where: str) -> dict[str, tuple[int, list[int]]]:
+    """Return for each group in the JSON of a selection its number of units, and the units that go; build no mask.
+
+    Args:
+        reader: raises the errors.
+        text: what :meth:`Selection.to_json` wrote.
+        where: the text's place, for errors.
+
+    Raises:
+        Exception: the error of ``reader``. The text is not a selection, or it names more than :data:`MAX_UNITS` units.
+    """
+    found: dict[str, tuple[int, list[int]]] = {}
+    total = 0
+    for place, name, entry in reader.entries(reader.parse(text, where, fractions=False), where):
+        pair = reader.list(entry, place)
+        if len(pair) != 2:
+            reader.refuse(place, f"expected [units, removed units], got {shorten(entry)}")
+        size = reader.integer(pair[0], place, high=MAX_UNITS)
+        removed = [reader.integer(unit, place, high=size - 1) for unit in reader.list(pair[1], place)]
+        reader.unique(removed, place)
+        found[name] = size, removed
+        total += size
+    if total > MAX_UNITS:
+        reader.refuse(where, f"{total} units, more than {MAX_UNITS}")
+    return found

@@ -34,8 +34,8 @@ def write_report(folder: str | os.PathLike[str], out: str | os.PathLike[str]) ->
     """
     text, file = page(read_report_data(folder)), Path(out)
     try:
-        file.write_text(text, encoding="utf8")
-    except OSError as error:
+        file.write_text(text, encoding="utf8", errors="backslashreplace")  # a path need not be UTF-8
+    except (OSError, ValueError) as error:
         raise EtpError(f"{file}: cannot be written ({error}). Check the folder and its permissions.") from error
     return file
 

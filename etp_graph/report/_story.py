@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from etp_graph._json import shorten
 from etp_graph.budget import Budget
 from etp_graph.checkpoint import MANIFEST_FILE, WEIGHTS_FILE, Manifest, read_manifest, read_weights
-from etp_graph.compression import JOURNAL_FILE, StepResult, read_journal, read_tensors
+from etp_graph.compression import JOURNAL_FILE, StepResult, model_folder, read_journal, read_plan, read_tensors
 from etp_graph.errors import CheckpointError, EtpError
 from etp_graph.methods import Method
 from etp_graph.plan import Cost, Group, LatencyFit, Plan, Selection, as_tensor
@@ -131,20 +132,22 @@ def _of_run(folder: Path) -> ReportData:
         method = Method.from_json({k.removeprefix("method."): v for k, v in arguments.items() if k[:7] == "method."})
         budget = Budget.from_json(arguments["budget"])
         by_name = {str(step["step"]).partition("-")[2]: step for step in steps}
+        rounds = min(method.rounds, len(steps))  # a round has several steps; a damaged number may be huge
         return ReportData(
             title=f"{method.name}: {budget.as_given}",
             facts=_facts(folder, method, budget, steps),
-            stages=list(_stages(by_name, method.rounds)),
-            widths=_widths(_selections(by_name, method.rounds), _plan(folder, by_name, 0)),
-            norms={r + 1: found for r in range(method.rounds) if (found := list(_norms(folder, by_name, r)))},
+            stages=list(_stages(by_name, rounds, many=method.rounds > 1)),
+            widths=_widths(_selections(by_name, rounds), _plan(folder, by_name, 0)),
+            norms={r + 1: found for r in range(rounds) if (found := list(_norms(folder, by_name, r)))},
             latency=_latency(by_name),
             unfinished=f"evaluate-finetuned-{method.rounds - 1}" not in by_name,
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
         if isinstance(error, EtpError):  # such as a force that is not registered in this process
             raise
         raise CheckpointError(
-            f"{folder / JOURNAL_FILE}: a step lacks what it should say ({error!r}). Restore the folder from a copy."
+            f"{folder / JOURNAL_FILE}: a step lacks what it should say ({shorten(error)}). "
+            "Restore the folder from a copy."
         ) from error
 
 
@@ -155,7 +158,7 @@ def _latency(by_name: Mapping[str, StepResult]) -> LatencyFit | None:
 
 def _facts(folder: Path, method: Method, budget: Budget, steps: Sequence[StepResult]) -> dict[str, str]:
     last = next((step for step in reversed(steps) if step["weights"]), None)
-    manifest = _manifest_facts(read_manifest(folder / str(last["step"]) / "model")) if last is not None else {}
+    manifest = _manifest_facts(read_manifest(model_folder(folder, last))) if last is not None else {}
     own = {name: _text(value) for name, value in method.to_dict().items()}
     asked = {f"budget, {name}": _text(value) for name, value in json.loads(budget.to_json()).items()}
     return {**{f"method, {name}": text for name, text in own.items()}, **asked, **manifest}
@@ -174,14 +177,14 @@ def _manifest_facts(manifest: Manifest) -> dict[str, str]:
     }
 
 
-def _stages(by_name: Mapping[str, StepResult], rounds: int) -> Iterator[MeasuredStage]:
+def _stages(by_name: Mapping[str, StepResult], rounds: int, *, many: bool) -> Iterator[MeasuredStage]:
     """Yield the finished stages: dense, then sparse, pruned and fine-tuned of each round."""
     if (dense := by_name.get("evaluate-dense-0")) is None:
         return
     cost = Cost.from_json(dense["cost"]) if "cost" in dense else None  # folders of older versions lack it
     yield _stage("dense", dense, cost, dense)
     for number in range(rounds):
-        of = f" {number + 1}" if rounds > 1 else ""
+        of = f" {number + 1}" if many else ""
         for name, work in (("sparse", "sparse"), ("pruned", "prune"), ("finetuned", "finetune")):
             found, done = by_name.get(f"evaluate-{name}-{number}"), by_name.get(f"{work}-{number}")
             if found is None or done is None:
@@ -208,8 +211,7 @@ def _selections(by_name: Mapping[str, StepResult], rounds: int) -> list[Selectio
 def _plan(folder: Path, by_name: Mapping[str, StepResult], number: int) -> Plan | None:
     """Return the plan of a round, or ``None`` if the folder does not hold it (folders of older versions)."""
     step = by_name.get(f"trace-{number}" if number else "evaluate-dense-0")
-    packed = read_tensors(folder, step).get("plan") if step is not None else None
-    return None if packed is None else Plan.from_json(packed.numpy().tobytes().decode())
+    return None if step is None else read_plan(folder, step)
 
 
 def _widths(selections: Sequence[Selection], plan: Plan | None) -> list[Width]:
@@ -240,7 +242,7 @@ def _norms(folder: Path, by_name: Mapping[str, StepResult], number: int) -> Iter
     distance = read_tensors(folder, sparse).get("distance") if sparse is not None else None
     if sparse is None or plan is None or distance is None or len(distance) != plan.n_units:
         return
-    home = folder / str(sparse["step"]) / "model"
+    home = model_folder(folder, sparse)
     norms = _group_norms(plan, read_weights(home / WEIGHTS_FILE, read_manifest(home)))
     chosen = by_name.get(f"prune-{number}")
     keep = torch.ones(plan.n_units, dtype=torch.bool, device="cpu")

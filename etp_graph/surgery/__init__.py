@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from ._cuts import WEIGHT_NORM_DIRECTION, Cut, find_cuts, find_optimizer_states
 from ._prune import prune_
-from ._record import Edit, SurgeryRecord, get_record, read_attribute, replace_data, set_record, write_attribute
+from ._record import (
+    Edit,
+    SurgeryRecord,
+    get_record,
+    read_attribute,
+    remove_record,
+    replace_data,
+    set_record,
+    write_attribute,
+)
 
 __all__ = [
     "WEIGHT_NORM_DIRECTION",
@@ -16,6 +25,7 @@ __all__ = [
     "get_record",
     "prune_",
     "read_attribute",
+    "remove_record",
     "replace_data",
     "set_record",
     "write_attribute",

@@ -50,6 +50,11 @@ def set_record(model: nn.Module, record: SurgeryRecord) -> None:
     model.__dict__[_KEY] = record
 
 
+def remove_record(model: nn.Module) -> None:
+    """Remove the record from the model, as before its first surgery."""
+    model.__dict__.pop(_KEY, None)
+
+
 def read_attribute(model: nn.Module, edit: Edit) -> int:
     """Return the present value of the attribute that an edit names."""
     value = getattr(model.get_submodule(edit.module), edit.name)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import re
+import shutil
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -20,6 +20,7 @@ from etp_graph.report import page, write_report
 from etp_graph.report._story import MeasuredStage, NormHistogram, ReportData, Width, read_report_data
 from etp_graph.units import Units
 from tests.support.command_line import invoke
+from tests.support.journals import copy_steps, read_body, write_body
 from tests.support.training_loops import Loop, run, toy
 
 VOID = {"meta"}
@@ -109,13 +110,11 @@ def test_norms_are_those_of_the_units_after_sparse_training(folder: Path) -> Non
 
 
 def test_a_run_that_goes_on_is_shown_as_far_as_it_came(folder: Path, tmp_path: Path) -> None:
-    body = json.loads((folder / JOURNAL_FILE).read_text())
+    body = read_body(folder)
     whole = [step["step"] for step in body["steps"]]
     for length in range(len(whole) + 1):
-        for name in whole[:length]:
-            if not (tmp_path / name).exists():
-                (tmp_path / name).symlink_to(folder / name)
-        (tmp_path / JOURNAL_FILE).write_text(json.dumps({**body, "steps": body["steps"][:length]}))
+        copy_steps(folder, tmp_path, whole[:length])
+        write_body(tmp_path, {**body, "steps": body["steps"][:length]})
         story = read_report_data(tmp_path)
         assert story.unfinished == (length < len(whole))
         assert len(story.stages) <= length
@@ -124,12 +123,12 @@ def test_a_run_that_goes_on_is_shown_as_far_as_it_came(folder: Path, tmp_path: P
 
 
 def test_a_folder_of_before_has_no_plan_and_no_dense_cost(folder: Path, tmp_path: Path) -> None:
-    body = json.loads((folder / JOURNAL_FILE).read_text())
+    body = read_body(folder)
     del body["steps"][0]["cost"]
-    for step in body["steps"][1:]:
-        (tmp_path / step["step"]).symlink_to(folder / step["step"])
-    (tmp_path / body["steps"][0]["step"]).symlink_to(folder / body["steps"][1]["step"])  # tensors without a plan
-    (tmp_path / JOURNAL_FILE).write_text(json.dumps(body))
+    first, *others = [step["step"] for step in body["steps"]]
+    copy_steps(folder, tmp_path, others)
+    shutil.copytree(tmp_path / others[0], tmp_path / first)  # tensors without a plan
+    write_body(tmp_path, body, files=False)
     story = read_report_data(tmp_path)
     assert (story.stages[0].macs, story.stages[-1].macs is None) == (None, False)
     assert list(story.norms) == [2]
@@ -239,11 +238,10 @@ def test_a_folder_that_holds_something_else_is_one_message(tmp_path: Path, conte
 
 
 def test_a_step_that_lacks_its_metric_is_named(folder: Path, tmp_path: Path) -> None:
-    body = json.loads((folder / JOURNAL_FILE).read_text())
+    body = read_body(folder)
     del body["steps"][0]["metric"]
-    for step in body["steps"]:
-        (tmp_path / step["step"]).symlink_to(folder / step["step"])
-    (tmp_path / JOURNAL_FILE).write_text(json.dumps(body))
+    copy_steps(folder, tmp_path, [step["step"] for step in body["steps"]])
+    write_body(tmp_path, body)
     with pytest.raises(CheckpointError, match="metric"):
         read_report_data(tmp_path)
 

@@ -1,0 +1,163 @@
+"""Check the JSON of a plan before anything is made of it, so that damage shows here and not during surgery."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from etp_graph._json import JsonReader, shorten
+from etp_graph.errors import PlanError
+
+from ._groups import MAX_UNITS
+
+_KEYS = (*"format groups tensors parameters ops uncounted modes unreached notes device activations".split(),)
+
+_GROUP = (*"name kind n_units slices attributes blocks multiple min_units locked".split(),)
+
+_LARGEST_TERM = 2**200
+"""Largest number of operations or of elements in a tensor, so that sums and ratios of a few fit into a float."""
+
+_READ = JsonReader(PlanError, "Trace the model again, or restore the text from a copy.")
+
+ACTIVATION = "~"
+"""Module name of entries that count units along an axis of an activation, for the cost only.
+
+Surgery must skip them, because they are not attributes of a module.
+"""
+
+
+def parse_plan(text: object, known_format: int) -> dict[str, Any]:
+    """Return the object in the JSON text of a plan, after a check of its content.
+
+    Names refer to entries that exist, positions lie within their tensors, units within their groups, and nothing is
+    so large that reading it takes the machine's memory. Keys that this version does not know are left to the caller.
+
+    Raises:
+        PlanError: the text is no plan, is of an unknown format, or contradicts itself.
+    """
+    where = "this text is not a plan"
+    body = _READ.object(_READ.parse(text, where, fractions=False), where)
+    if type(body.get("format")) is not int or body["format"] != known_format:
+        found = shorten(body.get("format"))
+        raise PlanError(f"plan format {found} is unknown; this version reads format {known_format}.")
+    _READ.object(body, where, _KEYS, optional=None)
+    shapes = {
+        name: [_READ.integer(size, at) for at, size in _READ.items(shape, at)]
+        for at, name, shape in _READ.entries(body["tensors"], f"{where}: tensors")
+    }
+    for name, shape in shapes.items():
+        if prod(shape) > _LARGEST_TERM:
+            _READ.refuse(f"{where}: tensors", f"{shorten(name)} has more elements than any tensor")
+    activations = {
+        name: _READ.integer(size, at) for at, name, size in _READ.entries(body["activations"], f"{where}: activations")
+    }
+    _check_lists(body, shapes, where)
+    _check_ops(body["ops"], shapes, activations, f"{where}: ops")
+    groups = [
+        _check_group(group, at, shapes, activations) for at, group in _READ.items(body["groups"], f"{where}: groups")
+    ]
+    _READ.unique((name for name, _ in groups), f"{where}: groups")
+    if (total := sum(n_units for _, n_units in groups)) > MAX_UNITS:
+        _READ.refuse(where, f"{total} units, more than {MAX_UNITS}")
+    return body
+
+
+def _check_lists(body: Mapping[str, Any], shapes: Mapping[str, Any], where: str) -> None:
+    for name in _READ.texts(body["parameters"], f"{where}: parameters"):
+        if name not in shapes:
+            _READ.refuse(f"{where}: parameters", f"{shorten(name)} is no tensor of it")
+    for key in ("uncounted", "modes", "unreached", "notes"):
+        for at, value in _READ.items(body[key], f"{where}: {key}"):
+            _READ.text(value, at)
+    _READ.text(body["device"], f"{where}: device")
+
+
+def _check_ops(value: Any, shapes: Mapping[str, list[int]], activations: Mapping[str, int], where: str) -> None:
+    for at, op in _READ.items(value, where):
+        if len(_READ.list(op, at)) != 3:
+            _READ.refuse(at, f"expected [name, coefficient, axes], got {shorten(op)}")
+        _READ.text(op[0], at)
+        term = _READ.integer(op[1], at)
+        for pair in _READ.list(op[2], at):
+            if len(_READ.list(pair, at)) != 2:
+                _READ.refuse(at, f"expected [tensor, axis], got {shorten(pair)}")
+            name = _READ.text(pair[0], at)
+            n_axes = len(shapes[name]) if name in shapes else int(name in activations)
+            axis = _READ.integer(pair[1], f"{at}: axis of {shorten(name)}", high=n_axes - 1)
+            term *= shapes[name][axis] if name in shapes else activations[name]
+        if term > _LARGEST_TERM:
+            _READ.refuse(at, "counts more operations than any model has")
+
+
+def _check_group(
+    value: Any, where: str, shapes: Mapping[str, list[int]], activations: Mapping[str, int]
+) -> tuple[str, int]:
+    """Check one group; return its name and its number of units."""
+    group = _READ.object(value, where, _GROUP, optional=None)
+    name = _READ.text(group["name"], f"{where}: name")
+    _READ.text(group["kind"], f"{where}: kind")
+    n_units = _READ.integer(group["n_units"], f"{where}: n_units", high=MAX_UNITS)
+    for key in ("blocks", "multiple", "min_units"):
+        _READ.integer(group[key], f"{where}: {key}", low=int(key != "min_units"), high=MAX_UNITS)
+    if n_units % group["blocks"]:
+        _READ.refuse(where, f"{n_units} units in {group['blocks']} blocks of equal length")
+    if group["locked"] is not None:
+        _READ.text(group["locked"], f"{where}: locked")
+    for at, piece in _READ.items(group["slices"], f"{where}: slices"):
+        if len(_READ.list(piece, at)) != 5 or type(piece[0]) is not str or piece[0] not in shapes:
+            _READ.refuse(
+                at, f"expected [tensor, axis, index, unit, passive] with a tensor of the plan, got {shorten(piece)}"
+            )
+        shape = shapes[piece[0]]
+        axis = _READ.integer(piece[1], f"{at}: axis", high=len(shape) - 1)
+        _check_positions(piece[2], piece[3], at, size=shape[axis], n_units=n_units)
+        _READ.boolean(piece[4], at)
+    for at, attribute in _READ.items(group["attributes"], f"{where}: attributes"):
+        _check_attribute(attribute, at, n_units, activations)
+    return name, n_units
+
+
+def _check_attribute(value: Any, where: str, n_units: int, activations: Mapping[str, int]) -> None:
+    if len(_READ.list(value, where)) != 5:
+        _READ.refuse(where, f"expected [module, name, item, index, unit], got {shorten(value)}")
+    module, name = _READ.text(value[0], where), _READ.text(value[1], where)
+    if value[2] is not None:
+        _READ.integer(value[2], f"{where}: item", low=-64, high=63)
+    size = MAX_UNITS
+    if module == ACTIVATION:
+        size = activations.get(name, 0)
+    elif not name.isidentifier() or name.startswith("_"):
+        _READ.refuse(where, f"{shorten(name)} is not the name of a public attribute")
+    if not _check_positions(value[3], value[4], where, size=size, n_units=n_units):
+        _READ.refuse(where, "counts no position")
+
+
+def _check_positions(index: Any, unit: Any, where: str, *, size: int, n_units: int) -> int:
+    """Check positions along an axis of ``size`` and the units that they belong to; return how many there are."""
+    count = _check_index(index, f"{where}: index", size)
+    if count != _check_index(unit, f"{where}: unit", n_units):
+        _READ.refuse(where, "has not one unit for each position")
+    return count
+
+
+def _check_index(value: Any, where: str, size: int) -> int:
+    """Check a list or a range of integers from 0 to ``size - 1``; return its length."""
+    if type(value) is dict:
+        ends = _READ.list(_READ.object(value, where, ("range",))["range"], where)
+        if len(ends) != 2:
+            _READ.refuse(where, f"expected [start, stop], got {shorten(ends)}")
+        start = _READ.integer(ends[0], where, high=size)
+        return _READ.integer(ends[1], where, low=start, high=size) - start
+    entries = _READ.list(value, where)
+    if not entries:
+        return 0
+    try:
+        numbers = np.asarray(entries)
+    except ValueError:  # lists of different lengths
+        numbers = np.asarray("")
+    if numbers.ndim != 1 or numbers.dtype.kind != "i" or numbers.min() < 0 or numbers.max() >= size:
+        _READ.refuse(where, f"expected integers from 0 to {size - 1}, got {shorten(entries)}")
+    return len(entries)
