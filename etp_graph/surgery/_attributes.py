@@ -80,7 +80,8 @@ def _edited(old: Any, edits: Sequence[Edit]) -> Any:
 
 
 def _write(module: nn.Module, name: str, old: Any, new: Any) -> Change:
-    return Change(lambda: setattr(module, name, new), lambda: setattr(module, name, old))
+    """Return the change of one attribute. Undoing it does not call a setter of the user's class, which may have raised."""
+    return Change(lambda: setattr(module, name, new), lambda: vars(module).__setitem__(name, old))
 
 
 def require_agreement(model: nn.Module, cuts: Mapping[str, Cut], edits: Sequence[Edit]) -> None:

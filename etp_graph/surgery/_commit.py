@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-_ATTEMPTS = 100
-"""Number of exceptions after which undoing is given up. Each is a new interrupt from outside."""
+_ATTEMPTS = 5
+"""Number of exceptions in a row after which undoing one change is given up. An interrupt from outside is one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,18 +56,20 @@ def commit_changes(changes: Sequence[Change]) -> None:
 
 
 def undo_changes(changes: Sequence[Change]) -> None:
-    """Undo all changes, the last one first. Further interrupts are raised when everything is undone."""
-    pending, late = list(changes), list[BaseException]()
+    """Undo all changes, the last one first. Further exceptions are raised when everything else is undone."""
+    pending, late, failures = list(changes), list[BaseException](), 0
     while pending:
         try:
             with torch._C.DisableTorchFunction():
                 while pending:
                     pending[-1].undo()
                     pending.pop()
+                    failures = 0
         except BaseException as error:
             late.append(error)
-            if len(late) > _ATTEMPTS:
-                raise
+            failures += 1
+            if failures > _ATTEMPTS:
+                pending.pop()
     if late:
         raise late[-1]
 

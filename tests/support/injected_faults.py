@@ -98,10 +98,11 @@ def describe(value: Any) -> Any:
     if isinstance(value, Tensor):
         grad = describe(value.grad) if value.is_leaf and value.grad is not None else None
         dense = value.detach().to_dense()
-        return (id(value) if isinstance(value, nn.Parameter) else None, type(value).__name__, str(value.layout),
-                str(value.dtype), tuple(dense.stride()), dense.tolist(), value.requires_grad, grad)  # fmt: skip
+        own = id(value) if isinstance(value, nn.Parameter) else None
+        layout = (str(value.layout), str(value.dtype), tuple(dense.shape), dense.stride(), value.requires_grad)
+        return own, type(value).__name__, layout, dense.numpy().tobytes(), grad
     if isinstance(value, nn.Module):
-        return {name: (id(m), type(m), describe(vars(m))) for name, m in value.named_modules(remove_duplicate=False)}
+        return {name: (id(m), type(m), describe(vars(m))) for name, m in value.named_modules()}
     if isinstance(value, torch.optim.Optimizer):
         return describe([list(value.state.items()), value.param_groups, getattr(value, "_numel_cache", None)])
     if isinstance(value, dict):
