@@ -6,6 +6,7 @@ from ._cuts import WEIGHT_NORM_DIRECTION, Cut, find_cuts
 from ._optimizer_states import OnUncuttable, Optimizers, list_optimizers, require_full_shapes
 from ._prune import Surgery, prepare_surgery, prune_
 from ._record import Edit, SurgeryRecord, get_record, read_attribute, replace_data, set_record, write_attribute
+from ._rehearsal import rehearse_cut, require_cuttable
 
 __all__ = [
     "WEIGHT_NORM_DIRECTION",
@@ -21,7 +22,9 @@ __all__ = [
     "prepare_surgery",
     "prune_",
     "read_attribute",
+    "rehearse_cut",
     "replace_data",
+    "require_cuttable",
     "require_full_shapes",
     "set_record",
     "write_attribute",
