@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as tensor_bytes
 from torch import Tensor
@@ -16,7 +18,7 @@ from etp_graph.errors import CheckpointError
 
 STATE_FILE = "etp_graph.safetensors"
 
-_KEY = "etp_graph"
+_KEY, _DIGEST = "etp_graph", "sha256"
 
 
 def write_state(state: Mapping[str, Any], folder: Path) -> None:
@@ -29,7 +31,8 @@ def write_state(state: Mapping[str, Any], folder: Path) -> None:
     tensors = {name: value for name, value in (force or {}).items() if isinstance(value, Tensor)}
     plain = {key: value for key, value in force.items() if key not in tensors} if force is not None else None
     with storage_errors(folder):
-        content = tensor_bytes(tensors, metadata={_KEY: json.dumps({**state, "regularizer": plain})})
+        text = json.dumps({**state, "regularizer": plain})
+        content = tensor_bytes(tensors, metadata={_KEY: text, _DIGEST: _digest(text, tensors)})
         replace_file(folder / STATE_FILE, content)
 
 
@@ -46,12 +49,28 @@ def read_state(folder: Path) -> dict[str, Any]:
         )
     try:
         with safe_open(file, framework="pt") as stream:
-            state = json.loads((stream.metadata() or {})[_KEY])
-            if state["regularizer"] is not None:
-                state["regularizer"] |= {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{file}: is damaged ({error!r}). Restore it, or use another checkpoint.") from error
-    return dict(state)
+            metadata = stream.metadata() or {}
+            tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
+        # version 0.1.0 wrote no digest
+        if metadata.get(_DIGEST, digest := _digest(metadata[_KEY], tensors)) != digest:
+            raise ValueError("its SHA-256 is another")
+        state = dict(json.loads(metadata[_KEY]))
+        if state["regularizer"] is not None:
+            state["regularizer"] |= tensors
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError, RecursionError) as error:
+        said = f"{error!r}"[:200]
+        raise CheckpointError(f"{file}: is damaged ({said}). Restore it, or use another checkpoint.") from error
+    return state
+
+
+def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of the plain values and of the tensors, with their names and types."""
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def require_equal_shapes(model: Mapping[str, Tensor], saved: Mapping[str, Tensor], *, remedy: str) -> None:

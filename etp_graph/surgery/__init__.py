@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ._commit import hold_signals
 from ._cuts import WEIGHT_NORM_DIRECTION, Cut, find_cuts
 from ._optimizer_states import OnUncuttable, Optimizers, list_optimizers, require_full_shapes
 from ._prune import Surgery, prepare_surgery, prune_
@@ -18,6 +19,7 @@ __all__ = [
     "SurgeryRecord",
     "find_cuts",
     "get_record",
+    "hold_signals",
     "list_optimizers",
     "prepare_surgery",
     "prune_",

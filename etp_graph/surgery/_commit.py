@@ -38,21 +38,31 @@ def commit_changes(changes: Sequence[Change]) -> None:
         BaseException: what a change raised, or what interrupted it. Nothing has changed then. An interrupt by a signal
             is raised after the last change, and everything has changed then.
     """
+    hold_signals(lambda: _apply(changes))
+
+
+def hold_signals(action: Callable[[], object]) -> None:
+    """Run an action while handlers of signals wait. They run afterwards, and may raise (``KeyboardInterrupt``)."""
     signals = _HeldSignals()
     try:
         try:
             signals.hold()
-            with torch._C.DisableTorchFunction():  # a mode that is active outside must not see or refuse the swap
-                for change in changes:
-                    change.apply()
-        except BaseException:
-            undo_changes(changes)
-            raise
+            action()
         finally:
             signals.release()
     finally:
         signals.release()
         signals.deliver()
+
+
+def _apply(changes: Sequence[Change]) -> None:
+    try:
+        with torch._C.DisableTorchFunction():  # a mode that is active outside must not see or refuse the swap
+            for change in changes:
+                change.apply()
+    except BaseException:
+        undo_changes(changes)
+        raise
 
 
 def undo_changes(changes: Sequence[Change]) -> None:
@@ -108,14 +118,14 @@ class _HeldSignals:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._arrived.append((number, frame))
-        if not _is_inside_commit(frame):  # an exception kept release() from running
+        if not _is_held(frame):  # an exception kept release() from running
             self.release()
             self.deliver()
 
 
-def _is_inside_commit(frame: FrameType | None) -> bool:
+def _is_held(frame: FrameType | None) -> bool:
     while frame is not None:
-        if frame.f_code is commit_changes.__code__:
+        if frame.f_code is hold_signals.__code__:
             return True
         frame = frame.f_back
     return False

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from etp_graph.errors import PlanError
-from etp_graph.model import is_sharded
+from etp_graph.model import inner_optimizer, is_sharded
 
 from ._commit import Change
 from ._cuts import Cut
@@ -55,7 +55,7 @@ class _Survey:
 
 
 def list_optimizers(optimizers: Optimizers) -> tuple[Optimizer, ...]:
-    """Return the optimizers as a tuple, without repetitions.
+    """Return the optimizers inside of their wrappers as a tuple, without repetitions.
 
     Raises:
         PlanError: one of them is not a PyTorch optimizer.
@@ -67,7 +67,8 @@ def list_optimizers(optimizers: Optimizers) -> tuple[Optimizer, ...]:
             raise PlanError(
                 f"optimizer: expected a torch.optim.Optimizer or a list of them, not {type(one).__name__}; unwrap it."
             )
-    return tuple({id(one): one for one in found}.values())
+    inner = [inner_optimizer(one) for one in found]
+    return tuple({id(one): one for one in inner}.values())
 
 
 def check_choice(on_uncuttable: str) -> None:

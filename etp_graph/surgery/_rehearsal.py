@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from etp_graph.errors import PlanError
-from etp_graph.model import inner_optimizer, is_sharded, preserved_rng
+from etp_graph.model import is_sharded, preserved_rng
 
 from ._optimizer_states import OnUncuttable, Optimizers, check_choice, find_uncuttable, list_optimizers, refusal
 
@@ -29,8 +29,7 @@ def rehearse_cut(optimizers: Optimizers) -> list[str]:
     An optimizer of which no copy can step says nothing; surgery looks at its states then.
     """
     found = []
-    for given in list_optimizers(optimizers):
-        optimizer = inner_optimizer(given)
+    for optimizer in list_optimizers(optimizers):
         unknown = find_uncuttable(optimizer)
         if not unknown and not optimizer.state:
             unknown = _unknown_after_a_step(optimizer)
