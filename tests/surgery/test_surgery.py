@@ -194,13 +194,6 @@ def test_a_compiled_model_is_refused() -> None:
         etp.prune_(compiled, toy_plan(), some_selection(toy_plan()))  # type: ignore[arg-type]
 
 
-def test_state_that_cannot_be_cut_is_refused() -> None:
-    model, plan = randomized(), toy_plan()
-    optimizer = torch.optim.Adafactor(model.parameters())
-    step(model, optimizer, 0)
-    refuse(model, plan, some_selection(plan), etp.PlanError, "cannot be cut", optimizer)
-
-
 def test_removing_zero_units_changes_nothing() -> None:
     """After training with the proximal force, units that reached zero are free to go."""
     torch.manual_seed(0)
