@@ -189,15 +189,19 @@ class Regularizer:
         Raises:
             PlanError: the state belongs to another plan.
             ForceError: this is not a state, or it has another format, is damaged, or was saved with other settings.
+                Nothing has changed then.
         """
-        self.steps_done, distance, pending = read_state(state, self.plan, self.settings)
+        steps, distance, pending = read_state(state, self.plan, self.settings)
+        kappa = checked_vector(state.get("kappa"), "kappa", self._pending) if self.settings.kappa == "mean" else None
+        held = {name: getattr(self._steering, name) for name in ("losers", "sensitivity") if self._steering is not None}
+        steered = {name: checked_vector(state.get(name), name, like) for name, like in held.items()}
+        self.steps_done = steps  # everything is checked
         self.set_distances(distance)
         self._pending = pending.to(self._pending, copy=True)
-        if self.settings.kappa == "mean":
-            self._pull.set_kappa(checked_vector(state.get("kappa"), "kappa", self._pending))
-        if self._steering is not None:
-            for name in ("losers", "sensitivity"):
-                setattr(self._steering, name, checked_vector(state.get(name), name, getattr(self._steering, name)))
+        if kappa is not None:
+            self._pull.set_kappa(kappa)
+        for name, value in steered.items():
+            setattr(self._steering, name, value)
 
     # Hooks of one step of all optimizers.
     def _begin(self) -> None:
