@@ -7,18 +7,16 @@ pruning sets their filters to zero at intervals.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from etp_graph.budget import Budget, allocate
 from etp_graph.collect import silence_
 from etp_graph.errors import ForceError
 from etp_graph.methods import Method
 from etp_graph.plan import Plan
-from etp_graph.regularizer import Regularizer
+from etp_graph.regularizer import JointSteps, Optimizers, Regularizer, inner_optimizers
 
 Losers = Callable[[], Tensor]
 """Function that returns the losers, bool [n_units] on the CPU."""
@@ -51,28 +49,28 @@ class PushLosers:
         self.regularizer = regularizer
         self.at = at
         self._losers = losers
-        self._handles: list[Any] = []
+        self._steps: JointSteps | None = None
 
     @property
     def steps_done(self) -> int:
         """Number of optimizer steps so far."""
         return self.regularizer.steps_done
 
-    def attach(self, optimizer: Optimizer) -> None:
+    def attach(self, optimizer: Optimizers) -> None:
         """Choose the losers now if ``at`` is 0; else apply the force to all units and choose after step ``at``."""
         if self.at == 0:
             self._push(self._losers())
             return
         self._push(torch.ones(self.regularizer.plan.n_units, device="cpu"))
-        self._handles = [optimizer.register_step_post_hook(self._after)]
+        self._steps = JointSteps(inner_optimizers(optimizer), end=self._after)
 
     def detach(self) -> None:
         """Remove the hook from the optimizer."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
+        if self._steps is not None:
+            self._steps.remove()
+        self._steps = None
 
-    def _after(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _after(self) -> None:
         if self.steps_done == self.at:
             self._push(self._losers())
 
@@ -99,21 +97,22 @@ class SilenceLosers:
         self.steps_done = 0
         self.every = every
         self._model, self._plan, self._losers = model, plan, losers
-        self._handles: list[Any] = []
+        self._steps: JointSteps | None = None
 
-    def attach(self, optimizer: Optimizer) -> None:
+    def attach(self, optimizer: Optimizers) -> None:
         """Count the steps of this optimizer, and set filters to zero after every ``every`` of them."""
-        self._handles = [optimizer.register_step_post_hook(self._after)]
+        self._steps = JointSteps(inner_optimizers(optimizer), end=self._after)
 
     def detach(self) -> None:
         """Set the filters of the losers to zero, unless the last step did so, and remove the hook."""
-        for handle in self._handles:
-            handle.remove()
-        if self._handles and self.steps_done % self.every:
+        if self._steps is None:
+            return
+        self._steps.remove()
+        if self.steps_done % self.every:
             silence_(self._model, self._plan, self._losers())
-        self._handles = []
+        self._steps = None
 
-    def _after(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _after(self) -> None:
         self.steps_done += 1
         if self.steps_done % self.every == 0:
             silence_(self._model, self._plan, self._losers())

@@ -5,14 +5,13 @@ from __future__ import annotations
 from typing import Literal
 
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from etp_graph.budget import Budget
 from etp_graph.collect import Observations
 from etp_graph.errors import ForceError
 from etp_graph.methods import Method
 from etp_graph.plan import Plan
-from etp_graph.regularizer import Regularizer
+from etp_graph.regularizer import Optimizers, Regularizer, inner_optimizers
 
 from ._calibration import WeightsUnchanged
 from ._losers import PushLosers, SilenceLosers, acts_besides_force, find_losers
@@ -70,13 +69,13 @@ class Phase:
         """True if the method acts in this phase, so that an optimizer must be attached."""
         return self.name == "sparse" and self.method.sparse
 
-    def attach(self, optimizer: Optimizer, *, steps: int | None = None) -> Regularizer | None:
+    def attach(self, optimizer: Optimizers, *, steps: int | None = None) -> Regularizer | None:
         """Apply the method's force in every ``optimizer.step()`` of this phase. Call it before the first step.
 
         In the phase ``calibrate`` it makes the optimizer's steps leave the weights unchanged.
 
         Args:
-            optimizer: the optimizer that trains the model; create a new one in every phase.
+            optimizer: the optimizer that trains the model, or a list of several; create new ones in every phase.
             steps: number of optimizer steps of the phase. Methods whose strength changes during the phase, such as
                 ``etp``, need it; others ignore it.
 
@@ -91,18 +90,19 @@ class Phase:
         if not self._open:
             raise ForceError(f"the {self.name} phase is over; every call of train gets a phase of its own.")
         if self._kept is not None:
-            self._kept.hold(optimizer)
+            for one in inner_optimizers(optimizer):
+                self._kept.hold(one)
         if not self.forced:
             return None
         if self.regularizer is not None or self._action is not None:
             raise ForceError(
-                "an optimizer is attached to this phase already: one optimizer holds all parameters of the plan."
+                "an optimizer is attached to this phase already: pass several as one list, attach([a, b])."
             )
         found = self.method.regularizer(self._model, self._plan, steps=steps, budget=self._budget)
         who = find_losers(self._model, self._plan, self.method, self._budget)
         acts = acts_besides_force(self.method, found, who, model=self._model, plan=self._plan, steps=steps)
         if found is not None:
-            found.attach(optimizer)
+            found.attach(optimizer, rehearse_surgery=False)  # surgery goes without it
         if acts is not None:
             acts.attach(optimizer)
         self.regularizer, self._action, self.steps = found, acts, steps

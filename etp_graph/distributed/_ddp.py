@@ -7,16 +7,15 @@ communication.
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim import Optimizer
 
 from etp_graph.errors import PlanError
 from etp_graph.plan import Plan, Selection
-from etp_graph.surgery import prune_ as prune_here_
+from etp_graph.surgery import OnUncuttable, Optimizers, Surgery, hold_signals, prepare_surgery
 
 from ._agreement import Group, agree_on_selection, raise_everywhere
 
@@ -26,10 +25,15 @@ def prune_(
     plan: Plan,
     selection: Selection | None = None,
     *,
-    optimizer: Optimizer | None = None,
+    optimizer: Optimizers = None,
+    also: nn.Module | Iterable[nn.Module] = (),
+    on_uncuttable: OnUncuttable = "refuse",
     group: Group | None = None,
 ) -> Selection:
     """Remove on every rank the units that rank 0's selection drops, in place. Every rank of the group must call this.
+
+    All ranks prepare their surgery, agree that it can be done, and then commit it. If it fails on one rank for any
+    reason, no rank's model has changed.
 
     The wrapper of the model keeps the old shapes, so wrap the model again afterwards; see :func:`rewrap`.
 
@@ -37,7 +41,7 @@ def prune_(
         model: the bare model of this rank, not its wrapper.
         plan: the plan of this rank; it must be the same everywhere.
         selection: the selection of rank 0; ignored on other ranks.
-        optimizer: as for :func:`etp_graph.prune_`.
+        optimizer, also, on_uncuttable: as for :func:`etp_graph.prune_`.
         group: the process group; default: all processes.
 
     Returns:
@@ -45,14 +49,30 @@ def prune_(
 
     Raises:
         PlanError: there is no process group, the model is a wrapper, plans differ between ranks, or rank 0 has no
-            selection. This is raised on all ranks, and no model has changed. Also if surgery failed on some ranks: the
-            message names them, and the models of the others are pruned.
+            selection; or surgery fails on some ranks, whom the message names (an optimizer of another model, a lack of
+            memory). This is raised on all ranks, and no model has changed.
         SelectionError: the selection violates a constraint of the plan; raised on all ranks, no model has changed.
     """
     chosen = agree_on_selection(model, plan, selection, group)
-    act = partial(prune_here_, model, plan, chosen, optimizer=optimizer)
-    raise_everywhere(act, "The models of the other ranks are pruned.", group, PlanError)
+    ready: list[Surgery] = []
+
+    def prepare() -> None:
+        ready.append(
+            prepare_surgery(model, plan, chosen, optimizer=optimizer, also=also, on_uncuttable=on_uncuttable)
+        )
+
+    raise_everywhere(prepare, "No model was changed.", group, PlanError)
+    hold_signals(lambda: _commit_everywhere(ready[0], group))
     return chosen
+
+
+def _commit_everywhere(surgery: Surgery, group: Group | None) -> None:
+    """Commit on all ranks. If one fails, or does not answer, undo it on this one."""
+    try:
+        raise_everywhere(surgery.commit, "No model was changed.", group, PlanError)
+    except BaseException:
+        surgery.undo()
+        raise
 
 
 def rewrap(wrapped: DistributedDataParallel, **options: Any) -> DistributedDataParallel:

@@ -27,7 +27,7 @@ from etp_graph.errors import PlanError
 from etp_graph.graph import trace
 from etp_graph.model import all_tensors, named_tensors
 from etp_graph.plan import Plan, Selection, with_no_unit
-from etp_graph.surgery import WEIGHT_NORM_DIRECTION, Cut, find_cuts, find_optimizer_states, prune_
+from etp_graph.surgery import WEIGHT_NORM_DIRECTION, Cut, find_cuts, prune_, require_full_shapes
 
 from . import _reshard as reshard
 from ._reshard import Build
@@ -156,7 +156,7 @@ def _ready(
     if normed := [name for name in cuts if name.endswith(WEIGHT_NORM_DIRECTION)]:
         raise PlanError(f"{normed[0]} is weight-normalised, which needs whole tensors: remove the parametrization.")
     if optimizer is not None:
-        find_optimizer_states(optimizer, cuts)
+        require_full_shapes(optimizer, cuts)
     manifest: Manifest = describe_model(model, sharded=True)
     small = reshard.skeleton(build, manifest)
     prune_(small, plan.to("meta"), selection)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Unpack
 
 from torch import nn
-from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
 
 from etp_graph import distributed
@@ -21,7 +20,7 @@ from etp_graph.methods import Method, get
 from etp_graph.model import require_bare
 from etp_graph.plan import CostModel, Plan, Selection
 from etp_graph.regularizer import Regularizer
-from etp_graph.surgery import get_record, prune_
+from etp_graph.surgery import OnUncuttable, Optimizers, get_record, list_optimizers, prune_, require_cuttable
 
 FORMAT = 1
 
@@ -50,6 +49,8 @@ class Pruning:
         ignore: names or patterns of modules whose units all stay.
         plan: the plan of the model, if it is traced already.
         check: as for :func:`etp_graph.trace`.
+        on_uncuttable: what to do with states of the optimizer that surgery cannot cut, see :func:`etp_graph.prune_`.
+            ``"refuse"`` raises the error when training begins.
         targets: the target, ``speed_up=2`` for example, see :class:`etp_graph.Budget`. Give exactly one, or ``budget``.
 
     Attributes:
@@ -78,6 +79,7 @@ class Pruning:
         ignore: str | Sequence[str] = (),
         plan: Plan | None = None,
         check: bool | Literal["auto"] = "auto",
+        on_uncuttable: OnUncuttable = "refuse",
         **targets: Unpack[Targets],
     ) -> None:
         if plan is not None and (ignore or prune is not None):
@@ -86,7 +88,7 @@ class Pruning:
         _check_method(self.method)
         _check_moment(prune_at)
         self.budget = budget_of(budget, self.method, targets)
-        self.example_inputs, self.prune_at = example_inputs, prune_at
+        self.example_inputs, self.prune_at, self.on_uncuttable = example_inputs, prune_at, on_uncuttable
         self.stage: Stage = "idle"
         self.prune_step: int | None = None
         self.plan: Plan | None = None
@@ -96,13 +98,13 @@ class Pruning:
         self._begun, self._cut = 0, ""
         self._saved: Mapping[str, Any] | None = None
         self._model: nn.Module | None = None
-        self._optimizer: Optimizer | None = None
+        self._optimizers: Optimizers = None
         self._together = False
 
     def begin(
         self,
         model: nn.Module,
-        optimizer: Optimizer,
+        optimizer: Optimizers,
         *,
         done: int = 0,
         total: int | None,
@@ -115,7 +117,7 @@ class Pruning:
 
         Args:
             model: the model, not a wrapper of it.
-            optimizer: the optimizer that trains it.
+            optimizer: the optimizer that trains it, or a list of several.
             done: number of optimizer steps before this training; 0 unless it is resumed.
             total: number of optimizer steps at the end of training; ``None`` if unknown.
             per_epoch: number of optimizer steps in an epoch; ``None`` if unknown.
@@ -134,14 +136,20 @@ class Pruning:
                 "or parameters."
             )
         self._release()
-        self._model, self._optimizer, self._together = model, optimizer, together
+        self._model, self._optimizers, self._together = model, list_optimizers(optimizer), together
         saved, self._saved = self._saved, None
         self.prune_step = step = prune_step_of(self.prune_at, total=total, per_epoch=per_epoch)
-        self._begun, self._cut = (int(saved["begun"]), str(saved["cut"])) if saved else (done, "")
+        self._begun, self._cut = (saved["begun"], saved["cut"]) if saved else (done, "")
         if self._cut or done >= step:
             self._check_cut(model, done)
             self.stage = "finetune"
             return
+        self._on_all_ranks(lambda: self._prepare(model, saved, step), "Training did not begin.")
+        self.stage = "sparse"
+
+    def _prepare(self, model: nn.Module, saved: Mapping[str, Any] | None, step: int) -> None:
+        """Trace the model, rehearse surgery, and attach the force."""
+        require_cuttable(self._optimizers, self.on_uncuttable)
         self.plan = self._given or self._traced(model)
         # A dry run of scoring and allocation, so that errors appear before training and not at surgery.
         scores = self.method.scores(model, self.plan)
@@ -150,8 +158,20 @@ class Pruning:
         found = self.method.regularizer(model, self.plan, steps=step - self._begun, budget=aim)
         if found is not None and saved and saved["regularizer"] is not None:
             found.load_state_dict(saved["regularizer"])
-        self.regularizer = found.attach(optimizer) if found is not None else None
-        self.stage = "sparse"
+        if found is not None:
+            assert self._optimizers is not None
+            self.regularizer = found.attach(self._optimizers, rehearse_surgery=False)  # rehearsed above
+
+    def _on_all_ranks(self, action: Callable[[], object], consequence: str) -> None:
+        """Run an action. If several processes train the model and it fails on one, raise the error on all."""
+        if not self._together:
+            action()
+            return
+        try:
+            distributed.raise_everywhere(action, consequence, None, PlanError)
+        except BaseException:
+            self._release()
+            raise
 
     def _aim(self, rehearsed: Selection, saved: Mapping[str, Any] | None) -> Budget:
         """Return the regularizer's budget: for a latency target, the MACs of the dry run's selection."""
@@ -172,7 +192,23 @@ class Pruning:
         if self.stage != "sparse" or self.prune_step is None or done < self.prune_step:
             return False
         assert self._model is not None
-        assert self._optimizer is not None
+        assert self.plan is not None
+        chosen: list[Selection] = []
+        self._on_all_ranks(lambda: chosen.append(self._select(done)), "The model was not changed.")
+        selection = chosen[0]
+        if self._together:
+            selection = distributed.prune_(
+                self._model, self.plan, selection, optimizer=self._optimizers, on_uncuttable=self.on_uncuttable
+            )
+        else:
+            prune_(self._model, self.plan, selection, optimizer=self._optimizers, on_uncuttable=self.on_uncuttable)
+        self._release()
+        self.selection, self.stage, self._cut = selection, "finetune", self.plan.fingerprint
+        return True
+
+    def _select(self, done: int) -> Selection:
+        """Return which units stay, after a check that the force acted."""
+        assert self._model is not None
         assert self.plan is not None
         force = self.regularizer
         if force is not None and force.steps_done == 0:
@@ -181,14 +217,7 @@ class Pruning:
                 "stepped is not the one that training began with. Keep one optimizer for the whole training."
             )
         scores = self.method.scores(self._model, self.plan, regularizer=force)
-        selection = allocate(self._model, self.plan, scores, budget=self.budget, example_inputs=self.example_inputs)
-        if self._together:
-            selection = distributed.prune_(self._model, self.plan, selection, optimizer=self._optimizer)
-        else:
-            prune_(self._model, self.plan, selection, optimizer=self._optimizer)
-        self._release()
-        self.selection, self.stage, self._cut = selection, "finetune", self.plan.fingerprint
-        return True
+        return allocate(self._model, self.plan, scores, budget=self.budget, example_inputs=self.example_inputs)
 
     def finish(self) -> None:
         """Remove the force at the end of training. Warn if surgery has not taken place."""
@@ -216,11 +245,7 @@ class Pruning:
         Raises:
             CheckpointError: ``state`` is not such a state, or has another format.
         """
-        if state.keys() != {"format", "begun", "cut", "regularizer"} or state["format"] != FORMAT:
-            raise CheckpointError(
-                f"found {sorted(state)} where the state of a pruning of format {FORMAT} should be: use a checkpoint "
-                "that this version of etp_graph wrote."
-            )
+        check_state(state)
         self._saved = state
 
     @property
@@ -246,6 +271,24 @@ class Pruning:
         if self.regularizer is not None:
             self.regularizer.detach()
         self.regularizer = None
+
+
+def check_state(state: object) -> None:
+    """Raise :class:`CheckpointError` unless this is a state that :meth:`Pruning.state` returned."""
+    keys = {"format", "begun", "cut", "regularizer"}
+    found = sorted(map(str, state))[:9] if isinstance(state, Mapping) else type(state).__name__
+    if not isinstance(state, Mapping) or state.keys() != keys or state["format"] != FORMAT:
+        raise CheckpointError(
+            f"found {found} where the state of a pruning of format {FORMAT} should be: use a checkpoint that this "
+            "version of etp_graph wrote."
+        )
+    begun, cut, force = state["begun"], state["cut"], state["regularizer"]
+    sound = isinstance(begun, int) and not isinstance(begun, bool) and begun >= 0 and isinstance(cut, str)
+    if not sound or not (force is None or (isinstance(force, Mapping) and not cut)):
+        raise CheckpointError(
+            f"the state of the pruning is damaged: begun={begun!r:.50}, cut={cut!r:.80}, regularizer="
+            f"{'none' if force is None else 'there'}. Restore it, or use another checkpoint."
+        )
 
 
 def prune_step_of(prune_at: int | float | Epochs, *, total: int | None, per_epoch: int | None) -> int:

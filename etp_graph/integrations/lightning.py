@@ -12,12 +12,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from etp_graph.checkpoint import describe_model, parse_manifest, restore_
 from etp_graph.distributed import rewrap
-from etp_graph.errors import CheckpointError, ForceError, PlanError
+from etp_graph.errors import CheckpointError, PlanError
 from etp_graph.model import all_tensors
 from etp_graph.surgery import SurgeryRecord, get_record
 
 from ._state import require_equal_shapes
-from .core import Epochs, Pruning
+from .core import Epochs, Pruning, check_state
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer
@@ -47,8 +47,8 @@ class PruningCallback(Pruning, Callback):
     checkpoint before it loads the weights.
 
     At surgery every ``ModelCheckpoint`` and ``EarlyStopping`` forgets the best value so far, which a dense model
-    reached. Files of earlier checkpoints are kept. The trainer must have one optimizer, and run in one process or with
-    ``strategy="ddp"``.
+    reached. Files of earlier checkpoints are kept. The trainer must run in one process or with ``strategy="ddp"``. If it
+    has several optimizers, each must step equally often; a step of the pruning is then one of each.
 
     Args:
         example_inputs: as for :func:`etp_graph.trace`.
@@ -72,6 +72,8 @@ class PruningCallback(Pruning, Callback):
 
         def cut_before_loading(checkpoint: dict[str, Any]) -> None:
             loading(checkpoint)
+            if (state := checkpoint.get("callbacks", {}).get(self.state_key)) is not None:
+                check_state(state)  # before the module changes
             cut_(pl_module, checkpoint, module=self.module)
 
         pl_module.__dict__["on_load_checkpoint"] = cut_before_loading
@@ -92,10 +94,8 @@ class PruningCallback(Pruning, Callback):
                 f"the trainer runs {trainer.world_size} processes by {type(trainer.strategy).__name__}, and this "
                 'callback knows DistributedDataParallel: use strategy="ddp", or one process.'
             )
-        if len(trainer.optimizers) != 1:
-            raise ForceError(f"found {len(trainer.optimizers)} optimizers: one has to hold all parameters of the plan.")
         self.begin(
-            self._part(pl_module), trainer.optimizers[0], done=trainer.global_step,
+            self._part(pl_module), trainer.optimizers, done=_steps_done(trainer),
             total=_whole(trainer.estimated_stepping_batches),
             per_epoch=_whole(trainer.num_training_batches / trainer.accumulate_grad_batches), together=together,
         )  # fmt: skip
@@ -104,7 +104,7 @@ class PruningCallback(Pruning, Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Perform surgery if it is due."""
-        if self.advance(trainer.global_step):
+        if self.advance(_steps_done(trainer)):
             for callback in trainer.callbacks:  # type: ignore[attr-defined]
                 _forget_best(callback)
             if isinstance(trainer.strategy.model, DistributedDataParallel):
@@ -178,6 +178,11 @@ def _weights(checkpoint: Mapping[str, Any], module: str) -> dict[str, Tensor]:
     return {
         name.removeprefix(prefix): value for name, value in checkpoint["state_dict"].items() if name.startswith(prefix)
     }
+
+
+def _steps_done(trainer: Trainer) -> int:
+    """Return the number of steps of each optimizer; the trainer counts the steps of all of them."""
+    return trainer.global_step // max(1, len(trainer.optimizers))
 
 
 def _whole(number: float) -> int | None:

@@ -18,7 +18,7 @@ from etp_graph.errors import CheckpointError, PlanError
 from etp_graph.surgery import SurgeryRecord, get_record
 
 from ._state import STATE_FILE, read_state, require_equal_shapes, write_state
-from .core import Epochs, Pruning
+from .core import Epochs, Pruning, check_state
 
 try:
     from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -69,7 +69,13 @@ class PruningCallback(Pruning, TrainerCallback):
         """
         folder = Path(checkpoint)
         state = read_state(folder)
+        check_state(state)  # before the model changes
         record = read_manifest(folder).record if (folder / MANIFEST_FILE).exists() else SurgeryRecord()
+        if state["cut"] and state["cut"] not in record.fingerprints:
+            raise CheckpointError(
+                f"{folder}: its state tells of surgery {state['cut'][:12]!r}, and its manifest does not: files of two "
+                "checkpoints were mixed. Use another checkpoint."
+            )
         if get_record(model) not in (SurgeryRecord(), record):
             raise CheckpointError(
                 f"{folder}: the model was cut in another way than this checkpoint's: build the dense model anew."

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,11 @@ from etp_graph.model import is_sharded
 from etp_graph.plan import Plan, as_tensor, with_no_unit
 from etp_graph.units import Units
 
+K = TypeVar("K", bound=Hashable)
+
+Owner = tuple[int, int]
+"""Position of an optimizer among those that train the model, and index of one of its parameter groups."""
+
 
 class Binding:
     """Sliced parameters of one model, found once and checked cheaply in every step.
@@ -24,7 +29,7 @@ class Binding:
         active: True for units that a force may act on, bool [n_units]: their group is not locked, and they have no
             frozen slice.
         frozen: name of each group that is not locked but has frozen slices -> names of the frozen parameters.
-        owner: name of each trainable parameter -> index of its parameter group in the optimizer; see :meth:`hold`.
+        owner: name of each trainable parameter -> its optimizer and parameter group; see :meth:`find_owners`.
     """
 
     def __init__(self, model: nn.Module, plan: Plan, units: Units) -> None:
@@ -49,7 +54,7 @@ class Binding:
         self._flags: tuple[bool, ...] | None = None
         self.active = torch.zeros(0, device="cpu")
         self.frozen: dict[str, tuple[str, ...]] = {}
-        self.owner: dict[str, int] = {}
+        self.owner: dict[str, Owner] = {}
         self.refresh()
 
     @torch.no_grad()
@@ -98,20 +103,26 @@ class Binding:
                     raise ForceError(f"{name} is gathered on every process: call model.reshard() before the step.")
                 raise ForceError(f"{name} is another parameter than when the regularizer was made: make it anew.")
 
-    def find_owners(self, optimizer: Optimizer) -> None:
-        """Find the parameter group of each trainable parameter that a force acts on.
+    def find_owners(self, optimizers: Sequence[Optimizer]) -> None:
+        """Find the optimizer and the parameter group of each trainable parameter that a force acts on.
 
         Raises:
             ForceError: a parameter is in no group, or no unit is left for the force to act on.
         """
-        index = {id(p): i for i, group in enumerate(optimizer.param_groups) for p in group["params"]}
+        index = {
+            id(p): (which, number)
+            for which, optimizer in reversed(list(enumerate(optimizers)))
+            for number, group in enumerate(optimizer.param_groups)
+            for p in group["params"]
+        }
         wanted = dict.fromkeys(s.tensor for g in self.plan.prunable for s in g.slices if s.tensor in self.tensors)
         trainable = [name for name in wanted if self.tensors[name].requires_grad]
         absent = [name for name in trainable if id(self.tensors[name]) not in index]
         if absent:
             raise ForceError(
-                f"the optimizer does not hold {quoted(absent)}, on which the force has to act: give it all parameters "
-                "of the model (model.parameters()), or freeze these (requires_grad_(False)), or lock their groups."
+                f"the optimizer{' does' if len(optimizers) == 1 else 's do'} not hold {quoted(absent)}, on which the "
+                "force has to act: give it all parameters of the model (model.parameters()), attach all optimizers "
+                "(attach([a, b])), or freeze these (requires_grad_(False)), or lock their groups."
             )
         if not bool(self.active.any()):
             raise ForceError(f"no unit is left for the force to act on: {self.describe_frozen()}")
@@ -122,10 +133,16 @@ class Binding:
         return 4 * max(torch.finfo(self.tensors[name].dtype).eps for name in self.owner)
 
     @torch.no_grad()
-    def add_gradient_(self, pull: Tensor, *, signs: bool = False) -> None:
-        """Add to the gradient of each slice its weights (or their signs) times the ``pull`` [n_units] of its unit."""
+    def add_gradient_(self, pull: Tensor, *, signs: bool = False, names: Iterable[str] | None = None) -> None:
+        """Add to the gradient of each slice its weights (or their signs) times the ``pull`` [n_units] of its unit.
+
+        Args:
+            pull: the factor of each unit.
+            signs: add signs of weights instead of weights.
+            names: the parameters; default: all on which a force acts.
+        """
         parts = self._units.positions(with_no_unit(pull, 0))
-        for name in self.owner:
+        for name in self.owner if names is None else names:
             tensor = self.tensors[name]
             if tensor.grad is None:
                 tensor.grad = torch.zeros_like(tensor)
@@ -136,14 +153,14 @@ class Binding:
                 grad.addcmul_(values, factor)
 
     @torch.no_grad()
-    def scale_(self, factors: Mapping[int, Tensor]) -> None:
+    def scale_(self, factors: Mapping[Owner, Tensor]) -> None:
         """Multiply every slice of every unit by the unit's factor.
 
         Args:
-            factors: index of the parameter group -> factors [n_units] for the slices that it holds.
+            factors: optimizer and parameter group -> factors [n_units] for the slices that it holds.
         """
-        for index, factor in factors.items():
-            mine = {name: self.tensors[name] for name, owner in self.owner.items() if owner == index}
+        for place, factor in factors.items():
+            mine = {name: self.tensors[name] for name, owner in self.owner.items() if owner == place}
             self._units.scale_(mine, with_no_unit(factor, 1))
 
     def describe_frozen(self) -> str:
@@ -157,9 +174,14 @@ class Binding:
         )
 
 
-def step_size(group: Mapping[str, Any]) -> float | Tensor:
-    """Return η_eff = lr·(1 − dampening)/(1 − momentum), the change of a weight per step if its gradient stays 1."""
+def step_size(group: Mapping[str, Any], optimizer: Optimizer | None = None) -> float | Tensor:
+    """Return η_eff = lr·(1 − dampening)/(1 − momentum), the change of a weight per step if its gradient stays 1.
+
+    The momentum of Muon is that of a mean, which does not enlarge steps.
+    """
     rate, momentum = group.get("lr"), group.get("momentum", 0)
+    if type(optimizer).__name__ == "Muon":
+        momentum = 0
     if rate is None:
         raise ForceError("the optimizer sets its learning rate itself (lr=None), so mode='prox' has no step size.")
     if not 0 <= momentum < 1:
@@ -178,13 +200,13 @@ def maximum(values: Sequence[float | Tensor]) -> float | Tensor:
     return found
 
 
-def prox_factors(ratio: Tensor, ripe: Tensor, sizes: Mapping[int, float | Tensor]) -> dict[int, Tensor]:
+def prox_factors(ratio: Tensor, ripe: Tensor, sizes: Mapping[K, float | Tensor]) -> dict[K, Tensor]:
     """Return max(0, 1 − η_i/η_max·ratio) for ripe units and 1 for others, [n_units] for each parameter group i.
 
     Args:
         ratio: η_max β κ F(d_u)/‖w_u‖, [n_units].
         ripe: True for units whose force is applied now, bool [n_units].
-        sizes: η_i by index of the parameter group.
+        sizes: η_i by parameter group.
     """
     most = maximum(list(sizes.values()))
     # Avoid 0/0 if a learning rate of zero is a tensor. If plain numbers are all zero, this function is not called.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -66,9 +68,13 @@ class Pull:
         return self._units.squares(self._binding.tensors).sqrt()
 
     @torch.no_grad()
-    def products(self) -> Tensor:
-        """Compute ⟨∇_u L, w_u⟩ over the part of this process, [rows, n_units]; a missing gradient counts as zero."""
-        return self._units.partial((name, _product(w)) for name, w in self._binding.tensors.items())
+    def products(self, names: Iterable[str] | None = None) -> Tensor:
+        """Compute ⟨∇_u L, w_u⟩ over the part of this process, [rows, n_units]; a missing gradient counts as zero.
+
+        ``names`` restricts the sum to these parameters.
+        """
+        tensors = self._binding.tensors
+        return self._units.partial((name, _product(tensors[name])) for name in (tensors if names is None else names))
 
     @torch.no_grad()
     def norms_beside(self, rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,11 +13,13 @@ from torch.optim import Optimizer
 from etp_graph._config import change_fields, show_fields
 from etp_graph.errors import ForceError, PlanError
 from etp_graph.forces import Force
-from etp_graph.model import after_gradients, inner_optimizer
+from etp_graph.model import after_gradients
 from etp_graph.plan import Plan
+from etp_graph.surgery import rehearse_cut
 from etp_graph.units import Units
 
-from ._binding import Binding, maximum, prox_factors, step_size
+from ._binding import Binding, Owner, maximum, prox_factors, step_size
+from ._joint_steps import JointSteps, Optimizers, inner_optimizers
 from ._pull import Pull
 from ._settings import FORMAT, RegularizerSettings, checked_vector, read_state
 from ._steering import LoserScore, Steering
@@ -55,8 +57,8 @@ class Regularizer:
         self._units = Units(model, plan, locked=False)
         self._binding = Binding(model, plan, self._units)
         self._pending = torch.zeros(plan.n_units, dtype=self._units.dtype, device=self._units.device)
-        self._optimizer: Optimizer | None = None
-        self._handles: list[Any] = []
+        self._steps: JointSteps | None = None
+        self._gradient: Tensor | None = None
         self._pull = Pull(plan, self.settings, self._units, self._binding)
         self._pull.check()
         self._steering = Steering(model, plan, self.settings, self._pull) if self.settings.steered else None
@@ -141,39 +143,45 @@ class Regularizer:
         return (pull * torch.where(positive, squares, 1.0).sqrt() * positive).sum()
 
     # Use in a training loop.
-    def attach(self, optimizer: Optimizer) -> Regularizer:
+    def attach(self, optimizer: Optimizers, *, rehearse_surgery: bool = True) -> Regularizer:
         """Apply the force in every ``optimizer.step()`` from now on. Return the regularizer, for use in ``with``.
 
         With ``mode="loss"`` this only counts steps, for schedules and ``refresh_every``.
+
+        Args:
+            optimizer: the optimizer that trains the model, or a list of several that share its parameters. A step is
+                then over when each of them has stepped.
+            rehearse_surgery: warn if surgery will not be able to cut the states of the optimizer. Set it to False if
+                surgery will go without the optimizer.
 
         Raises:
             ForceError: the regularizer is already attached, ``optimizer`` is not a :class:`torch.optim.Optimizer`, or
                 it lacks a parameter that the force has to act on.
             PlanError: the model no longer fits the plan.
         """
-        optimizer = inner_optimizer(optimizer)
-        if self._optimizer is not None:
+        optimizers = inner_optimizers(optimizer)
+        if self._steps is not None:
             raise ForceError("this regularizer is already attached; detach() it first.")
         self.plan.check(self.model)
         self._binding.check()
         self._binding.refresh()
-        self._binding.find_owners(optimizer)
+        self._binding.find_owners(optimizers)
         if self.settings.mode == "prox":
-            self._sizes(optimizer)
+            self._sizes(optimizers)
         if self._binding.frozen:
             warnings.warn(self._binding.describe_frozen(), stacklevel=2)
+        for reason in rehearse_cut(optimizers) if rehearse_surgery else ():
+            warnings.warn(f"surgery after this training will refuse its optimizer: {reason}", stacklevel=2)
         if self.steps_done == 0 and self.settings.order == "importance":
             self._pull.rank()
-        self._optimizer = optimizer
-        before = optimizer.register_step_pre_hook(self._before)
-        self._handles = [before, optimizer.register_step_post_hook(self._after)]
+        self._steps = JointSteps(optimizers, begin=self._begin, before=self._before, end=self._after)
         return self
 
     def detach(self) -> None:
         """Remove the hooks that :meth:`attach` added to the optimizer. Does nothing if not attached."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles, self._optimizer = [], None
+        if self._steps is not None:
+            self._steps.remove()
+        self._steps, self._gradient = None, None
 
     def __enter__(self) -> Regularizer:
         return self
@@ -203,80 +211,109 @@ class Regularizer:
         Raises:
             PlanError: the state belongs to another plan.
             ForceError: this is not a state, or it has another format, is damaged, or was saved with other settings.
+                Nothing has changed then.
         """
-        self.steps_done, distance, pending = read_state(state, self.plan, self.settings)
+        steps, distance, pending = read_state(state, self.plan, self.settings)
+        kappa = checked_vector(state.get("kappa"), "kappa", self._pending) if self.settings.kappa == "mean" else None
+        held = {name: getattr(self._steering, name) for name in ("losers", "sensitivity") if self._steering is not None}
+        steered = {name: checked_vector(state.get(name), name, like) for name, like in held.items()}
+        self.steps_done = steps  # everything is checked
         self.set_distances(distance)
         self._pending = pending.to(self._pending, copy=True)
-        if self.settings.kappa == "mean":
-            self._pull.set_kappa(checked_vector(state.get("kappa"), "kappa", self._pending))
-        if self._steering is not None:
-            for name in ("losers", "sensitivity"):
-                setattr(self._steering, name, checked_vector(state.get(name), name, getattr(self._steering, name)))
+        if kappa is not None:
+            self._pull.set_kappa(kappa)
+        for name, value in steered.items():
+            setattr(self._steering, name, value)
 
-    # Hooks of one optimizer step.
-    def _before(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Check the parameters before the step changes anything, then add the force to gradients or observe them."""
+    # Hooks of one step of all optimizers.
+    def _begin(self) -> None:
+        """Check the parameters before the step changes anything."""
         self._binding.check()
         if self._binding.refresh():
-            self._binding.find_owners(optimizer)
+            self._binding.find_owners(self._optimizers)
+        self._gradient = None
+
+    def _before(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Add the force to the gradients of one optimizer, or observe them."""
         if self._steering is not None:
-            act = self._steering.observe if self._steering.observes(self.steps_done) else None
+            act = self._observe if self._steering.observes(self.steps_done) else None
         else:
             act = self._add_gradient if self.settings.mode == "gradient" and self._due() else None
         return None if act is None else after_gradients(act, optimizer, args, kwargs)
 
-    def _after(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _after(self) -> None:
         """Apply the force of the mode ``prox`` after the step, count the step, and rank the units again if due."""
         if self._steering is not None:
-            self._steer(optimizer, self._steering)
+            self._steer(self._steering)
         elif self.settings.mode == "prox":
-            self._shrink(optimizer)
+            self._shrink()
         self.steps_done += 1
         if self.settings.refresh_every and self.steps_done % self.settings.refresh_every == 0:
             self._pull.rank()
 
-    def _sizes(self, optimizer: Optimizer | None = None) -> dict[int, float | Tensor]:
+    @property
+    def _optimizers(self) -> tuple[Optimizer, ...]:
+        return () if self._steps is None else self._steps.optimizers
+
+    def _sizes(self, optimizers: tuple[Optimizer, ...] | None = None) -> dict[Owner, float | Tensor]:
         """Return the step size of each parameter group on which a force acts; empty while not attached."""
-        groups = () if (found := optimizer or self._optimizer) is None else found.param_groups
-        return {index: step_size(groups[index]) for index in set(self._binding.owner.values()) if groups}
+        held = self._optimizers if optimizers is None else optimizers
+        owners = dict.fromkeys(self._binding.owner.values()) if held else {}
+        return {(which, group): step_size(held[which].param_groups[group], held[which]) for which, group in owners}
+
+    def _names_of(self, optimizer: Optimizer) -> list[str] | None:
+        """Return the names of the parameters that one optimizer steps; ``None`` if there is no other optimizer."""
+        if len(self._optimizers) == 1:
+            return None
+        which = next(i for i, one in enumerate(self._optimizers) if one is optimizer)
+        return [name for name, (held_by, _) in self._binding.owner.items() if held_by == which]
+
+    def _share_taken(self) -> float | Tensor:
+        """Return 0 if a fused optimizer skipped its step because gradients overflowed, else 1."""
+        flags = [getattr(one, "found_inf", None) for one in self._optimizers]
+        return 1 - maximum([flag for flag in flags if flag is not None])
 
     def _due(self) -> bool:
         return (self.steps_done + 1) % self.settings.every == 0
 
+    def _observe(self, optimizer: Optimizer) -> None:
+        assert self._steering is not None
+        names = self._names_of(optimizer)
+        if names is None or names:
+            self._steering.observe(optimizer, names)
+
     @torch.no_grad()
     def _add_gradient(self, optimizer: Optimizer) -> None:
-        """Add the force: ∇_u <- ∇_u + β κ F(d_u) w_u/‖w_u‖ (Torque eq. 11-13); add nothing for a unit at zero."""
-        norms = self._pull.norms()
-        pull = self._pull(norms) * (self.strength * self.settings.every)
-        if not self.force.squared and not self.force.elementwise:
-            pull = torch.where(norms > 0, pull / norms, 0.0)
-        scale = getattr(optimizer, "grad_scale", None)
+        """Add the force: ∇_u <- ∇_u + β κ F(d_u) w_u/‖w_u‖ (Torque eq. 11-13); add nothing for a unit at zero.
+
+        All optimizers take the force of the weights from before the first of them stepped.
+        """
+        if self._gradient is None:
+            norms = self._pull.norms()
+            pull = self._pull(norms) * (self.strength * self.settings.every)
+            plain = self.force.squared or self.force.elementwise
+            self._gradient = pull if plain else torch.where(norms > 0, pull / norms, 0.0)
+        pull, scale = self._gradient, getattr(optimizer, "grad_scale", None)
         if scale is not None:  # a fused optimizer divides by GradScaler's factor later, in its own step
             pull = pull * scale.to(pull)
-        self._binding.add_gradient_(pull, signs=self.force.elementwise)
+        self._binding.add_gradient_(pull, signs=self.force.elementwise, names=self._names_of(optimizer))
 
     @torch.no_grad()
-    def _steer(self, optimizer: Optimizer, steering: Steering) -> None:
+    def _steer(self, steering: Steering) -> None:
         """Shrink units as the budget requires. All slices of a unit have one ratio, so they reach zero together."""
-        ratio = steering.ratio(self.steps_done)
-        skipped = getattr(optimizer, "found_inf", None)
-        if skipped is not None:
-            ratio = ratio * (1 - skipped)
-        self._binding.scale_(dict.fromkeys(self._sizes(optimizer), 1 - ratio))
+        ratio = steering.ratio(self.steps_done) * self._share_taken()
+        self._binding.scale_(dict.fromkeys(self._sizes(), 1 - ratio))
 
     @torch.no_grad()
-    def _shrink(self, optimizer: Optimizer) -> None:
+    def _shrink(self) -> None:
         """Apply w_u <- w_u·max(0, 1 − η_eff β κ F(d_u)/‖w_u‖), with the η_eff of the slice's parameter group.
 
         The force is summed in ``_pending`` until it is due and large enough for the number format of the weights.
         Otherwise it could be lost: bfloat16 rounds a factor of 1 − 1e-4 to 1.
         """
-        sizes = self._sizes(optimizer)
+        sizes = self._sizes()
         most = maximum(list(sizes.values()))
-        push: float | Tensor = self.strength * most
-        skipped = getattr(optimizer, "found_inf", None)
-        if skipped is not None:  # a fused optimizer skips its step if gradients overflowed
-            push = push * (1 - skipped)
+        push = self.strength * most * self._share_taken()
         norms = self._pull.norms() if self._due() or self.force.squared or self.force.adaptive else None
         pull = self._pull(norms) * push
         self._pending += pull * norms if self.force.squared and norms is not None else pull

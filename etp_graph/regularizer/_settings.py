@@ -40,6 +40,8 @@ Beta = float | Literal["auto"]
 
 FORMAT = 1
 
+_MOST_STEPS = 10**12
+
 _EXPONENTIAL = forces.Exponential()
 
 
@@ -221,10 +223,20 @@ class RegularizerSettings(ForceSettings):
         """Raise :class:`ForceError` if ``other`` (from ``to_dict``) differs; the message names every such field."""
         mine = self.describe()
         differ = [
-            f"{k}: {other.get(k)!r}, here {mine.get(k)!r}" for k in {**mine, **other} if other.get(k) != mine.get(k)
+            f"{k}: {other.get(k)!r:.80}, here {mine.get(k)!r}"
+            for k in {**mine, **other}
+            if not _equal(other.get(k), mine.get(k))
         ]
         if differ:
             raise ForceError(f"the state was saved with other settings ({'; '.join(differ)}): use the same ones.")
+
+
+def _equal(found: object, mine: object) -> bool:
+    """Compare two values of settings; a damaged state may hold anything."""
+    try:
+        return bool(found == mine)
+    except (RuntimeError, TypeError, ValueError):
+        return False
 
 
 show_fields(RegularizerSettings)(RegularizerSettings.__init__)
@@ -237,32 +249,40 @@ def read_state(state: Mapping[str, Any], plan: Plan, settings: RegularizerSettin
         PlanError: the state belongs to another plan.
         ForceError: this is not a state, or it has another format, is damaged, or was saved with other settings.
     """
-    missing = {"format", "plan", "settings", "steps_done", "distance", "pending"} - set(state)
-    if missing or state["format"] != FORMAT:
+    needed = {"format", "plan", "settings", "steps_done", "distance", "pending"}
+    missing = needed - set(state) if isinstance(state, Mapping) else needed
+    if missing or type(state["format"]) is not int or state["format"] != FORMAT:
         raise ForceError(f"this is not a regularizer's state of format {FORMAT}; missing: {sorted(missing)}.")
+    if not isinstance(state["settings"], Mapping) or not isinstance(state["plan"], str):
+        raise ForceError("this state is damaged: it names no plan or no settings. Restore it from a copy.")
     if state["plan"] != plan.fingerprint:
         raise PlanError("this state was saved with another plan; make the regularizer with that plan.")
     settings.require_equal(state["settings"])
-    distance, pending, steps = (
-        torch.as_tensor(state["distance"], device="cpu"),
-        torch.as_tensor(state["pending"], device="cpu"),
-        state["steps_done"],
-    )
-    sound = all(tuple(v.shape) == (plan.n_units,) and bool(v.isfinite().all()) for v in (distance, pending))
-    if not sound or not isinstance(steps, int) or steps < 0:
-        raise ForceError(
-            f"this state is damaged: expected finite vectors of shape [{plan.n_units}] and a count of steps."
-        )
+    like, steps = torch.zeros(plan.n_units, device="cpu"), state["steps_done"]
+    distance, pending = (checked_vector(state[name], name, like, exact=False) for name in ("distance", "pending"))
+    if not isinstance(steps, int) or isinstance(steps, bool) or not 0 <= steps < _MOST_STEPS:
+        raise ForceError(f"this state is damaged: steps_done={steps!r:.50} is no number of steps.")
+    if bool((distance < 0).any()) or bool((distance > 1).any()) or bool((pending < 0).any()):
+        raise ForceError("this state is damaged: distances lie in [0, 1], and a pending force is not negative.")
     return steps, distance, pending
 
 
-def checked_vector(value: object, name: str, like: Tensor) -> Tensor:
+def checked_vector(value: object, name: str, like: Tensor, *, exact: bool = True) -> Tensor:
     """Return a copy of a vector of a state, on the device of ``like``.
 
     Raises:
-        ForceError: this is not a finite vector with the shape and dtype of ``like``.
+        ForceError: this is not a finite vector with the shape and dtype of ``like``. Without ``exact``, numbers of any
+            floating-point type will do, also in a list.
     """
-    sound = isinstance(value, Tensor) and value.shape == like.shape and value.dtype == like.dtype
-    if not sound or not bool(torch.as_tensor(value).isfinite().all()):
-        raise ForceError(f"this state is damaged: {name} has to be a finite vector, {like.dtype} {list(like.shape)}.")
-    return torch.as_tensor(value).to(like.device, copy=True)
+    found = value
+    if not exact and not isinstance(value, Tensor):
+        try:
+            found = torch.as_tensor(value, device="cpu")
+        except (TypeError, ValueError, RuntimeError, OverflowError):
+            found = None
+    sound = isinstance(found, Tensor) and found.shape == like.shape and found.layout == torch.strided
+    if sound and isinstance(found, Tensor) and not found.is_meta:
+        typed = found.dtype == like.dtype if exact else found.is_floating_point()
+        if typed and bool(found.isfinite().all()):
+            return found.detach().to(like.device, copy=True)
+    raise ForceError(f"this state is damaged: {name} has to be a finite vector, {like.dtype} {list(like.shape)}.")

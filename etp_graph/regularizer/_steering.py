@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -123,12 +123,16 @@ class Steering:
         return self._observes and done % max(1, self.interval // 4) == 0
 
     @torch.no_grad()
-    def observe(self, optimizer: Optimizer) -> None:
-        """Store ⟨∇_u L, w_u⟩ of every unit before the optimizer's step; :meth:`ratio` uses it after the step."""
-        products, scale = self._pull.products(), getattr(optimizer, "grad_scale", None)
-        self._products = (
-            products if scale is None else products / scale.to(products)
-        )  # a fused optimizer divides the gradients by GradScaler's factor later, in its own step
+    def observe(self, optimizer: Optimizer, names: Sequence[str] | None = None) -> None:
+        """Store ⟨∇_u L, w_u⟩ of every unit before the optimizer's step; :meth:`ratio` uses it after the step.
+
+        With ``names``, add the products of these parameters, which one of several optimizers holds.
+        """
+        products, scale = self._pull.products(names), getattr(optimizer, "grad_scale", None)
+        if scale is not None:
+            # a fused optimizer divides the gradients by GradScaler's factor later, in its own step
+            products = products / scale.to(products)
+        self._products = products if names is None or self._products is None else self._products + products
 
     @torch.no_grad()
     def ratio(self, done: int) -> Tensor:

@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
-from ._cuts import WEIGHT_NORM_DIRECTION, Cut, find_cuts, find_optimizer_states
-from ._prune import prune_
-from ._record import (
-    Edit,
-    SurgeryRecord,
-    get_record,
-    read_attribute,
-    remove_record,
-    replace_data,
-    set_record,
-    write_attribute,
-)
+from ._commit import hold_signals
+from ._cuts import WEIGHT_NORM_DIRECTION, Cut, find_cuts
+from ._optimizer_states import OnUncuttable, Optimizers, list_optimizers, require_full_shapes
+from ._prune import Surgery, prepare_surgery, prune_
+from ._record import Edit, SurgeryRecord, get_record, read_attribute, remove_record, replace_data, set_record, write_attribute
+from ._rehearsal import rehearse_cut, require_cuttable
 
 __all__ = [
     "WEIGHT_NORM_DIRECTION",
     "Cut",
     "Edit",
+    "OnUncuttable",
+    "Optimizers",
+    "Surgery",
     "SurgeryRecord",
     "find_cuts",
-    "find_optimizer_states",
     "get_record",
+    "hold_signals",
+    "list_optimizers",
+    "prepare_surgery",
     "prune_",
     "read_attribute",
+    "rehearse_cut",
     "remove_record",
     "replace_data",
+    "require_cuttable",
+    "require_full_shapes",
     "set_record",
     "write_attribute",
 ]

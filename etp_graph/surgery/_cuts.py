@@ -1,15 +1,13 @@
-"""Cut, find_cuts, find_states: what stays of each tensor and of the optimizer state."""
+"""Cut and find_cuts: what stays of each tensor."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from etp_graph.errors import PlanError
 from etp_graph.plan import Plan, Positions
 
 WEIGHT_NORM_DIRECTION = ".parametrizations.weight.original1"
@@ -31,8 +29,12 @@ class Cut:
         return tuple(len(self.kept[d]) if d in self.kept else n for d, n in enumerate(self.tensor.shape))
 
     def apply(self, tensor: Tensor) -> Tensor:
-        """Return the kept part of a tensor of the original shape, in its memory format."""
+        """Return the kept part of a tensor of the original shape, in its memory format. A sparse one stays sparse."""
         (first, rows), *others = sorted(self.kept.items())
+        if tensor.layout == torch.sparse_coo:
+            return self._index_axes(tensor.detach(), rows)
+        if tensor.layout != torch.strided:
+            return self.apply(tensor.detach().to_sparse_coo()).to_sparse(layout=tensor.layout)
         step = max(1, _CHUNK * tensor.shape[first] // max(1, tensor.numel()))
         if not others or step >= len(rows):
             return self._index_axes(tensor.detach(), rows).contiguous(memory_format=_memory_format(tensor))
@@ -68,39 +70,3 @@ def find_cuts(plan: Plan, tensors: Mapping[str, Tensor], keep: Tensor) -> dict[s
             device = tensors[name].device
             cuts[name] = Cut(tensors[name], {axis: index.to(device) for axis, index in kept.items()})
     return cuts
-
-
-def find_optimizer_states(
-    optimizer: torch.optim.Optimizer, cuts: Mapping[str, Cut]
-) -> list[tuple[dict[str, Any], str, Cut]]:
-    """Return the entries (state, key, cut) of the optimizer's state that must be cut with their parameters.
-
-    Raises:
-        PlanError: an entry has another shape than its parameter, or the optimizer lacks a trainable parameter
-            that is cut.
-    """
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    names = {id(cut.tensor): name for name, cut in cuts.items()}
-    found = []
-    for parameter, state in optimizer.state.items():
-        for key, value in state.items() if cuts else ():
-            if isinstance(value, Tensor) and value.numel() > 1 and value.shape != parameter.shape:
-                raise PlanError(
-                    f"the optimizer keeps state {key!r} of shape {list(value.shape)} for "
-                    f"{names.get(id(parameter), 'a parameter')} of shape {list(parameter.shape)}, which cannot be cut: "
-                    "prune without it and make a new optimizer."
-                )
-    for name, cut in cuts.items():
-        if not isinstance(cut.tensor, nn.Parameter):
-            continue
-        if id(cut.tensor) not in held:
-            if cut.tensor.requires_grad:
-                raise PlanError(
-                    f"the optimizer does not hold {name}: pass the optimizer that trains this model, or none."
-                )
-            continue
-        state = optimizer.state.get(cut.tensor, {})
-        for key, value in state.items():
-            if isinstance(value, Tensor) and value.numel() > 1:
-                found.append((state, key, cut))
-    return found

@@ -1,149 +1,104 @@
-"""Surgery: remove the units that a selection drops from a model.
-
-All checks, and the steps that can fail, come before the first change of a tensor. Tensors are then replaced one at a
-time, so that surgery takes no more memory than the model and its largest tensor.
-"""
+"""Surgery: remove the units that a selection drops from a model."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from math import prod
+from collections.abc import Iterable
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from etp_graph.errors import PlanError
-from etp_graph.model import is_sharded, named_tensors
-from etp_graph.plan import ACTIVATION, Plan, Positions, Selection, SlicedAxis, with_no_unit
-from etp_graph.standins import replace_, replaceable
+from etp_graph.plan import Plan, Selection, with_no_unit
 
-from ._cuts import WEIGHT_NORM_DIRECTION, Cut, find_cuts, find_optimizer_states
-from ._record import Edit, SurgeryRecord, get_record, read_attribute, replace_data, set_record, write_attribute
+from ._commit import Change, commit_changes, undo_changes
+from ._optimizer_states import OnUncuttable, Optimizers, check_choice, check_held, list_optimizers, prepare_states
+from ._prepare import PreparedModel, bare_copies, prepare_model
 
 
-def prune_(
-    model: nn.Module, plan: Plan, selection: Selection, *, optimizer: torch.optim.Optimizer | None = None
-) -> None:
-    """Remove the units that the selection drops, in place.
+class Surgery:
+    """Surgery of which everything is ready: checks are done, and all new tensors exist. Nothing has changed yet."""
 
-    The ``nn.Parameter`` objects stay the same (their ``.data`` shrinks), so optimizers, tied weights and references
-    stay valid. Gradients, buffers and, with ``optimizer``, momentum and Adam state are cut in the same way.
-    If an error is raised, nothing has changed.
+    def __init__(self, changes: list[Change]) -> None:
+        self._changes = changes
+
+    def commit(self) -> None:
+        """Make all changes. If an exception interrupts it, nothing has changed."""
+        commit_changes(self._changes)
+
+    def undo(self) -> None:
+        """Undo a commit: models, gradients, optimizers and records are as before."""
+        undo_changes(self._changes)
+
+
+def prepare_surgery(
+    model: nn.Module,
+    plan: Plan,
+    selection: Selection,
+    *,
+    optimizer: Optimizers = None,
+    also: nn.Module | Iterable[nn.Module] = (),
+    on_uncuttable: OnUncuttable = "refuse",
+) -> Surgery:
+    """Do all of :func:`prune_` that can fail, and change nothing. The arguments are those of :func:`prune_`.
 
     Raises:
-        PlanError: the plan is of another model (or of this one before it was pruned), the optimizer does not hold the
-            model's parameters or keeps state that cannot be cut, parameters are sharded (FSDP2), or inference mode is
-            on.
-        SelectionError: the selection violates a constraint of a group.
+        PlanError, SelectionError: as :func:`prune_`.
     """
     if torch.is_inference_mode_enabled():
         raise PlanError(
             "prune_ inside torch.inference_mode() would leave parameters that cannot train; leave it first."
         )
+    check_choice(on_uncuttable)
+    optimizers, others = list_optimizers(optimizer), bare_copies(model, plan, also)
     plan.check(model)
     selection.check(plan)
-    if shared := [name for name, tensor in named_tensors(model) if is_sharded(tensor)]:
-        raise PlanError(f"{shared[0]} is shared among processes (FSDP2): use etp_graph.fsdp.prune, which rebuilds.")
     keep = with_no_unit(selection.flat(plan), True)
-    tensors = dict(named_tensors(model))
-    cuts = find_cuts(plan, tensors, keep)
-    edits = _attribute_edits(model, plan, keep)
-    changed = {name.rpartition(".")[0] for name in cuts} | {edit.module for edit in edits}
-    standins = [name for name in replaceable(model) if any(at == name or at.startswith(f"{name}.") for at in changed)]
-    states = find_optimizer_states(optimizer, cuts) if optimizer is not None else []
-    rescaled = _weight_norms(cuts, tensors)
-    _reserve_memory(cuts)
-    replace_(model, standins)
-    _write_attributes(model, edits)
-    for name, value in rescaled.items():
-        tensors[name].data.copy_(value)
-    for name, cut in cuts.items():
-        _cut_tensor(tensors[name], cut)
-    for state, key, cut in states:
-        state[key] = cut.apply(state[key])
-    _extend_record(model, plan, selection, edits, set(cuts), standins)
+    first: PreparedModel = prepare_model(model, plan, selection, keep)
+    check_held(optimizers, first.cuts)
+    states = [change for one in optimizers for change in prepare_states(one, first.cuts, on_uncuttable)]
+    rest = [prepare_model(other, plan, selection, keep) for other in others]
+    # Attributes come first: setters of the user's modules may raise. Nothing raises after them.
+    prepared = (first, *rest)
+    attributes = [change for one in prepared for change in one.attributes]
+    tensors = [change for one in prepared for change in one.tensors]
+    return Surgery([*attributes, *states, *tensors, *(one.record for one in prepared)])
 
 
-def _reserve_memory(cuts: Mapping[str, Cut]) -> None:
-    """Allocate and free the largest new tensor of each device, so that a lack of memory raises before any change.
-
-    Each later step frees at least as much memory as it takes.
-    """
-    for device in {cut.tensor.device for cut in cuts.values()}:
-        mine = [cut for cut in cuts.values() if cut.tensor.device == device]
-        largest = max(mine, key=lambda cut: prod(cut.shape) * cut.tensor.element_size())
-        largest.tensor.new_empty(largest.shape)
-
-
-def _cut_tensor(tensor: Tensor, cut: Cut) -> None:
-    """Replace a tensor and its gradient by their kept parts."""
-    grad = None if tensor.grad is None else cut.apply(tensor.grad.to_dense())  # embeddings may have sparse gradients
-    tensor.grad = None
-    replace_data(tensor, cut.apply(tensor))
-    tensor.grad = grad
-
-
-def _attribute_edits(model: nn.Module, plan: Plan, keep: Tensor) -> list[Edit]:
-    edits = []
-    for (module, name, item), layers in Positions(plan).attributes.items():
-        if module == ACTIVATION:
-            continue
-        kept = SlicedAxis(module, 0, tuple(layers)).kept_positions(keep)
-        removed = int((~kept).sum())
-        if removed:
-            now = read_attribute(model, Edit(module=module, name=name, item=item, value=0))
-            edits.append(Edit(module=module, name=name, item=item, value=now - removed))
-    return edits
-
-
-def _weight_norms(cuts: Mapping[str, Cut], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return new magnitudes, not yet cut, for weight-normalised layers that lose inputs.
-
-    The weight is g * v / ||v||. Without the removed inputs ||v|| is smaller, so g must shrink in proportion to keep the
-    other weights.
-    """
-    rescaled = {}
-    for name, cut in cuts.items():
-        if not name.endswith(WEIGHT_NORM_DIRECTION):
-            continue
-        magnitude = name[: -len("1")] + "0"
-        g = tensors[magnitude].detach()
-        dims = [d for d in range(g.ndim) if g.shape[d] == 1]
-        v = cut.tensor.detach()
-        inner = {axis: index for axis, index in cut.kept.items() if axis in dims}
-        part = v
-        for axis, index in inner.items():
-            part = part.index_select(axis, index)
-        if inner:
-            length = torch.linalg.vector_norm(v, dim=dims, keepdim=True)
-            rescaled[magnitude] = g * torch.linalg.vector_norm(part, dim=dims, keepdim=True) / length
-    return rescaled
-
-
-def _write_attributes(model: nn.Module, edits: list[Edit]) -> None:
-    """Write all attributes. If one cannot be written, restore those written before it."""
-    before = [Edit(module=e.module, name=e.name, item=e.item, value=read_attribute(model, e)) for e in edits]
-    done = 0
-    try:
-        for edit in edits:
-            write_attribute(model, edit)
-            done += 1
-    finally:
-        if done < len(edits):
-            for edit in before[:done]:
-                write_attribute(model, edit)
-
-
-def _extend_record(
-    model: nn.Module, plan: Plan, selection: Selection, edits: list[Edit], cut: set[str], standins: list[str]
+def prune_(
+    model: nn.Module,
+    plan: Plan,
+    selection: Selection,
+    *,
+    optimizer: Optimizers = None,
+    also: nn.Module | Iterable[nn.Module] = (),
+    on_uncuttable: OnUncuttable = "refuse",
 ) -> None:
-    old = get_record(model)
-    merged = {(e.module, e.name, e.item): e for e in (*old.edits, *edits)}
-    record = SurgeryRecord(
-        fingerprints=(*old.fingerprints, plan.fingerprint),
-        selections=(*old.selections, selection.to_json()),
-        edits=tuple(merged.values()),
-        tensors=tuple(sorted({*old.tensors, *cut})),
-        standins=(*old.standins, *standins),
-    )
-    set_record(model, record)
+    """Remove the units that the selection drops, in place.
+
+    The ``nn.Parameter`` objects stay the same (their ``.data`` shrinks), so optimizers, tied weights and references
+    stay valid. Gradients, buffers and, with ``optimizer``, momentum and Adam state are cut in the same way.
+
+    Surgery is all or nothing. All new tensors are made before the first change, so it needs memory for them besides the
+    model. After any exception, also ``KeyboardInterrupt`` and ``MemoryError``, models, optimizers and records are as
+    before. A signal that arrives during the change itself is handled after it.
+
+    Args:
+        model: the model.
+        plan: its plan.
+        selection: the units that stay.
+        optimizer: the optimizer that trains the model, or several that share its parameters.
+        also: other models of the same architecture that lose the same units: a moving average
+            (``torch.optim.swa_utils.AveragedModel``, timm's ``ModelEmaV3``) or a teacher. A wrapper may be passed.
+        on_uncuttable: what to do with states of the optimizer of which it is not known how to cut them, such as
+            preconditioners. ``"refuse"`` raises an error. ``"reset"`` forgets the state of each parameter that has
+            one, so that the optimizer begins it anew.
+
+    Raises:
+        PlanError: the plan is of another model (or of this one before it was pruned), an attribute would not agree with
+            the weights, the optimizer does not hold the model's parameters or keeps state that cannot be cut,
+            parameters are sharded (FSDP2), or inference mode is on.
+        SelectionError: the selection violates a constraint of a group.
+    """
+    prepare_surgery(
+        model, plan, selection, optimizer=optimizer, also=also, on_uncuttable=on_uncuttable
+    ).commit()

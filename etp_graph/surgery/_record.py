@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -74,13 +75,26 @@ def write_attribute(model: nn.Module, edit: Edit) -> None:
 
 
 def replace_data(tensor: Tensor, data: Tensor) -> None:
-    """Replace the values of a parameter or buffer, perhaps with another shape. Its gradient must be ``None``.
+    """Replace the values of a parameter or buffer, perhaps with another shape. Its gradient must be ``None``."""
+    apply, _ = swap_data(tensor, tensor.data, data)
+    apply()
+
+
+def swap_data(tensor: Tensor, old: Tensor, new: Tensor) -> tuple[Callable[[], None], Callable[[], None]]:
+    """Return two functions that give a tensor the data ``new``, and ``old`` again. They allocate nothing.
 
     An autograd graph that still exists (of the last ``loss``) keeps the node that accumulates the gradient, and this
     node stores the old shape. PyTorch makes a new node when the element type of the data changes, but not when only
     the shape does. The data therefore gets another element type in between.
     """
-    if isinstance(tensor, nn.Parameter) and tensor.shape != data.shape:
-        other = torch.float32 if data.dtype == torch.float64 else torch.float64
-        tensor.data = torch.empty(0, dtype=other, device=tensor.device)
-    tensor.data = data
+    between: list[Tensor] = []
+    if isinstance(tensor, nn.Parameter) and old.shape != new.shape:
+        other = torch.float32 if new.dtype == torch.float64 else torch.float64
+        between.append(torch.empty(0, dtype=other, device=tensor.device))
+
+    def put(data: Tensor) -> None:
+        for empty in between:
+            tensor.data = empty
+        tensor.data = data
+
+    return lambda: put(new), lambda: put(old)

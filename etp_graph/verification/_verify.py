@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from etp_graph.errors import EquivalenceError
+from etp_graph.errors import EquivalenceError, PlanError
 from etp_graph.model import (
     SEEDED,
     InFloat64,
@@ -273,7 +273,7 @@ class _Trials:
         try:
             prune_(pruned, self.plan, selection)
             got, got_grads = self._run(pruned)
-        except (RuntimeError, ValueError, IndexError, TypeError, AttributeError, AssertionError) as failure:
+        except (PlanError, RuntimeError, ValueError, IndexError, TypeError, AttributeError, AssertionError) as failure:
             return _Trial(float("inf"), float("inf"), 0.0, 0, False, f"the pruned model fails: {failure}")
         del pruned  # keep one copy at a time, because memory may not suffice for two
         masked = copy_model(self.model)

@@ -192,15 +192,32 @@ def test_the_whole_module_is_traced_without_a_name(tmp_path: Path) -> None:
     assert same(model, again)
 
 
-def test_what_cannot_work_is_refused_and_errors_leave_no_force_behind(tmp_path: Path) -> None:
+def test_two_optimizers_are_one_training(tmp_path: Path) -> None:
     class Two(Lit):
-        def configure_optimizers(self) -> Any:
-            return [torch.optim.SGD(self.net.body[:4].parameters()), torch.optim.SGD(self.net.body[4:].parameters())]
-
         automatic_optimization = False
 
-    with pytest.raises(etp.ForceError, match="2 optimizers"):
-        trainer(tmp_path, callback()).fit(Two(), data("cnn", 2))
+        def configure_optimizers(self) -> Any:
+            parts = (self.net.body[:4], self.net.body[4:])
+            return [torch.optim.SGD(part.parameters(), lr=0.1, momentum=0.9) for part in parts]
+
+        def training_step(self, batch: Batch, index: int) -> None:
+            self.manual_backward(super().training_step(batch, index))
+            for optimizer in self.optimizers():
+                optimizer.step()
+                optimizer.zero_grad()
+
+    model, pruning = Two(), callback()
+    dense = sum(p.numel() for p in model.parameters())
+    run = trainer(tmp_path, pruning)
+    run.fit(model, data("cnn", PER_EPOCH))
+    assert len(model.losses) == EPOCHS * PER_EPOCH == run.global_step // 2
+    assert pruning.selection is not None and sum(p.numel() for p in model.parameters()) < dense
+    for optimizer in run.optimizers:
+        for parameter, state in optimizer.state.items():
+            assert state["momentum_buffer"].shape == parameter.shape
+
+
+def test_what_cannot_work_is_refused_and_errors_leave_no_force_behind(tmp_path: Path) -> None:
     with pytest.raises(etp.ForceError, match="prune earlier"):
         trainer(tmp_path, callback(prune_at=99)).fit(Lit(), data("cnn", 2))
 

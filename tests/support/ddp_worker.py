@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,9 @@ from torch.nn.parallel import DistributedDataParallel as DDP
 
 import etp_graph as etp
 from etp_graph import distributed, methods
+from etp_graph.distributed import _ddp
+from etp_graph.surgery import Surgery
+from etp_graph.surgery._commit import Change
 
 STEPS, PRUNE, BATCH = 6, 3, 8
 
@@ -175,9 +180,38 @@ def refusals(rank: int, group: Any) -> list[str]:
     attempt(model, plan.lock({"2": "not here"}) if rank == 1 else plan, half)
     attempt(model, plan, None if rank == 0 else half)
     attempt(model, plan, etp.Selection({"0": torch.arange(8) < 0}))  # type: ignore[dict-item]
+    stranger = torch.optim.SGD(nn.Linear(2, 2).parameters())
+    attempt(model, plan, half, optimizer=stranger if rank == 1 else None)
+    for at in ("prepare_surgery", "commit"):
+        with failing(at) if rank == 1 else nullcontext():
+            attempt(model, plan, half)
     assert {key: value.shape for key, value in model.state_dict().items()} == {
         key: value.shape for key, value in build().state_dict().items()
     }
-    stranger = torch.optim.SGD(nn.Linear(2, 2).parameters())
-    attempt(model, plan, half, optimizer=stranger if rank == 1 else None)
+    attempt(model, plan, half)
     return said
+
+
+@contextmanager
+def failing(at: str) -> Iterator[None]:
+    """Raise a MemoryError where surgery is prepared, or in the middle of its commit."""
+
+    def fail(*arguments: Any, **options: Any) -> Any:
+        raise MemoryError("no room")
+
+    if at == "commit":
+        changes = Surgery.commit
+
+        def half_way(surgery: Surgery) -> None:
+            surgery._changes.insert(2, Change(fail, lambda: None))
+            changes(surgery)
+
+        place, name, value = Surgery, "commit", half_way
+    else:
+        place, name, value = _ddp, at, fail
+    before = getattr(place, name)
+    setattr(place, name, value)
+    try:
+        yield
+    finally:
+        setattr(place, name, before)

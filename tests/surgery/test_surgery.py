@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import etp_graph as etp
 from etp_graph.model import named_tensors
 from etp_graph.plan import Positions, with_no_unit
-from etp_graph.surgery import _cuts, _prune
+from etp_graph.surgery import _cuts
 from etp_graph.verification._sampling import randomize_
 from tests.support.model_state import same, state_of
 from tests.support.models.toy import Toy, toy_plan
@@ -194,13 +194,6 @@ def test_a_compiled_model_is_refused() -> None:
         etp.prune_(compiled, toy_plan(), some_selection(toy_plan()))  # type: ignore[arg-type]
 
 
-def test_state_that_cannot_be_cut_is_refused() -> None:
-    model, plan = randomized(), toy_plan()
-    optimizer = torch.optim.Adafactor(model.parameters())
-    step(model, optimizer, 0)
-    refuse(model, plan, some_selection(plan), etp.PlanError, "cannot be cut", optimizer)
-
-
 def test_removing_zero_units_changes_nothing() -> None:
     """After training with the proximal force, units that reached zero are free to go."""
     torch.manual_seed(0)
@@ -239,13 +232,3 @@ def test_cutting_in_pieces_is_cutting(form: torch.memory_format, monkeypatch: py
     assert found.is_contiguous(memory_format=form)
 
 
-def test_without_memory_nothing_has_changed(monkeypatch: pytest.MonkeyPatch) -> None:
-    def out_of_memory(cuts: object) -> None:
-        raise MemoryError("no room for the largest tensor")
-
-    model, plan = randomized(), toy_plan()
-    before = state_of(model)
-    monkeypatch.setattr(_prune, "_reserve_memory", out_of_memory)
-    with pytest.raises(MemoryError):
-        etp.prune_(model, plan, some_selection(plan))
-    assert same(before, state_of(model)) and model.conv1.out_channels == 8

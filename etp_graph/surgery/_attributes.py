@@ -1,0 +1,134 @@
+"""Attributes that count units: which of them surgery lowers, to what, and whether they then agree with the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from etp_graph.errors import PlanError
+from etp_graph.model import counting_attributes, is_editable
+from etp_graph.plan import ACTIVATION, Plan, Positions, SlicedAxis
+
+from ._commit import Change
+from ._cuts import Cut
+from ._record import Edit
+
+
+def find_edits(model: nn.Module, plan: Plan, keep: Tensor) -> list[Edit]:
+    """Return the attributes that shrink, with their new values, given ``keep`` bool [n_units + 1].
+
+    Raises:
+        PlanError: the plan names an attribute that no model has, that is no integer, that counts something else in a
+            layer, or that is smaller than the number of positions in the plan.
+    """
+    edits = []
+    longest = max((size for shape in plan.tensors.values() for size in shape), default=0)
+    for (module, name, item), layers in Positions(plan).attributes.items():
+        if module == ACTIVATION:
+            continue
+        kept = SlicedAxis(module, 0, tuple(layers)).kept_positions(keep)
+        removed = int((~kept).sum())
+        if removed:
+            now = _read_count(model, module, name, item, least=len(kept), most=longest)
+            edits.append(Edit(module=module, name=name, item=item, value=now - removed))
+    return edits
+
+
+def _read_count(model: nn.Module, path: str, name: str, item: int | None, *, least: int, most: int) -> int:
+    """Return the integer that an attribute holds, or raise :class:`PlanError` if it cannot count units.
+
+    An attribute counts at least ``least`` positions. If it counts others besides, these lie on an axis of a tensor, and
+    the longest axis of the plan has ``most`` positions.
+    """
+    where = f"the plan counts units in attribute {name!r} of {path!r}"
+    try:
+        module = model.get_submodule(path)
+        held = vars(module)[name]
+        value = held if item is None else held[item]
+    except (AttributeError, KeyError, IndexError, TypeError) as error:
+        raise PlanError(f"{where}, which this model lacks: trace this model.") from error
+    if not isinstance(value, int) or isinstance(value, bool) or not is_editable(module, name):
+        raise PlanError(f"{where}, which holds {value!r} and counts no units: trace this model.")
+    if not least <= value <= max(least, most):
+        raise PlanError(f"{where}, which is {value}; the plan places {least} units there: trace this model again.")
+    return int(value)
+
+
+def prepare_attributes(model: nn.Module, edits: Sequence[Edit]) -> list[Change]:
+    """Return the changes that write the new values; a tuple attribute keeps its type."""
+    found: dict[tuple[str, str], list[Edit]] = {}
+    for edit in edits:
+        found.setdefault((edit.module, edit.name), []).append(edit)
+    changes = []
+    for (path, name), mine in found.items():
+        module = model.get_submodule(path)
+        old = getattr(module, name)
+        changes.append(_write(module, name, old, _edited(old, mine)))
+    return changes
+
+
+def _edited(old: Any, edits: Sequence[Edit]) -> Any:
+    if edits[0].item is None:
+        return edits[0].value
+    items = list(old)
+    for edit in edits:
+        assert edit.item is not None
+        items[edit.item] = edit.value
+    return type(old)(items)
+
+
+def _write(module: nn.Module, name: str, old: Any, new: Any) -> Change:
+    """Return the change of one attribute. Undoing it does not call a setter of the user's class, which may have raised."""
+    return Change(lambda: setattr(module, name, new), lambda: vars(module).__setitem__(name, old))
+
+
+def require_agreement(model: nn.Module, cuts: Mapping[str, Cut], edits: Sequence[Edit]) -> None:
+    """Raise :class:`PlanError` if an attribute agrees with a weight before surgery, and would not do so afterwards."""
+    after = {(edit.module, edit.name, _from_start(model, edit)): edit.value for edit in edits}
+    for name, cut in cuts.items():
+        path, _, leaf = name.rpartition(".")
+        module = model.get_submodule(path)
+        was, becomes = _counted_sizes(module, leaf, tuple(cut.tensor.shape)), _counted_sizes(module, leaf, cut.shape)
+        for key, size in was.items():
+            now = _value(module, key)
+            then = after.get((path, *key), now)
+            if now == size and then != becomes[key]:
+                raise PlanError(
+                    f"surgery would leave {path}.{key[0]} at {then} beside {name} of shape {list(cut.shape)}: the plan "
+                    "lacks or miscounts this attribute. Trace the model again."
+                )
+
+
+def _from_start(model: nn.Module, edit: Edit) -> int | None:
+    """Return the item of an edit, counted from the start of the tuple."""
+    return None if edit.item is None else edit.item % len(getattr(model.get_submodule(edit.module), edit.name))
+
+
+def _value(module: nn.Module, key: tuple[str, int | None]) -> Any:
+    value = vars(module).get(key[0])
+    if key[1] is None:
+        return value
+    return value[key[1]] if isinstance(value, (tuple, list)) and len(value) > key[1] else None
+
+
+def _counted_sizes(module: nn.Module, leaf: str, shape: tuple[int, ...]) -> dict[tuple[str | None, int | None], int]:
+    """Return the value that each attribute of a layer has beside a tensor of this shape, as far as it is known."""
+    row, last = counting_attributes(module), len(shape) - 1
+    if isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
+        return {("normalized_shape", axis): size for axis, size in enumerate(shape)}
+    if isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
+        hidden = "proj_size" if getattr(module, "proj_size", 0) else "hidden_size"
+        inputs = {"weight_ih_l0": "input_size", "weight_ih": "input_size", "weight_hh_l0": hidden, "weight_hh": hidden}
+        return {(inputs[leaf], None): shape[last]} if leaf in inputs else {}
+    if row.into and row.out is None:  # norms and others with one number for each channel
+        return {(row.into, None): shape[0]} if last == 0 else {}
+    if leaf != "weight" or last < 1:
+        return {}
+    if row.into is None:
+        return {(row.out, None): shape[1]} if row.out else {}  # an embedding
+    swapped = row.out == "nf" or bool(getattr(module, "transposed", False))
+    first, second = (row.into, row.out) if swapped else (row.out, row.into)
+    grouped = getattr(module, "groups", 1) != 1
+    return {(first, None): shape[0]} if grouped or second is None else {(first, None): shape[0], (second, None): shape[1]}
