@@ -18,7 +18,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from etp_graph.graph.rules._operators import Reading, ReadingsDiffer, compact_label, labelled_dims
 from etp_graph.graph.rules._terms import ProductTerm
-from etp_graph.model import ModelState, ModuleStack, PrivateRandom
+from etp_graph.model import ModelState, ModuleStack, Outputs, PrivateRandom
 from etp_graph.plan import Op
 
 from ._counted_sizes import CountedInt, Sizes
@@ -204,6 +204,12 @@ class Tracker:
             if name in self.used_outside_layers and ".parametrizations." not in name:
                 self.labels.lock(ids, f"{name} is also used outside its layer")
 
+    def note_output(self, entry: str, tensor: Tensor) -> None:
+        """Note the units that an entry of the model's output shows."""
+        label = self.label_of.get(tensor)
+        if label is not None:
+            self.labels.shown.append((entry, label))
+
     def lock_all(self, values: Any, reason: str) -> None:
         """Lock every unit in any tensor among the values. Mark bare parameters among them as fixed."""
         for tensor in tree_leaves(values):
@@ -225,8 +231,11 @@ class Trackers:
         model: the model.
         compute: whether to compute all values of the forward, see :mod:`etp_graph.graph._shape_only`.
         state: keeps the values of tensors of the model that the forward overwrites; ``None``: they stay overwritten.
+        outputs: what counts as an output, as of ``trace``.
 
     Attributes:
+        left_out: names of what the model returned besides its outputs.
+        entries: the entries of what it returned that hold outputs.
         all: the only tracker, or those of the inner and the outer reading.
         running: the stack of running modules.
         shape_only: the placeholders for values that were not computed.
@@ -234,8 +243,12 @@ class Trackers:
         paused: True while calls are not followed.
     """
 
-    def __init__(self, model: nn.Module, *, compute: bool = True, state: ModelState | None = None) -> None:
-        self.model, self.compute, self.state = model, compute, state
+    def __init__(
+        self, model: nn.Module, *, compute: bool = True, state: ModelState | None = None, outputs: Outputs = None
+    ) -> None:
+        self.model, self.compute, self.state, self.outputs = model, compute, state, outputs
+        self.left_out: dict[str, None] = {}
+        self.entries: dict[str, None] = {}
         self.running = ModuleStack(model)
         self.all = [Tracker(model, self.running.modules)]
         self.shape_only = ShapeOnly(active=not compute)

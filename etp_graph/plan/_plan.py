@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from etp_graph.errors import PlanError
-from etp_graph.model import named_tensors, require_bare
+from etp_graph.model import Outputs, UnknownFunction, named_tensors, require_bare
 
 from ._cost import Cost
 from ._groups import Group, group_bytes, group_from_json, group_json
@@ -59,6 +59,8 @@ class Plan:
         notes: remarks of the tracer for the user.
         device: device type of the traced model.
         activations: name of each activation axis in ``ops`` -> its size.
+        outputs: what counts as an output of the model: names, a function, or ``None`` for the default of the tracer.
+        left_out: names of what the traced model returned besides its outputs. Its width may change.
     """
 
     groups: tuple[Group, ...]
@@ -71,6 +73,8 @@ class Plan:
     notes: tuple[str, ...] = ()
     device: str = "cpu"
     activations: Mapping[str, int] = field(default_factory=dict)
+    outputs: Outputs = None
+    left_out: tuple[str, ...] = ()
     offsets: tuple[int, ...] = field(init=False)
     _fingerprint: str = field(init=False, default="", repr=False)
 
@@ -199,7 +203,18 @@ class Plan:
             "notes": list(self.notes),
             "device": self.device,
             "activations": dict(self.activations),
+            **self._outputs_json(),
         }
+
+    def _outputs_json(self) -> dict[str, Any]:
+        """Return the entries that say what counts as an output; nothing by default, as in files of version 0.1.0."""
+        chosen = self.outputs
+        if callable(chosen):
+            said: dict[str, Any] = {"function": getattr(chosen, "__qualname__", type(chosen).__qualname__)}
+        else:
+            said = {"names": [chosen] if isinstance(chosen, str) else list(chosen or ())}
+        body = {"outputs": said, "left_out": list(self.left_out)}
+        return {key: value for key, value in body.items() if value not in ([], {"names": []})}
 
     def to_json(self) -> str:
         """Return the plan as JSON text; :meth:`from_json` reads it back."""
@@ -226,6 +241,8 @@ class Plan:
                 notes=tuple(body["notes"]),
                 device=body["device"],
                 activations=dict(body["activations"]),
+                outputs=_outputs_from_json(body.get("outputs", {})),
+                left_out=tuple(body.get("left_out", ())),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise PlanError(f"this text is not a plan: {error!r}") from error
@@ -234,3 +251,9 @@ class Plan:
         from ._table import plan_table
 
         return plan_table(self)
+
+
+def _outputs_from_json(body: Mapping[str, Any]) -> Outputs:
+    if "function" in body:
+        return UnknownFunction(str(body["function"]))
+    return tuple(body.get("names", ())) or None

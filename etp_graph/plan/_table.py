@@ -38,6 +38,8 @@ class Described(Protocol):
     @property
     def notes(self) -> tuple[str, ...]: ...
     @property
+    def left_out(self) -> tuple[str, ...]: ...
+    @property
     def device(self) -> str: ...
     @property
     def n_units(self) -> int: ...
@@ -107,6 +109,7 @@ def _footer(plan: Described, costs: Cost) -> list[str]:
         lines.append("Nothing can be pruned: the last column says why.")
     lines += paragraph("not counted in the MACs: ", plan.uncounted, every=True)
     lines += paragraph("parameters that no forward reached, left alone: ", plan.unreached, every=False)
+    lines += paragraph("returned, but no outputs, so their widths may change: ", plan.left_out, every=True)
     for note in plan.notes:
         lines += textwrap.wrap(f"note: {note}", WIDTH, subsequent_indent="  ", break_long_words=False)
     return lines
