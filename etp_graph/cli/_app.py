@@ -38,6 +38,7 @@ from ._options import (
     Imports,
     Kinds,
     Model,
+    Outputs,
     Scope,
     Shapes,
     TargetValues,
@@ -97,6 +98,7 @@ def inspect(
     input_shape: Shapes = None,
     ignore: Ignore = None,
     kind: Kinds = None,
+    outputs: Outputs = None,
     imports: Imports = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the plan to this file, as JSON.")] = None,
     layers: Annotated[bool, typer.Option("--layers", help="List every layer of every group instead.")] = False,
@@ -107,7 +109,7 @@ def inspect(
     """Print the plan of a model: which units can be removed together, and which groups are locked and why."""
     with _friendly(threads=threads, debug=debug, imports=imports):
         found = build_model(model, input_shapes=input_shape or ())
-        plan = trace(found.model, found.inputs, prune=kind, ignore=ignore or ())
+        plan = trace(found.model, found.inputs, prune=kind, ignore=ignore or (), outputs=outputs or None)
         typer.echo(layers_text(plan) if layers else str(plan))
         if svg_file is not None:
             _write(svg_file, svg(plan))
@@ -121,6 +123,7 @@ def verify_command(
     input_shape: Shapes = None,
     ignore: Ignore = None,
     kind: Kinds = None,
+    outputs: Outputs = None,
     imports: Imports = None,
     seed: Annotated[int, typer.Option(help="Of the units removed and of the random weights.")] = 0,
     threads: Threads = None,
@@ -130,7 +133,7 @@ def verify_command(
     with _friendly(threads=threads, debug=debug, imports=imports):
         found = build_model(model, input_shapes=input_shape or ())
         # check=False: the check in trace would lock a wrong group, and verify could not report it.
-        plan = trace(found.model, found.inputs, prune=kind, ignore=ignore or (), check=False)
+        plan = trace(found.model, found.inputs, prune=kind, ignore=ignore or (), outputs=outputs or None, check=False)
         result = verify(found.model, plan, found.inputs, seed=seed)
         typer.echo(f"{found.text}: {len(plan.prunable)} of {len(plan.groups)} groups prunable, inputs {found.shapes}")
         typer.echo(str(result))
@@ -149,6 +152,7 @@ def prune(
     input_shape: Shapes = None,
     ignore: Ignore = None,
     kind: Kinds = None,
+    outputs: Outputs = None,
     imports: Imports = None,
     threads: Threads = None,
     debug: Debug = False,
@@ -163,7 +167,7 @@ def prune(
             _load_weights(found.model, weights)
         else:
             typer.echo("no --weights: the weights are those that the model was built with.", err=True)
-        plan = trace(found.model, found.inputs, prune=kind, ignore=ignore or ())
+        plan = trace(found.model, found.inputs, prune=kind, ignore=ignore or (), outputs=outputs or None)
         proof = verify(found.model, plan, found.inputs)
         scores = _scores(method, found.model, plan)
         selection = allocate(found.model, plan, scores, budget=budget, example_inputs=found.inputs)

@@ -41,6 +41,16 @@ Kinds = Annotated[
     typer.Option("--kind", help=f"Units to prune, or all; may be repeated: {', '.join(KINDS)}.", metavar="KIND"),
 ]
 
+Outputs = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--outputs",
+        help="Name or pattern of an output that has to stay as it is, like logits, 0 or '*'; may be repeated. Default: "
+        "all but caches and by-products.",
+        metavar="NAME",
+    ),
+]
+
 Imports = Annotated[
     list[str] | None,
     typer.Option(

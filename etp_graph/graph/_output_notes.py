@@ -12,6 +12,9 @@ from etp_graph.plan import Group
 from ._labels import FEEDS_OUTPUT, Labels
 from ._tracker import Tracker
 
+SEVERAL = "the outputs are"
+"""How such a note begins."""
+
 _NAMED = 4
 """A note names at most this many groups or combinations of outputs."""
 
@@ -41,7 +44,7 @@ def notes_on_outputs(
     best = sorted(opens.items(), key=lambda item: -len(item[1]))[:_NAMED]
     parts = [f"without {_listed(entries)} {_listed(names)}" for entries, names in best]
     return (
-        f"the outputs are {_listed(shown)}. If you use only some of them, trace(..., outputs=[...]) with these "
+        f"{SEVERAL} {_listed(shown)}. If you use only some of them, trace(..., outputs=[...]) with these "
         f"opens groups: {'; '.join(parts)}",
     )
 
@@ -65,8 +68,14 @@ class _Shown:
         }
 
     def entries_that_lock(self, group: Group) -> set[str]:
-        """Return the entries that show units of a group; nothing if the group is locked for another reason, too."""
+        """Return the entries that show units of a group.
+
+        Nothing if the group is locked for another reason, too, or if no layer reads its units: a layer whose output
+        nobody uses is no use to prune.
+        """
         found: set[str] = set()
+        if not any((piece.tensor, piece.axis) in self._labels.inputs for piece in group.slices):
+            return found
         for piece in group.slices:
             ids = self._labels.axes.get((piece.tensor, piece.axis))
             if ids is None:

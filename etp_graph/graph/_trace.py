@@ -17,7 +17,7 @@ from etp_graph.verification import lock_what_fails
 
 from ._forward import follow_model, group_units
 from ._labels import TensorAxis
-from ._output_notes import notes_on_outputs
+from ._output_notes import SEVERAL, notes_on_outputs
 from ._torch_pruning import trace_with_torch_pruning
 from ._warnings import warn_about_attention
 
@@ -172,7 +172,14 @@ def _require_prunable(plan: Plan) -> None:
         reasons = (
             "; ".join(f"{group.name}: {group.locked}" for group in plan.groups[:8]) or "no layer of the layer table ran"
         )
-        raise PlanError(f"no group of this model can be pruned ({reasons}).")
+        raise PlanError(
+            " ".join(
+                [
+                    f"no group of this model can be pruned ({reasons}).",
+                    *(f"{note[0].upper()}{note[1:]}." for note in plan.notes if note.startswith(SEVERAL)),
+                ]
+            )
+        )
 
 
 def _small_enough_to_check(model: nn.Module) -> bool:

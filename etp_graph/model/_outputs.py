@@ -72,7 +72,7 @@ def run_outputs(
     found = dict(_named_tensors(out))
     left = _leave_out(out, states, _asked_for(model, example_inputs))
     tensors = {name: tensor for name, tensor in found.items() if not any(_is_inside(name, at) for at in left)}
-    return ChosenOutputs(tensors, tuple(left)) if tensors else ChosenOutputs(found)
+    return _chosen(found, tensors) if tensors else ChosenOutputs(found)
 
 
 def choose_outputs(out: Any, outputs: str | Sequence[str] | Callable[[Any], Any], *, strict: bool) -> ChosenOutputs:
@@ -88,12 +88,7 @@ def choose_outputs(out: Any, outputs: str | Sequence[str] | Callable[[Any], Any]
                 f"outputs={pattern!r} matches no tensor that the model returns; names are {', '.join(found) or 'none'}."
             )
         chosen |= hits
-    if not chosen:
-        return ChosenOutputs(found)
-    return ChosenOutputs(
-        {name: tensor for name, tensor in found.items() if name in chosen},
-        tuple(_shortest(found, lambda name: name in chosen)),
-    )
+    return _chosen(found, chosen) if chosen else ChosenOutputs(found)
 
 
 def check_outputs(outputs: object) -> Outputs:
@@ -139,20 +134,18 @@ def _is_inside(name: str, entry: str) -> bool:
     return name == entry or name.startswith(entry + ".")
 
 
-def _shortest(found: Mapping[str, Tensor], is_chosen: Callable[[str], bool]) -> Iterator[str]:
-    """Yield the names of the largest entries in which no tensor is chosen."""
-    used = {""}
-    for name in filter(is_chosen, found):
-        parts = name.split(".")
-        used |= {".".join(parts[:n]) for n in range(1, len(parts) + 1)}
-    done: set[str] = set()
-    for name in found:
-        parts = name.split(".")
-        prefixes = (".".join(parts[:n]) for n in range(1, len(parts) + 1))
-        top = next((prefix for prefix in prefixes if prefix not in used), None)
-        if top is not None and top not in done:
-            done.add(top)
-            yield top
+def _chosen(found: Mapping[str, Tensor], chosen: Mapping[str, Tensor]) -> ChosenOutputs:
+    """Return the chosen tensors in the order of the output, and the largest entries in which no tensor is chosen."""
+    used = {prefix for name in chosen for prefix in _prefixes(name)}
+    left = (prefix for name in found for prefix in _prefixes(name) if prefix not in used)
+    tops = dict.fromkeys(prefix for prefix in left if prefix.rpartition(".")[0] in {"", *used})
+    return ChosenOutputs({name: tensor for name, tensor in found.items() if name in chosen}, tuple(tops))
+
+
+def _prefixes(name: str) -> list[str]:
+    """Return the names of the entries around a tensor and its own, outermost first."""
+    parts = name.split(".")
+    return [".".join(parts[:n]) for n in range(1, len(parts) + 1)]
 
 
 def _named_tensors(out: Any) -> Iterator[tuple[str, Tensor]]:
@@ -226,14 +219,25 @@ _FLAGS = {
 def _leave_out(out: Any, states: Mapping[int, Tensor], asked: frozenset[str]) -> list[str]:
     """Return the names of the entries that are no outputs by default."""
     left: list[str] = []
-    first = next((key for key, _ in _entries(out)), "")
+    results = _results_before_states(out, states)
     for entry in _walk(out):
         if any(_is_inside(entry.name, at) for at in left):
             continue
-        handed_on = id(entry.value) in states and not _is_inside(entry.name, first)
+        handed_on = id(entry.value) in states and output_entry(entry.name) not in results
         if handed_on or _is_cache(entry) or _is_by_product(entry.holder, entry.key, asked):
             left.append(entry.name)
     return left
+
+
+def _results_before_states(out: Any, states: Mapping[int, Tensor]) -> set[str]:
+    """Return the entries before the first state of a recurrent layer; all entries if a state is the first of them.
+
+    A model that returns nothing but states, or a state first, is called for the state.
+    """
+    names = [key for key, _ in _entries(out)]
+    handed_on = {output_entry(entry.name) for entry in _walk(out) if id(entry.value) in states}
+    first = next((number for number, name in enumerate(names) if name in handed_on), 0)
+    return set(names[:first] or names)
 
 
 def _is_cache(entry: _Entry) -> bool:
