@@ -37,13 +37,16 @@ from ._options import (
     Ignore,
     Imports,
     Kinds,
+    MinUnits,
     Model,
     Outputs,
+    RoundTo,
     Scope,
     Shapes,
     TargetValues,
     Threads,
     criterion_names,
+    parse_by_kind,
     parse_targets,
     with_targets,
 )
@@ -147,6 +150,8 @@ def prune(
     target: TargetValues = None,
     method: Criterion = "l2",
     scope: Scope = "global",
+    round_to: RoundTo = None,
+    min_units: MinUnits = None,
     weights: Annotated[Path | None, typer.Option(help="Weights of the model, a safetensors file.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model saved in --out.")] = False,
     input_shape: Shapes = None,
@@ -161,7 +166,9 @@ def prune(
     """Prune a model once, check it against the masked model, and save it."""
     with _friendly(threads=threads, debug=debug, imports=imports):
         require_choice("--method", method, criterion_names(), ScoreError)
-        budget = _budget(targets, target or (), scope)
+        rules = {"round_to": parse_by_kind("--round-to", round_to or ()),
+                 "min_units": parse_by_kind("--min-units", min_units or ())}  # fmt: skip
+        budget = _budget(targets, target or (), {"scope": scope, **rules})
         found = build_model(model, input_shapes=input_shape or ())
         if weights is not None:
             _load_weights(found.model, weights)
@@ -226,14 +233,16 @@ def _write(path: Path, text: str) -> None:
         raise EtpError(f"{path}: cannot be written ({error}). Check the folder and its permissions.") from error
 
 
-def _budget(options: Mapping[str, float | None], texts: Sequence[str], scope: str) -> Budget:
-    """Return the budget of the options for built-in targets and of ``--target NAME=VALUE``."""
+def _budget(options: Mapping[str, float | None], texts: Sequence[str], rules: Mapping[str, Any]) -> Budget:
+    """Return the budget of the options for built-in targets, of ``--target NAME=VALUE``, and of the rules."""
     given = {name: value for name, value in options.items() if value is not None}
     others = parse_targets(texts)
     twice = sorted(given.keys() & others.keys())
     names = ", ".join(f"--{name.replace('_', '-')}" for name in twice)
     require(not twice, f"found --target {', '.join(twice)} and {names}: give one of them.", BudgetError)
-    return replace(Budget.of(None, given | others), scope=scope)  # type: ignore[arg-type]  # checked by the budget
+    return replace(
+        Budget.of(None, given | others), **{name: value for name, value in rules.items() if value is not None}
+    )
 
 
 def _scores(criterion: str, model: nn.Module, plan: Plan) -> Tensor:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from etp_graph._config import Registry, require, require_number
+from etp_graph._config import Registry, plain_number, require, require_number
 from etp_graph._text import si
 from etp_graph.errors import BudgetError
 
@@ -31,7 +31,8 @@ class Target:
         keyword: name of the argument that takes the target.
         ratio: True if the dense model's amount divided by the pruned model's is at least the value. False if the
             pruned model's amount is at most the value.
-        whole: True if values are rounded down to integers.
+        whole: True if amounts are integers. A float between 0 and 1 is then a share of the dense model's amount, and
+            any other value is rounded down.
         help: description in one sentence, for the command line.
         why: reason for the bounds, for the error of a value outside of them.
     """
@@ -43,14 +44,19 @@ class Target:
     why: str = ""
 
     def read(self, value: Any) -> Any:
-        """Return the value, rounded down if the amount is a whole number.
+        """Return the value as Python's number; an amount that must be a whole number is rounded down.
 
         Raises:
             BudgetError: it is no finite number, or is out of range.
         """
+        value = plain_number(value)
         excluded = () if self.ratio or self.whole else (0,)
         require_number(self.keyword, value, int(self.ratio), error=BudgetError, excluded=excluded, why=self.why)
-        return math.floor(value) if self.whole else value
+        return math.floor(value) if self.whole and not self.is_share(value) else value
+
+    def is_share(self, value: Any) -> bool:
+        """Return True if the value is a share of the dense model's amount: 0.7, but not 7 or 7.0."""
+        return self.whole and isinstance(value, float) and 0 < value < 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,12 +198,12 @@ for _quantity in (
         targets=(
             Target(keyword="speed_up", ratio=True, help="Dense MACs over pruned MACs.",
                    why="since a speed_up of 2 halves the MACs"),
-            Target(keyword="macs", whole=True, help="At most this many multiply-adds."),
+            Target(keyword="macs", whole=True, help="At most this many multiply-adds; 0.7: this share of them."),
         ),
     ),
     Quantity(
         name="params", words="parameters", terms=lambda plan: ((1, whole_axes(plan, name)) for name in plan.parameters),
-        targets=(Target(keyword="params", whole=True, help="At most this many parameters."),),
+        targets=(Target(keyword="params", whole=True, help="At most this many parameters; 0.7: this share of them."),),
     ),
     Quantity(
         name="latency", suffix="ms", terms=None, stand_in="macs",
