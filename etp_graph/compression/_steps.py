@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from etp_graph._config import quoted
 from etp_graph.budget import Budget, allocate
-from etp_graph.collect import Observations, watch
+from etp_graph.collect import Observations, unwatched_groups, watch
 from etp_graph.errors import CheckpointError, EtpError, PlanError
 from etp_graph.methods import Method
 from etp_graph.plan import Cost, CostModel, LatencyFit, Plan, Selection
@@ -193,7 +193,7 @@ class Compression:
             kept = self.journal.tensors(found).get("record")
             if kept is None:
                 raise CheckpointError(f"step {found['step']!r} of the checkpoint lost its record: use another folder.")
-            self.record = Observations({self.method.criterion_name: kept})
+            self.record = Observations({self.method.criterion_name: kept}, unwatched_groups(self.plan, kept))
         return float(found["seconds"])
 
     def _prune(self, sparse: StepResult | None) -> tuple[StepResult, Mapping[str, Tensor]]:
