@@ -13,7 +13,17 @@ from typing import Any, Literal, TypedDict, TypeVar, get_args
 
 from etp_graph._config import plain_number, require, require_choice, require_count, require_number
 from etp_graph.errors import BudgetError
-from etp_graph.plan import KINDS, QUANTITIES, Cost, Quantity, Target, find_target, known_targets
+from etp_graph.plan import (
+    KINDS,
+    QUANTITIES,
+    Cost,
+    Quantity,
+    Target,
+    find_quantity,
+    find_target,
+    known_targets,
+    memory_quantity,
+)
 
 Scope = Literal["global", "local", "isomorphic"]
 
@@ -36,6 +46,7 @@ class Targets(TypedDict, total=False):
     params: int | float | None
     latency_ms: float | None
     speed_up_latency: float | None
+    memory_mb: float | None
 
 
 def accept_registered(cls: T) -> T:
@@ -65,7 +76,7 @@ def accept_registered(cls: T) -> T:
 @accept_registered
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budget:
-    """Budget of a pruned model: exactly one target (one of the first six attributes), and the rules for reaching it.
+    """Budget of a pruned model: exactly one target (one of the first seven attributes), and the rules for reaching it.
 
     The target of a registered quantity is a keyword argument too: ``Budget(weight_bytes=1_000_000)``, see
     :func:`etp_graph.budget.register`.
@@ -77,6 +88,8 @@ class Budget:
         params: at most this many parameters, or this share of them.
         latency_ms: a forward of the example inputs takes this many milliseconds (median, measured on this machine).
         speed_up_latency: median time of the dense model divided by that of the pruned one is this.
+        memory_mb: the parameters, and with ``kv_tokens`` the cache, take at most this many megabytes (10^6 bytes) in
+            the precision of the traced model.
         registered_target: keyword and value of a target that is none of these.
         min_units: every group keeps at least this many units (Torque's minimum-filter rule). A dict gives the number
             by kind of units: ``{"heads": 2}``; other groups then keep at least 1.
@@ -93,6 +106,7 @@ class Budget:
             MACs that removing the unit alone saves. ``score_per_sqrt_cost``: the score divided by the square root of
             what the unit alone saves of the quantity that the target limits; for a latency target, of the saved MACs.
             ``None``: the rank of the method, or ``score`` if there is no method.
+        kv_tokens: with ``memory_mb``, number of tokens, of all samples together, whose keys and values the cache holds.
         tolerance: accepted relative deviation of a measured latency from its target; not used for other targets.
 
     Raises:
@@ -104,6 +118,7 @@ class Budget:
     params: int | float | None = None
     latency_ms: float | None = None
     speed_up_latency: float | None = None
+    memory_mb: float | None = None
     registered_target: tuple[str, float] | None = None
     min_units: int | Mapping[str, int] = field(default=1, hash=False)
     max_ratio: float = 1.0
@@ -111,6 +126,7 @@ class Budget:
     scope: Scope | None = None
     rank: Rank | None = None
     tolerance: float = 0.1
+    kv_tokens: int = 0
 
     def __post_init__(self) -> None:
         for rule in fields(self):
@@ -130,6 +146,12 @@ class Budget:
 
     def _check_rules(self) -> None:
         _require_counts("min_units", self.min_units)
+        require_count("kv_tokens", self.kv_tokens, 0, BudgetError)
+        require(
+            not self.kv_tokens or self.memory_mb is not None,
+            f"kv_tokens={self.kv_tokens} belongs to memory_mb=, found {self.as_given}: leave one of them out.",
+            BudgetError,
+        )
         require_number("max_ratio", self.max_ratio, 0, 1, BudgetError)
         require_number("tolerance", self.tolerance, 0, 1, BudgetError)
         if self.round_to is not None:
@@ -173,7 +195,7 @@ class Budget:
     @property
     def quantity(self) -> str:
         """Return the name of the quantity that the target limits, see :data:`etp_graph.budget.QUANTITIES`."""
-        return self._entry[0].name
+        return memory_quantity(self.kv_tokens) if self.memory_mb is not None else self._entry[0].name
 
     @property
     def measured(self) -> bool:
@@ -183,10 +205,12 @@ class Budget:
     @property
     def counted(self) -> str:
         """Return the name of the counted quantity, which is ``quantity`` or what stands in for a measured one."""
-        return self._entry[0].counted_name
+        return self._entry[0].counted_name if self.measured else self.quantity
 
     def target(self, dense: Cost) -> int:
         """Return the largest allowed amount of the quantity, given the dense cost.
+
+        No cost counts memory; :meth:`largest_amount` takes what ``plan.memory_bytes`` returns.
 
         Raises:
             BudgetError: the plan counts nothing of the quantity, or the target is measured.
@@ -206,6 +230,8 @@ class Budget:
         )
         if target.is_share(value):
             return int(dense * Fraction(repr(value)))  # 0.7 is seven tenths, not the float below it
+        if target.scale != 1:
+            return int(Fraction(repr(value)) * target.scale)
         return int(dense / Fraction(value)) if target.ratio else int(value)  # exact, never above the target
 
     def _require_counted(self) -> None:
@@ -217,8 +243,9 @@ class Budget:
 
     def with_count(self, goal: int) -> Budget:
         """Return the same rules with the target ``goal``, an amount of the quantity that is counted."""
-        keyword = QUANTITIES[self.counted].amount_target.keyword
-        return replace(self, **{**_NO_TARGET, keyword: goal})  # type: ignore[arg-type]
+        target = find_quantity(self.counted).amount_target
+        value = goal if target.scale == 1 else goal / target.scale
+        return replace(self, **{**_NO_TARGET, target.keyword: value})  # type: ignore[arg-type]
 
     def with_cost(self, cost: Cost) -> Budget:
         """Return the same rules with what ``cost`` counts as the target, as :meth:`with_count` does."""
@@ -234,13 +261,21 @@ class Budget:
         """Return the target as text, such as ``macs=1000000``."""
         return "{}={}".format(*self._given)
 
-    def reachable(self, dense: Cost, value: int) -> str:
-        """Return an amount as text in the form of the target, rounded so that it can be reached."""
-        quantity, target = self._entry
-        if target.is_share(self._given[1]) and 0 < value < (whole := dense.amount(quantity.name)):
+    def reachable(self, dense: Cost | int, value: int) -> str:
+        """Return an amount as text in the form of the target, rounded so that it can be reached.
+
+        Args:
+            dense: the dense cost, or the dense amount of the quantity.
+            value: the amount.
+        """
+        target = self._entry[1]
+        whole = dense if isinstance(dense, int) else dense.amount(self.quantity)
+        if target.is_share(self._given[1]) and 0 < value < whole:
             least = ceil(Fraction(value, whole) * 10_000) / 10_000
             return f"{target.keyword}={least if least < 1 else value}"
-        share = Fraction(dense.amount(quantity.name), max(value, 1))
+        if target.scale != 1:
+            return f"{target.keyword}={ceil(Fraction(1000 * value, target.scale)) / 1000}"
+        share = Fraction(whole, max(value, 1))
         return f"{target.keyword}={floor(share * 10_000) / 10_000 if target.ratio else value}"
 
     def reachable_time(self, seconds: float, dense_seconds: float) -> str:
@@ -256,6 +291,9 @@ class Budget:
     def to_dict(self) -> dict[str, Any]:
         """Return all fields as a dict that JSON can store; a registered target is stored under its keyword."""
         body = asdict(self)
+        for name, unset in (("memory_mb", None), ("kv_tokens", 0)):  # version 0.1.0 does not know them
+            if body[name] == unset:
+                del body[name]
         registered = body.pop("registered_target")
         return body if registered is None else {**body, registered[0]: registered[1]}
 

@@ -37,6 +37,7 @@ from ._options import (
     Ignore,
     Imports,
     Kinds,
+    KvTokens,
     MinUnits,
     Model,
     Outputs,
@@ -152,6 +153,7 @@ def prune(
     scope: Scope = "global",
     round_to: RoundTo = None,
     min_units: MinUnits = None,
+    kv_tokens: KvTokens = None,
     weights: Annotated[Path | None, typer.Option(help="Weights of the model, a safetensors file.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model saved in --out.")] = False,
     input_shape: Shapes = None,
@@ -166,7 +168,7 @@ def prune(
     """Prune a model once, check it against the masked model, and save it."""
     with _friendly(threads=threads, debug=debug, imports=imports):
         require_choice("--method", method, criterion_names(), ScoreError)
-        rules = {"round_to": parse_by_kind("--round-to", round_to or ()),
+        rules = {"kv_tokens": kv_tokens, "round_to": parse_by_kind("--round-to", round_to or ()),
                  "min_units": parse_by_kind("--min-units", min_units or ())}  # fmt: skip
         budget = _budget(targets, target or (), {"scope": scope, **rules})
         found = build_model(model, input_shapes=input_shape or ())

@@ -96,6 +96,11 @@ MinUnits = Annotated[
     ),
 ]
 
+KvTokens = Annotated[
+    int | None,
+    typer.Option("--kv-tokens", help="With --memory-mb: tokens whose keys and values the cache holds."),
+]
+
 TargetValues = Annotated[
     list[str] | None,
     typer.Option("--target", help="Target of a quantity that --import registers.", metavar="NAME=VALUE"),

@@ -60,6 +60,7 @@ class Compression:
         self.inputs, self.journal, self.bar = inputs, journal, bar
         self.train, self.evaluate = train, evaluate
         self.dense, self.expected = CostModel(plan).dense, expected
+        self.dense_amount = plan.amount(budget.counted)
         self.regularizer: Regularizer | None = None
         self.record: Observations | None = None
         self.round = 0
@@ -220,7 +221,8 @@ class Compression:
         """Return the budget of this round. The schedule says which share of the cost reduction it asks for."""
         if self.method.rounds == 1:
             return self.budget
-        dense, target = self.dense.amount(self.budget.quantity), self.budget.target(self.dense)
+        dense = self.dense_amount
+        target = self.budget.largest_amount(dense)
         share = self.method.schedule((self.round + 1) / self.method.rounds)
         goal = target if share == 1 or target >= dense else dense - int(share * (dense - target))
         return self.budget.with_count(goal)

@@ -60,6 +60,7 @@ class FollowedModel:
         n_ops: number of cost terms of the forward in eval mode. Only these count, because a model in use is in it.
         tensors: name -> shape of every parameter and buffer. Some models make buffers in their first forward.
         parameters: names of the parameters.
+        itemsizes: name -> bytes of a number, of the parameters whose numbers do not take 4 bytes.
         device: type of the device of the tensors.
         modes: the modes that the forwards needed to reach all parameters.
         notes: what the user should know.
@@ -72,6 +73,7 @@ class FollowedModel:
     n_ops: int
     tensors: dict[str, tuple[int, ...]]
     parameters: tuple[str, ...]
+    itemsizes: dict[str, int]
     device: str
     modes: tuple[str, ...]
     notes: tuple[str, ...]
@@ -135,6 +137,7 @@ def follow_forwards(
             n_ops=n_ops,
             tensors={name: tuple(tensor.shape) for name, tensor in tensors.items()},
             parameters=tuple(parameters),
+            itemsizes={name: p.element_size() for name, p in parameters.items() if p.element_size() != 4},
             device=next(iter(tensors.values())).device.type,
             modes=modes,
             notes=notes,
@@ -174,6 +177,8 @@ def group_units(followed: FollowedModel) -> Plan:
         unreached=tuple(name for name in followed.parameters if name not in inner.weights.seen),
         device=followed.device,
         activations=merged.activations,
+        itemsizes=followed.itemsizes,
+        cache=merged.cache,
         outputs=followed.outputs,
         left_out=followed.left_out,
     )
@@ -189,6 +194,9 @@ def _follow_once(trackers: Trackers, example_inputs: Any, *, containers: bool = 
     found = run_followed(trackers, example_inputs, containers=containers)
     trackers.left_out |= dict.fromkeys(found.left_out)
     trackers.entries |= dict.fromkeys(map(output_entry, found.tensors))
+    if not containers:
+        for tracker in trackers.all:
+            tracker.cached = [tracker.cache_term(number, tensor) for number, tensor in enumerate(found.cached)]
     if not found.tensors:
         raise PlanError("there is no tensor in what the model returns: nothing can be proved of it.")
     for tracker in trackers.all:

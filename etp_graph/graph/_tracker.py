@@ -44,6 +44,7 @@ class Tracker:
         deferred: tensors with units and a reason. The units are locked if anything but the tensor's shape is used.
         routes: outputs of a router, with the labels of its experts.
         known: compact labels of activations.
+        cached: bytes of each tensor of the cache that the model returns, for one token of one sample.
         readers: modules whose Python code read the value of a tensor, for messages.
         modules: the stack of running modules, outermost first.
     """
@@ -64,6 +65,7 @@ class Tracker:
         self.locks_if_used: Any = WeakTensorKeyDictionary()
         self.routes: Any = WeakTensorKeyDictionary()
         self.label_of: Any = WeakTensorKeyDictionary()
+        self.cached: list[Op | ProductTerm] = []
 
     def split_readings(self) -> None:
         """Require a reading. Call this before the tracker is changed.
@@ -209,6 +211,13 @@ class Tracker:
         label = self.label_of.get(tensor)
         if label is not None:
             self.labels.shown.append((entry, label))
+
+    def cache_term(self, number: int, tensor: Tensor) -> ProductTerm:
+        """Return the bytes that cached keys or values [batch, heads, tokens, size] take for one token of one sample."""
+        label = self.label_of.get(tensor)
+        apart = label is not None and label.shape[0] == label.shape[2] == 1
+        shape = (tensor.element_size(), tensor.shape[1], 1, tensor.shape[3])
+        return ProductTerm(f"cache {number}", shape, (label,) if apart else ())
 
     def lock_all(self, values: Any, reason: str) -> None:
         """Lock every unit in any tensor among the values. Mark bare parameters among them as fixed."""

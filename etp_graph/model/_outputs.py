@@ -45,10 +45,17 @@ class UnknownFunction:
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class ChosenOutputs:
-    """The tensors that count as outputs, by name, and the names of what was left out."""
+    """The tensors that count as outputs, by name, and the names of what was left out.
+
+    Attributes:
+        tensors: the outputs.
+        left_out: names of the largest entries that hold no output.
+        cached: keys and values [batch, heads, tokens, size] in caches, whether they are outputs or not.
+    """
 
     tensors: dict[str, Tensor]
     left_out: tuple[str, ...] = ()
+    cached: tuple[Tensor, ...] = ()
 
 
 def run_outputs(
@@ -66,13 +73,15 @@ def run_outputs(
         PlanError: a name matches nothing, or the function raises or returns no tensor.
     """
     if outputs is not None:
-        return choose_outputs(run_model(model, example_inputs), outputs, strict=every_mode)
+        out = run_model(model, example_inputs)
+        return dataclasses.replace(choose_outputs(out, outputs, strict=every_mode), cached=_cached(out))
     with _states_of_recurrence(model) as states:
         out = run_model(model, example_inputs)
     found = dict(_named_tensors(out))
     left = _leave_out(out, states, _asked_for(model, example_inputs))
     tensors = {name: tensor for name, tensor in found.items() if not any(_is_inside(name, at) for at in left)}
-    return _chosen(found, tensors) if tensors else ChosenOutputs(found)
+    chosen = _chosen(found, tensors) if tensors else ChosenOutputs(found)
+    return dataclasses.replace(chosen, cached=_cached(out))
 
 
 def choose_outputs(out: Any, outputs: str | Sequence[str] | Callable[[Any], Any], *, strict: bool) -> ChosenOutputs:
@@ -196,6 +205,9 @@ _CACHES = ("past_key_value", "past_key_values", "*_past_key_values", "cache", "*
            "past_buckets_states")  # fmt: skip
 """Names under which models return what the next call gets."""
 
+_KEYS_AND_VALUES = ("keys", "values", "key_cache", "value_cache", "key", "value", "k", "v")
+"""Names of the tensors in a cache that grow with the number of tokens."""
+
 _PREDICTIONS = ("*logits*", "pred_*", "predicted_*", "prediction_*", "*_score")
 """Names of what a model of transformers is called for."""
 
@@ -227,6 +239,18 @@ def _leave_out(out: Any, states: Mapping[int, Tensor], asked: frozenset[str]) ->
         if handed_on or _is_cache(entry) or _is_by_product(entry.holder, entry.key, asked):
             left.append(entry.name)
     return left
+
+
+def _cached(out: Any) -> tuple[Tensor, ...]:
+    """Return the keys and values in the caches of an output, each once."""
+    caches = [entry.name for entry in _walk(out) if _is_cache(entry)]
+    found: dict[int, Tensor] = {}
+    for entry in _walk(out):
+        grows = isinstance(entry.holder, (tuple, list)) or entry.key in _KEYS_AND_VALUES
+        inside = any(_is_inside(entry.name, name) for name in caches)
+        if grows and inside and isinstance(entry.value, Tensor) and entry.value.ndim == 4:
+            found[id(entry.value)] = entry.value
+    return tuple(found.values())
 
 
 def _results_before_states(out: Any, states: Mapping[int, Tensor]) -> set[str]:
