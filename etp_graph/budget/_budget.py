@@ -352,7 +352,7 @@ def _require_one(given: list[str]) -> None:
 
 def _require_known(name: str, known: set[str]) -> None:
     targets = known_targets()
-    rules = ", ".join(sorted(known - _NO_TARGET.keys()))
+    rules = ", ".join([*sorted(known - {*_NO_TARGET, "kv_tokens"}), "kv_tokens (beside memory_mb)"])
     require(
         name in targets,
         f"a budget has no {name!r}; targets are {', '.join(targets)}, rules are {rules}. {QUANTITIES.remedy}",

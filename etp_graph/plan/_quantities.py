@@ -246,17 +246,17 @@ for _quantity in (
         targets=(Target(keyword="params", whole=True, help="At most this many parameters; 0.7: this share of them."),),
     ),
     Quantity(
-        name=MEMORY, title="memory", words="bytes of weights", suffix="B", terms=_memory_terms, listed=False,
-        targets=(
-            Target(keyword="memory_mb", scale=10**6, why="since every model has weights",
-                   help="At most this many megabytes of weights, and of the cache with --kv-tokens."),
-        ),
-    ),
-    Quantity(
         name="latency", suffix="ms", terms=None, stand_in="macs",
         targets=(
             Target(keyword="latency_ms", help="Measured milliseconds.", why="since every model takes time"),
             Target(keyword="speed_up_latency", ratio=True, help="Dense time over pruned time, measured."),
+        ),
+    ),
+    Quantity(
+        name=MEMORY, title="memory", words="bytes of weights", suffix="B", terms=_memory_terms, listed=False,
+        targets=(
+            Target(keyword="memory_mb", scale=10**6, why="since every model has weights",
+                   help="At most this many megabytes of weights, and of the cache with --kv-tokens."),
         ),
     ),
 ):  # fmt: skip
