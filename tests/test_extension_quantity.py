@@ -45,7 +45,7 @@ def first_units(model, plan):
     return torch.cat([torch.arange(group.n_units, 0, -1.0) for group in plan.groups])
 """
 
-BUILT_IN = ("speed_up", "macs", "params", "latency_ms", "speed_up_latency")
+BUILT_IN = ("speed_up", "macs", "params", "latency_ms", "speed_up_latency", "memory_mb")
 
 
 def weight_bytes(model: nn.Module) -> int:

@@ -37,12 +37,17 @@ from ._options import (
     Ignore,
     Imports,
     Kinds,
+    KvTokens,
+    MinUnits,
     Model,
+    Outputs,
+    RoundTo,
     Scope,
     Shapes,
     TargetValues,
     Threads,
     criterion_names,
+    parse_by_kind,
     parse_targets,
     with_targets,
 )
@@ -97,6 +102,7 @@ def inspect(
     input_shape: Shapes = None,
     ignore: Ignore = None,
     kind: Kinds = None,
+    outputs: Outputs = None,
     imports: Imports = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the plan to this file, as JSON.")] = None,
     layers: Annotated[bool, typer.Option("--layers", help="List every layer of every group instead.")] = False,
@@ -107,7 +113,7 @@ def inspect(
     """Print the plan of a model: which units can be removed together, and which groups are locked and why."""
     with _friendly(threads=threads, debug=debug, imports=imports):
         found = build_model(model, input_shapes=input_shape or ())
-        plan = trace(found.model, found.inputs, prune=kind, ignore=ignore or ())
+        plan = trace(found.model, found.inputs, prune=kind, ignore=ignore or (), outputs=outputs or None)
         typer.echo(layers_text(plan) if layers else str(plan))
         if svg_file is not None:
             _write(svg_file, svg(plan))
@@ -121,6 +127,7 @@ def verify_command(
     input_shape: Shapes = None,
     ignore: Ignore = None,
     kind: Kinds = None,
+    outputs: Outputs = None,
     imports: Imports = None,
     seed: Annotated[int, typer.Option(help="Of the units removed and of the random weights.")] = 0,
     threads: Threads = None,
@@ -130,7 +137,7 @@ def verify_command(
     with _friendly(threads=threads, debug=debug, imports=imports):
         found = build_model(model, input_shapes=input_shape or ())
         # check=False: the check in trace would lock a wrong group, and verify could not report it.
-        plan = trace(found.model, found.inputs, prune=kind, ignore=ignore or (), check=False)
+        plan = trace(found.model, found.inputs, prune=kind, ignore=ignore or (), outputs=outputs or None, check=False)
         result = verify(found.model, plan, found.inputs, seed=seed)
         typer.echo(f"{found.text}: {len(plan.prunable)} of {len(plan.groups)} groups prunable, inputs {found.shapes}")
         typer.echo(str(result))
@@ -144,11 +151,15 @@ def prune(
     target: TargetValues = None,
     method: Criterion = "l2",
     scope: Scope = "global",
+    round_to: RoundTo = None,
+    min_units: MinUnits = None,
+    kv_tokens: KvTokens = None,
     weights: Annotated[Path | None, typer.Option(help="Weights of the model, a safetensors file.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model saved in --out.")] = False,
     input_shape: Shapes = None,
     ignore: Ignore = None,
     kind: Kinds = None,
+    outputs: Outputs = None,
     imports: Imports = None,
     threads: Threads = None,
     debug: Debug = False,
@@ -157,13 +168,15 @@ def prune(
     """Prune a model once, check it against the masked model, and save it."""
     with _friendly(threads=threads, debug=debug, imports=imports):
         require_choice("--method", method, criterion_names(), ScoreError)
-        budget = _budget(targets, target or (), scope)
+        rules = {"kv_tokens": kv_tokens, "round_to": parse_by_kind("--round-to", round_to or ()),
+                 "min_units": parse_by_kind("--min-units", min_units or ())}  # fmt: skip
+        budget = _budget(targets, target or (), {"scope": scope, **rules})
         found = build_model(model, input_shapes=input_shape or ())
         if weights is not None:
             _load_weights(found.model, weights)
         else:
             typer.echo("no --weights: the weights are those that the model was built with.", err=True)
-        plan = trace(found.model, found.inputs, prune=kind, ignore=ignore or ())
+        plan = trace(found.model, found.inputs, prune=kind, ignore=ignore or (), outputs=outputs or None)
         proof = verify(found.model, plan, found.inputs)
         scores = _scores(method, found.model, plan)
         selection = allocate(found.model, plan, scores, budget=budget, example_inputs=found.inputs)
@@ -222,14 +235,16 @@ def _write(path: Path, text: str) -> None:
         raise EtpError(f"{path}: cannot be written ({error}). Check the folder and its permissions.") from error
 
 
-def _budget(options: Mapping[str, float | None], texts: Sequence[str], scope: str) -> Budget:
-    """Return the budget of the options for built-in targets and of ``--target NAME=VALUE``."""
+def _budget(options: Mapping[str, float | None], texts: Sequence[str], rules: Mapping[str, Any]) -> Budget:
+    """Return the budget of the options for built-in targets, of ``--target NAME=VALUE``, and of the rules."""
     given = {name: value for name, value in options.items() if value is not None}
     others = parse_targets(texts)
     twice = sorted(given.keys() & others.keys())
     names = ", ".join(f"--{name.replace('_', '-')}" for name in twice)
     require(not twice, f"found --target {', '.join(twice)} and {names}: give one of them.", BudgetError)
-    return replace(Budget.of(None, given | others), scope=scope)  # type: ignore[arg-type]  # checked by the budget
+    return replace(
+        Budget.of(None, given | others), **{name: value for name, value in rules.items() if value is not None}
+    )
 
 
 def _scores(criterion: str, model: nn.Module, plan: Plan) -> Tensor:

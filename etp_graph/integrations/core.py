@@ -17,7 +17,7 @@ from etp_graph.compression import budget_of
 from etp_graph.errors import BudgetError, CheckpointError, ForceError, PlanError
 from etp_graph.graph import trace
 from etp_graph.methods import Method, get
-from etp_graph.model import require_bare
+from etp_graph.model import Outputs, require_bare
 from etp_graph.plan import CostModel, Plan, Selection
 from etp_graph.regularizer import Regularizer
 from etp_graph.surgery import OnUncuttable, Optimizers, get_record, list_optimizers, prune_, require_cuttable
@@ -51,6 +51,7 @@ class Pruning:
         check: as for :func:`etp_graph.trace`.
         on_uncuttable: what to do with states of the optimizer that surgery cannot cut, see :func:`etp_graph.prune_`.
             ``"refuse"`` raises the error when training begins.
+        outputs: what counts as an output of the model, as for :func:`etp_graph.trace`.
         targets: the target, ``speed_up=2`` for example, see :class:`etp_graph.Budget`. Give exactly one, or ``budget``.
 
     Attributes:
@@ -64,7 +65,7 @@ class Pruning:
     Raises:
         BudgetError: the target is malformed.
         ForceError: the method or ``prune_at`` is not supported.
-        PlanError: ``prune`` or ``ignore`` is given with a plan.
+        PlanError: ``prune``, ``ignore`` or ``outputs`` is given with a plan.
     """
 
     @show_targets
@@ -80,10 +81,13 @@ class Pruning:
         plan: Plan | None = None,
         check: bool | Literal["auto"] = "auto",
         on_uncuttable: OnUncuttable = "refuse",
+        outputs: Outputs = None,
         **targets: Unpack[Targets],
     ) -> None:
-        if plan is not None and (ignore or prune is not None):
-            raise PlanError("ignore and prune have no effect on a plan that is given: pass them to trace(model, ...).")
+        if plan is not None and (ignore or prune is not None or outputs is not None):
+            raise PlanError(
+                "ignore, prune and outputs have no effect on a plan that is given: pass them to trace(model, ...)."
+            )
         self.method = get(method)
         _check_method(self.method)
         _check_moment(prune_at)
@@ -94,7 +98,7 @@ class Pruning:
         self.plan: Plan | None = None
         self.regularizer: Regularizer | None = None
         self.selection: Selection | None = None
-        self._given, self._trace = plan, {"prune": prune, "ignore": ignore, "check": check}
+        self._given, self._trace = plan, {"prune": prune, "ignore": ignore, "check": check, "outputs": outputs}
         self._begun, self._cut = 0, ""
         self._saved: Mapping[str, Any] | None = None
         self._model: nn.Module | None = None

@@ -56,6 +56,7 @@ def parse_plan(text: object, known_format: int) -> dict[str, Any]:
     }
     _check_lists(body, shapes, where)
     _check_ops(body["ops"], shapes, activations, f"{where}: ops")
+    _check_later_keys(body, shapes, activations, where)
     groups = [
         _check_group(group, at, shapes, activations) for at, group in _READ.items(body["groups"], f"{where}: groups")
     ]
@@ -73,6 +74,21 @@ def _check_lists(body: Mapping[str, Any], shapes: Mapping[str, Any], where: str)
         for at, value in _READ.items(body[key], f"{where}: {key}"):
             _READ.text(value, at)
     _READ.text(body["device"], f"{where}: device")
+
+
+def _check_later_keys(
+    body: Mapping[str, Any], shapes: Mapping[str, list[int]], activations: Mapping[str, int], where: str
+) -> None:
+    """Check what version 0.1.0 did not write."""
+    for at, name, size in _READ.entries(body.get("itemsizes", {}), f"{where}: itemsizes"):
+        if name not in shapes:
+            _READ.refuse(at, f"{shorten(name)} is no tensor of it")
+        _READ.integer(size, at, low=1, high=16)
+    _check_ops(body.get("cache", []), shapes, activations, f"{where}: cache")
+    _READ.texts(body.get("left_out", []), f"{where}: left_out")
+    outputs = _READ.object(body.get("outputs", {}), f"{where}: outputs")
+    _READ.texts(outputs.get("names", []), f"{where}: outputs")
+    _READ.text(outputs.get("function", ""), f"{where}: outputs")
 
 
 def _check_ops(value: Any, shapes: Mapping[str, list[int]], activations: Mapping[str, int], where: str) -> None:
