@@ -15,6 +15,8 @@ from etp_graph._config import require, require_choice, require_count, require_nu
 from etp_graph.errors import BudgetError
 from etp_graph.plan import QUANTITIES, Cost, Quantity, Target, find_target, known_targets
 
+from ._uniform import Uniform, read_uniform
+
 Scope = Literal["global", "local", "isomorphic"]
 
 Rank = Literal["score", "score_per_sqrt_cost", "score_per_mac"]
@@ -89,6 +91,9 @@ class Budget:
             what the unit alone saves of the quantity that the target limits; for a latency target, of the saved MACs.
             ``None``: the rank of the method, or ``score`` if there is no method.
         tolerance: accepted relative deviation of a measured latency from its target; not used for other targets.
+        uniform: groups of one kind with equally many units keep equally many, each the best of its own. A configuration
+            with one value for all layers (``intermediate_size``) then describes the pruned model. ``True`` for all
+            kinds, or a kind, or a list of kinds.
 
     Raises:
         BudgetError: a value is out of its range, not exactly one target is given, or a target is not registered.
@@ -106,6 +111,7 @@ class Budget:
     scope: Scope | None = None
     rank: Rank | None = None
     tolerance: float = 0.1
+    uniform: Uniform = False
 
     def __post_init__(self) -> None:
         _require_one([name for name in _NO_TARGET if getattr(self, name) is not None])
@@ -122,6 +128,7 @@ class Budget:
         object.__setattr__(self, keyword if own else "registered_target", value if own else (keyword, value))
 
     def _check_rules(self) -> None:
+        object.__setattr__(self, "uniform", read_uniform(self.uniform))
         require_count("min_units", self.min_units, 1, BudgetError)
         require_number("max_ratio", self.max_ratio, 0, 1, BudgetError)
         require_number("tolerance", self.tolerance, 0, 1, BudgetError)
