@@ -30,7 +30,7 @@ def huggingface_inputs(model: nn.Module) -> dict[str, Any]:
         inputs["input_ids"] = _tokens(text, generator)
     if "decoder_input_ids" in accepted and found.config.is_encoder_decoder:
         inputs["decoder_input_ids"] = _tokens(text, generator)
-    if "use_cache" in accepted and getattr(text, "use_cache", None) is not None:
+    if "use_cache" in accepted and (text.is_encoder_decoder or getattr(text, "is_decoder", True)):
         inputs["use_cache"] = False
     device, dtype = found.device, found.dtype
     return {name: _to(value, device, dtype) for name, value in inputs.items()}
