@@ -3,15 +3,7 @@
 from __future__ import annotations
 
 from ._checkpoint import describe_model, load, read_weights, save, save_into
-from ._files import (
-    locate_folder,
-    move_into_place,
-    read_file,
-    replace_file,
-    restore_backup,
-    storage_errors,
-    temporary_name,
-)
+from ._files import locate_folder, move_into_place, read_file, replace_file, restore_backup, storage_errors
 from ._manifest import DTYPES, MANIFEST_FILE, WEIGHTS_FILE, Manifest, parse_manifest, read_manifest
 from ._restore import restore_
 
@@ -34,5 +26,4 @@ __all__ = [
     "save",
     "save_into",
     "storage_errors",
-    "temporary_name",
 ]

@@ -9,11 +9,12 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as parse_weights
 from safetensors.torch import save_file
@@ -23,6 +24,7 @@ from etp_graph.errors import CheckpointError
 from etp_graph.model import all_tensors, first_names, persistent_names
 from etp_graph.surgery import SurgeryRecord, get_record, read_attribute
 
+from ._architecture import CONFIG_FILE, build_architecture, config_text, load_plain
 from ._files import (
     locate_folder,
     move_into_place,
@@ -59,6 +61,8 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, overwrite: bool = Fa
         try:
             temporary.mkdir()
             _write(temporary, stored, get_record(model), aliases)
+            if (config := config_text(model)) is not None:
+                (temporary / CONFIG_FILE).write_text(config, encoding="utf8")
             move_into_place(temporary, folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -110,22 +114,58 @@ def _contents(model: nn.Module, *, sharded: bool = False) -> tuple[dict[str, Ten
     return stored, {name: first[name] for name in names if first[name] != name}
 
 
-def load(path: str | os.PathLike[str], *, build: nn.Module | Callable[[], nn.Module]) -> nn.Module:
+def load(
+    path: str | os.PathLike[str],
+    *,
+    build: nn.Module | Callable[[], nn.Module] | None = None,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device | None = None,
+) -> nn.Module:
     """Load the model that :func:`save` wrote to the folder ``path``; all values are bit-identical.
 
     ``build`` is the original architecture before any pruning, or a callable without arguments that makes it. It is
     changed only after all checks. Its parameters stay the same objects, on their device, with their
     ``requires_grad`` and memory format. Tensors on the meta device are replaced by new ones on the CPU.
 
+    A model of transformers needs no ``build``: its class is built on the meta device from the ``config.json`` in the
+    folder, and returned in eval mode. So is a plain folder of :func:`etp_graph.export.huggingface`, by its class.
+
+    Args:
+        path: the folder.
+        build: the architecture, or ``None`` for a model of transformers.
+        dtype: convert stored values of floating point to this type; ``None`` keeps theirs.
+        device: move the model to this device; ``None`` leaves it.
+
     Raises:
         CheckpointError: files are missing, damaged, hostile or of an unknown format, or do not fit the architecture.
     """
     folder = locate_folder(path)
-    manifest = read_manifest(folder)
-    loaded = read_weights(folder / WEIGHTS_FILE, manifest)
-    model = build if isinstance(build, nn.Module) else build()
-    restore_(model, manifest, loaded)
-    return model
+    if build is None and (folder / CONFIG_FILE).is_file() and not os.path.lexists(folder / MANIFEST_FILE):
+        model = load_plain(folder)
+        stored: Iterable[str] = persistent_names(model)
+    else:
+        manifest = read_manifest(folder)
+        loaded = read_weights(folder / WEIGHTS_FILE, manifest)
+        model = _architecture(folder, manifest, build)
+        restore_(model, manifest, loaded)
+        stored = (*manifest.tensors, *manifest.aliases)
+    if dtype is not None:
+        _convert(model, stored, dtype)
+    return model if device is None else model.to(device)
+
+
+def _convert(model: nn.Module, names: Iterable[str], dtype: torch.dtype) -> None:
+    """Convert the named tensors of floating point. Buffers that the class computes keep their precision."""
+    tensors = all_tensors(model)
+    for name in names:
+        if tensors[name].is_floating_point():
+            tensors[name].data = tensors[name].data.to(dtype)
+
+
+def _architecture(folder: Path, manifest: Manifest, build: nn.Module | Callable[[], nn.Module] | None) -> nn.Module:
+    if build is None:
+        return build_architecture(folder, manifest)
+    return build if isinstance(build, nn.Module) else build()
 
 
 def _check_record(model: nn.Module, record: SurgeryRecord, names: list[str]) -> None:
@@ -166,8 +206,10 @@ def _check_target(folder: Path, overwrite: bool) -> None:
     if folder.is_symlink() or not folder.is_dir():
         raise CheckpointError(f"{folder}: is a file or a link, not a folder. Choose another path.")
     held = {file.name for file in folder.iterdir()}
-    if others := held - {WEIGHTS_FILE, MANIFEST_FILE}:
+    if others := held - {WEIGHTS_FILE, MANIFEST_FILE, CONFIG_FILE}:
         raise CheckpointError(f"{folder}: holds other files ({min(others)!r}). Choose a folder of its own.")
+    if CONFIG_FILE in held and MANIFEST_FILE not in held:
+        raise CheckpointError(f"{folder}: holds other files ({CONFIG_FILE!r}). Choose a folder of its own.")
     if held and not overwrite:
         raise CheckpointError(f"{folder}: holds a saved model. Choose another folder, or pass overwrite=True.")
 

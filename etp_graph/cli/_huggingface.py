@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from etp_graph._config import quoted, require
+from etp_graph.checkpoint import MANIFEST_FILE, load
 from etp_graph.errors import EtpError
 
 _WEIGHTS = ("*.safetensors", "*.bin")
@@ -43,7 +44,7 @@ def load_folder(transformers: Any, text: str) -> FolderModel:
     """Load the class that ``architectures`` names, with the weights and the tokenizer beside it.
 
     A path to a ``config.json``, or a folder without weights, gives random weights. A folder with one GGUF file gives
-    the language model in it, dequantized.
+    the language model in it, dequantized. A folder of :func:`etp_graph.save` gives the pruned model.
 
     Raises:
         FolderError: there is no model, or it needs code of its own, is quantized, is an adapter, or lacks tensors.
@@ -59,13 +60,17 @@ def load_folder(transformers: Any, text: str) -> FolderModel:
             f"hf:{text}: no file {file}. Name a local config.json or its folder; nothing is downloaded from the Hub."
         )
     body = _checked_config(file)
+    if path.is_dir() and (folder / MANIFEST_FILE).is_file():
+        model: Any = load(folder)
+        tokenizer, dtype = _tokenizer(transformers, folder, {}), model.dtype
+        return FolderModel(model=model.float(), tokenizer=tokenizer, dtype=dtype)
     found = _class(transformers, file, body)
     if not path.is_dir() or not any(True for form in _WEIGHTS for _ in folder.glob(form)):
         return FolderModel(model=_random_model(transformers, found, file), tokenizer=None, dtype=None)
     return _load(transformers, found, folder, {}, text)
 
 
-def _checked_config(file: Path) -> dict[str, Any]:
+def _checked_config(file: Path) -> Any:
     """Return what a ``config.json`` says, or raise :class:`FolderError` for what cannot be pruned as it is."""
     try:
         body = json.loads(file.read_text(encoding="utf8"))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from etp_graph.checkpoint import save
@@ -73,18 +76,25 @@ class PruningRun:
         """Save the pruned model, and return a sentence that says where and how it is read."""
         if self.plain:
             model: Any = self.found.model
-            huggingface(
-                model.to(self.found.dtype),
-                self.out,
-                self.found.tokenizer,
-                example_inputs=None,
-                overwrite=self.overwrite,
-            )
-            model.float()
+            with _element_type(model, self.found.dtype):
+                huggingface(model, self.out, self.found.tokenizer, overwrite=self.overwrite)
             return f"saved to {self.out}; in Python: {type(model).__name__}.from_pretrained({str(self.out)!r})"
         save(self.found.model, self.out, overwrite=self.overwrite)
         hint = "; --uniform writes a folder that transformers reads" if self.found.is_huggingface else ""
         return f"saved to {self.out}; in Python: etp_graph.load({str(self.out)!r}, build=make_model){hint}"
+
+
+@contextmanager
+def _element_type(model: Any, dtype: torch.dtype | None) -> Iterator[None]:
+    """Convert the weights to the element type that they are stored with, and back to float32 at the end."""
+    if dtype in (None, model.dtype):  # models of GGUF files refuse every conversion
+        yield
+        return
+    model.to(dtype)
+    try:
+        yield
+    finally:
+        model.float()
 
 
 def _mebibytes(model: nn.Module) -> float:

@@ -6,8 +6,9 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
-from etp_graph.checkpoint import move_into_place, restore_backup, storage_errors, temporary_name
+from etp_graph.checkpoint import move_into_place, restore_backup, storage_errors
 from etp_graph.errors import ExportError
 
 _WRITTEN = frozenset(".json .safetensors .txt .model .jinja".split())
@@ -54,10 +55,8 @@ def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
     with storage_errors(folder):
         restore_backup(folder)
         folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = temporary_name(folder)
-        try:
-            temporary.mkdir()
-            write(temporary)
-            move_into_place(temporary, folder)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+        with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as private:
+            new = Path(private) / "new"  # its mode follows the umask; the one of the temporary folder is private
+            new.mkdir()
+            write(new)
+            move_into_place(new, folder)

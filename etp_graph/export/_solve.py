@@ -107,7 +107,11 @@ class ConfigSearch:
                     break
 
     def _facts(self, values: Mapping[Path, int]) -> Facts | str:
-        return facts_of(self.model_class, with_values(self.config, values))
+        try:
+            config = with_values(self.config, values)
+        except Exception as error:  # noqa: BLE001  # the validation of configurations raises classes of its own
+            return str(error)
+        return facts_of(self.model_class, config)
 
     def _probe(self, path: Path) -> Field | None:
         """Return the field with the sizes that it decides, or ``None`` if it decides none."""
@@ -133,8 +137,7 @@ class ConfigSearch:
         alone = mine - _decided_by(done)
         if alone:
             return self._linear(field, alone)
-        tried = [field.value, *range(1, min(field.value, _TRIED))] if mine else []
-        for value in tried:
+        for value in (field.value, *range(1, min(field.value, _TRIED))):
             found = self._facts({**values, field.path: value})
             if not isinstance(found, str) and all(found.get(fact) == self.wanted[fact] for fact in mine):
                 return value

@@ -80,6 +80,9 @@ def test_without_uniform_the_result_is_a_checkpoint_of_ours(folder: Path, tmp_pa
     assert code == 0, err
     assert "--uniform" in out
     assert (tmp_path / "out" / "manifest.json").is_file()
+    code, again, err = invoke("inspect", f"hf:{tmp_path / 'out'}")
+    assert code == 0, err
+    assert "lm_head" in again
 
 
 def test_inspect_and_verify_read_the_class_of_the_folder(folder: Path) -> None:
