@@ -59,4 +59,6 @@ def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
             new = Path(private) / "new"  # its mode follows the umask; the one of the temporary folder is private
             new.mkdir()
             write(new)
+            for file in new.glob("*.safetensors"):
+                shutil.copymode(new / "config.json", file)  # safetensors ignores the umask and makes it private
             move_into_place(new, folder)

@@ -137,6 +137,7 @@ class ConfigSearch:
         alone = mine - _decided_by(done)
         if alone:
             return self._linear(field, alone)
+        value: int
         for value in (field.value, *range(1, min(field.value, _TRIED))):
             found = self._facts({**values, field.path: value})
             if not isinstance(found, str) and all(found.get(fact) == self.wanted[fact] for fact in mine):

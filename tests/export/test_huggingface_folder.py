@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +81,24 @@ def test_an_exported_model_is_pruned_and_exported_again(pruned: Any, tmp_path: P
     twice = etp.export.huggingface(again, tmp_path / "twice")
     size = transformers.AutoConfig.from_pretrained(twice).intermediate_size
     assert size < transformers.AutoConfig.from_pretrained(folder).intermediate_size
+
+
+def test_save_pretrained_of_a_pruned_model_names_the_way(pruned: Any, tmp_path: Path) -> None:
+    loaded = etp.load(etp.save(pruned, tmp_path / "saved"))
+    for model in (pruned, copy.deepcopy(pruned), loaded):
+        with pytest.warns(UserWarning, match=r"etp_graph\.export\.huggingface"):
+            model.save_pretrained(tmp_path / "out")  # type: ignore[operator]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        build().save_pretrained(tmp_path / "dense")
+        etp.export.huggingface(pruned, tmp_path / "plain")
+    held = torch.load(_written(copy.deepcopy(pruned), tmp_path / "model.pt"), weights_only=False)
+    assert torch.equal(held(torch.arange(4)[None]).logits, pruned(torch.arange(4)[None]).logits)
+
+
+def _written(model: nn.Module, file: Path) -> Path:
+    torch.save(model, file)
+    return file
 
 
 def test_a_folder_with_a_model_needs_overwrite(pruned: Any, tmp_path: Path) -> None:
