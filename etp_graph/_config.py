@@ -371,6 +371,16 @@ def require_count(name: str, value: object, least: int, error: type[Exception] =
         raise error(f"{name}={value!r}; it must be an integer of at least {least}.")
 
 
+def plain_number(value: Any) -> Any:
+    """Return a scalar of NumPy or PyTorch as Python's number, and any other value as it is."""
+    if type(value) in (int, float, bool, str) or not hasattr(value, "item") or getattr(value, "ndim", 1) != 0:
+        return value
+    try:
+        return value.item()
+    except (TypeError, ValueError, RuntimeError):  # a tensor without a value; the check of the setting refuses it
+        return value
+
+
 def is_number(value: object) -> bool:
     """True if the value is an int or a float, and not a ``bool``."""
     return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,17 +1,21 @@
-"""Pruned decoders generate, with and without a cache, and survive saving."""
+"""Pruned decoders generate what the masked ones generate, with and without a cache, and survive saving."""
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import etp_graph as etp
 from benchmarks.models import registry
-from etp_graph.verification._sampling import random_selection
+from etp_graph.standins import standing_in
+from etp_graph.verification import Masked, random_selection
 
 NAMES = ("hf:gpt2", "hf:llama_gqa", "hf:mixtral", "hf:falcon_multi_query", "hf:phi3", "hf:t5", "hf:bart", "hf:gemma")
+CACHES: tuple[dict[str, Any], ...] = ({"use_cache": True}, {"use_cache": False}, {"cache_implementation": "static"})
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -19,14 +23,23 @@ def test_generate(name: str, tmp_path: Path) -> None:
     entry = registry()[name]
     torch.manual_seed(0)
     model, inputs = entry.build(), entry.inputs()
+    inputs.pop("use_cache")
     plan = etp.trace(model, inputs)
-    etp.prune_(model, plan, random_selection(plan, plan.prunable, 0.4, torch.Generator().manual_seed(0)))
-    ids = inputs["input_ids"]
+    assert any(group.kind == "heads" for group in plan.prunable)
+    selection = random_selection(plan, plan.prunable, 0.4, torch.Generator().manual_seed(0))
+    masked = copy.deepcopy(model)
+    etp.prune_(model, plan, selection)
 
-    def tokens(network: torch.nn.Module, *, cache: bool) -> torch.Tensor:
-        return network.generate(ids, max_new_tokens=5, do_sample=False, use_cache=cache, pad_token_id=0)
+    def generated(network: torch.nn.Module, cache: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        found = network.generate(inputs["input_ids"], max_new_tokens=5, do_sample=False, pad_token_id=0,
+                                 return_dict_in_generate=True, output_logits=True, **cache)  # fmt: skip
+        return found.sequences, torch.stack(found.logits)
 
-    assert torch.equal(tokens(model, cache=True), tokens(model, cache=False))
+    for cache in CACHES:
+        with Masked(masked, plan, selection.flat(plan)), standing_in(masked, views_only=True):
+            want = generated(masked, cache)
+        for got, expected in zip(generated(model, cache), want, strict=True):
+            torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
     etp.save(model, tmp_path / "pruned")
     loaded = etp.load(tmp_path / "pruned", build=entry.build).eval()
-    assert torch.equal(tokens(loaded, cache=True), tokens(model, cache=True))
+    assert torch.equal(generated(loaded, CACHES[0])[0], generated(model, CACHES[0])[0])

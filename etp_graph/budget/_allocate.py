@@ -101,7 +101,7 @@ def _levels_to_target(plan: Plan, values: Floats, budget: Budget) -> tuple[Level
     least = levels.one(levels.n_levels)
     if least > target:
         raise BudgetError(
-            f"{budget.as_given} is out of reach: the closest is {budget.reachable(plan.dense, least)}, with every "
+            f"{budget.as_given} is out of reach: the closest is {budget.reachable(dense, least)}, with every "
             "group at its floor. Ask for that, lower min_units, raise max_ratio, lower round_to, or unlock groups "
             f"(print(plan) says why they are locked).{_UNIFORM if budget.uniform else ''}"
         )

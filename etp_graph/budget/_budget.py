@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from fractions import Fraction
 from functools import wraps
 from inspect import Parameter, signature
 from math import ceil, floor
 from typing import Any, Literal, TypedDict, TypeVar, get_args
 
-from etp_graph._config import require, require_choice, require_count, require_number
+from etp_graph._config import plain_number, require, require_choice, require_count, require_number
 from etp_graph.errors import BudgetError
-from etp_graph.plan import QUANTITIES, Cost, Quantity, Target, find_target, known_targets
+from etp_graph.plan import (
+    KINDS,
+    QUANTITIES,
+    Cost,
+    Quantity,
+    Target,
+    find_quantity,
+    find_target,
+    known_targets,
+    memory_quantity,
+)
 
 from ._uniform import Uniform, read_uniform
 
@@ -34,10 +44,11 @@ class Targets(TypedDict, total=False):
     """
 
     speed_up: float | None
-    macs: int | None
-    params: int | None
+    macs: int | float | None
+    params: int | float | None
     latency_ms: float | None
     speed_up_latency: float | None
+    memory_mb: float | None
 
 
 def accept_registered(cls: T) -> T:
@@ -45,7 +56,7 @@ def accept_registered(cls: T) -> T:
 
     ``Budget(weight_bytes=1000)`` is then ``Budget(registered_target=("weight_bytes", 1000))``.
     """
-    build, known = cls.__init__, {field.name for field in fields(cls)}
+    build, known = cls.__init__, {one.name for one in fields(cls)}
 
     @wraps(build)
     def __init__(self: Any, **values: Any) -> None:
@@ -67,22 +78,29 @@ def accept_registered(cls: T) -> T:
 @accept_registered
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budget:
-    """Budget of a pruned model: exactly one target (one of the first six attributes), and the rules for reaching it.
+    """Budget of a pruned model: exactly one target (one of the first seven attributes), and the rules for reaching it.
 
     The target of a registered quantity is a keyword argument too: ``Budget(weight_bytes=1_000_000)``, see
     :func:`etp_graph.budget.register`.
 
     Attributes:
         speed_up: dense MACs divided by the pruned model's MACs is at least this.
-        macs: at most this many multiply-adds for the example inputs.
-        params: at most this many parameters.
+        macs: at most this many multiply-adds for the example inputs. A float between 0 and 1 is the share of the dense
+            model's.
+        params: at most this many parameters, or this share of them.
         latency_ms: a forward of the example inputs takes this many milliseconds (median, measured on this machine).
         speed_up_latency: median time of the dense model divided by that of the pruned one is this.
+        memory_mb: the parameters, and with ``kv_tokens`` the cache, take at most this many megabytes (10^6 bytes) in
+            the precision of the traced model.
         registered_target: keyword and value of a target that is none of these.
-        min_units: every group keeps at least this many units (Torque's minimum-filter rule).
+        min_units: every group keeps at least this many units (Torque's minimum-filter rule). A dict gives the number
+            by kind of units: ``{"heads": 2}``; other groups then keep at least 1.
         max_ratio: at most this share of the units of a group is removed.
-        round_to: the number of kept units is a multiple of this, unless the group keeps all units. ``None``: 1; for a
-            latency target, in groups that are large enough, the multiple at which measured layer times step.
+        round_to: the width that a group keeps is a multiple of this, unless it keeps all units. A channel or neuron
+            is 1 wide, a head as wide as its keys, a group of a convolution as its channels; experts are not rounded.
+            A dict gives the multiple of units by kind, ``{"neurons": 64, "heads": 2}``; other kinds are not rounded.
+            ``None``: 1; for a latency target, in groups that are large enough, the multiple at which measured layer
+            times step.
         scope: ``global`` compares scores across groups; ``local`` removes the same share of every group;
             ``isomorphic`` compares ranks within classes of equally built groups (Fang et al. 2024). ``None``: the
             scope of the method, or ``global`` if there is no method.
@@ -90,6 +108,7 @@ class Budget:
             MACs that removing the unit alone saves. ``score_per_sqrt_cost``: the score divided by the square root of
             what the unit alone saves of the quantity that the target limits; for a latency target, of the saved MACs.
             ``None``: the rank of the method, or ``score`` if there is no method.
+        kv_tokens: with ``memory_mb``, number of tokens, of all samples together, whose keys and values the cache holds.
         tolerance: accepted relative deviation of a measured latency from its target; not used for other targets.
         uniform: groups of one kind with equally many units keep equally many, each the best of its own. A configuration
             with one value for all layers (``intermediate_size``) then describes the pruned model. ``True`` for all
@@ -100,20 +119,24 @@ class Budget:
     """
 
     speed_up: float | None = None
-    macs: int | None = None
-    params: int | None = None
+    macs: int | float | None = None
+    params: int | float | None = None
     latency_ms: float | None = None
     speed_up_latency: float | None = None
+    memory_mb: float | None = None
     registered_target: tuple[str, float] | None = None
-    min_units: int = 1
+    min_units: int | Mapping[str, int] = field(default=1, hash=False)
     max_ratio: float = 1.0
-    round_to: int | None = None
+    round_to: int | Mapping[str, int] | None = field(default=None, hash=False)
     scope: Scope | None = None
     rank: Rank | None = None
     tolerance: float = 0.1
     uniform: Uniform = False
+    kv_tokens: int = 0
 
     def __post_init__(self) -> None:
+        for rule in fields(self):
+            object.__setattr__(self, rule.name, _plain(getattr(self, rule.name)))
         _require_one([name for name in _NO_TARGET if getattr(self, name) is not None])
         self._set_target()
         if self.round_to is None and not self.measured:
@@ -121,7 +144,7 @@ class Budget:
         self._check_rules()
 
     def _set_target(self) -> None:
-        """Check the value of the target, and round it down if it is a whole number."""
+        """Check the value of the target, and round it down if it is an amount that must be a whole number."""
         keyword, value = self._given
         value = find_target(keyword)[1].read(value)
         own = keyword in Targets.__annotations__
@@ -129,11 +152,17 @@ class Budget:
 
     def _check_rules(self) -> None:
         object.__setattr__(self, "uniform", read_uniform(self.uniform))
-        require_count("min_units", self.min_units, 1, BudgetError)
+        _require_counts("min_units", self.min_units)
+        require_count("kv_tokens", self.kv_tokens, 0, BudgetError)
+        require(
+            not self.kv_tokens or self.memory_mb is not None,
+            f"kv_tokens={self.kv_tokens} belongs to memory_mb=, found {self.as_given}: leave one of them out.",
+            BudgetError,
+        )
         require_number("max_ratio", self.max_ratio, 0, 1, BudgetError)
         require_number("tolerance", self.tolerance, 0, 1, BudgetError)
         if self.round_to is not None:
-            require_count("round_to", self.round_to, 1, BudgetError)
+            _require_counts("round_to", self.round_to)
         if self.scope is not None:
             require_choice("scope", self.scope, get_args(Scope), BudgetError)
         if self.rank is not None:
@@ -173,7 +202,7 @@ class Budget:
     @property
     def quantity(self) -> str:
         """Return the name of the quantity that the target limits, see :data:`etp_graph.budget.QUANTITIES`."""
-        return self._entry[0].name
+        return memory_quantity(self.kv_tokens) if self.memory_mb is not None else self._entry[0].name
 
     @property
     def measured(self) -> bool:
@@ -183,10 +212,12 @@ class Budget:
     @property
     def counted(self) -> str:
         """Return the name of the counted quantity, which is ``quantity`` or what stands in for a measured one."""
-        return self._entry[0].counted_name
+        return self._entry[0].counted_name if self.measured else self.quantity
 
     def target(self, dense: Cost) -> int:
         """Return the largest allowed amount of the quantity, given the dense cost.
+
+        No cost counts memory; :meth:`largest_amount` takes what ``plan.memory_bytes`` returns.
 
         Raises:
             BudgetError: the plan counts nothing of the quantity, or the target is measured.
@@ -204,6 +235,10 @@ class Budget:
             "params=.",
             BudgetError,
         )
+        if target.is_share(value):
+            return int(dense * Fraction(repr(value)))  # 0.7 is seven tenths, not the float below it
+        if target.scale != 1:
+            return int(Fraction(repr(value)) * target.scale)
         return int(dense / Fraction(value)) if target.ratio else int(value)  # exact, never above the target
 
     def _require_counted(self) -> None:
@@ -215,8 +250,9 @@ class Budget:
 
     def with_count(self, goal: int) -> Budget:
         """Return the same rules with the target ``goal``, an amount of the quantity that is counted."""
-        keyword = QUANTITIES[self.counted].amount_target.keyword
-        return replace(self, **{**_NO_TARGET, keyword: goal})  # type: ignore[arg-type]
+        target = find_quantity(self.counted).amount_target
+        value = goal if target.scale == 1 else goal / target.scale
+        return replace(self, **{**_NO_TARGET, target.keyword: value})  # type: ignore[arg-type]
 
     def with_cost(self, cost: Cost) -> Budget:
         """Return the same rules with what ``cost`` counts as the target, as :meth:`with_count` does."""
@@ -232,10 +268,21 @@ class Budget:
         """Return the target as text, such as ``macs=1000000``."""
         return "{}={}".format(*self._given)
 
-    def reachable(self, dense: Cost, value: int) -> str:
-        """Return an amount as text in the form of the target, rounded so that it can be reached."""
-        quantity, target = self._entry
-        share = Fraction(dense.amount(quantity.name), max(value, 1))
+    def reachable(self, dense: Cost | int, value: int) -> str:
+        """Return an amount as text in the form of the target, rounded so that it can be reached.
+
+        Args:
+            dense: the dense cost, or the dense amount of the quantity.
+            value: the amount.
+        """
+        target = self._entry[1]
+        whole = dense if isinstance(dense, int) else dense.amount(self.quantity)
+        if target.is_share(self._given[1]) and 0 < value < whole:
+            least = ceil(Fraction(value, whole) * 10_000) / 10_000
+            return f"{target.keyword}={least if least < 1 else value}"
+        if target.scale != 1:
+            return f"{target.keyword}={ceil(Fraction(1000 * value, target.scale)) / 1000}"
+        share = Fraction(whole, max(value, 1))
         return f"{target.keyword}={floor(share * 10_000) / 10_000 if target.ratio else value}"
 
     def reachable_time(self, seconds: float, dense_seconds: float) -> str:
@@ -251,6 +298,9 @@ class Budget:
     def to_dict(self) -> dict[str, Any]:
         """Return all fields as a dict that JSON can store; a registered target is stored under its keyword."""
         body = asdict(self)
+        for name, unset in (("memory_mb", None), ("kv_tokens", 0)):  # version 0.1.0 does not know them
+            if body[name] == unset:
+                del body[name]
         registered = body.pop("registered_target")
         return body if registered is None else {**body, registered[0]: registered[1]}
 
@@ -273,11 +323,28 @@ def show_targets(function: F) -> F:
     own = [p for p in found.parameters.values() if p.kind is not Parameter.VAR_KEYWORD]
     others = [p for p in found.parameters.values() if p.kind is Parameter.VAR_KEYWORD]
     shown = [
-        Parameter(field.name, Parameter.KEYWORD_ONLY, default=None, annotation=field.type)
-        for field in fields(Budget) if field.name in Targets.__annotations__
+        Parameter(target.name, Parameter.KEYWORD_ONLY, default=None, annotation=target.type)
+        for target in fields(Budget) if target.name in Targets.__annotations__
     ]  # fmt: skip
     function.__signature__ = found.replace(parameters=[*own, *shown, *others])  # type: ignore[attr-defined]
     return function
+
+
+def _plain(value: Any) -> Any:
+    """Return a setting with Python's numbers in place of scalars of NumPy and PyTorch."""
+    if isinstance(value, Mapping):
+        return {key: plain_number(number) for key, number in value.items()}
+    return plain_number(value)
+
+
+def _require_counts(name: str, value: object) -> None:
+    """Raise :class:`BudgetError` unless the rule is a count of at least 1, or such counts by kind of units."""
+    if not isinstance(value, Mapping):
+        require_count(name, value, 1, BudgetError)
+        return
+    for kind, count in value.items():
+        require_choice(f"a kind of {name}", kind, KINDS, BudgetError)
+        require_count(f"{name}[{kind!r}]", count, 1, BudgetError)
 
 
 def _require_one(given: list[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,7 +85,34 @@ def _ranks(costs: CostModel, scores: Floats, budget: Budget) -> Floats:
     return np.asarray(scores / (saved if budget.rank == "score_per_mac" else np.sqrt(saved)))
 
 
-def _levels(group: Group, ranks: Floats, budget: Budget, liked: int) -> Ints:
+def _multiple(group: Group, budget: Budget, liked: int) -> int:
+    """Return the number that the kept units of a group must be a multiple of, by the budget."""
+    if isinstance(budget.round_to, Mapping):
+        return budget.round_to.get(group.kind, 1)
+    if group.kind == "experts":
+        return 1
+    wanted, width = budget.round_to or liked, _width(group)
+    if budget.round_to is None and group.n_units * width < ROOM * liked:
+        return 1
+    return wanted // math.gcd(wanted, width)
+
+
+def _width(group: Group) -> int:
+    """Return how many channels one unit fills in the narrowest matrix that holds more than one channel of each unit.
+
+    It is 1 except for heads and groups of a convolution. Tables with one value for each head do not count.
+    """
+    if group.kind not in ("heads", "conv-groups"):
+        return 1
+    places: dict[tuple[str, int], int] = {}
+    for piece in group.slices:
+        if not piece.passive:
+            places[piece.tensor, piece.axis] = places.get((piece.tensor, piece.axis), 0) + len(piece.index)
+    widths = [size // group.n_units for size in places.values()]
+    return min((width for width in widths if width > 1), default=1)
+
+
+def _levels(group: Group, ranks: Floats, budget: Budget, rounded: int) -> Ints:
     """Return the level of every unit, int64 [n_units]. Level 0 is removed first; level -1 is never removed.
 
     A level holds the lowest-ranked units, equally many of each block, whose removal gives the next allowed number of
@@ -94,13 +122,13 @@ def _levels(group: Group, ranks: Floats, budget: Budget, liked: int) -> Ints:
         group: the group.
         ranks: rank values, float64 [n_units].
         budget: the budget.
-        liked: the group is rounded to this multiple if it is large enough and the budget does not set ``round_to``.
+        rounded: the number of kept units is a multiple of this.
     """
     width = group.n_units // group.blocks
-    rounded = liked if budget.round_to is None and group.n_units >= ROOM * liked else budget.round_to or 1
     step = math.lcm(group.multiple, rounded, group.blocks) // group.blocks
     share = group.n_units - math.floor(budget.max_ratio * group.n_units + 1e-9)
-    floor = max(group.min_units, budget.min_units, share)
+    least_units = budget.min_units if isinstance(budget.min_units, int) else budget.min_units.get(group.kind, 1)
+    floor = max(group.min_units, least_units, share)
     least = -(-floor // group.blocks)
     kept = [width, *range((width - 1) // step * step, -(-least // step) * step - 1, -step)]
     stairs = np.full(width, -1, dtype=np.int64)
@@ -186,7 +214,8 @@ class Levels:
         self.columns: list[Column] = []
         for placed in uniform_classes(plan, budget.uniform):
             units = np.concatenate([np.arange(span.start, span.stop) for _, span in placed])
-            level = np.concatenate([_levels(group, ranks[span], budget, liked) for group, span in placed])
+            rounded = math.lcm(*(_multiple(group, budget, liked) for group, _ in placed))
+            level = np.concatenate([_levels(group, ranks[span], budget, rounded) for group, span in placed])
             if (level >= 0).any():
                 self.level[units] = level
                 self.column[units] = np.where(level >= 0, len(self.columns), -1)

@@ -36,14 +36,19 @@ from ._options import (
     Ignore,
     Imports,
     Kinds,
+    KvTokens,
+    MinUnits,
     Model,
+    Outputs,
     RandomWeights,
+    RoundTo,
     Scope,
     Shapes,
     TargetValues,
     Threads,
     Uniform,
     criterion_names,
+    parse_by_kind,
     parse_targets,
     with_targets,
 )
@@ -99,6 +104,7 @@ def inspect(
     input_shape: Shapes = None,
     ignore: Ignore = None,
     kind: Kinds = None,
+    outputs: Outputs = None,
     imports: Imports = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the plan to this file, as JSON.")] = None,
     layers: Annotated[bool, typer.Option("--layers", help="List every layer of every group instead.")] = False,
@@ -109,7 +115,7 @@ def inspect(
     """Print the plan of a model: which units can be removed together, and which groups are locked and why."""
     with _friendly(threads=threads, debug=debug, imports=imports):
         found = build_model(model, input_shapes=input_shape or ())
-        plan = trace(found.model, found.inputs, prune=kind, ignore=ignore or ())
+        plan = trace(found.model, found.inputs, prune=kind, ignore=ignore or (), outputs=outputs or None)
         typer.echo(layers_text(plan) if layers else str(plan))
         if svg_file is not None:
             _write(svg_file, svg(plan))
@@ -123,6 +129,7 @@ def verify_command(
     input_shape: Shapes = None,
     ignore: Ignore = None,
     kind: Kinds = None,
+    outputs: Outputs = None,
     imports: Imports = None,
     seed: Annotated[int, typer.Option(help="Of the units removed and of the random weights.")] = 0,
     threads: Threads = None,
@@ -132,7 +139,7 @@ def verify_command(
     with _friendly(threads=threads, debug=debug, imports=imports):
         found = build_model(model, input_shapes=input_shape or ())
         # check=False: the check in trace would lock a wrong group, and verify could not report it.
-        plan = trace(found.model, found.inputs, prune=kind, ignore=ignore or (), check=False)
+        plan = trace(found.model, found.inputs, prune=kind, ignore=ignore or (), outputs=outputs or None, check=False)
         result = verify(found.model, plan, found.inputs, seed=seed)
         typer.echo(f"{found.text}: {len(plan.prunable)} of {len(plan.groups)} groups prunable, inputs {found.shapes}")
         typer.echo(str(result))
@@ -148,12 +155,16 @@ def prune(
     scope: Scope = "global",
     uniform: Uniform = False,
     data: Data = None,
+    round_to: RoundTo = None,
+    min_units: MinUnits = None,
+    kv_tokens: KvTokens = None,
     weights: Annotated[Path | None, typer.Option(help="Weights of the model, a safetensors file.")] = None,
     random_weights: RandomWeights = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model saved in --out.")] = False,
     input_shape: Shapes = None,
     ignore: Ignore = None,
     kind: Kinds = None,
+    outputs: Outputs = None,
     imports: Imports = None,
     threads: Threads = None,
     debug: Debug = False,
@@ -163,15 +174,16 @@ def prune(
     with _friendly(threads=threads, debug=debug, imports=imports):
         method = method or ("l2" if data is None else "taylor")
         require_choice("--method", method, criterion_names(data=data is not None), ScoreError)
-        budget = replace(_budget(targets, target or (), scope), uniform=uniform)
+        rules = {"kv_tokens": kv_tokens, "round_to": parse_by_kind("--round-to", round_to or ()),
+                 "min_units": parse_by_kind("--min-units", min_units or ())}  # fmt: skip
+        budget = _budget(targets, target or (), {"scope": scope, "uniform": uniform, **rules})
         found = build_model(model, input_shapes=input_shape or ())
         _set_weights(found, weights, random_weights=random_weights)
         run = PruningRun(found, out, data=data, plain=uniform and found.is_huggingface, overwrite=overwrite)
-        plan = run.restrict(trace(found.model, run.inputs, prune=kind, ignore=ignore or ()))
+        plan = run.restrict(trace(found.model, run.inputs, prune=kind, ignore=ignore or (), outputs=outputs or None))
         proof = verify(found.model, plan, run.inputs)
-        selection = allocate(
-            found.model, plan, run.scores(method, plan), budget=budget, example_inputs=run.inputs
-        )  # fmt: skip
+        scores = run.scores(method, plan)
+        selection = allocate(found.model, plan, scores, budget=budget, example_inputs=run.inputs)
         table = cost_table({"dense": cost(found.model, plan), "pruned": cost(found.model, plan, selection)})
         dense = copy_model(found.model)
         prune_(found.model, plan, selection)
@@ -227,14 +239,16 @@ def _write(path: Path, text: str) -> None:
         raise EtpError(f"{path}: cannot be written ({error}). Check the folder and its permissions.") from error
 
 
-def _budget(options: Mapping[str, float | None], texts: Sequence[str], scope: str) -> Budget:
-    """Return the budget of the options for built-in targets and of ``--target NAME=VALUE``."""
+def _budget(options: Mapping[str, float | None], texts: Sequence[str], rules: Mapping[str, Any]) -> Budget:
+    """Return the budget of the options for built-in targets, of ``--target NAME=VALUE``, and of the rules."""
     given = {name: value for name, value in options.items() if value is not None}
     others = parse_targets(texts)
     twice = sorted(given.keys() & others.keys())
     names = ", ".join(f"--{name.replace('_', '-')}" for name in twice)
     require(not twice, f"found --target {', '.join(twice)} and {names}: give one of them.", BudgetError)
-    return replace(Budget.of(None, given | others), scope=scope)  # type: ignore[arg-type]  # checked by the budget
+    return replace(
+        Budget.of(None, given | others), **{name: value for name, value in rules.items() if value is not None}
+    )
 
 
 def _set_weights(found: BuiltModel, weights: Path | None, *, random_weights: bool) -> None:

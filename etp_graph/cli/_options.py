@@ -59,6 +59,16 @@ RandomWeights = Annotated[
     bool, typer.Option("--random-weights", help="Prune the random weights that a model is built with.")
 ]
 
+Outputs = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--outputs",
+        help="Name or pattern of an output that has to stay as it is, like logits, 0 or '*'; may be repeated. Default: "
+        "all but caches and by-products.",
+        metavar="NAME",
+    ),
+]
+
 Imports = Annotated[
     list[str] | None,
     typer.Option(
@@ -99,6 +109,25 @@ Scope = Annotated[
     str, typer.Option(help=f"Across what scores are compared: {', '.join(get_args(budget.Scope))}.", metavar="NAME")
 ]
 
+RoundTo = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--round-to", help="Kept widths are multiples of this; KIND=NUMBER for one kind of units.", metavar="NUMBER"
+    ),
+]
+
+MinUnits = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--min-units", help="Every group keeps this many units; KIND=NUMBER for one kind of units.", metavar="NUMBER"
+    ),
+]
+
+KvTokens = Annotated[
+    int | None,
+    typer.Option("--kv-tokens", help="With --memory-mb: tokens whose keys and values the cache holds."),
+]
+
 TargetValues = Annotated[
     list[str] | None,
     typer.Option("--target", help="Target of a quantity that --import registers.", metavar="NAME=VALUE"),
@@ -116,9 +145,30 @@ def with_targets(command: F) -> F:
 
 
 def _option(target: Target) -> Parameter:
-    option = typer.Option("--" + target.keyword.replace("_", "-"), help=target.help)
-    annotation: Any = Annotated[(int if target.whole else float) | None, option]
+    how: Any = {"metavar": "NUMBER", "parser": _parse_number} if target.whole else {}
+    option = typer.Option("--" + target.keyword.replace("_", "-"), help=target.help, **how)
+    annotation: Any = Annotated[float | None, option]
     return Parameter(target.keyword, Parameter.POSITIONAL_OR_KEYWORD, default=None, annotation=annotation)
+
+
+def _parse_number(text: str) -> float:
+    """Return an integer as an int, which is an amount, and any other number as a float, which may be a share."""
+    return int(text) if text.lstrip("-").isdecimal() else float(text)
+
+
+def parse_by_kind(name: str, texts: Sequence[str]) -> int | dict[str, int] | None:
+    """Return the value of an option that is one number or ``KIND=NUMBER`` several times; ``None`` if it is not given.
+
+    Raises:
+        BudgetError: a text has another form, or one number stands beside others.
+    """
+    wrong = f"{name} {' '.join(texts)}: give one number, or KIND=NUMBER for each kind, like neurons=64."
+    found: dict[str, int] = {}
+    for text in texts:
+        kind, given, number = text.rpartition("=")
+        require(number.isdecimal() and kind not in found and (bool(given) or len(texts) == 1), wrong, BudgetError)
+        found[kind] = int(number)
+    return found.get("", found) if found else None
 
 
 def parse_targets(texts: Sequence[str]) -> dict[str, float]:
@@ -132,7 +182,7 @@ def parse_targets(texts: Sequence[str]) -> dict[str, float]:
         name, _, value = text.partition("=")
         require(name not in found, f"--target {text}: {name} has a value already.", BudgetError)
         try:
-            found[name] = int(value) if value.lstrip("-").isdecimal() else float(value)
+            found[name] = _parse_number(value)
         except ValueError as error:
             raise BudgetError(f"--target {text}: write NAME=VALUE with a number, like params=1000000.") from error
     return found

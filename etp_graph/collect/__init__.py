@@ -5,19 +5,21 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
-from ._collectors import Observations, activations, gradients, watch
+from ._collectors import Observations, UnwatchedGroups, activations, gradients, watch
 from ._statistics import OBSERVED, Observed, Statistic
-from ._watch_points import WatchPoint, silence_
+from ._watch_points import WatchPoint, silence_, unwatched_groups
 
 __all__ = [
     "OBSERVED",
     "Observations",
     "Observed",
     "Statistic",
+    "UnwatchedGroups",
     "WatchPoint",
     "activations",
     "gradients",
     "silence_",
+    "unwatched_groups",
     "watch",
 ]
 

@@ -12,7 +12,8 @@ A collector stores running sums, not activations. It removes its hooks when the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import warnings
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -24,8 +25,13 @@ from etp_graph.errors import ScoreError
 from etp_graph.plan import Plan
 from etp_graph.units import Units
 
+from ._padding import PaddingMasks
 from ._statistics import OBSERVED, Statistic
 from ._watch_points import WatchPoint, watch_points
+
+
+class UnwatchedGroups(UserWarning):
+    """Warning: a criterion that reads activations saw none of a group, and ranks it by the norm of its weights."""
 
 
 class Observations:
@@ -33,10 +39,12 @@ class Observations:
 
     Attributes:
         values: name of the criterion -> float [n_units], NaN for units without values.
+        unwatched: names of the groups that no module showed.
     """
 
-    def __init__(self, values: Mapping[str, Tensor] | None = None) -> None:
+    def __init__(self, values: Mapping[str, Tensor] | None = None, unwatched: Collection[str] = ()) -> None:
         self.values: dict[str, Tensor] = dict(values or {})
+        self.unwatched = frozenset(unwatched)
         self._labels: Tensor | None = None
 
     def labels(self, y: Tensor) -> None:
@@ -57,6 +65,8 @@ class Observations:
     def read(self, name: str, plan: Plan) -> Tensor:
         """Return the statistic of a criterion, float [plan.n_units]; zero for locked groups.
 
+        Units of groups that no module showed have the mean of all others.
+
         Raises:
             ScoreError: the record is empty, lacks groups, or belongs to another plan.
         """
@@ -69,13 +79,26 @@ class Observations:
             )
         if tuple(found.shape) != (plan.n_units,):
             raise ScoreError(f"{name}: the record knows {len(found)} units, the plan {plan.n_units}: record it anew.")
-        blind = [g.name for g, span in plan.spans() if g.locked is None and not bool(found[span].isfinite().all())]
+        blind = [
+            group.name for group, span in plan.spans()
+            if group.locked is None and group.name not in self.unwatched and not bool(found[span].isfinite().all())
+        ]  # fmt: skip
         if blind:
             raise ScoreError(
                 f"{name}: no finite values were seen for units of {quoted(blind)}: check the model for NaN, and that "
                 "the batches run the modules which hold them; else plan.lock({name: reason}) for these groups."
             )
-        return found.nan_to_num(nan=0.0)
+        return self._with_unwatched(found, plan).nan_to_num(nan=0.0)
+
+    def _with_unwatched(self, found: Tensor, plan: Plan) -> Tensor:
+        """Return the values with the mean of all that were seen for the units of groups that were not."""
+        if not self.unwatched:
+            return found
+        found, seen = found.clone(), found[found.isfinite()]
+        for group, span in plan.spans():
+            if group.name in self.unwatched:
+                found[span] = seen.mean() if len(seen) else 1.0
+        return found
 
 
 @contextmanager
@@ -88,9 +111,16 @@ def activations(model: nn.Module, plan: Plan, *names: str) -> Iterator[Observati
         names: the statistics to record: ``"activation"``, ``"hrank"`` (slow: a singular value decomposition of every
             map) or ``"f_statistic"`` (call ``record.labels(y)`` before every forward). Default: all three.
 
+    Positions that an ``attention_mask`` [samples, tokens] excludes are left out. The innermost module that gets the
+    mask decides, so that an encoder and a decoder may have masks of their own. The same holds for masks of PyTorch's
+    transformer layers (``src_key_padding_mask``) with ``batch_first=True``.
+
+    Groups that no module shows (units of bare parameters, attention that calls no module) are named by the warning
+    :class:`UnwatchedGroups`. Their units are ranked by the norm of their weights.
+
     Raises:
         PlanError: the plan is not of this model.
-        ScoreError: a name is unknown, units cannot be observed, or labels are missing.
+        ScoreError: a name is unknown, no group can be observed, or labels are missing.
     """
     plan.check(model)
     chosen = names or tuple(name for name, observed in OBSERVED.items() if observed != "gradients")
@@ -101,20 +131,31 @@ def activations(model: nn.Module, plan: Plan, *names: str) -> Iterator[Observati
 
     def begin(module: nn.Module, args: Any) -> None:
         current[0] = record.take_labels()
+        padding.clear()
 
     handles = [model.register_forward_pre_hook(begin)]
+    padding = PaddingMasks(model)
     for _, statistic in running:
         module = model.get_submodule(statistic.site.module)
-        handles.append(module.register_forward_hook(_see(statistic, current), with_kwargs=True))
+        handles.append(module.register_forward_hook(_see(statistic, current, padding), with_kwargs=True))
     try:
         yield record
     finally:
+        padding.close()
         for handle in handles:
             handle.remove()
     for name in chosen:
         seen = [statistic for key, statistic in running if key == name and statistic.samples]
         if seen:
             record.values[name] = _merge(seen, plan)
+            record.unwatched |= _unseen_groups(seen, plan)
+    if record.unwatched:
+        warnings.warn(
+            f"no module showed the units of {quoted(sorted(record.unwatched))}: they are ranked by the norm of their "
+            "weights. To keep them all, plan.lock({name: reason}).",
+            UnwatchedGroups,
+            stacklevel=3,
+        )
 
 
 def _statistic_of(name: str) -> Callable[[WatchPoint], Statistic]:
@@ -129,12 +170,25 @@ def _statistic_of(name: str) -> Callable[[WatchPoint], Statistic]:
     return found
 
 
-def _see(statistic: Statistic, labels: list[Tensor | None]) -> Callable[..., None]:
+def _see(statistic: Statistic, labels: list[Tensor | None], padding: PaddingMasks) -> Callable[..., None]:
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         with torch.no_grad():
-            statistic.update(statistic.site.values(args, kwargs, output), labels[0] if statistic.labelled else None)
+            values, own = statistic.site.values(args, kwargs, output), labels[0] if statistic.labelled else None
+            if own is not None and len(own) != len(values):
+                statistic.update(values, own)  # which says what is wrong
+                return
+            for part, found in padding.without_padding(statistic.site.module, values, own):
+                statistic.update(part, found)
 
     return hook
+
+
+def _unseen_groups(seen: list[Statistic], plan: Plan) -> set[str]:
+    """Return the names of the groups that can lose units, of which a unit was at no watch point that ran."""
+    shown = torch.zeros(plan.n_units, dtype=torch.bool, device="cpu")
+    for statistic in seen:
+        shown[statistic.site.units] = True
+    return {group.name for group, span in plan.spans() if group.locked is None and not bool(shown[span].all())}
 
 
 def _merge(seen: list[Statistic], plan: Plan) -> Tensor:

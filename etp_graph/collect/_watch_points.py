@@ -76,21 +76,22 @@ def watch_points(model: nn.Module, plan: Plan) -> tuple[WatchPoint, ...]:
     """Return the sites where the units of groups that are not locked can be observed.
 
     Raises:
-        ScoreError: no module reads or writes the units of a group; the message names all such groups.
+        ScoreError: no module reads or writes the units of any group; the message names the groups.
     """
-    found: list[WatchPoint] = []
-    blind: list[str] = []
-    for group, span in plan.spans():
-        if group.locked is None:
-            own = _sites_of(model, group, span.start)
-            found += own
-            blind += [] if own else [group.name]
-    if blind:
+    spans = [(group, span) for group, span in plan.spans() if group.locked is None]
+    found = [site for group, span in spans for site in _sites_of(model, group, span.start)]
+    if spans and not found:
         raise ScoreError(
-            f"units of {quoted(blind)} are at no input or output of a module that could be watched. Use a criterion "
-            "that reads weights, or plan.lock({name: reason}) for these groups."
+            f"units of {quoted(group.name for group, _ in spans)} are at no input or output of a module that could be "
+            "watched. Use a criterion that reads weights."
         )
     return tuple(found)
+
+
+def unwatched_groups(plan: Plan, values: Tensor) -> set[str]:
+    """Return the names of the groups that can lose units, and lack values of a statistic [n_units]."""
+    spans = [(group.name, span) for group, span in plan.spans() if group.locked is None]
+    return {name for name, span in spans if bool(values[span].isnan().any())}
 
 
 def _sites_of(model: nn.Module, group: Group, start: int) -> list[WatchPoint]:

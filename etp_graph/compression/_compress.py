@@ -17,6 +17,7 @@ from etp_graph.criteria import magnitude
 from etp_graph.errors import BudgetError, PlanError
 from etp_graph.graph import trace
 from etp_graph.methods import Method, check_rounds, get
+from etp_graph.model import Outputs
 from etp_graph.plan import CostModel, Plan
 from etp_graph.schedules import Iterative, Schedule
 
@@ -43,6 +44,7 @@ def compress(
     ignore: str | Sequence[str] = (),
     plan: Plan | None = None,
     check: Check = "auto",
+    outputs: Outputs = None,
     checkpoint: str | os.PathLike[str] | None = None,
     progress: bool = True,
     **targets: Unpack[Targets],
@@ -68,6 +70,7 @@ def compress(
         ignore: names or patterns of modules whose units all stay.
         plan: the plan of this model, if it is traced already.
         check: as for :func:`etp_graph.trace`.
+        outputs: what counts as an output of the model, as for :func:`etp_graph.trace`.
         checkpoint: a folder that stores every finished step. Call ``compress`` again with the same arguments and the
             same dense model to continue after the last finished step. The states of the global random number
             generators are stored too. The result is that of an uninterrupted run if ``train`` is deterministic given
@@ -91,9 +94,12 @@ def compress(
         raise PlanError("compress inside torch.inference_mode() can neither train nor prune; leave it first.")
     chosen = _method(method, rounds, schedule)
     goal = budget_of(budget, chosen, targets)
-    if plan is not None and (ignore or prune is not None):
-        raise PlanError("ignore and prune have no effect on a plan that is given: pass them to trace(model, ...).")
-    plan = plan or trace(model, example_inputs, prune=prune, ignore=ignore, check=check)
+    if plan is not None and (ignore or prune is not None or outputs is not None):
+        raise PlanError(
+            "ignore, prune and outputs have no effect on a plan that is given: pass them to trace(model, ...)."
+        )
+    plan = plan or trace(model, example_inputs, prune=prune, ignore=ignore, check=check, outputs=outputs)
+    counted = plan.outputs
     kinds = sorted({group.kind for group in plan.prunable})
     # A dry run of scoring and allocation: finds bad weights, criteria and budgets before hours of training.
     rehearsed = allocate(model, plan, _dry_run_scores(chosen, model, plan), budget=goal, example_inputs=example_inputs)
@@ -103,7 +109,7 @@ def compress(
         return Compression(
             model, plan, chosen, goal, example_inputs, journal=journal, bar=bar, train=train, evaluate=evaluate,
             expected=CostModel(plan).evaluate(rehearsed.flat(plan)),
-        ).compress(lambda: trace(model, example_inputs, prune=kinds, check=check))  # fmt: skip
+        ).compress(lambda: trace(model, example_inputs, prune=kinds, check=check, outputs=counted))  # fmt: skip
 
 
 def _method(method: str | Method, rounds: int | None, schedule: Schedule | None) -> Method:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from etp_graph._config import quoted
 from etp_graph.budget import Budget, allocate
-from etp_graph.collect import Observations, watch
+from etp_graph.collect import Observations, unwatched_groups, watch
 from etp_graph.errors import CheckpointError, EtpError, PlanError
 from etp_graph.methods import Method
 from etp_graph.plan import Cost, CostModel, LatencyFit, Plan, Selection
@@ -60,6 +60,7 @@ class Compression:
         self.inputs, self.journal, self.bar = inputs, journal, bar
         self.train, self.evaluate = train, evaluate
         self.dense, self.expected = CostModel(plan).dense, expected
+        self.dense_amount = plan.amount(budget.counted)
         self.regularizer: Regularizer | None = None
         self.record: Observations | None = None
         self.round = 0
@@ -193,7 +194,7 @@ class Compression:
             kept = self.journal.tensors(found).get("record")
             if kept is None:
                 raise CheckpointError(f"step {found['step']!r} of the checkpoint lost its record: use another folder.")
-            self.record = Observations({self.method.criterion_name: kept})
+            self.record = Observations({self.method.criterion_name: kept}, unwatched_groups(self.plan, kept))
         return float(found["seconds"])
 
     def _prune(self, sparse: StepResult | None) -> tuple[StepResult, Mapping[str, Tensor]]:
@@ -220,7 +221,8 @@ class Compression:
         """Return the budget of this round. The schedule says which share of the cost reduction it asks for."""
         if self.method.rounds == 1:
             return self.budget
-        dense, target = self.dense.amount(self.budget.quantity), self.budget.target(self.dense)
+        dense = self.dense_amount
+        target = self.budget.largest_amount(dense)
         share = self.method.schedule((self.round + 1) / self.method.rounds)
         goal = target if share == 1 or target >= dense else dense - int(share * (dense - target))
         return self.budget.with_count(goal)

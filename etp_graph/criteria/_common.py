@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Literal
 
 import torch
@@ -72,4 +72,15 @@ def recorded(what: str, model: nn.Module, plan: Plan, record: Observations | Non
             f'"with collect.activations(model, plan, {what!r}) as record:", then pass record=record. '
             "In compress, train does so in the phase 'calibrate'."
         )
-    return record.read(what, plan).to(units.device, units.dtype)
+    scores = record.read(what, plan).to(units.device, units.dtype)
+    return _ranked_by_weights(units, model, scores, record.unwatched) if record.unwatched else scores
+
+
+def _ranked_by_weights(units: Units, model: nn.Module, scores: Tensor, groups: Collection[str]) -> Tensor:
+    """Return the scores with those of some groups in proportion to the norms of their units; their means stay."""
+    with torch.no_grad():
+        norms = normalized("norm", units.square_norms(model).sqrt(), units.plan, "mean").to(scores)
+    for group, span in units.plan.spans():
+        if group.name in groups and bool((norms[span] > 0).any()):
+            scores[span] *= norms[span]
+    return scores

@@ -8,15 +8,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from etp_graph.errors import PlanError
 from etp_graph.model import (
     ModelState,
+    Outputs,
     kept_generators,
+    output_entry,
     plain_forward,
     restored_state,
-    tensors_of,
     without_autocast,
 )
 from etp_graph.plan import Plan
@@ -24,7 +25,7 @@ from etp_graph.standins import standing_in
 
 from ._counted_sizes import counted_sizes
 from ._interception import run_followed
-from ._labels import TensorAxis
+from ._labels import FEEDS_OUTPUT, TensorAxis
 from ._readings import merge_readings
 from ._shape_only import NeedsValues
 from ._tracker import Tracker, Trackers
@@ -59,18 +60,26 @@ class FollowedModel:
         n_ops: number of cost terms of the forward in eval mode. Only these count, because a model in use is in it.
         tensors: name -> shape of every parameter and buffer. Some models make buffers in their first forward.
         parameters: names of the parameters.
+        itemsizes: name -> bytes of a number, of the parameters whose numbers do not take 4 bytes.
         device: type of the device of the tensors.
         modes: the modes that the forwards needed to reach all parameters.
         notes: what the user should know.
+        outputs: what counts as an output.
+        left_out: names of what the model returned besides.
+        entries: the entries of what the model returned that count as outputs.
     """
 
     trackers: tuple[Tracker, ...]
     n_ops: int
     tensors: dict[str, tuple[int, ...]]
     parameters: tuple[str, ...]
+    itemsizes: dict[str, int]
     device: str
     modes: tuple[str, ...]
     notes: tuple[str, ...]
+    outputs: Outputs = None
+    left_out: tuple[str, ...] = ()
+    entries: tuple[str, ...] = ()
 
     @property
     def input_axes(self) -> set[TensorAxis]:
@@ -78,19 +87,20 @@ class FollowedModel:
         return self.trackers[0].labels.inputs
 
 
-def follow_model(model: nn.Module, example_inputs: Any) -> FollowedModel:
+def follow_model(model: nn.Module, example_inputs: Any, outputs: Outputs = None) -> FollowedModel:
     """Follow the model without its large products, or with all values if its code needs them.
 
     Raises:
-        PlanError: no tensor leaves the model, or it is on the meta device and its code needs values.
+        PlanError: no tensor leaves the model, ``outputs`` do not fit what it returns, or it is on the meta device and
+            its code needs values.
         Exception: any error that the model itself raises on the example inputs.
     """
     try:
-        return follow_forwards(model, example_inputs, compute=False)
-    except (NeedsValues, *_MODEL_ERRORS):  # an error of the model itself is raised again below
+        return follow_forwards(model, example_inputs, outputs, compute=False)
+    except (NeedsValues, PlanError, *_MODEL_ERRORS):  # an error of the model itself is raised again below
         pass
     try:
-        return follow_forwards(model, example_inputs)
+        return follow_forwards(model, example_inputs, outputs)
     except NeedsValues as error:
         raise PlanError(
             f"the forward uses values that parameters on the meta device cannot give ({error}): trace the model on a "
@@ -98,15 +108,17 @@ def follow_model(model: nn.Module, example_inputs: Any) -> FollowedModel:
         ) from None
 
 
-def follow_forwards(model: nn.Module, example_inputs: Any, *, compute: bool = True) -> FollowedModel:
+def follow_forwards(
+    model: nn.Module, example_inputs: Any, outputs: Outputs = None, *, compute: bool = True
+) -> FollowedModel:
     """Follow the model in eval mode and, if that does not reach all parameters, in training mode.
 
     Args:
-        model, example_inputs: as of ``trace``.
+        model, example_inputs, outputs: as of ``trace``.
         compute: compute all values. The user's autocast is left on then: some models run under it only.
     """
     with prepared(model, autocast=compute) as state:
-        trackers = Trackers(model, compute=compute, state=state)
+        trackers = Trackers(model, compute=compute, state=state, outputs=outputs)
         _follow_once(trackers, example_inputs)
         n_ops = len(trackers.all[0].ops)
         notes: tuple[str, ...] = ()
@@ -125,9 +137,13 @@ def follow_forwards(model: nn.Module, example_inputs: Any, *, compute: bool = Tr
             n_ops=n_ops,
             tensors={name: tuple(tensor.shape) for name, tensor in tensors.items()},
             parameters=tuple(parameters),
+            itemsizes={name: p.element_size() for name, p in parameters.items() if p.element_size() != 4},
             device=next(iter(tensors.values())).device.type,
             modes=modes,
             notes=notes,
+            outputs=outputs,
+            left_out=tuple(trackers.left_out),
+            entries=tuple(trackers.entries),
         )
 
 
@@ -161,6 +177,10 @@ def group_units(followed: FollowedModel) -> Plan:
         unreached=tuple(name for name in followed.parameters if name not in inner.weights.seen),
         device=followed.device,
         activations=merged.activations,
+        itemsizes=followed.itemsizes,
+        cache=merged.cache,
+        outputs=followed.outputs,
+        left_out=followed.left_out,
     )
 
 
@@ -171,14 +191,18 @@ def _unreached(trackers: Trackers) -> bool:
 
 def _follow_once(trackers: Trackers, example_inputs: Any, *, containers: bool = False) -> None:
     """Follow one forward and lock the units that its output shows."""
-    out = run_followed(trackers, example_inputs, containers=containers)
-    tensors: list[Tensor] = tensors_of(out)
-    if not tensors:
-        raise PlanError(
-            f"the model returns {type(out).__name__}, in which there is no tensor: nothing can be proved of it."
-        )
+    found = run_followed(trackers, example_inputs, containers=containers)
+    trackers.left_out |= dict.fromkeys(found.left_out)
+    trackers.entries |= dict.fromkeys(map(output_entry, found.tensors))
+    if not containers:
+        for tracker in trackers.all:
+            tracker.cached = [tracker.cache_term(number, tensor) for number, tensor in enumerate(found.cached)]
+    if not found.tensors:
+        raise PlanError("there is no tensor in what the model returns: nothing can be proved of it.")
     for tracker in trackers.all:
-        tracker.lock_all(tensors, "feeds the model's output")
+        for name, tensor in found.tensors.items():
+            tracker.note_output(output_entry(name), tensor)
+        tracker.lock_all(list(found.tensors.values()), FEEDS_OUTPUT)
 
 
 def _follow_training(trackers: Trackers, example_inputs: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -192,7 +216,7 @@ def _follow_training(trackers: Trackers, example_inputs: Any) -> tuple[tuple[str
     before, known = len(trackers.all[0].weights.seen), set(trackers.all[0].labels.producers)
     try:
         _follow_once(trackers, example_inputs, containers=True)
-    except _MODEL_ERRORS as error:
+    except (PlanError, *_MODEL_ERRORS) as error:
         _lock_new_units(trackers, known)
         return (f"what eval mode does not reach could not be followed: in training mode the model raises {error!r}",), (
             "eval",

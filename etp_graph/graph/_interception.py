@@ -17,7 +17,7 @@ from etp_graph.graph.rules._operators import ELEMENTWISE, MOVEMENT, Operand, Unk
 from etp_graph.graph.rules._products import MATRIX, add_empty_term, label_of_matrix_product
 from etp_graph.graph.rules._recurrent import makes_state
 from etp_graph.graph.rules._terms import ProductTerm
-from etp_graph.model import eval_mode, run_model
+from etp_graph.model import ChosenOutputs, eval_mode, run_outputs
 from etp_graph.plan import Op
 
 from ._counted_sizes import written_sizes
@@ -249,8 +249,8 @@ def _operand(tensor: Tensor, label: Tensor | None) -> Operand:
     return Operand(torch.Size(1 if st == 0 else s for s, st in zip(tensor.shape, tensor.stride(), strict=True)), None)
 
 
-def run_followed(trackers: Trackers, example_inputs: Any, *, containers: bool = False) -> Any:
-    """Run the model in eval mode while the trackers follow, and return its output.
+def run_followed(trackers: Trackers, example_inputs: Any, *, containers: bool = False) -> ChosenOutputs:
+    """Run the model in eval mode while the trackers follow, and return its outputs.
 
     PyTorch's transformer layers run their Python code, because a function mode is active.
 
@@ -260,4 +260,4 @@ def run_followed(trackers: Trackers, example_inputs: Any, *, containers: bool = 
         containers: run the modules that have submodules in training mode.
     """
     with eval_mode(trackers.model, containers=containers), trackers.running, Functions(trackers), Operators(trackers):
-        return run_model(trackers.model, example_inputs)
+        return run_outputs(trackers.model, example_inputs, trackers.outputs, every_mode=not containers)

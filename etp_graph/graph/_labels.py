@@ -13,6 +13,9 @@ from dataclasses import dataclass, field, fields
 import torch
 from torch import Tensor
 
+FEEDS_OUTPUT = "feeds the model's output"
+"""Lock reason of units that the model's outputs show."""
+
 TensorAxis = tuple[str, int]
 
 AttributeKey = tuple[str, str, int | None]
@@ -97,6 +100,7 @@ class Labels:
         multiples: (labels, n): the number of these units that stay must be a multiple of n.
         guesses: (attribute, labels, dimension) of views of bare parameters. The attribute gives the size of the
             dimension, and counts units if the dimension turns out to hold units.
+        shown: (entry, labels) of every tensor that counts as an output of the model.
     """
 
     axes: dict[TensorAxis, Tensor] = field(default_factory=dict)
@@ -114,6 +118,7 @@ class Labels:
     floors: list[tuple[Tensor, int]] = field(default_factory=list)
     multiples: list[tuple[Tensor, int]] = field(default_factory=list)
     guesses: list[tuple[AttributeKey, Tensor, int]] = field(default_factory=list)
+    shown: list[tuple[str, Tensor]] = field(default_factory=list)
     _next: int = 1
     _pairs: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     _locks: list[tuple[Tensor, str]] = field(default_factory=list)
@@ -231,6 +236,13 @@ class Labels:
         for labels in found:
             flags[root[labels[labels > 0]]] = True
         return flags
+
+    def locked_only_for(self, reason: str, root: Tensor) -> Tensor:
+        """Mark the representatives that are locked for this reason and no other, bool [number of labels + 1]."""
+        marks = {same: torch.zeros(len(root), dtype=torch.bool, device="cpu") for same in (True, False)}
+        for labels, why in self._locks:
+            marks[why == reason][root[labels]] = True
+        return marks[True] & ~marks[False]
 
     def resolve(self) -> tuple[Tensor, Locks]:
         """Return the representative of every label, int64 [number of labels + 1], and their locks."""

@@ -19,16 +19,17 @@ from ._tracker import Tracker
 
 @dataclass(frozen=True, slots=True)
 class MergedReadings:
-    """Groups, cost terms and sizes of activation axes, merged from one or two trackers."""
+    """Groups, cost terms, bytes of the cache and sizes of activation axes, merged from one or two trackers."""
 
     groups: tuple[Group, ...]
     ops: tuple[Op, ...]
+    cache: tuple[Op, ...]
     activations: dict[str, int]
 
 
 def merge_readings(trackers: Sequence[Tracker], n_ops: int) -> MergedReadings:
     """Merge the groups and the first ``n_ops`` cost terms of one or two readings of a forward."""
-    ops, sizes, maps = cost_terms(*(tracker.ops[:n_ops] for tracker in trackers))
+    ops, sizes, maps = cost_terms(*([*tracker.ops[:n_ops], *tracker.cached] for tracker in trackers))
     for tracker, held in zip(trackers, maps, strict=True):
         for name, layers in held.items():
             for layer, ids in enumerate(layers):
@@ -37,7 +38,7 @@ def merge_readings(trackers: Sequence[Tracker], n_ops: int) -> MergedReadings:
     for outer in trackers[1:]:
         heads = [group for group in build_groups(outer.labels, outer.bare, facet="outer") if group.kind == "heads"]
         groups = _without_duplicates(groups, heads)
-    return MergedReadings(groups, ops, sizes)
+    return MergedReadings(groups, ops[:n_ops], ops[n_ops:], sizes)
 
 
 def _without_duplicates(groups: Sequence[Group], heads: Sequence[Group]) -> tuple[Group, ...]:

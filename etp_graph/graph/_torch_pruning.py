@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from etp_graph.errors import PlanError
 from etp_graph.graph.rules._terms import cost_terms
-from etp_graph.model import counting_attributes, eval_mode, kept_generators, named_tensors, run_model, tensors_of
+from etp_graph.model import Outputs, counting_attributes, eval_mode, kept_generators, named_tensors, run_outputs
 from etp_graph.plan import NO_UNIT, Plan
 from etp_graph.standins import standing_in
 
@@ -61,7 +61,7 @@ def plan_from_depgraph(
     return _plan_of_labels(model, example_inputs, _labels_of(graph, model, ignored_layers, lock_wrong_edges=False))
 
 
-def trace_with_torch_pruning(model: nn.Module, example_inputs: Any) -> Plan:
+def trace_with_torch_pruning(model: nn.Module, example_inputs: Any, outputs: Outputs = None) -> Plan:
     """Build Torch-Pruning's dependency graph of a model and read its plan. Nothing is checked.
 
     Edges that map units to impossible positions lock these units, because one edge that the graph library guessed wrong
@@ -70,22 +70,26 @@ def trace_with_torch_pruning(model: nn.Module, example_inputs: Any) -> Plan:
     Raises:
         PlanError: Torch-Pruning is not installed or cannot build its graph.
     """
-    graph = _built_graph(model, example_inputs)
-    return _plan_of_labels(model, example_inputs, _labels_of(graph, model, (), lock_wrong_edges=True))
+    graph = _built_graph(model, example_inputs, outputs)
+    labels = _labels_of(graph, model, (), lock_wrong_edges=True)
+    return _plan_of_labels(model, example_inputs, labels, outputs)
 
 
-def _built_graph(model: nn.Module, example_inputs: Any) -> Any:
+def _built_graph(model: nn.Module, example_inputs: Any, outputs: Outputs) -> Any:
     """Build the graph in eval mode, with gradients, because Torch-Pruning follows autograd nodes."""
     try:
         import torch_pruning as tp
     except ModuleNotFoundError as error:
         raise PlanError("graph='torch-pruning' needs the package torch-pruning: pip install torch-pruning.") from error
 
+    def run(model: nn.Module, inputs: Any) -> list[Tensor]:
+        return list(run_outputs(model, inputs, outputs).tensors.values())
+
     graph = tp.DependencyGraph()
     with eval_mode(model), standing_in(model), torch.enable_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it warns of every bare parameter; the plan shows what became of them
         try:
-            graph.build_dependency(model, example_inputs, run_model, tensors_of, verbose=False)
+            graph.build_dependency(model, example_inputs, run, verbose=False)
         except Exception as error:  # whatever another library raises, the remedy is the same
             raise PlanError(
                 f"Torch-Pruning cannot build its dependency graph of this model ({type(error).__name__}: {error}): use "
@@ -103,8 +107,8 @@ def _labels_of(graph: Any, model: nn.Module, ignored: Sequence[nn.Module], *, lo
     return walk.labels
 
 
-def _plan_of_labels(model: nn.Module, example_inputs: Any, labels: Labels) -> Plan:
-    trackers = Trackers(model)
+def _plan_of_labels(model: nn.Module, example_inputs: Any, labels: Labels, outputs: Outputs = None) -> Plan:
+    trackers = Trackers(model, outputs=outputs)
     tracker = trackers.all[0]
     parameters = tuple(name for name, _ in model.named_parameters())
     modes = ["eval"]
@@ -113,7 +117,8 @@ def _plan_of_labels(model: nn.Module, example_inputs: Any, labels: Labels) -> Pl
         if containers and not set(parameters) - tracker.weights.seen:
             break
         with kept_generators(model), counted_sizes(model), torch.no_grad():
-            run_followed(trackers, example_inputs, containers=containers)
+            found = run_followed(trackers, example_inputs, containers=containers)
+            trackers.left_out |= dict.fromkeys(found.left_out)
         if containers:
             del tracker.ops[n_ops:]  # the cost is that of eval mode
             modes += ["train"] * (len(tracker.weights.seen) > n_seen)
@@ -131,6 +136,8 @@ def _plan_of_labels(model: nn.Module, example_inputs: Any, labels: Labels) -> Pl
         unreached=tuple(name for name in parameters if name not in tracker.weights.seen),
         notes=("groups of a torch_pruning.DependencyGraph",),
         device=next(iter(tensors.values())).device.type,
+        outputs=outputs,
+        left_out=tuple(trackers.left_out),
     )
 
 

@@ -11,12 +11,13 @@ import torch
 from torch import nn
 
 from etp_graph.errors import PlanError
-from etp_graph.model import named_tensors, require_bare, without_garbage_collection
+from etp_graph.model import Outputs, check_outputs, named_tensors, require_bare, without_garbage_collection
 from etp_graph.plan import Group, Plan, chosen_kinds, lock_other_kinds
 from etp_graph.verification import lock_what_fails
 
 from ._forward import follow_model, group_units
 from ._labels import TensorAxis
+from ._output_notes import SEVERAL, notes_on_outputs
 from ._torch_pruning import trace_with_torch_pruning
 from ._warnings import warn_about_attention
 
@@ -32,6 +33,7 @@ def trace(
     ignore: str | Sequence[str] = (),
     check: bool | Literal["auto"] = "auto",
     graph: Literal["labels", "torch-pruning"] = "labels",
+    outputs: Outputs = None,
 ) -> Plan:
     """Find the groups of units that can be removed from a model. Does not change the model.
 
@@ -52,20 +54,26 @@ def trace(
             reason. ``"auto"``: only for models of at most 400 million parameters that are not on the meta device.
         graph: source of the groups. ``"labels"``: as described above. ``"torch-pruning"``: the dependency graph of
             Torch-Pruning (Fang et al. 2023), for comparisons with DepGraph. The same check locks what it gets wrong.
+        outputs: what counts as an output of the model. Units that an output shows are locked, all else that the model
+            returns may change its width. Names or patterns (``"logits"``, ``"0"`` in a tuple, ``"feats.*"``, or
+            ``"*"`` for every tensor), or a function of what the model returns that returns tensors. Default: all but
+            caches, the states that recurrent layers hand on, and by-products of models of transformers (hidden
+            states and attentions that were not asked for, the encoder's states, embeddings beside logits).
+            ``Plan.left_out`` names what does not count; ``verify`` and ``compress`` follow the same choice.
 
     Returns:
         The plan. ``print(plan)`` lists the groups, their constraints, and the reasons of locked groups.
 
     Raises:
-        PlanError: nothing can be removed, ``prune`` names no kind, an ``ignore`` pattern matches nothing, or the model
-            is compiled.
+        PlanError: nothing can be removed, ``prune`` names no kind, a pattern of ``ignore`` or ``outputs`` matches
+            nothing, or the model is compiled.
         Exception: any error that the model itself raises on the example inputs.
     """
     _require_traceable(model)
-    kinds = chosen_kinds(prune)
+    kinds, outputs = chosen_kinds(prune), check_outputs(outputs)
     with torch.inference_mode(False):  # inference mode hides operators, and copies made in it cannot be pruned
         with without_garbage_collection():
-            plan, input_axes = _unchecked_plan(model, example_inputs, graph)
+            plan, input_axes = _unchecked_plan(model, example_inputs, graph, kinds, outputs)
         plan = _restrict_plan(plan, model, kinds, [ignore] if isinstance(ignore, str) else ignore, input_axes)
         plan = _check_plan(plan, model, example_inputs, check)
     if "heads" in kinds:
@@ -73,14 +81,18 @@ def trace(
     return plan
 
 
-def _unchecked_plan(model: nn.Module, example_inputs: Any, graph: str) -> tuple[Plan, Container[TensorAxis]]:
+def _unchecked_plan(
+    model: nn.Module, example_inputs: Any, graph: str, kinds: frozenset[str], outputs: Outputs
+) -> tuple[Plan, Container[TensorAxis]]:
     """Return the plan of a source, and the axes of dense layers that hold their input units."""
     if graph == "torch-pruning":
-        return trace_with_torch_pruning(model, example_inputs), ()
+        return trace_with_torch_pruning(model, example_inputs, outputs), ()
     if graph != "labels":
         raise PlanError(f"graph={graph!r}; choose one of 'labels', 'torch-pruning'.")
-    followed = follow_model(model, example_inputs)
-    return group_units(followed), followed.input_axes
+    followed = follow_model(model, example_inputs, outputs)
+    plan = group_units(followed)
+    notes = notes_on_outputs(followed.trackers, plan.groups, kinds, followed.entries)
+    return replace(plan, notes=(*plan.notes, *notes)), followed.input_axes
 
 
 def _require_traceable(model: nn.Module) -> None:
@@ -160,7 +172,14 @@ def _require_prunable(plan: Plan) -> None:
         reasons = (
             "; ".join(f"{group.name}: {group.locked}" for group in plan.groups[:8]) or "no layer of the layer table ran"
         )
-        raise PlanError(f"no group of this model can be pruned ({reasons}).")
+        raise PlanError(
+            " ".join(
+                [
+                    f"no group of this model can be pruned ({reasons}).",
+                    *(f"{note[0].upper()}{note[1:]}." for note in plan.notes if note.startswith(SEVERAL)),
+                ]
+            )
+        )
 
 
 def _small_enough_to_check(model: nn.Module) -> bool:

@@ -18,7 +18,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from etp_graph.graph.rules._operators import Reading, ReadingsDiffer, compact_label, labelled_dims
 from etp_graph.graph.rules._terms import ProductTerm
-from etp_graph.model import ModelState, ModuleStack, PrivateRandom
+from etp_graph.model import ModelState, ModuleStack, Outputs, PrivateRandom
 from etp_graph.plan import Op
 
 from ._counted_sizes import CountedInt, Sizes
@@ -44,6 +44,7 @@ class Tracker:
         deferred: tensors with units and a reason. The units are locked if anything but the tensor's shape is used.
         routes: outputs of a router, with the labels of its experts.
         known: compact labels of activations.
+        cached: bytes of each tensor of the cache that the model returns, for one token of one sample.
         readers: modules whose Python code read the value of a tensor, for messages.
         modules: the stack of running modules, outermost first.
     """
@@ -64,6 +65,7 @@ class Tracker:
         self.locks_if_used: Any = WeakTensorKeyDictionary()
         self.routes: Any = WeakTensorKeyDictionary()
         self.label_of: Any = WeakTensorKeyDictionary()
+        self.cached: list[Op | ProductTerm] = []
 
     def split_readings(self) -> None:
         """Require a reading. Call this before the tracker is changed.
@@ -204,6 +206,19 @@ class Tracker:
             if name in self.used_outside_layers and ".parametrizations." not in name:
                 self.labels.lock(ids, f"{name} is also used outside its layer")
 
+    def note_output(self, entry: str, tensor: Tensor) -> None:
+        """Note the units that an entry of the model's output shows."""
+        label = self.label_of.get(tensor)
+        if label is not None:
+            self.labels.shown.append((entry, label))
+
+    def cache_term(self, number: int, tensor: Tensor) -> ProductTerm:
+        """Return the bytes that cached keys or values [batch, heads, tokens, size] take for one token of one sample."""
+        label = self.label_of.get(tensor)
+        apart = label is not None and label.shape[0] == label.shape[2] == 1
+        shape = (tensor.element_size(), tensor.shape[1], 1, tensor.shape[3])
+        return ProductTerm(f"cache {number}", shape, (label,) if apart else ())
+
     def lock_all(self, values: Any, reason: str) -> None:
         """Lock every unit in any tensor among the values. Mark bare parameters among them as fixed."""
         for tensor in tree_leaves(values):
@@ -225,8 +240,11 @@ class Trackers:
         model: the model.
         compute: whether to compute all values of the forward, see :mod:`etp_graph.graph._shape_only`.
         state: keeps the values of tensors of the model that the forward overwrites; ``None``: they stay overwritten.
+        outputs: what counts as an output, as of ``trace``.
 
     Attributes:
+        left_out: names of what the model returned besides its outputs.
+        entries: the entries of what it returned that hold outputs.
         all: the only tracker, or those of the inner and the outer reading.
         running: the stack of running modules.
         shape_only: the placeholders for values that were not computed.
@@ -234,8 +252,12 @@ class Trackers:
         paused: True while calls are not followed.
     """
 
-    def __init__(self, model: nn.Module, *, compute: bool = True, state: ModelState | None = None) -> None:
-        self.model, self.compute, self.state = model, compute, state
+    def __init__(
+        self, model: nn.Module, *, compute: bool = True, state: ModelState | None = None, outputs: Outputs = None
+    ) -> None:
+        self.model, self.compute, self.state, self.outputs = model, compute, state, outputs
+        self.left_out: dict[str, None] = {}
+        self.entries: dict[str, None] = {}
         self.running = ModuleStack(model)
         self.all = [Tracker(model, self.running.modules)]
         self.shape_only = ShapeOnly(active=not compute)

@@ -18,7 +18,7 @@ from etp_graph.compression import budget_of
 from etp_graph.errors import BudgetError, CheckpointError, ForceError, PlanError
 from etp_graph.graph import trace
 from etp_graph.methods import Method, get
-from etp_graph.model import require_bare
+from etp_graph.model import Outputs, require_bare
 from etp_graph.plan import CostModel, Plan, Selection
 from etp_graph.regularizer import Regularizer
 from etp_graph.surgery import get_record, prune_
@@ -50,6 +50,7 @@ class Pruning:
         ignore: names or patterns of modules whose units all stay.
         plan: the plan of the model, if it is traced already.
         check: as for :func:`etp_graph.trace`.
+        outputs: what counts as an output of the model, as for :func:`etp_graph.trace`.
         targets: the target, ``speed_up=2`` for example, see :class:`etp_graph.Budget`. Give exactly one, or ``budget``.
 
     Attributes:
@@ -63,7 +64,7 @@ class Pruning:
     Raises:
         BudgetError: the target is malformed.
         ForceError: the method or ``prune_at`` is not supported.
-        PlanError: ``prune`` or ``ignore`` is given with a plan.
+        PlanError: ``prune``, ``ignore`` or ``outputs`` is given with a plan.
     """
 
     @show_targets
@@ -78,10 +79,13 @@ class Pruning:
         ignore: str | Sequence[str] = (),
         plan: Plan | None = None,
         check: bool | Literal["auto"] = "auto",
+        outputs: Outputs = None,
         **targets: Unpack[Targets],
     ) -> None:
-        if plan is not None and (ignore or prune is not None):
-            raise PlanError("ignore and prune have no effect on a plan that is given: pass them to trace(model, ...).")
+        if plan is not None and (ignore or prune is not None or outputs is not None):
+            raise PlanError(
+                "ignore, prune and outputs have no effect on a plan that is given: pass them to trace(model, ...)."
+            )
         self.method = get(method)
         _check_method(self.method)
         _check_moment(prune_at)
@@ -92,7 +96,7 @@ class Pruning:
         self.plan: Plan | None = None
         self.regularizer: Regularizer | None = None
         self.selection: Selection | None = None
-        self._given, self._trace = plan, {"prune": prune, "ignore": ignore, "check": check}
+        self._given, self._trace = plan, {"prune": prune, "ignore": ignore, "check": check, "outputs": outputs}
         self._begun, self._cut = 0, ""
         self._saved: Mapping[str, Any] | None = None
         self._model: nn.Module | None = None

@@ -25,6 +25,7 @@ from ._modes import (
     without_autocast,
     without_garbage_collection,
 )
+from ._outputs import ChosenOutputs, Outputs, UnknownFunction, check_outputs, output_entry, run_outputs
 from ._private_random import PrivateRandom, kept_generators, private_random
 from ._random_state import RNG, SEEDED, capture_rng, preserved_rng, restore_rng_
 from ._run import ModuleStack, convert_inputs, run_model, tensors_of
@@ -42,19 +43,23 @@ __all__ = [
     "POOLS",
     "RNG",
     "SEEDED",
+    "ChosenOutputs",
     "CountingAttributes",
     "InFloat64",
     "MixingLayer",
     "ModelState",
     "ModuleStack",
+    "Outputs",
     "PrivateRandom",
     "Shards",
+    "UnknownFunction",
     "WithoutDropout",
     "after_gradients",
     "all_tensors",
     "any_sharded",
     "bind_arguments",
     "capture_rng",
+    "check_outputs",
     "convert_inputs",
     "copy_model",
     "counting_attributes",
@@ -69,6 +74,7 @@ __all__ = [
     "long_axis",
     "mixture",
     "named_tensors",
+    "output_entry",
     "persistent_names",
     "plain_forward",
     "preserved_rng",
@@ -79,6 +85,7 @@ __all__ = [
     "restored_state",
     "routed",
     "run_model",
+    "run_outputs",
     "run_with_closed_experts",
     "tensors_of",
     "unit_mean",

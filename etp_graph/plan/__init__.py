@@ -16,8 +16,10 @@ from ._quantities import (
     add_quantity,
     counted_quantities,
     described_quantity,
+    find_quantity,
     find_target,
     known_targets,
+    memory_quantity,
     whole_axes,
 )
 from ._selection import LatencyFit, Selection
@@ -53,9 +55,11 @@ __all__ = [
     "cost_table",
     "counted_quantities",
     "described_quantity",
+    "find_quantity",
     "find_target",
     "known_targets",
     "lock_other_kinds",
+    "memory_quantity",
     "numbers_per_unit",
     "whole_axes",
     "with_no_unit",

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from ._cost import Cost
 from ._plan import ACTIVATION, Plan
 from ._positions import NO_UNIT, Positions, SlicedAxis
-from ._quantities import QUANTITIES, counted_quantities
+from ._quantities import counted_quantities, find_quantity
 from ._selection import Selection
 
 Ints = npt.NDArray[np.int64]
@@ -92,7 +92,7 @@ class CostModel:
         """Collect like terms: one row of dimensions with its coefficient in each quantity."""
         terms: dict[tuple[int, ...], list[int]] = {}
         for column, quantity in enumerate(self.quantities):
-            for coefficient, axes in QUANTITIES.find(quantity).list_terms(self.plan):
+            for coefficient, axes in find_quantity(quantity).list_terms(self.plan):
                 self._add_term(terms, column, coefficient, axes)
         width = max((len(dims) for dims in terms), default=0)
         one = len(self.maps)  # a dimension of size 1, so that all rows have one length

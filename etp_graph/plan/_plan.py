@@ -14,11 +14,11 @@ import torch
 from torch import nn
 
 from etp_graph.errors import PlanError
-from etp_graph.model import named_tensors, require_bare
+from etp_graph.model import Outputs, UnknownFunction, named_tensors, require_bare
 
 from ._cost import Cost
 from ._groups import Group, group_bytes, group_from_json, group_json
-from ._quantities import Quantity, counted_quantities
+from ._quantities import Quantity, counted_quantities, find_quantity, memory_quantity
 
 FORMAT = 1
 
@@ -59,6 +59,10 @@ class Plan:
         notes: remarks of the tracer for the user.
         device: device type of the traced model.
         activations: name of each activation axis in ``ops`` -> its size.
+        itemsizes: name -> bytes of a number, of the parameters whose numbers do not take 4 bytes.
+        cache: terms of the bytes of one token in the cache of keys and values that the traced model returned.
+        outputs: what counts as an output of the model: names, a function, or ``None`` for the default of the tracer.
+        left_out: names of what the traced model returned besides its outputs. Its width may change.
     """
 
     groups: tuple[Group, ...]
@@ -71,6 +75,10 @@ class Plan:
     notes: tuple[str, ...] = ()
     device: str = "cpu"
     activations: Mapping[str, int] = field(default_factory=dict)
+    itemsizes: Mapping[str, int] = field(default_factory=dict)
+    cache: tuple[Op, ...] = ()
+    outputs: Outputs = None
+    left_out: tuple[str, ...] = ()
     offsets: tuple[int, ...] = field(init=False)
     _fingerprint: str = field(init=False, default="", repr=False)
 
@@ -91,6 +99,24 @@ class Plan:
         """
         amounts = {quantity.name: self._count(quantity) for quantity in counted_quantities()}
         return Cost.of(amounts, self.uncounted)
+
+    def amount(self, quantity: str) -> int:
+        """Return how much of a quantity the model with all its units takes; the name is that of ``Budget.quantity``.
+
+        Raises:
+            BudgetError: the quantity is not registered, or the plan does not count it.
+        """
+        return self._count(find_quantity(quantity))
+
+    def memory_bytes(self, kv_tokens: int = 0) -> int:
+        """Return the bytes of the parameters, and of the keys and values of so many tokens of all samples.
+
+        They are counted in the precision of the traced model.
+
+        Raises:
+            BudgetError: the traced model returned no cache.
+        """
+        return self.amount(memory_quantity(kv_tokens))
 
     def _count(self, quantity: Quantity) -> int:
         return sum(
@@ -117,7 +143,9 @@ class Plan:
     def fingerprint(self) -> str:
         """Return the SHA-256 of the plan without its device. It is computed at the first use."""
         if not self._fingerprint:
-            digest = hashlib.sha256(json.dumps({**self._body(groups=()), "device": ""}, sort_keys=True).encode())
+            body = {**self._body(groups=()), "device": ""}
+            body.pop("itemsizes", None)  # a plan belongs to the model in any precision
+            digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode())
             for group in self.groups:
                 for part in group_bytes(group):
                     digest.update(part)
@@ -192,14 +220,26 @@ class Plan:
             "groups": [group_json(group) for group in groups],
             "tensors": {name: list(shape) for name, shape in self.tensors.items()},
             "parameters": list(self.parameters),
-            "ops": [[op.name, op.coefficient, [list(axis) for axis in op.axes]] for op in self.ops],
+            "ops": _ops_json(self.ops),
             "uncounted": list(self.uncounted),
             "modes": list(self.modes),
             "unreached": list(self.unreached),
             "notes": list(self.notes),
             "device": self.device,
             "activations": dict(self.activations),
+            **self._later_json(),
         }
+
+    def _later_json(self) -> dict[str, Any]:
+        """Return the entries that version 0.1.0 did not write; those that are empty are left out, as it did."""
+        chosen = self.outputs
+        if callable(chosen):
+            said: dict[str, Any] = {"function": getattr(chosen, "__qualname__", type(chosen).__qualname__)}
+        else:
+            said = {"names": [chosen] if isinstance(chosen, str) else list(chosen or ())}
+        body = {"outputs": said, "left_out": list(self.left_out), "cache": _ops_json(self.cache),
+                "itemsizes": dict(self.itemsizes)}  # fmt: skip
+        return {key: value for key, value in body.items() if value not in ([], {}, {"names": []})}
 
     def to_json(self) -> str:
         """Return the plan as JSON text; :meth:`from_json` reads it back."""
@@ -216,16 +256,17 @@ class Plan:
                 groups=tuple(group_from_json(group) for group in body["groups"]),
                 tensors={name: tuple(shape) for name, shape in body["tensors"].items()},
                 parameters=tuple(body["parameters"]),
-                ops=tuple(
-                    Op(name=name, coefficient=coefficient, axes=tuple((tensor, axis) for tensor, axis in axes))
-                    for name, coefficient, axes in body["ops"]
-                ),
+                ops=_ops_from_json(body["ops"]),
                 uncounted=tuple(body["uncounted"]),
                 modes=tuple(body["modes"]),
                 unreached=tuple(body["unreached"]),
                 notes=tuple(body["notes"]),
                 device=body["device"],
                 activations=dict(body["activations"]),
+                itemsizes=dict(body.get("itemsizes", {})),
+                cache=_ops_from_json(body.get("cache", [])),
+                outputs=_outputs_from_json(body.get("outputs", {})),
+                left_out=tuple(body.get("left_out", ())),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise PlanError(f"this text is not a plan: {error!r}") from error
@@ -234,3 +275,20 @@ class Plan:
         from ._table import plan_table
 
         return plan_table(self)
+
+
+def _ops_json(ops: Iterable[Op]) -> list[list[Any]]:
+    return [[op.name, op.coefficient, [list(axis) for axis in op.axes]] for op in ops]
+
+
+def _ops_from_json(body: Iterable[Any]) -> tuple[Op, ...]:
+    return tuple(
+        Op(name=name, coefficient=coefficient, axes=tuple((tensor, axis) for tensor, axis in axes))
+        for name, coefficient, axes in body
+    )
+
+
+def _outputs_from_json(body: Mapping[str, Any]) -> Outputs:
+    if "function" in body:
+        return UnknownFunction(str(body["function"]))
+    return tuple(body.get("names", ())) or None

@@ -8,11 +8,11 @@ every selection, because removing units changes nothing but these sizes.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
-from etp_graph._config import Registry, require, require_number
+from etp_graph._config import Registry, plain_number, require, require_number
 from etp_graph._text import si
 from etp_graph.errors import BudgetError
 
@@ -31,7 +31,9 @@ class Target:
         keyword: name of the argument that takes the target.
         ratio: True if the dense model's amount divided by the pruned model's is at least the value. False if the
             pruned model's amount is at most the value.
-        whole: True if values are rounded down to integers.
+        whole: True if amounts are integers. A float between 0 and 1 is then a share of the dense model's amount, and
+            any other value is rounded down.
+        scale: amount of the quantity that a value of 1 stands for.
         help: description in one sentence, for the command line.
         why: reason for the bounds, for the error of a value outside of them.
     """
@@ -39,18 +41,24 @@ class Target:
     keyword: str
     ratio: bool = False
     whole: bool = False
+    scale: int = 1
     help: str = ""
     why: str = ""
 
     def read(self, value: Any) -> Any:
-        """Return the value, rounded down if the amount is a whole number.
+        """Return the value as Python's number; an amount that must be a whole number is rounded down.
 
         Raises:
             BudgetError: it is no finite number, or is out of range.
         """
+        value = plain_number(value)
         excluded = () if self.ratio or self.whole else (0,)
         require_number(self.keyword, value, int(self.ratio), error=BudgetError, excluded=excluded, why=self.why)
-        return math.floor(value) if self.whole else value
+        return math.floor(value) if self.whole and not self.is_share(value) else value
+
+    def is_share(self, value: Any) -> bool:
+        """Return True if the value is a share of the dense model's amount: 0.7, but not 7 or 7.0."""
+        return self.whole and isinstance(value, float) and 0 < value < 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +75,7 @@ class Quantity:
         ratio_title: heading of the column with the dense amount over the pruned one; default: tables show the share
             that is left instead.
         stand_in: for a measured quantity, the counted one that replaces it where nothing can be measured.
+        listed: whether costs and tables show it.
     """
 
     name: str
@@ -77,6 +86,7 @@ class Quantity:
     suffix: str = ""
     ratio_title: str = ""
     stand_in: str = ""
+    listed: bool = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "title", self.title or self.name)
@@ -159,8 +169,8 @@ def described_quantity(name: str) -> Quantity:
 
 
 def counted_quantities() -> tuple[Quantity, ...]:
-    """Return the registered quantities that are counted, in the order of their registration."""
-    return tuple(quantity for quantity in QUANTITIES.values() if not quantity.measured)
+    """Return the registered quantities that costs count and tables show, in the order of their registration."""
+    return tuple(quantity for quantity in QUANTITIES.values() if not quantity.measured and quantity.listed)
 
 
 def known_targets() -> dict[str, tuple[Quantity, Target]]:
@@ -180,6 +190,42 @@ def find_target(keyword: object) -> tuple[Quantity, Target]:
     raise BudgetError(f"there is no target {keyword!r}; known are {', '.join(known)}. {QUANTITIES.remedy}")
 
 
+MEMORY = "memory"
+"""Name of the quantity of the bytes of weights, and how :func:`memory_quantity` names begin."""
+
+
+def memory_quantity(kv_tokens: int) -> str:
+    """Return the name of the quantity of the bytes of weights and of so many tokens in the cache."""
+    return f"{MEMORY}+{kv_tokens}" if kv_tokens else MEMORY
+
+
+def find_quantity(name: str) -> Quantity:
+    """Return the quantity of this name, registered or of :func:`memory_quantity`.
+
+    Raises:
+        BudgetError: there is none.
+    """
+    base, _, tokens = name.partition("+")
+    found = QUANTITIES.find(base)
+    if not tokens:
+        return found
+    return replace(found, name=name, terms=lambda plan: _memory_terms(plan, int(tokens)))
+
+
+def _memory_terms(plan: Any, kv_tokens: int = 0) -> Iterator[Term]:
+    """Yield the bytes of each parameter, and those of so many cached tokens."""
+    require(
+        not kv_tokens or bool(plan.cache),
+        f"kv_tokens={kv_tokens}, and the traced model returned no cache of keys and values: trace with use_cache=True, "
+        "or leave kv_tokens out.",
+        BudgetError,
+    )
+    for name in plan.parameters:
+        yield plan.itemsizes.get(name, 4), whole_axes(plan, name)
+    for op in plan.cache:
+        yield kv_tokens * op.coefficient, op.axes
+
+
 def whole_axes(plan: Any, name: str) -> tuple[tuple[str, int], ...]:
     """Return the (tensor, axis) pairs of all axes of a tensor, whose sizes multiply to its number of elements."""
     return tuple((name, axis) for axis in range(len(plan.tensors[name])))
@@ -192,12 +238,19 @@ for _quantity in (
         targets=(
             Target(keyword="speed_up", ratio=True, help="Dense MACs over pruned MACs.",
                    why="since a speed_up of 2 halves the MACs"),
-            Target(keyword="macs", whole=True, help="At most this many multiply-adds."),
+            Target(keyword="macs", whole=True, help="At most this many multiply-adds; 0.7: this share of them."),
         ),
     ),
     Quantity(
         name="params", words="parameters", terms=lambda plan: ((1, whole_axes(plan, name)) for name in plan.parameters),
-        targets=(Target(keyword="params", whole=True, help="At most this many parameters."),),
+        targets=(Target(keyword="params", whole=True, help="At most this many parameters; 0.7: this share of them."),),
+    ),
+    Quantity(
+        name=MEMORY, title="memory", words="bytes of weights", suffix="B", terms=_memory_terms, listed=False,
+        targets=(
+            Target(keyword="memory_mb", scale=10**6, why="since every model has weights",
+                   help="At most this many megabytes of weights, and of the cache with --kv-tokens."),
+        ),
     ),
     Quantity(
         name="latency", suffix="ms", terms=None, stand_in="macs",

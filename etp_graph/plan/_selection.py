@@ -26,7 +26,7 @@ class LatencyFit:
         dense_ms: measured time of the dense model, in turns with the pruned one.
         iterations: number of the iteration that gave this selection, counted from 1; 0 if all units stay.
         round_to: the multiple that the numbers of kept units were rounded to. If it was chosen from measured times,
-            only groups with at least four times as many units were rounded.
+            only groups with at least four times as many units were rounded. By kind if the budget gives it by kind.
         layers: for each timed module its milliseconds by the tables: in the dense model, and with the selection's
             sizes. Their sums are smaller than the times of the models, because not every operator has a table.
     """
@@ -36,7 +36,7 @@ class LatencyFit:
     measured_ms: float
     dense_ms: float
     iterations: int
-    round_to: int
+    round_to: int | Mapping[str, int]
     layers: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     @property

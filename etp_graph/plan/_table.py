@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from etp_graph._text import RULED, WIDTH, paragraph, percent, si, wrapped_rows
+from etp_graph.model import Outputs
 
 from ._cost import Cost
 from ._groups import Group, Index, as_tensor
@@ -37,6 +38,10 @@ class Described(Protocol):
     def unreached(self) -> tuple[str, ...]: ...
     @property
     def notes(self) -> tuple[str, ...]: ...
+    @property
+    def outputs(self) -> Outputs: ...
+    @property
+    def left_out(self) -> tuple[str, ...]: ...
     @property
     def device(self) -> str: ...
     @property
@@ -107,6 +112,9 @@ def _footer(plan: Described, costs: Cost) -> list[str]:
         lines.append("Nothing can be pruned: the last column says why.")
     lines += paragraph("not counted in the MACs: ", plan.uncounted, every=True)
     lines += paragraph("parameters that no forward reached, left alone: ", plan.unreached, every=False)
+    if callable(plan.outputs):
+        lines.append(f"the outputs are what {getattr(plan.outputs, '__qualname__', plan.outputs)} returns")
+    lines += paragraph("returned, but no outputs, so their widths may change: ", plan.left_out, every=True)
     for note in plan.notes:
         lines += textwrap.wrap(f"note: {note}", WIDTH, subsequent_indent="  ", break_long_words=False)
     return lines

@@ -79,8 +79,8 @@ class Steering:
         assert settings.steps is not None
         self.model, self.plan, self.settings, self._pull = model, plan, settings, pull
         self._budget = settings.budget
-        dense = plan.dense.amount(self._budget.quantity)
-        self.path = settings.schedule or usual_path(1 - min(self._budget.target(plan.dense), dense) / dense)
+        dense = plan.amount(self._budget.quantity)
+        self.path = settings.schedule or usual_path(1 - min(self._budget.largest_amount(dense), dense) / dense)
         self.steps: int = settings.steps
         # An interval has at least _RAMP steps (in all but short phases), so that the other weights can adapt. There are
         # at most about _LOOKS choices, because more would change little and cost time.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,14 +15,15 @@ from etp_graph.errors import EquivalenceError
 from etp_graph.model import (
     SEEDED,
     InFloat64,
+    Outputs,
     WithoutDropout,
+    check_outputs,
     convert_inputs,
     copy_model,
     eval_mode,
     plain_forward,
     private_random,
-    run_model,
-    tensors_of,
+    run_outputs,
     without_autocast,
 )
 from etp_graph.plan import Group, Plan, Positions, Selection, with_no_unit
@@ -69,6 +70,7 @@ def verify(
     gradients: bool = True,
     randomize: bool = True,
     seed: int = 0,
+    outputs: Outputs = None,
 ) -> Verification:
     """Check on copies of the model that removing units and masking them give the same results.
 
@@ -85,6 +87,8 @@ def verify(
         randomize: replace weights, biases, norms and running statistics in the copies by random values, because the
             defaults of a fresh model (zero biases, unit norms) hide errors.
         seed: seed of the choice and of the random values.
+        outputs: what is compared, as of :func:`etp_graph.trace`. Default: what counted as an output when the plan was
+            traced.
 
     Raises:
         EquivalenceError: outputs or gradients differ, and the error names the first group that fails; or removing the
@@ -92,6 +96,8 @@ def verify(
         PlanError: the plan does not fit the model.
     """
     plan.check(model)
+    if outputs is not None:
+        plan = replace(plan, outputs=check_outputs(outputs))
     judge = _Trials(model, plan, example_inputs, gradients=gradients, randomize=randomize, seed=seed)
     trials = []
     for ratio_ in [ratio] if isinstance(ratio, float) else ratio:
@@ -144,9 +150,9 @@ def compare_outputs(
     """
     like = next(dense.parameters())
     inputs = convert_inputs(example_inputs, like=like)
-    got = _eval_outputs(pruned, inputs, seed)
+    got = _eval_outputs(pruned, inputs, plan, seed)
     with Masked(dense, plan, selection.flat(plan)), standing_in(dense, views_only=True):
-        want = _eval_outputs(dense, inputs, seed)
+        want = _eval_outputs(dense, inputs, plan, seed)
     error = _relative_error(got, want)
     if not error <= TOLERANCE.get(like.dtype, TOLERANCE[torch.float32]):
         raise EquivalenceError(
@@ -157,9 +163,9 @@ def compare_outputs(
     return error
 
 
-def _eval_outputs(model: nn.Module, inputs: Any, seed: int) -> list[Tensor]:
+def _eval_outputs(model: nn.Module, inputs: Any, plan: Plan, seed: int) -> list[Tensor]:
     with eval_mode(model), private_random(model, seed), WithoutDropout(), without_autocast():
-        return [_as_real(tensor) for tensor in tensors_of(run_model(model, inputs))]
+        return [_as_real(tensor) for tensor in run_outputs(model, inputs, plan.outputs).tensors.values()]
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,7 +227,8 @@ class _Trials:
             evaluation = eval_mode(model, containers=mode == "train")
             own = private_random(model, self.seed, seed_others=self.seed_others)
             with evaluation, own as drawn, WithoutDropout(), wide, without_autocast():
-                found += [_as_real(tensor) for tensor in tensors_of(run_model(model, self.inputs))]
+                chosen = run_outputs(model, self.inputs, self.plan.outputs, every_mode=mode == "eval")
+                found += [_as_real(tensor) for tensor in chosen.tensors.values()]
             self.drawn |= drawn
         return found
 

@@ -32,8 +32,13 @@ def admissible(group: Group, budget: Budget, kept: int) -> bool:
     floor = max(group.min_units, budget.min_units, (1 - budget.max_ratio) * group.n_units - 1e-6)
     return (
         group.locked is None and kept >= floor
-        and kept % group.multiple == kept % budget.round_to == kept % group.blocks == 0
+        and kept * head_size(group) % budget.round_to == kept % group.multiple == kept % group.blocks == 0
     )  # fmt: skip
+
+
+def head_size(group: Group) -> int:
+    """How many channels a unit fills: the whole of a head, one channel of anything else."""
+    return len(group.slices[0].index) // group.n_units if group.kind == "heads" else 1
 
 
 def assert_lawful(plan: Plan, keep: Tensor, scores: Tensor, budget: Budget) -> None:
