@@ -19,6 +19,7 @@ COMMANDS = {
     "coverage": ("coverage.run", "Check the plan of each model of the registry, beside plain Torch-Pruning."),
     "graph-sources": ("graph_sources.run", "Compare the plans of both sources: labels, and Torch-Pruning's graph."),
     "export": ("export.run", "Export pruned models with torch.export, torch.compile and ONNX."),
+    "serving": ("serving.run", "Prune a real language model, export it, and run it in engines without this library."),
     "latency": ("latency.run", "Compare the speed-up in multiply-adds with that in time, and check budgets in time."),
     "speed": ("speed.run", "Measure the cost of the force, of plans, of budgets and of surgery."),
     "scale": ("scale.run", "Measure the cost of the force on several ranks, and model it for more."),

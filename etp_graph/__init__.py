@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from etp_graph import collect, criteria, forces, methods, schedules
+from etp_graph import collect, criteria, export, forces, methods, schedules
 from etp_graph._version import __version__ as __version__
 from etp_graph.budget import Budget, LatencyMissed, allocate
 from etp_graph.checkpoint import load, save
@@ -12,6 +12,7 @@ from etp_graph.errors import (
     CheckpointError,
     EquivalenceError,
     EtpError,
+    ExportError,
     ForceError,
     PlanError,
     ScoreError,
@@ -36,6 +37,7 @@ __all__ = [
     "Cost",
     "EquivalenceError",
     "EtpError",
+    "ExportError",
     "ForceError",
     "Group",
     "Latency",
@@ -60,6 +62,7 @@ __all__ = [
     "compress",
     "cost",
     "criteria",
+    "export",
     "forces",
     "load",
     "methods",

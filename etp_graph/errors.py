@@ -65,3 +65,7 @@ class ScoreError(EtpError, ValueError):
 
 class CheckpointError(EtpError):
     """A model cannot be saved; or a saved model is damaged, malicious, of an unknown version, or does not fit."""
+
+
+class ExportError(EtpError):
+    """A pruned model cannot be written in the format of another library; the message says which selection can."""

@@ -103,9 +103,12 @@ def _levels_to_target(plan: Plan, values: Floats, budget: Budget) -> tuple[Level
         raise BudgetError(
             f"{budget.as_given} is out of reach: the closest is {budget.reachable(dense, least)}, with every "
             "group at its floor. Ask for that, lower min_units, raise max_ratio, lower round_to, or unlock groups "
-            "(print(plan) says why they are locked)."
+            f"(print(plan) says why they are locked).{_UNIFORM if budget.uniform else ''}"
         )
     return levels, _solve(levels, target), target
+
+
+_UNIFORM = " With uniform=, one locked group also keeps the others of its kind that are built like it."
 
 
 def _solve(levels: Levels, target: int) -> Ints:

@@ -26,6 +26,8 @@ from etp_graph.plan import (
     memory_quantity,
 )
 
+from ._uniform import Uniform, read_uniform
+
 Scope = Literal["global", "local", "isomorphic"]
 
 Rank = Literal["score", "score_per_sqrt_cost", "score_per_mac"]
@@ -109,6 +111,9 @@ class Budget:
             ``None``: the rank of the method, or ``score`` if there is no method.
         kv_tokens: with ``memory_mb``, number of tokens, of all samples together, whose keys and values the cache holds.
         tolerance: accepted relative deviation of a measured latency from its target; not used for other targets.
+        uniform: groups of one kind with equally many units keep equally many, each the best of its own. A configuration
+            with one value for all layers (``intermediate_size``) then describes the pruned model. ``True`` for all
+            kinds, or a kind, or a list of kinds.
 
     Raises:
         BudgetError: a value is out of its range, not exactly one target is given, or a target is not registered.
@@ -127,6 +132,7 @@ class Budget:
     scope: Scope | None = None
     rank: Rank | None = None
     tolerance: float = 0.1
+    uniform: Uniform = False
     kv_tokens: int = 0
 
     def __post_init__(self) -> None:
@@ -146,6 +152,7 @@ class Budget:
         object.__setattr__(self, keyword if own else "registered_target", value if own else (keyword, value))
 
     def _check_rules(self) -> None:
+        object.__setattr__(self, "uniform", read_uniform(self.uniform))
         _require_counts("min_units", self.min_units)
         require_count("kv_tokens", self.kv_tokens, 0, BudgetError)
         require(

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from etp_graph.plan import CostModel, Group, Ints, Plan
 
 from ._budget import Budget
+from ._uniform import uniform_classes
 
 
 class LevelCosts:
@@ -111,7 +112,7 @@ def _width(group: Group) -> int:
     return min((width for width in widths if width > 1), default=1)
 
 
-def _levels(group: Group, ranks: Floats, budget: Budget, liked: int) -> Ints:
+def _levels(group: Group, ranks: Floats, budget: Budget, rounded: int) -> Ints:
     """Return the level of every unit, int64 [n_units]. Level 0 is removed first; level -1 is never removed.
 
     A level holds the lowest-ranked units, equally many of each block, whose removal gives the next allowed number of
@@ -121,10 +122,10 @@ def _levels(group: Group, ranks: Floats, budget: Budget, liked: int) -> Ints:
         group: the group.
         ranks: rank values, float64 [n_units].
         budget: the budget.
-        liked: the group is rounded to this multiple if it is large enough and the budget does not set ``round_to``.
+        rounded: the number of kept units is a multiple of this.
     """
     width = group.n_units // group.blocks
-    step = math.lcm(group.multiple, _multiple(group, budget, liked), group.blocks) // group.blocks
+    step = math.lcm(group.multiple, rounded, group.blocks) // group.blocks
     share = group.n_units - math.floor(budget.max_ratio * group.n_units + 1e-9)
     least_units = budget.min_units if isinstance(budget.min_units, int) else budget.min_units.get(group.kind, 1)
     floor = max(group.min_units, least_units, share)
@@ -148,18 +149,20 @@ def _signature(plan: Plan, group: Group) -> tuple[Any, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """Levels of one group, lowest first.
+    """Levels of one group, or of groups that keep equally many units, lowest first.
 
     Attributes:
-        group: the group.
+        group: the group, or the first of them.
+        n_units: number of units of all its groups.
         key: mean rank value of each level, ascending, [n_levels].
-        end: share of the group's units removed once the level is removed, [n_levels].
+        end: share of these units removed once the level is removed, [n_levels].
         middle: the same with half of the level removed, [n_levels]. Ordered by it, a level of many units is removed at
             the nearest share.
         dead: True for levels whose scores are all zero, [n_levels].
     """
 
     group: Group
+    n_units: int
     key: Floats
     end: Floats
     middle: Floats
@@ -167,22 +170,23 @@ class Column:
 
     @classmethod
     def of(cls, group: Group, level: Ints, ranks: Floats, scores: Floats) -> Column:
-        """Make the column from the level, rank value and score of the group's units, each [n_units of the group]."""
+        """Make the column from the level, rank value and score of the units of all its groups, each [n_units]."""
         goes = level >= 0
         sizes = np.bincount(level[goes])
-        end = sizes.cumsum() / group.n_units
+        end = sizes.cumsum() / len(level)
         return cls(
             group=group,
+            n_units=len(level),
             # the means of sorted values ascend except for rounding
             key=np.maximum.accumulate(np.bincount(level[goes], weights=ranks[goes]) / sizes),
             end=end,
-            middle=end - sizes / group.n_units / 2,
+            middle=end - sizes / len(level) / 2,
             dead=np.bincount(level[goes & (scores != 0)], minlength=len(sizes)) == 0,
         )
 
 
 class Levels:
-    """Columns of levels, one for each group that can lose units, sorted by the names of the groups.
+    """Columns of levels, one for each group that can lose units (or groups that do so together), sorted by name.
 
     A point ``k``, int64 [n_columns], is the number of levels removed from each column.
 
@@ -208,15 +212,14 @@ class Levels:
         self.column: Ints = np.full(plan.n_units, -1, dtype=np.int64)
         self.level: Ints = np.full(plan.n_units, -1, dtype=np.int64)
         self.columns: list[Column] = []
-        # sorted by name, so that the result for equal keys does not depend on the order of the groups
-        for group, span in sorted(plan.spans(), key=lambda pair: pair[0].name):
-            if group.locked is not None:
-                continue
-            level = _levels(group, ranks[span], budget, liked)
+        for placed in uniform_classes(plan, budget.uniform):
+            units = np.concatenate([np.arange(span.start, span.stop) for _, span in placed])
+            rounded = math.lcm(*(_multiple(group, budget, liked) for group, _ in placed))
+            level = np.concatenate([_levels(group, ranks[span], budget, rounded) for group, span in placed])
             if (level >= 0).any():
-                self.level[span] = level
-                self.column[span] = np.where(level >= 0, len(self.columns), -1)
-                self.columns.append(Column.of(group, level, ranks[span], scores[span]))
+                self.level[units] = level
+                self.column[units] = np.where(level >= 0, len(self.columns), -1)
+                self.columns.append(Column.of(placed[0][0], level, ranks[units], scores[units]))
         self.n_levels: Ints = np.array([len(column.key) for column in self.columns], dtype=np.int64)
         self._stairs = LevelCosts(costs, column=self.column, level=self.level, n_levels=self.n_levels)
         self._set_order()
@@ -244,8 +247,8 @@ class Levels:
         classes: dict[tuple[Any, ...], int] = {}
         marks = [_signature(self.costs.plan, column.group) for column in self.columns]
         number = np.array([classes.setdefault(mark, len(classes)) for mark in marks], dtype=np.int64)
-        sizes = np.array([column.group.n_units for column in self.columns], dtype=np.float64)
-        units = np.concatenate([np.zeros(0), *(np.diff(c.end, prepend=0.0) * c.group.n_units for c in self.columns)])
+        sizes = np.array([column.n_units for column in self.columns], dtype=np.float64)
+        units = np.concatenate([np.zeros(0), *(np.diff(c.end, prepend=0.0) * c.n_units for c in self.columns)])
         key = np.empty(len(owner))
         for c in range(len(classes)):
             mine = order[number[owner[order]] == c]

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as parse_weights
 from safetensors.torch import save_file
@@ -21,6 +22,7 @@ from etp_graph.errors import CheckpointError
 from etp_graph.model import all_tensors, first_names, persistent_names
 from etp_graph.surgery import SurgeryRecord, get_record, read_attribute
 
+from ._architecture import CONFIG_FILE, build_architecture, config_text, load_plain
 from ._files import move_into_place, read_stable, restore_backup, storage_errors, sync_folder
 from ._manifest import DTYPES, MANIFEST_FILE, WEIGHTS_FILE, Manifest, TensorInfo, manifest_in, parse_manifest
 from ._restore import check_supported, restore_
@@ -50,6 +52,8 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, overwrite: bool = Fa
         with temporary_beside(folder) as temporary:
             temporary.mkdir()
             _write(temporary, stored, get_record(model), aliases)
+            if (config := config_text(model)) is not None:
+                (temporary / CONFIG_FILE).write_text(config, encoding="utf8")
             move_into_place(temporary, folder)
     return folder
 
@@ -100,25 +104,60 @@ def _contents(model: nn.Module, *, sharded: bool = False) -> tuple[dict[str, Ten
     return stored, {name: first[name] for name in names if first[name] != name}
 
 
-def load(path: str | os.PathLike[str], *, build: nn.Module | Callable[[], nn.Module]) -> nn.Module:
+def load(
+    path: str | os.PathLike[str],
+    *,
+    build: nn.Module | Callable[[], nn.Module] | None = None,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device | None = None,
+) -> nn.Module:
     """Load the model that :func:`save` wrote to the folder ``path``; all values are bit-identical.
 
     ``build`` is the original architecture before any pruning, or a callable without arguments that makes it. It is
     changed only after all checks. Its parameters stay the same objects, on their device, with their
     ``requires_grad`` and memory format. Tensors on the meta device are replaced by new ones on the CPU.
 
+    A model of transformers needs no ``build``: its class is built on the meta device from the ``config.json`` in the
+    folder, and returned in eval mode. So is a plain folder of :func:`etp_graph.export.huggingface`, by its class.
+
+    Args:
+        path: the folder.
+        build: the architecture, or ``None`` for a model of transformers.
+        dtype: convert stored values of floating point to this type; ``None`` keeps theirs.
+        device: move the model to this device; ``None`` leaves it.
+
     Raises:
         CheckpointError: files are missing, damaged, hostile or of an unknown format, or do not fit the architecture.
     """
-    manifest, loaded = read_stable(path, _read_both)
-    model = build if isinstance(build, nn.Module) else build()
-    restore_(model, manifest, loaded)
-    return model
+    manifest, loaded, own = read_stable(path, lambda folder: _read_parts(folder, with_class=build is None))
+    model = own or (build if isinstance(build, nn.Module) else build())  # type: ignore[misc]
+    stored: Iterable[str] = persistent_names(model)
+    if manifest is not None:
+        restore_(model, manifest, loaded)
+        stored = (*manifest.tensors, *manifest.aliases)
+    if dtype is not None:
+        _convert(model, stored, dtype)
+    return model if device is None else model.to(device)
 
 
-def _read_both(folder: Path) -> tuple[Manifest, dict[str, Tensor]]:
+def _convert(model: nn.Module, names: Iterable[str], dtype: torch.dtype) -> None:
+    """Convert the named tensors of floating point. Buffers that the class computes keep their precision."""
+    tensors = all_tensors(model)
+    for name in names:
+        if tensors[name].is_floating_point():
+            tensors[name].data = tensors[name].data.to(dtype)
+
+
+def _read_parts(folder: Path, *, with_class: bool) -> tuple[Manifest | None, dict[str, Tensor], nn.Module | None]:
+    """Return the manifest and the weights, and the architecture of a model of transformers if ``with_class``.
+
+    A plain folder of transformers has no manifest, and its model comes with its weights.
+    """
+    if with_class and (folder / CONFIG_FILE).is_file() and not os.path.lexists(folder / MANIFEST_FILE):
+        return None, {}, load_plain(folder)
     manifest = manifest_in(folder)
-    return manifest, read_weights(folder / WEIGHTS_FILE, manifest)
+    loaded = read_weights(folder / WEIGHTS_FILE, manifest)
+    return manifest, loaded, build_architecture(folder, manifest) if with_class else None
 
 
 def _check_record(model: nn.Module, record: SurgeryRecord, names: list[str]) -> None:
@@ -159,8 +198,10 @@ def _check_target(folder: Path, overwrite: bool) -> None:
     if folder.is_symlink() or not folder.is_dir():
         raise CheckpointError(f"{folder}: is a file or a link, not a folder. Choose another path.")
     held = {file.name for file in folder.iterdir()}
-    if others := held - {WEIGHTS_FILE, MANIFEST_FILE}:
+    if others := held - {WEIGHTS_FILE, MANIFEST_FILE, CONFIG_FILE}:
         raise CheckpointError(f"{folder}: holds other files ({min(others)!r}). Choose a folder of its own.")
+    if CONFIG_FILE in held and MANIFEST_FILE not in held:
+        raise CheckpointError(f"{folder}: holds other files ({CONFIG_FILE!r}). Choose a folder of its own.")
     if held and not overwrite:
         raise CheckpointError(f"{folder}: holds a saved model. Choose another folder, or pass overwrite=True.")
 

@@ -11,27 +11,26 @@ from typing import Annotated, Any
 import torch
 import typer
 from rich.console import Console
-from torch import Tensor, nn
+from torch import nn
 
 from etp_graph._config import require, require_choice
 from etp_graph._text import si
 from etp_graph._version import __version__
 from etp_graph.budget import Budget, allocate
-from etp_graph.checkpoint import save
-from etp_graph.criteria import find_criterion, magnitude
 from etp_graph.errors import BudgetError, CheckpointError, EtpError, ScoreError
 from etp_graph.graph import trace
 from etp_graph.model import copy_model
-from etp_graph.plan import Plan, cost, cost_table
+from etp_graph.plan import cost, cost_table
 from etp_graph.plan.drawing import layers_text, svg
 from etp_graph.report import write_report
 from etp_graph.surgery import prune_
 from etp_graph.verification import compare_outputs, verify
 
 from ._imports import import_extension
-from ._models import build_model
+from ._models import BuiltModel, build_model
 from ._options import (
     Criterion,
+    Data,
     Debug,
     DemoData,
     Ignore,
@@ -41,16 +40,19 @@ from ._options import (
     MinUnits,
     Model,
     Outputs,
+    RandomWeights,
     RoundTo,
     Scope,
     Shapes,
     TargetValues,
     Threads,
+    Uniform,
     criterion_names,
     parse_by_kind,
     parse_targets,
     with_targets,
 )
+from ._pruning import PruningRun
 
 app = typer.Typer(
     name="etp-graph",
@@ -149,12 +151,15 @@ def prune(
     model: Model,
     out: Annotated[Path, typer.Option("--out", help="Folder for the pruned model.", show_default=False)],
     target: TargetValues = None,
-    method: Criterion = "l2",
+    method: Criterion = None,
     scope: Scope = "global",
+    uniform: Uniform = False,
+    data: Data = None,
     round_to: RoundTo = None,
     min_units: MinUnits = None,
     kv_tokens: KvTokens = None,
     weights: Annotated[Path | None, typer.Option(help="Weights of the model, a safetensors file.")] = None,
+    random_weights: RandomWeights = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model saved in --out.")] = False,
     input_shape: Shapes = None,
     ignore: Ignore = None,
@@ -167,27 +172,26 @@ def prune(
 ) -> None:
     """Prune a model once, check it against the masked model, and save it."""
     with _friendly(threads=threads, debug=debug, imports=imports):
-        require_choice("--method", method, criterion_names(), ScoreError)
+        method = method or ("l2" if data is None else "taylor")
+        require_choice("--method", method, criterion_names(data=data is not None), ScoreError)
         rules = {"kv_tokens": kv_tokens, "round_to": parse_by_kind("--round-to", round_to or ()),
                  "min_units": parse_by_kind("--min-units", min_units or ())}  # fmt: skip
-        budget = _budget(targets, target or (), {"scope": scope, **rules})
+        budget = _budget(targets, target or (), {"scope": scope, "uniform": uniform, **rules})
         found = build_model(model, input_shapes=input_shape or ())
-        if weights is not None:
-            _load_weights(found.model, weights)
-        else:
-            typer.echo("no --weights: the weights are those that the model was built with.", err=True)
-        plan = trace(found.model, found.inputs, prune=kind, ignore=ignore or (), outputs=outputs or None)
-        proof = verify(found.model, plan, found.inputs)
-        scores = _scores(method, found.model, plan)
-        selection = allocate(found.model, plan, scores, budget=budget, example_inputs=found.inputs)
+        _set_weights(found, weights, random_weights=random_weights)
+        run = PruningRun(found, out, data=data, plain=uniform and found.is_huggingface, overwrite=overwrite)
+        plan = run.restrict(trace(found.model, run.inputs, prune=kind, ignore=ignore or (), outputs=outputs or None))
+        proof = verify(found.model, plan, run.inputs)
+        scores = run.scores(method, plan)
+        selection = allocate(found.model, plan, scores, budget=budget, example_inputs=run.inputs)
         table = cost_table({"dense": cost(found.model, plan), "pruned": cost(found.model, plan, selection)})
         dense = copy_model(found.model)
         prune_(found.model, plan, selection)
-        error = compare_outputs(found.model, dense, plan, selection, found.inputs)
-        save(found.model, out, overwrite=overwrite)
+        error = compare_outputs(found.model, dense, plan, selection, run.inputs)
+        saved = run.save()
         typer.echo(table if selection.latency is None else f"{table}\n\nlatency: {selection.latency}")
         typer.echo(f"\n{proof}; with these weights and this selection {error:.1e} ({si(selection.n_removed)} units)")
-        typer.echo(f"saved to {out}; in Python: etp_graph.load({str(out)!r}, build=make_model)")
+        typer.echo(run.comparison(dense) + saved)
 
 
 @app.command()
@@ -247,10 +251,19 @@ def _budget(options: Mapping[str, float | None], texts: Sequence[str], rules: Ma
     )
 
 
-def _scores(criterion: str, model: nn.Module, plan: Plan) -> Tensor:
-    if criterion in ("l1", "l2"):
-        return magnitude(model, plan, p=1 if criterion == "l1" else 2)
-    return find_criterion(criterion).score(model, plan)
+def _set_weights(found: BuiltModel, weights: Path | None, *, random_weights: bool) -> None:
+    """Load the weights, or raise :class:`EtpError` if there are none and random ones were not asked for."""
+    if weights is not None:
+        _load_weights(found.model, weights)
+        return
+    require(
+        random_weights or not found.random,
+        f"{found.text} has random weights: give --weights FILE (safetensors), a folder that holds them, or "
+        "--random-weights to prune them all the same.",
+        EtpError,
+    )
+    if not found.is_huggingface:
+        typer.echo("no --weights: the weights are those that the model was built with.", err=True)
 
 
 def _load_weights(model: nn.Module, path: Path) -> None:

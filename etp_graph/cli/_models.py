@@ -1,4 +1,4 @@
-"""Build a model and example inputs from a string on the command line. Never download weights."""
+"""Build a model and example inputs from a string on the command line. Nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import difflib
 import importlib
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,11 +15,13 @@ import torch
 from torch import nn
 
 from etp_graph.errors import EtpError
+from etp_graph.export import huggingface_inputs
 from etp_graph.model import eval_mode, run_model
 
+from ._huggingface import load_folder
 from ._imports import BROKEN, import_from
 
-FORMS = "torchvision:resnet50, timm:NAME, hf:PATH (a config.json or its folder), or package.module:callable"
+FORMS = "torchvision:resnet50, timm:NAME, hf:DIR (a folder of transformers), or package.module:callable"
 
 
 class ResolveError(EtpError):
@@ -32,13 +34,24 @@ class BuiltModel:
 
     Attributes:
         text: the string that names the model.
-        model: the model, with random weights unless the callable that builds it loads others.
+        model: the model.
         inputs: a tensor, a tuple of tensors, or a dict of keyword arguments.
+        random: whether the weights are random. Those of a callable count as its own.
+        tokenizer: tokenizer or processor of a folder of transformers, or ``None``.
+        dtype: element type of the weights in that folder, or ``None``.
     """
 
     text: str
     model: nn.Module
     inputs: Any
+    random: bool = False
+    tokenizer: Any = None
+    dtype: torch.dtype | None = None
+
+    @property
+    def is_huggingface(self) -> bool:
+        """True for a model of a folder of transformers."""
+        return self.text.startswith("hf:")
 
     @property
     def shapes(self) -> str:
@@ -53,7 +66,7 @@ def build_model(text: str, *, input_shapes: Sequence[str] = ()) -> BuiltModel:
     """Build the model that a string names, and example inputs for it.
 
     Args:
-        text: ``torchvision:NAME``, ``timm:NAME``, ``hf:PATH`` or ``package.module:callable``. The callable takes no
+        text: ``torchvision:NAME``, ``timm:NAME``, ``hf:DIR`` or ``package.module:callable``. The callable takes no
             arguments and returns a module, or a module and its example inputs. The name may also be that of a module.
         input_shapes: one shape (``"1,3,224,224"``) for each positional input, in place of the model's own inputs. A
             shape of integers ends in ``:long`` (``"1,128:long"``).
@@ -70,14 +83,14 @@ def build_model(text: str, *, input_shapes: Sequence[str] = ()) -> BuiltModel:
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=FutureWarning)  # torchvision announces new initialisations
         torch.manual_seed(0)
-        model, inputs = build(name) if build is not None else _from_callable(source, name)
+        found = build(text, name) if build is not None else _from_callable(text, name)
     if chosen:
-        inputs = chosen[0] if len(chosen) == 1 else chosen
-    if inputs is None:
+        found = replace(found, inputs=chosen[0] if len(chosen) == 1 else chosen)
+    if found.inputs is None:
         raise ResolveError(f"{text}: the inputs of this model are not known; pass --input-shape, like 1,3,224,224.")
-    resolved = BuiltModel(text=text, model=model.eval(), inputs=inputs)
-    _require_accepted(resolved)
-    return resolved
+    found.model.eval()
+    _require_accepted(found)
+    return found
 
 
 def parse_shape(text: str) -> torch.Tensor:
@@ -126,7 +139,7 @@ def _unknown(source: str, name: str, known: Sequence[str]) -> ResolveError:
     return ResolveError(f"{source} has no model named {name!r}{hint}")
 
 
-def _from_torchvision(name: str) -> tuple[nn.Module, Any]:
+def _from_torchvision(text: str, name: str) -> BuiltModel:
     models = _library("torchvision", "vision").models
     known = models.list_models()
     if name.lower() not in known:
@@ -138,7 +151,8 @@ def _from_torchvision(name: str) -> tuple[nn.Module, Any]:
     size = getattr(transforms, "crop_size", None) or [224]
     height, width = (size[0], size[-1])
     video = "Video" in type(transforms).__name__
-    return model, torch.randn(1, 3, *([16] if video else []), height, width)
+    inputs = torch.randn(1, 3, *([16] if video else []), height, width)
+    return BuiltModel(text=text, model=model, inputs=inputs, random=True)
 
 
 def _plain(models: ModuleType) -> set[str]:
@@ -146,41 +160,26 @@ def _plain(models: ModuleType) -> set[str]:
     return set(models.list_models(module=models)) | set(models.list_models(module=models.video))
 
 
-def _from_timm(name: str) -> tuple[nn.Module, Any]:
+def _from_timm(text: str, name: str) -> BuiltModel:
     timm = _library("timm", "vision")
     if not timm.is_model(name):
         raise _unknown("timm", name, timm.list_models())
     model = timm.create_model(name, pretrained=False)
     config = getattr(model, "pretrained_cfg", None) or {}
-    return model, torch.randn(1, *config.get("input_size", (3, 224, 224)))
+    inputs = torch.randn(1, *config.get("input_size", (3, 224, 224)))
+    return BuiltModel(text=text, model=model, inputs=inputs, random=True)
 
 
-def _from_huggingface(text: str) -> tuple[nn.Module, Any]:
-    path = Path(text).expanduser()
-    file = path / "config.json" if path.is_dir() else path
-    if not file.is_file():
-        raise ResolveError(
-            f"hf:{text}: no file {file}. Name a local config.json or its folder; nothing is downloaded from the Hub."
-        )
-    transformers = _library("transformers", "hf")
-    try:
-        config = transformers.AutoConfig.from_pretrained(str(file.parent if path.is_dir() else file))
-        model = transformers.AutoModel.from_config(config)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise ResolveError(f"hf:{text}: transformers cannot build a model from {file}: {error}") from error
-    return model, _huggingface_inputs(model, config)
+def _from_huggingface(text: str, name: str) -> BuiltModel:
+    found = load_folder(_library("transformers", "hf"), name)
+    return BuiltModel(
+        text=text, model=found.model, inputs=huggingface_inputs(found.model), random=found.dtype is None,
+        tokenizer=found.tokenizer, dtype=found.dtype,
+    )  # fmt: skip
 
 
-def _huggingface_inputs(model: Any, config: Any) -> dict[str, torch.Tensor]:
-    if getattr(model, "main_input_name", "input_ids") == "pixel_values":
-        size = getattr(config, "image_size", 224)
-        height, width = (size, size) if isinstance(size, int) else tuple(size)
-        return {"pixel_values": torch.randn(1, getattr(config, "num_channels", 3), height, width)}
-    return dict(model.dummy_inputs)
-
-
-def _from_callable(module_name: str, name: str) -> tuple[nn.Module, Any]:
-    where = f"{module_name}:{name}"
+def _from_callable(where: str, name: str) -> BuiltModel:
+    module_name = where.partition(":")[0]
     found: Any = _import(module_name, where)
     for part in name.split("."):
         if not hasattr(found, part):
@@ -204,7 +203,7 @@ def _from_callable(module_name: str, name: str) -> tuple[nn.Module, Any]:
         raise ResolveError(
             f"{where}() returned {type(made).__name__}; return a torch.nn.Module, or a module and its example inputs."
         )
-    return model, inputs
+    return BuiltModel(text=where, model=model, inputs=inputs)
 
 
 def _import(module_name: str, where: str) -> ModuleType:
@@ -222,7 +221,7 @@ def _shape(value: Any) -> str:
     return str(list(value.shape)) if isinstance(value, torch.Tensor) else type(value).__name__
 
 
-_SOURCES: dict[str, Callable[[str], tuple[nn.Module, Any]]] = {
+_SOURCES: dict[str, Callable[[str, str], BuiltModel]] = {
     "torchvision": _from_torchvision,
     "timm": _from_timm,
     "hf": _from_huggingface,

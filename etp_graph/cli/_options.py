@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from enum import StrEnum
 from inspect import Parameter, signature
+from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
 
 import typer
@@ -21,7 +22,7 @@ Model = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="torchvision:resnet50, timm:NAME, hf:PATH (a config.json or its folder), or package.module:callable.",
+        help="torchvision:resnet50, timm:NAME, hf:DIR (a folder of transformers), or package.module:callable.",
         show_default=False,
     ),
 ]
@@ -39,6 +40,23 @@ Ignore = Annotated[
 Kinds = Annotated[
     list[str] | None,
     typer.Option("--kind", help=f"Units to prune, or all; may be repeated: {', '.join(KINDS)}.", metavar="KIND"),
+]
+
+Data = Annotated[
+    Path | None,
+    typer.Option("--data", help="Text file that scores the units of a language model and measures its perplexity."),
+]
+
+Uniform = Annotated[
+    bool,
+    typer.Option(
+        "--uniform",
+        help="Keep layers equally wide, so that one configuration describes them; hf: writes a plain folder.",
+    ),
+]
+
+RandomWeights = Annotated[
+    bool, typer.Option("--random-weights", help="Prune the random weights that a model is built with.")
 ]
 
 Outputs = Annotated[
@@ -65,16 +83,25 @@ Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Threads t
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
-def criterion_names() -> list[str]:
-    """Return the names of the criteria that need only the weights; ``l1`` and ``l2`` are magnitudes."""
-    return ["l1", "l2", *(name for name in CRITERIA if name not in COLLECTED and name != "magnitude")]
+def criterion_names(*, data: bool = False) -> list[str]:
+    """Return the names of the criteria that need only the weights; ``l1`` and ``l2`` are magnitudes.
 
+    With ``data`` return also those that need texts.
+    """
+    texts = TEXT_CRITERIA if data else ()
+    return ["l1", "l2", *texts, *(name for name in CRITERIA if name not in COLLECTED and name != "magnitude")]
+
+
+TEXT_CRITERIA = ("taylor", "activation")
+"""Criteria that score units while a model reads texts."""
 
 # --help shows the built-in names. Values are checked by the command, because --import may register more.
 Criterion = Annotated[
-    str,
+    str | None,
     typer.Option(
-        help=f"Criterion that ranks the units; none needs data: {', '.join(criterion_names())}.", metavar="NAME"
+        help=f"Criterion that ranks the units: {', '.join(criterion_names())} (default: l2); with --data also "
+        f"{' (then the default), '.join(TEXT_CRITERIA)}.",
+        metavar="NAME",
     ),
 ]
 

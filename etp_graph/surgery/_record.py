@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from types import MethodType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -47,13 +50,30 @@ def get_record(model: nn.Module) -> SurgeryRecord:
 
 
 def set_record(model: nn.Module, record: SurgeryRecord) -> None:
-    """Store the record in the model."""
+    """Store the record in the model. The ``save_pretrained`` of a model of transformers warns from then on."""
     model.__dict__[_KEY] = record
+    if callable(getattr(type(model), "save_pretrained", None)):
+        # on the instance and not on the class, which others use; copies of the model get it too
+        model.__dict__["save_pretrained"] = MethodType(save_pretrained, model)
+
+
+def save_pretrained(model: Any, *args: Any, **options: Any) -> Any:
+    """Call the method of the class, after a warning that its configuration has the sizes before surgery.
+
+    It has the name of that method, because pickle stores it by this name.
+    """
+    warnings.warn(
+        f"{type(model).__name__} was pruned, and save_pretrained writes a config with the sizes before that, which "
+        "from_pretrained cannot load: use etp_graph.export.huggingface(model, folder), or etp_graph.save.",
+        stacklevel=2,
+    )
+    return type(model).save_pretrained(model, *args, **options)
 
 
 def remove_record(model: nn.Module) -> None:
     """Remove the record from the model, as before its first surgery."""
     model.__dict__.pop(_KEY, None)
+    model.__dict__.pop("save_pretrained", None)
 
 
 def read_attribute(model: nn.Module, edit: Edit) -> int:

@@ -1,0 +1,187 @@
+"""The commands on folders of transformers: their own class, weights and tokenizer, and real text."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from tests.support.command_line import TOY, invoke
+
+WORDS = [f"w{i}" for i in range(60)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small Llama with its tokenizer, as from_pretrained reads it."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    place = tmp_path_factory.mktemp("llama")
+    config = transformers.LlamaConfig(
+        vocab_size=64, hidden_size=24, intermediate_size=40, num_hidden_layers=2, num_attention_heads=6,
+        num_key_value_heads=3, head_dim=4, max_position_embeddings=64,
+    )  # fmt: skip
+    torch.manual_seed(1)
+    transformers.LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(place)
+    words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="w0"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    transformers.PreTrainedTokenizerFast(tokenizer_object=words, unk_token="w0").save_pretrained(place)
+    return place
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("texts") / "texts.txt"
+    file.write_text(" ".join(WORDS[i * i % 59] for i in range(900)))
+    return file
+
+
+def target(folder: Path, share: float) -> str:
+    return str(int(share * transformers.AutoModelForCausalLM.from_pretrained(folder).num_parameters()))
+
+
+def copied(folder: Path, to: Path, **changes: Any) -> Path:
+    to.mkdir()
+    for file in folder.iterdir():
+        (to / file.name).write_bytes(file.read_bytes())
+    body = json.loads((to / "config.json").read_text())
+    (to / "config.json").write_text(json.dumps({**body, **changes}))
+    return to
+
+
+@pytest.mark.parametrize("method", [None, "activation", "l2"])
+def test_prune_writes_a_plain_folder_from_the_weights_of_the_folder(
+    folder: Path, texts: Path, tmp_path: Path, method: str | None
+) -> None:
+    more = [] if method is None else ["--method", method]
+    code, out, err = invoke(
+        "prune", f"hf:{folder}", "--params", target(folder, 0.7), "--uniform", "--data", str(texts), "--out",
+        str(tmp_path / "out"), *more,
+    )  # fmt: skip
+    assert code == 0, err
+    assert "perplexity of the last 180 tokens" in out
+    pruned = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto")
+    assert type(pruned).__name__ == "LlamaForCausalLM"
+    assert pruned.dtype == torch.bfloat16  # as it was stored
+    assert pruned.num_parameters() <= int(target(folder, 0.7))
+    dense = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
+    assert torch.equal(pruned.model.embed_tokens.weight, dense.model.embed_tokens.weight)
+    assert len(transformers.AutoTokenizer.from_pretrained(tmp_path / "out")) == len(WORDS)
+
+
+def test_without_uniform_the_result_is_a_checkpoint_of_ours(folder: Path, tmp_path: Path) -> None:
+    code, out, err = invoke(
+        "prune", f"hf:{folder}", "--params", target(folder, 0.8), "--out", str(tmp_path / "out")
+    )  # fmt: skip
+    assert code == 0, err
+    assert "--uniform" in out
+    assert (tmp_path / "out" / "manifest.json").is_file()
+    code, again, err = invoke("inspect", f"hf:{tmp_path / 'out'}")
+    assert code == 0, err
+    assert "lm_head" in again
+
+
+def test_inspect_and_verify_read_the_class_of_the_folder(folder: Path) -> None:
+    code, out, err = invoke("inspect", f"hf:{folder}")
+    assert code == 0, err
+    assert "lm_head" in out
+    code, out, err = invoke("verify", f"hf:{folder}")
+    assert code == 0, err
+    assert "pruned == masked" in out
+
+
+@pytest.mark.parametrize("model", ["folder", "config", "timm:test_resnet", "torchvision:squeezenet1_1"])
+def test_random_weights_are_pruned_only_on_request(folder: Path, tmp_path: Path, model: str) -> None:
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    (bare / "config.json").write_text((folder / "config.json").read_text())
+    name = {"folder": f"hf:{bare}", "config": f"hf:{folder / 'config.json'}"}.get(model, model)
+    args = ("prune", name, "--speed-up", "1.1", "--out", str(tmp_path / "out"))
+    code, _, err = invoke(*args)
+    assert code == 1
+    assert "--random-weights" in err
+    assert not (tmp_path / "out").exists()
+    if model == "folder":
+        assert invoke(*args, "--random-weights")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "hint"),
+    [
+        ({"auto_map": {"AutoModel": "own.Model"}}, "code of its own"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "quantized"),
+        ({"architectures": ["LamaForCausalLM"]}, "LamaForCausalLM"),
+        ({"architectures": ["LlamaForSequenceClassification"]}, "score.weight"),
+        ({"architectures": ["LlamaModel"]}, "lm_head.weight"),
+        ({"num_hidden_layers": 3}, "lacks"),
+        ({"num_hidden_layers": 1}, "also holds"),
+        ({"intermediate_size": 39}, "cannot load"),
+        ({"model_type": "lama"}, "lama"),
+    ],
+)
+def test_a_folder_that_does_not_fit_its_class_is_refused(
+    folder: Path, tmp_path: Path, changes: dict[str, Any], hint: str
+) -> None:
+    place = copied(folder, tmp_path / "in", **changes)
+    code, _, err = invoke("prune", f"hf:{place}", "--speed-up", "1.1", "--out", str(tmp_path / "out"))
+    assert code == 1
+    assert hint in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_adapters_are_refused(folder: Path, tmp_path: Path) -> None:
+    place = copied(folder, tmp_path / "in")
+    (place / "adapter_config.json").write_text("{}")
+    code, _, err = invoke("inspect", f"hf:{place}")
+    assert code == 1
+    assert "merge_and_unload" in err
+
+
+def test_a_damaged_config_is_refused(folder: Path, tmp_path: Path) -> None:
+    place = copied(folder, tmp_path / "in")
+    for text in ("{", "[]"):
+        (place / "config.json").write_text(text)
+        code, _, err = invoke("inspect", f"hf:{place}")
+        assert code == 1
+        assert "config.json" in err
+
+
+@pytest.mark.parametrize(
+    ("args", "hint"),
+    [
+        (["--data", "/nowhere.txt"], "/nowhere.txt"),
+        (["--data", "SHORT"], "at least 64"),
+        (["--uniform", "--out", "FULL"], "overwrite"),
+        (["--method", "taylor"], "--method"),
+    ],
+)
+def test_bad_options_are_refused_before_the_work(folder: Path, tmp_path: Path, args: list[str], hint: str) -> None:
+    (tmp_path / "short.txt").write_text("w1 w2 w3")
+    names = {"SHORT": str(tmp_path / "short.txt"), "FULL": str(folder)}
+    given = [names.get(arg, arg) for arg in args]
+    out = [] if "--out" in args else ["--out", str(tmp_path / "out")]
+    code, _, err = invoke("prune", f"hf:{folder}", "--speed-up", "1.1", *given, *out)
+    assert code == 1
+    assert hint in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_texts_are_for_language_models(folder: Path, texts: Path, tmp_path: Path) -> None:
+    code, _, err = invoke(
+        "prune",
+        TOY,
+        "--input-shape",
+        "1,3,8,8",
+        "--speed-up",
+        "2",
+        "--data",
+        str(texts),
+        "--out",
+        str(tmp_path / "out"),
+    )
+    assert code == 1
+    assert "causal language models" in err
