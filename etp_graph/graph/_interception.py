@@ -60,14 +60,17 @@ class Functions(TorchFunctionMode):
         try:
             out = self.trackers.shape_only.call(func, args, kwargs)
             with torch._C._DisableTorchDispatch():  # operators on labels are not intercepted
-                self.trackers.each(lambda tracker: follow(tracker, func, args, kwargs, out))
+                self.trackers.each(lambda t: follow(t, func, args, kwargs, out), func, (args, kwargs, out))
         finally:
             self.trackers.paused = False
         return out
 
     def _sized(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Make a call and note the attributes that its sizes are read from, which its operators do not show."""
-        sizes = written_sizes(func, args, kwargs)
+        try:
+            sizes = written_sizes(func, args, kwargs)
+        except Exception as error:  # noqa: BLE001 - sizes in a form that nobody foresaw; they lock
+            return self._unsized(func, args, kwargs, error)
         if sizes is None:
             return func(*args, **kwargs)
         for tracker in self.trackers.all:
@@ -78,7 +81,15 @@ class Functions(TorchFunctionMode):
             for tracker in self.trackers.all:
                 tracker.sizes = None
         with torch._C._DisableTorchDispatch():
-            self.trackers.each(lambda tracker: tracker.count_sizes(args[0] if args else None, sizes, out))
+            x = args[0] if args else None
+            self.trackers.each(lambda tracker: tracker.count_sizes(x, sizes, out), func, (args, kwargs, out))
+        return out
+
+    def _unsized(self, func: Any, args: Any, kwargs: Any, error: Exception) -> Any:
+        """Make a call whose sizes could not be read. Lock its units if the call itself is valid."""
+        out = func(*args, **kwargs)
+        for tracker in self.trackers.all:
+            tracker.lock_unfollowed(func, (args, kwargs, out), error)
         return out
 
 
@@ -100,7 +111,7 @@ class Operators(TorchDispatchMode):
             try:
                 seen = Operation.of(func, args, kwargs, out, tensors)
                 self.trackers.shape_only.follow(seen.name, seen.tensors, seen.outs)
-                self.trackers.each(lambda tracker: OperationFollower(tracker, seen).follow())
+                self.trackers.each(lambda t: OperationFollower(t, seen).follow(), func, (args, kwargs, out))
             finally:
                 self.trackers.paused = False
         return out
@@ -160,7 +171,10 @@ class OperationFollower:
         call = Call(tracker, seen.func, seen.name, seen.args, seen.kwargs, operands, seen.outs, seen.pointwise)
         for tensor, label in zip(seen.outs, self._labels(call), strict=False):
             known = label is None or any(label is operand.label for operand in operands)  # compact already
-            tracker.set(tensor, label if known else compact_label(label))  # type: ignore[arg-type]
+            found = label if known else compact_label(label)  # type: ignore[arg-type]
+            if found is not None and not _fits(found, tensor):
+                raise LabelDoesNotFit(f"label {list(found.shape)} for a result {list(tensor.shape)}")
+            tracker.set(tensor, found)
 
     def _labels(self, call: Call) -> list[Tensor | None]:
         """Return the label of every output of the call."""
@@ -229,6 +243,15 @@ class OperationFollower:
             self.tracker.ops.append(Op(name=self.tracker.where.strip("'"), coefficient=macs))
         elif seen.tensors and (seen.pointwise or not seen.followed):  # other operators only create or move values
             self.tracker.uncounted.add(seen.name.rstrip("_"))
+
+
+class LabelDoesNotFit(Exception):
+    """Error if a rule returns a label that cannot be expanded to the shape of the result."""
+
+
+def _fits(label: Tensor, tensor: Tensor) -> bool:
+    sizes = zip(label.shape, tensor.shape, strict=False)
+    return label.ndim == tensor.ndim and all(held in (1, size) for held, size in sizes)
 
 
 def tensors_in(value: Any) -> list[Tensor]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import copy
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,7 +17,13 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from etp_graph.graph.rules._operators import Reading, ReadingsDiffer, compact_label, labelled_dims
+from etp_graph.graph.rules._operators import (
+    Reading,
+    ReadingsDiffer,
+    UnknownOperator,
+    compact_label,
+    labelled_dims,
+)
 from etp_graph.graph.rules._terms import ProductTerm
 from etp_graph.model import ModelState, ModuleStack, PrivateRandom
 from etp_graph.plan import Op
@@ -214,6 +221,23 @@ class Tracker:
                 self.weights.fixed[name] = reason
                 self.labels.lock(self.bare.get(name), reason)
 
+    def lock_unfollowed(self, func: Any, values: Any, error: Exception) -> None:
+        """Lock the units of a call that a rule could not follow, and those of the stored tensors that it used."""
+        cause = "is mixed" if isinstance(error, UnknownOperator) else "could not be followed"
+        detail = "" if isinstance(error, UnknownOperator) else f" ({type(error).__name__}: {error})".replace(": )", ")")
+        name = func if isinstance(func, torch._ops.OpOverload) else getattr(func, "__name__", func)
+        reason = f"{cause} by {name} in {self.where}{detail}"
+        self.lock_all(values, reason)
+        for tensor in tree_leaves(values):
+            if not isinstance(tensor, Tensor):
+                continue
+            self.labels.lock(self.locks_if_used.pop(tensor, (None, ""))[0], reason)
+            if (base := self.bare_base(tensor)) is not None and base is not tensor:
+                self.lock_all([base], reason)
+            if (stored := self.weights.stored_name(tensor)) is not None:
+                self.used_outside_layers.add(stored)
+            self.set(tensor, None)
+
 
 class Trackers:
     """One or two trackers that follow a forward.
@@ -242,11 +266,42 @@ class Trackers:
         self.random = PrivateRandom()
         self.paused = False
 
-    def each(self, follow: Callable[[Tracker], None]) -> None:
-        """Let every tracker follow a call. If the call depends on the reading, split the only tracker first."""
+    def each(self, follow: Callable[[Tracker], None], func: Any = None, values: Any = ()) -> None:
+        """Let every tracker follow a call. If the call depends on the reading, split the only tracker first.
+
+        A rule that fails locks the units of the call, with the exception as the reason, and the trace goes on.
+
+        Args:
+            follow: the rule.
+            func: the function or operator of the call, for messages.
+            values: arguments and result of the call.
+        """
         try:
-            for tracker in self.all:
-                follow(tracker)
+            failures = [error for tracker in self.all if (error := self._follow(tracker, follow)) is not None]
         except ReadingsDiffer:
             self.all.append(self.all[0].split())
-            self.each(follow)
+            self.each(follow, func, values)
+            return
+        for tracker in self.all if failures else ():  # in both readings: a position stays if both of its units stay
+            tracker.lock_unfollowed(func, values, failures[0])
+        self._align_costs()
+
+    @staticmethod
+    def _follow(tracker: Tracker, follow: Callable[[Tracker], None]) -> Exception | None:
+        """Let a tracker follow a call, and return the exception if its rule fails."""
+        n_ops = len(tracker.ops)
+        try:
+            follow(tracker)
+        except ReadingsDiffer:
+            raise
+        except Exception as error:  # noqa: BLE001 - a rule meets calls that nobody foresaw; they lock
+            del tracker.ops[n_ops:]
+            return error
+        return None
+
+    def _align_costs(self) -> None:
+        """Give both readings the same cost terms, if a rule failed in one of them only."""
+        longest = max(self.all, key=lambda tracker: len(tracker.ops))
+        for tracker in self.all:
+            for term in longest.ops[len(tracker.ops) :]:
+                tracker.ops.append(term if isinstance(term, Op) else replace(term, labels=()))

@@ -75,6 +75,13 @@ class Plan:
     _fingerprint: str = field(init=False, default="", repr=False)
 
     def __post_init__(self) -> None:
+        names = [group.name for group in self.groups]
+        if len(set(names)) < len(names):
+            twice = sorted({name for name in names if names.count(name) > 1})
+            raise PlanError(
+                f"several groups have the name {twice[0]!r}: selections know groups by their names. Trace the model "
+                "again with this version, or give each group a name of its own."
+            )
         object.__setattr__(self, "offsets", (0, *accumulate(group.n_units for group in self.groups)))
 
     @property
