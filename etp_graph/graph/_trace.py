@@ -11,12 +11,13 @@ import torch
 from torch import nn
 
 from etp_graph.errors import PlanError
-from etp_graph.model import named_tensors, require_bare, without_garbage_collection
+from etp_graph.model import without_garbage_collection
 from etp_graph.plan import Group, Plan, chosen_kinds, lock_other_kinds
 from etp_graph.verification import lock_what_fails
 
 from ._forward import follow_model, group_units
 from ._labels import TensorAxis
+from ._refusals import require_traceable
 from ._torch_pruning import trace_with_torch_pruning
 from ._warnings import warn_about_attention
 
@@ -58,10 +59,10 @@ def trace(
 
     Raises:
         PlanError: nothing can be removed, ``prune`` names no kind, an ``ignore`` pattern matches nothing, or the model
-            is compiled.
+            is compiled, scripted, exported or quantised.
         Exception: any error that the model itself raises on the example inputs.
     """
-    _require_traceable(model)
+    require_traceable(model)
     kinds = chosen_kinds(prune)
     with torch.inference_mode(False):  # inference mode hides operators, and copies made in it cannot be pruned
         with without_garbage_collection():
@@ -81,15 +82,6 @@ def _unchecked_plan(model: nn.Module, example_inputs: Any, graph: str) -> tuple[
         raise PlanError(f"graph={graph!r}; choose one of 'labels', 'torch-pruning'.")
     followed = follow_model(model, example_inputs)
     return group_units(followed), followed.input_axes
-
-
-def _require_traceable(model: nn.Module) -> None:
-    """Raise :class:`PlanError` if the model is a wrapper, is compiled or has no tensors."""
-    require_bare(model)
-    if type(model).__name__ == "OptimizedModule":
-        raise PlanError("the model is compiled; trace the original module (model._orig_mod) and compile it afterwards.")
-    if not any(True for _ in named_tensors(model)):
-        raise PlanError("the model has no parameters: there is nothing to prune.")
 
 
 def _restrict_plan(

@@ -26,7 +26,7 @@ from etp_graph.graph.rules._operators import (
 )
 from etp_graph.graph.rules._terms import ProductTerm
 from etp_graph.model import ModelState, ModuleStack, PrivateRandom
-from etp_graph.plan import Op
+from etp_graph.plan import Op, name_norm
 
 from ._counted_sizes import CountedInt, Sizes
 from ._labels import Labels
@@ -43,6 +43,7 @@ class Tracker:
         labels: labels of the units.
         ops: cost terms.
         uncounted: names of the operators that ran and are not in the cost.
+        n_norms: number of calls of norms that have no weights.
         weights: names of the model's tensors and modules.
         bare: labels of the parameters that belong to no layer, by name.
         operands: names of stored tensors that an operator used whose result has a fixed size.
@@ -64,6 +65,7 @@ class Tracker:
         self.ops: list[Op | ProductTerm] = []
         self.sizes: Sizes | None = None
         self.uncounted: set[str] = set()
+        self.n_norms = 0
         self.bare: dict[str, Tensor] = {}
         self.readers: dict[str, None] = {}
         self.used_outside_layers: set[str] = set()
@@ -200,6 +202,12 @@ class Tracker:
                 self.labels.count(size.origin, known)
             if known is not None and len(known) == out.shape[dim]:
                 self.set(out, compact_label(known.view([-1 if d == dim else 1 for d in range(out.ndim)])))
+
+    def note_norm(self, ids: Tensor | None) -> None:
+        """Record the units of a norm without weights, by its number, so that the masked model finds them again."""
+        self.n_norms += 1
+        if ids is not None:
+            self.labels.count(name_norm(self.n_norms), ids)
 
     def lock_used_elsewhere(self) -> None:
         """Lock the units of every stored tensor that both a layer and an operator outside the layer table use.

@@ -6,7 +6,7 @@ from ._cost import Cost
 from ._costs import CostModel, Ints, cost
 from ._groups import Attribute, Group, Index, Slice, as_index, as_tensor
 from ._kinds import KINDS, ON_REQUEST, chosen_kinds, lock_other_kinds
-from ._plan import ACTIVATION, Op, Plan
+from ._plan import ACTIVATION, Op, Plan, name_norm
 from ._positions import NO_UNIT, Positions, SlicedAxis, numbers_per_unit, with_no_unit
 from ._quantities import (
     QUANTITIES,
@@ -56,6 +56,7 @@ __all__ = [
     "find_target",
     "known_targets",
     "lock_other_kinds",
+    "name_norm",
     "numbers_per_unit",
     "whole_axes",
     "with_no_unit",

@@ -29,6 +29,11 @@ Surgery must skip them, because they are not attributes of a module.
 """
 
 
+def name_norm(number: int) -> tuple[str, str, int | None]:
+    """Return the key of the entry that holds the units of the norm without weights that a forward calls as number n."""
+    return ACTIVATION, f"norm {number}", None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Op:
     """Term of the MACs: ``coefficient`` times the sizes of the (tensor, axis) pairs in ``axes``.
