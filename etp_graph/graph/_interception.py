@@ -13,7 +13,14 @@ from torch.utils.flop_counter import flop_registry
 
 from etp_graph.graph.rules._dispatch import FOLLOWED, Call, label_of_result
 from etp_graph.graph.rules._layer_rules import rule_of_layer, stored_matrix
-from etp_graph.graph.rules._operators import ELEMENTWISE, MOVEMENT, Operand, UnknownOperator, compact_label
+from etp_graph.graph.rules._operators import (
+    ELEMENTWISE,
+    MOVEMENT,
+    Operand,
+    UnknownOperator,
+    compact_label,
+    labelled_dims,
+)
 from etp_graph.graph.rules._products import MATRIX, add_empty_term, label_of_matrix_product
 from etp_graph.graph.rules._recurrent import makes_state
 from etp_graph.graph.rules._terms import ProductTerm
@@ -21,6 +28,7 @@ from etp_graph.model import eval_mode, run_model
 from etp_graph.plan import Op
 
 from ._counted_sizes import written_sizes
+from ._traced_numbers import ReadSize, TracedInt, current_numbers, note_operands
 from ._tracker import Tracker, Trackers
 
 SUMMED = {
@@ -38,6 +46,12 @@ LEAVING = frozenset("numpy __array__ tolist data_ptr __dlpack__".split())
 """Methods that pass values out of PyTorch, where calls cannot be intercepted."""
 
 
+_COUNTS = (Tensor.numel, Tensor.nelement)
+
+_READS_SIZE = frozenset((Tensor.size, Tensor.shape.__get__, *_COUNTS))  # type: ignore[attr-defined]
+"""Functions that give sizes of a tensor to Python code."""
+
+
 class Functions(TorchFunctionMode):
     """Function mode for calls of the layer table's functions, and of functions that write sizes."""
 
@@ -53,6 +67,9 @@ class Functions(TorchFunctionMode):
             self.trackers.shape_only.require_value(func.__name__, args[0])
             for tracker in self.trackers.all:
                 tracker.lock_all(args[:1], f"leaves PyTorch by {func.__name__}() in {tracker.where}")
+        if func in _READS_SIZE:
+            return self._measured(func, args, kwargs)
+        note_operands(getattr(func, "__name__", ""), args)
         follow = rule_of_layer(func)
         if follow is None or (func is torch.zeros and not makes_state(self.trackers.all[0])):
             return self._sized(func, args, kwargs)
@@ -64,6 +81,28 @@ class Functions(TorchFunctionMode):
         finally:
             self.trackers.paused = False
         return out
+
+    def _measured(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Return the shape or a size of a tensor, in which sizes along units are numbers that know it."""
+        out, numbers = func(*args, **kwargs), current_numbers()
+        labels = tuple(tracker.label_of.get(args[0]) for tracker in self.trackers.all)
+        dims = {d for label in labels if label is not None for d in labelled_dims(label)}
+        if numbers is None or not dims or self._runs_torch():
+            return out
+        where = self.trackers.all[0].where
+        if isinstance(out, torch.Size):
+            reads = (numbers.read(n, ReadSize(labels, d, where)) if d in dims else n for d, n in enumerate(out))
+            return torch.Size(reads)
+        if func in _COUNTS:
+            sources = [numbers.read(out, ReadSize(labels, d, where)).sources for d in dims]
+            return TracedInt(out, frozenset().union(*sources))
+        dim = (args[1] if len(args) > 1 else kwargs["dim"]) % args[0].ndim
+        return numbers.read(out, ReadSize(labels, dim, where)) if dim in dims else out
+
+    def _runs_torch(self) -> bool:
+        """Return True in the code of a module of PyTorch, which checks sizes against its own attributes."""
+        modules = self.trackers.running.modules
+        return bool(modules) and type(modules[-1]).__module__.startswith("torch.nn")
 
     def _sized(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Make a call and note the attributes that its sizes are read from, which its operators do not show."""

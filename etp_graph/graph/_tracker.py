@@ -28,9 +28,10 @@ from etp_graph.graph.rules._terms import ProductTerm
 from etp_graph.model import ModelState, ModuleStack, PrivateRandom
 from etp_graph.plan import Op, name_norm
 
-from ._counted_sizes import CountedInt, Sizes
+from ._counted_sizes import CountedInt, Sizes, is_counted
 from ._labels import Labels
 from ._shape_only import ShapeOnly
+from ._traced_numbers import Numbers, ReadSize
 from ._weights import StoredTensors, TensorView
 
 
@@ -163,10 +164,10 @@ class Tracker:
         """
         if isinstance(out, Tensor):
             named = list(enumerate(sizes.named))
-            if sum(isinstance(size, CountedInt) for size in sizes.named) > 1:
+            if sum(is_counted(size) for size in sizes.named) > 1:
                 self.split_readings()
             for dim, size in named if self.reading == "outer" else reversed(named):
-                if isinstance(size, CountedInt) and size.origin:
+                if is_counted(size) and size.origin:
                     self._count(size, out, dim, x)
         for dim, ends in (sizes.pieces or {}).items():
             label = self.get(x)
@@ -174,14 +175,24 @@ class Tracker:
                 continue
             ids = self.channels(x, dim)
             if isinstance(out, Tensor) or sizes.parts:
-                pieces = {end: ids[:end] for end in ends if isinstance(end, CountedInt)}.items()
+                pieces = [(end, ids[:end]) for end in ends if is_counted(end)]
             else:
                 pieces = [(size, piece) for size, piece in zip(ends, ids.split(list(ends)), strict=True)]  # type: ignore
             for size, piece in pieces:
-                if isinstance(size, CountedInt) and size.origin:
+                if is_counted(size) and size.origin:
                     self.labels.count(size.origin, piece)
-                elif not isinstance(size, CountedInt):
+                elif is_counted(size) and isinstance(out, Tensor) and size.whole is not None:
+                    self._tie_parts(ids, size)
+                elif not is_counted(size):
                     self.labels.lock(piece, f"is split into pieces of fixed widths in {self.where}")
+
+    def _tie_parts(self, ids: Tensor, part: CountedInt) -> None:
+        """Unite the units of the equal parts of an axis, one of which is sliced (``x[:, : x.shape[1] // 2]``)."""
+        if part.whole is None or int(part.whole) != len(ids):
+            self.labels.lock(ids, f"is split into pieces of fixed widths in {self.where}")
+            return
+        parts = ids.view(-1, int(part))
+        self.labels.unite(parts, parts[:1].expand_as(parts), f"meets channels of fixed width in {self.where}")
 
     def _count(self, size: CountedInt, out: Tensor, dim: int, x: Any) -> None:
         """Record that the attribute that gave the size of a dimension of ``out`` counts the units along it.
@@ -208,6 +219,33 @@ class Tracker:
         self.n_norms += 1
         if ids is not None:
             self.labels.count(name_norm(self.n_norms), ids)
+
+    def lock_used_numbers(self, numbers: Numbers) -> None:
+        """Lock the units whose number the code uses as a value, and count those that it compares with an attribute."""
+        for attribute, number in numbers.compared:
+            found = numbers.sizes[number]
+            label = self._label_of_size(found)
+            if label is not None and labelled_dims(label) == [found.dim] and self.weights.may_count(attribute):
+                self.labels.count(attribute, label.flatten())
+        for source, times in numbers.values.items():
+            if times > 0 and isinstance(source, int):
+                found = numbers.sizes[source]
+                reason = f"their number is used as a value, such as a scale, in {found.where}"
+                self.labels.lock(self._label_of_size(found), reason)
+            elif times > 0 and not isinstance(source, int):
+                module, name, _ = source
+                path = f"{module}.{name}" if module else name
+                reason = f"their number ({path}) is used as a value, such as a scale"
+                self.labels.lock(self.labels.attributes.get(source), reason)
+        for number in numbers.fixed:
+            found = numbers.sizes[number]
+            self.labels.lock(self._label_of_size(found), f"their number is compared with a fixed one in {found.where}")
+
+    def _label_of_size(self, found: ReadSize) -> Tensor | None:
+        label = found.labels[-1 if self.reading == "outer" else 0]
+        if label is None or label.shape[found.dim] == 1 or self.labels.holds_whole_runs(label, found.dim):
+            return None
+        return label
 
     def lock_used_elsewhere(self) -> None:
         """Lock the units of every stored tensor that both a layer and an operator outside the layer table use.

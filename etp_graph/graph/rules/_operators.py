@@ -302,6 +302,8 @@ def _tie_folded(
         if facet is None:
             raise ReadingsDiffer
         survives = _surviving_dim(now, small, facet, sizes)
+        if sizes is not None and sizes.follows(survives) is False and sizes.named[survives]:
+            labels.lock(small, f"a view in {where} writes their number ({int(sizes.named[survives])})")
     first = small
     for d in now:
         first = first if d == survives or labels.holds_whole_runs(small, d) else first.narrow(d, 0, 1)
