@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +19,7 @@ from etp_graph.model import (
     convert_inputs,
     copy_model,
     eval_mode,
+    named_tensors,
     plain_forward,
     private_random,
     run_model,
@@ -30,6 +31,8 @@ from etp_graph.standins import standing_in
 from etp_graph.surgery import prune_
 
 from ._masked import Masked
+from ._memory import available_memory, real_inputs
+from ._repeats import copy_with_shared_blocks, count_numbers, find_repeated_blocks
 from ._sampling import random_selection, randomize_
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4}
@@ -114,6 +117,37 @@ def verify(
 def lock_what_fails(model: nn.Module, plan: Plan, example_inputs: Any) -> Plan:
     """Return the plan with every group locked that fails the check of :func:`verify`; the reason is its error."""
     judge = _Trials(model, plan, example_inputs, gradients=False, randomize=True, seed=0)
+    return _lock_failing(judge)
+
+
+def lock_what_fails_in_blocks(model: nn.Module, plan: Plan, example_inputs: Any) -> Plan:
+    """Return the plan with the groups locked that fail in a copy whose repeated blocks share their tensors.
+
+    It is the check of :func:`lock_what_fails` for models that are too large to be copied, or are on the meta device.
+
+    Raises:
+        MemoryError: such a copy does not fit into memory, either.
+    """
+    repeated = find_repeated_blocks(model, plan)
+    numbers, available = count_numbers(model, repeated), available_memory(plan.device)
+    dtypes = [dtype for dtype in TOLERANCE if available is None or 4 * dtype.itemsize * numbers <= available]
+    if not dtypes:
+        needed = 4 * torch.float32.itemsize * numbers / 2**30
+        raise MemoryError(f"a copy with one block of each kind needs {needed:.0f} GiB")
+    judge = _Trials(
+        model, plan, real_inputs(example_inputs), gradients=False, randomize=True, seed=0, dtypes=dtypes,
+        copied=lambda dtype: copy_with_shared_blocks(model, repeated, dtype),
+    )  # fmt: skip
+    names = [name for name, _ in named_tensors(judge.model)]
+    reduced = repeated.reduce_plan(plan, names, next(judge.model.parameters()).device.type)
+    judge.plan = reduced
+    checked = _lock_failing(judge)
+    locks = {group.name: group.locked for group in checked.groups if reduced[group.name].locked is None}
+    return plan.lock(repeated.repeat_locks({name: why for name, why in locks.items() if why is not None}))
+
+
+def _lock_failing(judge: _Trials) -> Plan:
+    plan = judge.plan
     for ratio in (0.5, 0.0, 1.0):  # 0 and 1 find operators that only accept some sizes
         while plan.prunable and not (trial := judge.trial(plan.prunable, ratio)).good:
             plan = plan.lock(
@@ -176,20 +210,24 @@ class _Trials:
     """Trials on copies of one model, in the highest precision that its operators support."""
 
     def __init__(
-        self, model: nn.Module, plan: Plan, example_inputs: Any, *, gradients: bool, randomize: bool, seed: int
-    ) -> None:
+        self, model: nn.Module, plan: Plan, example_inputs: Any, *, gradients: bool, randomize: bool, seed: int,
+        dtypes: Sequence[torch.dtype] = (torch.float64, torch.float32),
+        copied: Callable[[torch.dtype], nn.Module] | None = None,
+    ) -> None:  # fmt: skip
         self.plan, self.gradients, self.seed = plan, gradients, seed
         self.seed_others, self.drawn = False, set[str]()
-        self.dtype = torch.float64
-        try:
-            self._prepare(model, example_inputs, randomize)
-        except RuntimeError:
-            self.dtype = torch.float32
-            self._prepare(model, example_inputs, randomize)
+        self._copied = copied or (lambda dtype: copy_model(model).to(dtype))
+        for self.dtype in dtypes:
+            try:
+                self._prepare(model, example_inputs, randomize)
+                break
+            except RuntimeError:
+                if self.dtype == dtypes[-1]:
+                    raise
 
     def _prepare(self, model: nn.Module, example_inputs: Any, randomize: bool) -> None:
         with plain_forward(model):
-            self.model = copy_model(model).to(self.dtype)
+            self.model = self._copied(self.dtype)
         self.model.requires_grad_(True)
         self.inputs = convert_inputs(example_inputs, like=next(self.model.parameters()))
         if randomize:
