@@ -53,6 +53,14 @@ def is_counted(value: Any) -> TypeGuard[CountedInt]:
     return isinstance(value, CountedInt) and value.alive
 
 
+def read_size(value: Any) -> int | None:
+    """Return the number of the size of an activation that an integer is, see :meth:`Numbers.read`; else ``None``."""
+    if not isinstance(value, SizeInt) or not value.alive:
+        return None
+    (source,) = value.sources
+    return source if isinstance(source, int) else None
+
+
 def _derive(self: TracedInt, value: int, other: Any, *, part: bool) -> CountedInt:
     made = CountedInt(value, whole=self if part else None)
     made.sources = self.sources | getattr(other, "sources", frozenset())
@@ -148,6 +156,8 @@ def written_sizes(func: Callable[..., Any], args: Sequence[Any], kwargs: dict[st
     name = getattr(func, "__name__", "")
     if name in _MAKERS:
         return _view(None, args[:1] if name == "full" else args, kwargs)
+    if name in NEW:
+        return _view(None, args[1:2] if name == "new_full" else args[1:], kwargs)
     reader = _READERS.get(name)
     if reader is None or not args or not isinstance(args[0], Tensor):
         return None
@@ -214,7 +224,10 @@ def _counted(values: Sequence[Any] | None) -> bool:
 
 _READERS: dict[str, Callable[[Any, Sequence[Any], dict[str, Any]], Sizes | None]] = {
     "view": _view, "reshape": _view, "expand": _view, "unflatten": _unflatten, "split": _split,
-    "split_with_sizes": _split, "__getitem__": _getitem, "new_zeros": _view, "new_ones": _view, "new_empty": _view,
+    "split_with_sizes": _split, "__getitem__": _getitem,
 }  # fmt: skip
+
+NEW = frozenset(("new_zeros", "new_ones", "new_empty", "new_full"))
+"""Methods that make a tensor of the type of another one. Their sizes have nothing to do with it."""
 
 _MAKERS = frozenset("zeros ones empty randn rand full".split())

@@ -27,7 +27,7 @@ from etp_graph.graph.rules._terms import ProductTerm
 from etp_graph.model import eval_mode, run_model
 from etp_graph.plan import Op
 
-from ._counted_sizes import written_sizes
+from ._counted_sizes import NEW, written_sizes
 from ._traced_numbers import ReadSize, TracedInt, current_numbers, note_operands
 from ._tracker import Tracker, Trackers
 
@@ -120,7 +120,7 @@ class Functions(TorchFunctionMode):
             for tracker in self.trackers.all:
                 tracker.sizes = None
         with torch._C._DisableTorchDispatch():
-            x = args[0] if args else None
+            x = args[0] if args and getattr(func, "__name__", "") not in NEW else None
             self.trackers.each(lambda tracker: tracker.count_sizes(x, sizes, out), func, (args, kwargs, out))
         return out
 

@@ -7,7 +7,7 @@ Two levels of interception are active at once (:mod:`etp_graph.graph._intercepti
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import replace
 from typing import Any
@@ -28,10 +28,10 @@ from etp_graph.graph.rules._terms import ProductTerm
 from etp_graph.model import ModelState, ModuleStack, PrivateRandom
 from etp_graph.plan import Op, name_norm
 
-from ._counted_sizes import CountedInt, Sizes, is_counted
+from ._counted_sizes import CountedInt, Sizes, is_counted, read_size
 from ._labels import Labels
 from ._shape_only import ShapeOnly
-from ._traced_numbers import Numbers, ReadSize
+from ._traced_numbers import Numbers, ReadSize, current_numbers
 from ._weights import StoredTensors, TensorView
 
 
@@ -169,22 +169,39 @@ class Tracker:
             for dim, size in named if self.reading == "outer" else reversed(named):
                 if is_counted(size) and size.origin:
                     self._count(size, out, dim, x)
+                elif not isinstance(x, Tensor) and (number := read_size(size)) is not None:
+                    self._make_like(out, dim, number)
         for dim, ends in (sizes.pieces or {}).items():
-            label = self.get(x)
-            if label is None or label.shape[dim] == 1:
-                continue
+            self._count_pieces(x, dim, ends, sliced=isinstance(out, Tensor), parts=sizes.parts)
+
+    def _count_pieces(self, x: Tensor, dim: int, ends: Sequence[Any], *, sliced: bool, parts: bool) -> None:
+        """Record what the sizes of the pieces of ``x`` along a dimension say about its units."""
+        label = self.get(x)
+        if label is not None and label.shape[dim] > 1:
             ids = self.channels(x, dim)
-            if isinstance(out, Tensor) or sizes.parts:
+            if sliced or parts:
                 pieces = [(end, ids[:end]) for end in ends if is_counted(end)]
             else:
                 pieces = [(size, piece) for size, piece in zip(ends, ids.split(list(ends)), strict=True)]  # type: ignore
             for size, piece in pieces:
                 if is_counted(size) and size.origin:
                     self.labels.count(size.origin, piece)
-                elif is_counted(size) and isinstance(out, Tensor) and size.whole is not None:
+                elif is_counted(size) and sliced and size.whole is not None:
                     self._tie_parts(ids, size)
                 elif not is_counted(size):
                     self.labels.lock(piece, f"is split into pieces of fixed widths in {self.where}")
+
+    def _make_like(self, out: Tensor, dim: int, number: int) -> None:
+        """Label a new tensor along the dimension whose size is that of another activation along its units."""
+        numbers = current_numbers()
+        found = None if numbers is None else numbers.sizes[number]
+        label = None if found is None else self._label_of_size(found)
+        if found is None or label is None or len(labelled_dims(label)) > 1:
+            self.labels.lock(label, f"gives the size of a new tensor in {self.where}")
+        elif (known := self.label_of.get(out)) is None:
+            self.set(out, compact_label(label.reshape([-1 if d == dim else 1 for d in range(out.ndim)])))
+        elif labelled_dims(known) != [dim]:
+            self.labels.lock(label, f"gives the size of a new tensor in {self.where}")
 
     def _tie_parts(self, ids: Tensor, part: CountedInt) -> None:
         """Unite the units of the equal parts of an axis, one of which is sliced (``x[:, : x.shape[1] // 2]``)."""
