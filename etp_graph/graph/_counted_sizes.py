@@ -10,54 +10,95 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
 
-Origin = tuple[str, str, int | None]
-"""Module name, attribute name, entry of a tuple attribute."""
+from ._traced_numbers import Numbers, Origin, SizeInt, TracedInt, noted_numbers
 
 
-class CountedInt(int):
+class CountedInt(TracedInt):
     """Integer with its origin.
 
     Attributes:
-        origin: the module attribute that the integer was read from; ``None`` if it was computed from such integers.
+        origin: the module attribute that the integer was read from; ``None`` if it was computed from such integers, or
+            if a cache of a function kept it from the trace of another model.
         whole: the integer that this one is an equal part of (``self.embed_dim`` for ``self.embed_dim // 4``), or
             ``None``.
     """
 
-    origin: Origin | None
-    whole: CountedInt | None
+    _origin: Origin | None
+    whole: TracedInt | None
 
-    def __new__(cls, value: int, origin: Origin | None = None, whole: CountedInt | None = None) -> CountedInt:
+    def __new__(cls, value: int, origin: Origin | None = None, whole: TracedInt | None = None) -> CountedInt:
         """Return the integer ``value``, read from ``origin`` or computed as an equal part of ``whole``."""
-        made = super().__new__(cls, value)
-        made.origin, made.whole = origin, whole
-        return made
+        made = super().__new__(cls, value, frozenset((origin,)) if origin is not None else frozenset())
+        made._origin, made.whole = origin, whole
+        return made  # type: ignore[return-value]
+
+    @property
+    def origin(self) -> Origin | None:
+        """The module attribute, see above."""
+        return self._origin if self.alive else None
+
+    @property
+    def is_read(self) -> bool:
+        """Whether the integer was read from an attribute, not computed."""
+        return self._origin is not None
 
 
-def _derived(name: str) -> Callable[[CountedInt, Any], Any]:
-    plain = getattr(int, name)
+def is_counted(value: Any) -> TypeGuard[CountedInt]:
+    """Return True for an integer of the model that is traced."""
+    return isinstance(value, CountedInt) and value.alive
 
-    def operation(self: CountedInt, other: Any) -> Any:
+
+def read_size(value: Any) -> int | None:
+    """Return the number of the size of an activation that an integer is, see :meth:`Numbers.read`; else ``None``."""
+    if not isinstance(value, SizeInt) or not value.alive:
+        return None
+    (source,) = value.sources
+    return source if isinstance(source, int) else None
+
+
+def _derive(self: TracedInt, value: int, other: Any, *, part: bool) -> CountedInt:
+    made = CountedInt(value, whole=self if part else None)
+    made.sources = self.sources | getattr(other, "sources", frozenset())
+    return made
+
+
+def _derived(name: str) -> Callable[[TracedInt, Any], Any]:
+    plain = getattr(TracedInt, name)
+
+    def operation(self: TracedInt, other: Any) -> Any:
         value = plain(self, other)
-        if type(value) is not int:
+        if not isinstance(value, TracedInt):
             return value
-        part = name == "__floordiv__" and self.origin is not None and other and self % other == 0
-        return CountedInt(value, whole=self if part else None)
+        counted = isinstance(self, CountedInt) or isinstance(other, CountedInt)
+        read = getattr(self, "is_read", False)
+        part = name == "__floordiv__" and read and bool(other) and int.__mod__(self, other) == 0
+        return _derive(self, int(value), other, part=part) if counted or part else value
 
     return operation
 
 
 for _name in ("mul", "rmul", "floordiv", "rfloordiv", "add", "radd", "sub", "rsub"):
-    setattr(CountedInt, f"__{_name}__", _derived(f"__{_name}__"))
+    for _kind in (CountedInt, SizeInt):
+        setattr(_kind, f"__{_name}__", _derived(f"__{_name}__"))
 
 
 @contextmanager
-def counted_sizes(model: nn.Module) -> Iterator[None]:
-    """Inside this context, give integers above 1 in attributes of modules their origin, also in tuples and lists."""
+def counted_sizes(model: nn.Module) -> Iterator[Numbers]:
+    """Inside this context, give integers above 1 in attributes of modules their origin, also in tuples and lists.
+
+    Yields the uses of these integers, which :mod:`etp_graph.graph._traced_numbers` notes.
+    """
+    with noted_numbers(model) as numbers, _marked_attributes(model):
+        yield numbers
+
+
+@contextmanager
+def _marked_attributes(model: nn.Module) -> Iterator[None]:
     before: list[tuple[nn.Module, str, Any]] = []
     try:
         for module_name, module in model.named_modules():
@@ -107,7 +148,7 @@ class Sizes:
         """Return True if the call gives the size of a dimension as -1 or by an attribute; ``None`` if it gives none."""
         if dim >= len(self.named):
             return None
-        return self.named[dim] == -1 or isinstance(self.named[dim], CountedInt)
+        return int(self.named[dim]) == -1 or is_counted(self.named[dim])
 
 
 def written_sizes(func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Sizes | None:
@@ -115,6 +156,8 @@ def written_sizes(func: Callable[..., Any], args: Sequence[Any], kwargs: dict[st
     name = getattr(func, "__name__", "")
     if name in _MAKERS:
         return _view(None, args[:1] if name == "full" else args, kwargs)
+    if name in NEW:
+        return _view(None, args[1:2] if name == "new_full" else args[1:], kwargs)
     reader = _READERS.get(name)
     if reader is None or not args or not isinstance(args[0], Tensor):
         return None
@@ -143,9 +186,9 @@ def _split(x: Tensor, args: Sequence[Any], kwargs: dict[str, Any]) -> Sizes | No
     sizes: Any = args[0] if args else next((kwargs[name] for name in names if name in kwargs), ())
     dim = kwargs.get("dim", args[1] if len(args) > 1 else 0) % x.ndim
     if isinstance(sizes, int):
-        if isinstance(sizes, CountedInt) and sizes.whole == x.shape[dim]:
+        if is_counted(sizes) and sizes.whole is not None and int(sizes.whole) == x.shape[dim]:
             return Sizes(pieces={dim: (0, sizes.whole)}, parts=True)
-        if isinstance(sizes, CountedInt) and sizes.origin is None:
+        if is_counted(sizes) and sizes.origin is None:
             return None
         rest = x.shape[dim] % sizes
         sizes = [sizes] * (x.shape[dim] // sizes) + ([CountedInt(rest)] if rest else [])
@@ -176,12 +219,15 @@ def _getitem(x: Tensor, args: Sequence[Any], kwargs: dict[str, Any]) -> Sizes | 
 
 
 def _counted(values: Sequence[Any] | None) -> bool:
-    return any(isinstance(value, CountedInt) for value in values or ())
+    return any(is_counted(value) for value in values or ())
 
 
 _READERS: dict[str, Callable[[Any, Sequence[Any], dict[str, Any]], Sizes | None]] = {
     "view": _view, "reshape": _view, "expand": _view, "unflatten": _unflatten, "split": _split,
-    "split_with_sizes": _split, "__getitem__": _getitem, "new_zeros": _view, "new_ones": _view, "new_empty": _view,
+    "split_with_sizes": _split, "__getitem__": _getitem,
 }  # fmt: skip
+
+NEW = frozenset(("new_zeros", "new_ones", "new_empty", "new_full"))
+"""Methods that make a tensor of the type of another one. Their sizes have nothing to do with it."""
 
 _MAKERS = frozenset("zeros ones empty randn rand full".split())

@@ -28,6 +28,7 @@ from ._interception import run_followed
 from ._labels import FEEDS_OUTPUT, TensorAxis
 from ._readings import merge_readings
 from ._shape_only import NeedsValues
+from ._traced_numbers import current_numbers
 from ._tracker import Tracker, Trackers
 
 _MODEL_ERRORS = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, AssertionError)
@@ -125,6 +126,9 @@ def follow_forwards(
         modes: tuple[str, ...] = ("eval",)
         if _unreached(trackers):
             notes, modes = _follow_training(trackers, example_inputs)
+        if (numbers := current_numbers()) is not None:
+            for tracker in trackers.all:
+                tracker.lock_used_numbers(numbers)
         _lock_caches(trackers, state, example_inputs)
         for tensor in state.built_tensors():
             trackers.shape_only.require_value("a tensor that the model keeps", tensor)

@@ -223,16 +223,14 @@ def _names_and_kinds(labels: Labels, root: Tensor, group_of: Tensor, n_groups: i
     names: list[str] = [""] * n_groups
     kinds: list[str] = [""] * n_groups
     makers = [0] * n_groups
-    taken: dict[str, int] = {}
+    taken: set[str] = set()
     for producer in labels.producers.values():
         for group in torch.unique(group_of[root[labels.axes[producer.axis]]]).tolist():
             if group == NO_UNIT:
                 continue
             makers[group] += 1
             if not names[group]:
-                base = producer.module or producer.axis[0]
-                taken[base] = taken.get(base, 0) + 1
-                names[group] = base if taken[base] == 1 else f"{base}#{taken[base]}"
+                names[group] = take_free_name(producer.module or producer.axis[0], taken)
                 kinds[group] = producer.kind
             elif producer.kind == "conv-groups":
                 kinds[group] = producer.kind
@@ -241,6 +239,16 @@ def _names_and_kinds(labels: Labels, root: Tensor, group_of: Tensor, n_groups: i
         if normalised[group] and makers[group] > 1:
             kinds[group] = "stream"  # a residual stream: a sum of several layers that a norm averages over
     return names, kinds
+
+
+def take_free_name(name: str, taken: set[str]) -> str:
+    """Return the name, or the first of name#2, name#3, ... that is not among ``taken``, and add it to ``taken``."""
+    number, free = 1, name
+    while free in taken:
+        number += 1
+        free = f"{name}#{number}"
+    taken.add(free)
+    return free
 
 
 def _keep_blocks_equal(

@@ -13,14 +13,22 @@ from torch.utils.flop_counter import flop_registry
 
 from etp_graph.graph.rules._dispatch import FOLLOWED, Call, label_of_result
 from etp_graph.graph.rules._layer_rules import rule_of_layer, stored_matrix
-from etp_graph.graph.rules._operators import ELEMENTWISE, MOVEMENT, Operand, UnknownOperator, compact_label
+from etp_graph.graph.rules._operators import (
+    ELEMENTWISE,
+    MOVEMENT,
+    Operand,
+    UnknownOperator,
+    compact_label,
+    labelled_dims,
+)
 from etp_graph.graph.rules._products import MATRIX, add_empty_term, label_of_matrix_product
 from etp_graph.graph.rules._recurrent import makes_state
 from etp_graph.graph.rules._terms import ProductTerm
 from etp_graph.model import ChosenOutputs, eval_mode, run_outputs
 from etp_graph.plan import Op
 
-from ._counted_sizes import written_sizes
+from ._counted_sizes import NEW, written_sizes
+from ._traced_numbers import ReadSize, TracedInt, current_numbers, note_operands
 from ._tracker import Tracker, Trackers
 
 SUMMED = {
@@ -38,6 +46,12 @@ LEAVING = frozenset("numpy __array__ tolist data_ptr __dlpack__".split())
 """Methods that pass values out of PyTorch, where calls cannot be intercepted."""
 
 
+_COUNTS = (Tensor.numel, Tensor.nelement)
+
+_READS_SIZE = frozenset((Tensor.size, Tensor.shape.__get__, *_COUNTS))  # type: ignore[attr-defined]
+"""Functions that give sizes of a tensor to Python code."""
+
+
 class Functions(TorchFunctionMode):
     """Function mode for calls of the layer table's functions, and of functions that write sizes."""
 
@@ -53,6 +67,9 @@ class Functions(TorchFunctionMode):
             self.trackers.shape_only.require_value(func.__name__, args[0])
             for tracker in self.trackers.all:
                 tracker.lock_all(args[:1], f"leaves PyTorch by {func.__name__}() in {tracker.where}")
+        if func in _READS_SIZE:
+            return self._measured(func, args, kwargs)
+        note_operands(getattr(func, "__name__", ""), args)
         follow = rule_of_layer(func)
         if follow is None or (func is torch.zeros and not makes_state(self.trackers.all[0])):
             return self._sized(func, args, kwargs)
@@ -60,14 +77,39 @@ class Functions(TorchFunctionMode):
         try:
             out = self.trackers.shape_only.call(func, args, kwargs)
             with torch._C._DisableTorchDispatch():  # operators on labels are not intercepted
-                self.trackers.each(lambda tracker: follow(tracker, func, args, kwargs, out))
+                self.trackers.each(lambda t: follow(t, func, args, kwargs, out), func, (args, kwargs, out))
         finally:
             self.trackers.paused = False
         return out
 
+    def _measured(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Return the shape or a size of a tensor, in which sizes along units are numbers that know it."""
+        out, numbers = func(*args, **kwargs), current_numbers()
+        labels = tuple(tracker.label_of.get(args[0]) for tracker in self.trackers.all)
+        dims = {d for label in labels if label is not None for d in labelled_dims(label)}
+        if numbers is None or not dims or self._runs_torch():
+            return out
+        where = self.trackers.all[0].where
+        if isinstance(out, torch.Size):
+            reads = (numbers.read(n, ReadSize(labels, d, where)) if d in dims else n for d, n in enumerate(out))
+            return torch.Size(reads)
+        if func in _COUNTS:
+            sources = [numbers.read(out, ReadSize(labels, d, where)).sources for d in dims]
+            return TracedInt(out, frozenset().union(*sources))
+        dim = (args[1] if len(args) > 1 else kwargs["dim"]) % args[0].ndim
+        return numbers.read(out, ReadSize(labels, dim, where)) if dim in dims else out
+
+    def _runs_torch(self) -> bool:
+        """Return True in the code of a module of PyTorch, which checks sizes against its own attributes."""
+        modules = self.trackers.running.modules
+        return bool(modules) and type(modules[-1]).__module__.startswith("torch.nn")
+
     def _sized(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Make a call and note the attributes that its sizes are read from, which its operators do not show."""
-        sizes = written_sizes(func, args, kwargs)
+        try:
+            sizes = written_sizes(func, args, kwargs)
+        except Exception as error:  # noqa: BLE001 - sizes in a form that nobody foresaw; they lock
+            return self._unsized(func, args, kwargs, error)
         if sizes is None:
             return func(*args, **kwargs)
         for tracker in self.trackers.all:
@@ -78,7 +120,15 @@ class Functions(TorchFunctionMode):
             for tracker in self.trackers.all:
                 tracker.sizes = None
         with torch._C._DisableTorchDispatch():
-            self.trackers.each(lambda tracker: tracker.count_sizes(args[0] if args else None, sizes, out))
+            x = args[0] if args and getattr(func, "__name__", "") not in NEW else None
+            self.trackers.each(lambda tracker: tracker.count_sizes(x, sizes, out), func, (args, kwargs, out))
+        return out
+
+    def _unsized(self, func: Any, args: Any, kwargs: Any, error: Exception) -> Any:
+        """Make a call whose sizes could not be read. Lock its units if the call itself is valid."""
+        out = func(*args, **kwargs)
+        for tracker in self.trackers.all:
+            tracker.lock_unfollowed(func, (args, kwargs, out), error)
         return out
 
 
@@ -100,7 +150,7 @@ class Operators(TorchDispatchMode):
             try:
                 seen = Operation.of(func, args, kwargs, out, tensors)
                 self.trackers.shape_only.follow(seen.name, seen.tensors, seen.outs)
-                self.trackers.each(lambda tracker: OperationFollower(tracker, seen).follow())
+                self.trackers.each(lambda t: OperationFollower(t, seen).follow(), func, (args, kwargs, out))
             finally:
                 self.trackers.paused = False
         return out
@@ -160,7 +210,10 @@ class OperationFollower:
         call = Call(tracker, seen.func, seen.name, seen.args, seen.kwargs, operands, seen.outs, seen.pointwise)
         for tensor, label in zip(seen.outs, self._labels(call), strict=False):
             known = label is None or any(label is operand.label for operand in operands)  # compact already
-            tracker.set(tensor, label if known else compact_label(label))  # type: ignore[arg-type]
+            found = label if known else compact_label(label)  # type: ignore[arg-type]
+            if found is not None and not _fits(found, tensor):
+                raise LabelDoesNotFit(f"label {list(found.shape)} for a result {list(tensor.shape)}")
+            tracker.set(tensor, found)
 
     def _labels(self, call: Call) -> list[Tensor | None]:
         """Return the label of every output of the call."""
@@ -229,6 +282,15 @@ class OperationFollower:
             self.tracker.ops.append(Op(name=self.tracker.where.strip("'"), coefficient=macs))
         elif seen.tensors and (seen.pointwise or not seen.followed):  # other operators only create or move values
             self.tracker.uncounted.add(seen.name.rstrip("_"))
+
+
+class LabelDoesNotFit(Exception):
+    """Error if a rule returns a label that cannot be expanded to the shape of the result."""
+
+
+def _fits(label: Tensor, tensor: Tensor) -> bool:
+    sizes = zip(label.shape, tensor.shape, strict=False)
+    return label.ndim == tensor.ndim and all(held in (1, size) for held, size in sizes)
 
 
 def tensors_in(value: Any) -> list[Tensor]:

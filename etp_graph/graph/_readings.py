@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from etp_graph.graph.rules._terms import cost_terms
 from etp_graph.plan import ACTIVATION, Group, Op
 
-from ._grouping import build_groups
+from ._grouping import build_groups, take_free_name
 from ._tracker import Tracker
 
 
@@ -51,14 +51,6 @@ def _without_duplicates(groups: Sequence[Group], heads: Sequence[Group]) -> tupl
         if not group.folded and group.slices and all((s.tensor, s.axis) in places for s in group.slices):
             continue  # one value per head (a table of position biases), which is in a group of heads
         dims = held and group.folded
-        found.append(replace(group, kind="head_dims", name=_free_name(f"{group.name}.dims", taken)) if dims else group)
-        taken.add(found[-1].name)
+        name = take_free_name(f"{group.name}.dims" if dims else group.name, taken)
+        found.append(replace(group, kind="head_dims" if dims else group.kind, name=name))
     return (*heads, *found)
-
-
-def _free_name(name: str, taken: set[str]) -> str:
-    number, free = 1, name
-    while free in taken:
-        number += 1
-        free = f"{name}#{number}"
-    return free

@@ -11,18 +11,19 @@ import torch
 from torch import nn
 
 from etp_graph.errors import PlanError
-from etp_graph.model import Outputs, check_outputs, named_tensors, require_bare, without_garbage_collection
+from etp_graph.model import Outputs, check_outputs, without_garbage_collection
 from etp_graph.plan import Group, Plan, chosen_kinds, lock_other_kinds
-from etp_graph.verification import lock_what_fails
+from etp_graph.verification import lock_what_fails, lock_what_fails_in_blocks
 
 from ._forward import follow_model, group_units
 from ._labels import TensorAxis
 from ._output_notes import SEVERAL, notes_on_outputs
+from ._refusals import require_traceable
 from ._torch_pruning import trace_with_torch_pruning
 from ._warnings import warn_about_attention
 
 CHECK_LIMIT = 400_000_000
-"""Maximum number of parameters for which ``check="auto"`` runs the check."""
+"""Maximum number of parameters for which ``check="auto"`` copies the whole model."""
 
 
 def trace(
@@ -51,7 +52,8 @@ def trace(
         ignore: names or patterns (``"layer4.*"``) of modules. Units that their layers output or normalise are locked.
             Input units of an ignored dense layer may still be removed.
         check: check each group on a copy of the model, and lock the groups that fail, with the measured error as the
-            reason. ``"auto"``: only for models of at most 400 million parameters that are not on the meta device.
+            reason. ``"auto"``: in the copy of a model of more than 400 million parameters, or on the meta device, the
+            repeated blocks share their weights, and one block of each kind is checked.
         graph: source of the groups. ``"labels"``: as described above. ``"torch-pruning"``: the dependency graph of
             Torch-Pruning (Fang et al. 2023), for comparisons with DepGraph. The same check locks what it gets wrong.
         outputs: what counts as an output of the model. Units that an output shows are locked, all else that the model
@@ -66,10 +68,10 @@ def trace(
 
     Raises:
         PlanError: nothing can be removed, ``prune`` names no kind, a pattern of ``ignore`` or ``outputs`` matches
-            nothing, or the model is compiled.
+            nothing, or the model is compiled, scripted, exported or quantised.
         Exception: any error that the model itself raises on the example inputs.
     """
-    _require_traceable(model)
+    require_traceable(model)
     kinds, outputs = chosen_kinds(prune), check_outputs(outputs)
     with torch.inference_mode(False):  # inference mode hides operators, and copies made in it cannot be pruned
         with without_garbage_collection():
@@ -93,15 +95,6 @@ def _unchecked_plan(
     plan = group_units(followed)
     notes = notes_on_outputs(followed.trackers, plan.groups, kinds, followed.entries)
     return replace(plan, notes=(*plan.notes, *notes)), followed.input_axes
-
-
-def _require_traceable(model: nn.Module) -> None:
-    """Raise :class:`PlanError` if the model is a wrapper, is compiled or has no tensors."""
-    require_bare(model)
-    if type(model).__name__ == "OptimizedModule":
-        raise PlanError("the model is compiled; trace the original module (model._orig_mod) and compile it afterwards.")
-    if not any(True for _ in named_tensors(model)):
-        raise PlanError("the model has no parameters: there is nothing to prune.")
 
 
 def _restrict_plan(
@@ -147,23 +140,19 @@ def _check_plan(plan: Plan, model: nn.Module, example_inputs: Any, check: bool |
     """
     if check is False:
         return plan
-    if check is True:
-        plan = lock_what_fails(model, plan, example_inputs)
-    elif _small_enough_to_check(model):
-        plan = _try_check(model, plan, example_inputs)
-    else:
-        note = "not checked, because the model is too large to copy or on the meta device: run etp_graph.verify"
-        plan = replace(plan, notes=(*plan.notes, note))
+    run_check = lock_what_fails if check is True else _try_check
+    plan = run_check(model, plan, example_inputs)
     _require_prunable(plan)
     return plan
 
 
 def _try_check(model: nn.Module, plan: Plan, example_inputs: Any) -> Plan:
     """Return the checked plan. If the check cannot run on this model, return the plan with a note that says why."""
+    check = lock_what_fails if _small_enough_to_copy(model) else lock_what_fails_in_blocks
     try:
-        return lock_what_fails(model, plan, example_inputs)
-    except (RuntimeError, TypeError, ValueError) as error:
-        note = f"not checked, because a copy of the model cannot be made or run in float64 or float32: {error}"
+        return check(model, plan, example_inputs)
+    except Exception as error:  # noqa: BLE001 - code of a user, in a dtype that it may not expect
+        note = f"not checked, because a copy of the model cannot be made or run in float64 or float32: {error!r}"
         return replace(plan, notes=(*plan.notes, note))
 
 
@@ -182,6 +171,6 @@ def _require_prunable(plan: Plan) -> None:
         )
 
 
-def _small_enough_to_check(model: nn.Module) -> bool:
+def _small_enough_to_copy(model: nn.Module) -> bool:
     parameters = list(model.parameters())
     return sum(p.numel() for p in parameters) <= CHECK_LIMIT and all(p.device.type != "meta" for p in parameters)

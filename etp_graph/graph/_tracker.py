@@ -7,8 +7,9 @@ Two levels of interception are active at once (:mod:`etp_graph.graph._intercepti
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import copy
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,14 +17,21 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from etp_graph.graph.rules._operators import Reading, ReadingsDiffer, compact_label, labelled_dims
+from etp_graph.graph.rules._operators import (
+    Reading,
+    ReadingsDiffer,
+    UnknownOperator,
+    compact_label,
+    labelled_dims,
+)
 from etp_graph.graph.rules._terms import ProductTerm
 from etp_graph.model import ModelState, ModuleStack, Outputs, PrivateRandom
-from etp_graph.plan import Op
+from etp_graph.plan import Op, name_norm
 
-from ._counted_sizes import CountedInt, Sizes
+from ._counted_sizes import CountedInt, Sizes, is_counted, read_size
 from ._labels import Labels
 from ._shape_only import ShapeOnly
+from ._traced_numbers import Numbers, ReadSize, current_numbers
 from ._weights import StoredTensors, TensorView
 
 
@@ -36,6 +44,7 @@ class Tracker:
         labels: labels of the units.
         ops: cost terms.
         uncounted: names of the operators that ran and are not in the cost.
+        n_norms: number of calls of norms that have no weights.
         weights: names of the model's tensors and modules.
         bare: labels of the parameters that belong to no layer, by name.
         operands: names of stored tensors that an operator used whose result has a fixed size.
@@ -58,6 +67,7 @@ class Tracker:
         self.ops: list[Op | ProductTerm] = []
         self.sizes: Sizes | None = None
         self.uncounted: set[str] = set()
+        self.n_norms = 0
         self.bare: dict[str, Tensor] = {}
         self.readers: dict[str, None] = {}
         self.used_outside_layers: set[str] = set()
@@ -156,25 +166,52 @@ class Tracker:
         """
         if isinstance(out, Tensor):
             named = list(enumerate(sizes.named))
-            if sum(isinstance(size, CountedInt) for size in sizes.named) > 1:
+            if sum(is_counted(size) for size in sizes.named) > 1:
                 self.split_readings()
             for dim, size in named if self.reading == "outer" else reversed(named):
-                if isinstance(size, CountedInt) and size.origin:
+                if is_counted(size) and size.origin:
                     self._count(size, out, dim, x)
+                elif not isinstance(x, Tensor) and (number := read_size(size)) is not None:
+                    self._make_like(out, dim, number)
         for dim, ends in (sizes.pieces or {}).items():
-            label = self.get(x)
-            if label is None or label.shape[dim] == 1:
-                continue
+            self._count_pieces(x, dim, ends, sliced=isinstance(out, Tensor), parts=sizes.parts)
+
+    def _count_pieces(self, x: Tensor, dim: int, ends: Sequence[Any], *, sliced: bool, parts: bool) -> None:
+        """Record what the sizes of the pieces of ``x`` along a dimension say about its units."""
+        label = self.get(x)
+        if label is not None and label.shape[dim] > 1:
             ids = self.channels(x, dim)
-            if isinstance(out, Tensor) or sizes.parts:
-                pieces = {end: ids[:end] for end in ends if isinstance(end, CountedInt)}.items()
+            if sliced or parts:
+                pieces = [(end, ids[:end]) for end in ends if is_counted(end)]
             else:
                 pieces = [(size, piece) for size, piece in zip(ends, ids.split(list(ends)), strict=True)]  # type: ignore
             for size, piece in pieces:
-                if isinstance(size, CountedInt) and size.origin:
+                if is_counted(size) and size.origin:
                     self.labels.count(size.origin, piece)
-                elif not isinstance(size, CountedInt):
+                elif is_counted(size) and sliced and size.whole is not None:
+                    self._tie_parts(ids, size)
+                elif not is_counted(size):
                     self.labels.lock(piece, f"is split into pieces of fixed widths in {self.where}")
+
+    def _make_like(self, out: Tensor, dim: int, number: int) -> None:
+        """Label a new tensor along the dimension whose size is that of another activation along its units."""
+        numbers = current_numbers()
+        found = None if numbers is None else numbers.sizes[number]
+        label = None if found is None else self._label_of_size(found)
+        if found is None or label is None or len(labelled_dims(label)) > 1:
+            self.labels.lock(label, f"gives the size of a new tensor in {self.where}")
+        elif (known := self.label_of.get(out)) is None:
+            self.set(out, compact_label(label.reshape([-1 if d == dim else 1 for d in range(out.ndim)])))
+        elif labelled_dims(known) != [dim]:
+            self.labels.lock(label, f"gives the size of a new tensor in {self.where}")
+
+    def _tie_parts(self, ids: Tensor, part: CountedInt) -> None:
+        """Unite the units of the equal parts of an axis, one of which is sliced (``x[:, : x.shape[1] // 2]``)."""
+        if part.whole is None or int(part.whole) != len(ids):
+            self.labels.lock(ids, f"is split into pieces of fixed widths in {self.where}")
+            return
+        parts = ids.view(-1, int(part))
+        self.labels.unite(parts, parts[:1].expand_as(parts), f"meets channels of fixed width in {self.where}")
 
     def _count(self, size: CountedInt, out: Tensor, dim: int, x: Any) -> None:
         """Record that the attribute that gave the size of a dimension of ``out`` counts the units along it.
@@ -195,6 +232,39 @@ class Tracker:
                 self.labels.count(size.origin, known)
             if known is not None and len(known) == out.shape[dim]:
                 self.set(out, compact_label(known.view([-1 if d == dim else 1 for d in range(out.ndim)])))
+
+    def note_norm(self, ids: Tensor | None) -> None:
+        """Record the units of a norm without weights, by its number, so that the masked model finds them again."""
+        self.n_norms += 1
+        if ids is not None:
+            self.labels.count(name_norm(self.n_norms), ids)
+
+    def lock_used_numbers(self, numbers: Numbers) -> None:
+        """Lock the units whose number the code uses as a value, and count those that it compares with an attribute."""
+        for attribute, number in numbers.compared:
+            found = numbers.sizes[number]
+            label = self._label_of_size(found)
+            if label is not None and labelled_dims(label) == [found.dim] and self.weights.may_count(attribute):
+                self.labels.count(attribute, label.flatten())
+        for source, times in numbers.values.items():
+            if times > 0 and isinstance(source, int):
+                found = numbers.sizes[source]
+                reason = f"their number is used as a value, such as a scale, in {found.where}"
+                self.labels.lock(self._label_of_size(found), reason)
+            elif times > 0 and not isinstance(source, int):
+                module, name, _ = source
+                path = f"{module}.{name}" if module else name
+                reason = f"their number ({path}) is used as a value, such as a scale"
+                self.labels.lock(self.labels.attributes.get(source), reason)
+        for number in numbers.fixed:
+            found = numbers.sizes[number]
+            self.labels.lock(self._label_of_size(found), f"their number is compared with a fixed one in {found.where}")
+
+    def _label_of_size(self, found: ReadSize) -> Tensor | None:
+        label = found.labels[-1 if self.reading == "outer" else 0]
+        if label is None or label.shape[found.dim] == 1 or self.labels.holds_whole_runs(label, found.dim):
+            return None
+        return label
 
     def lock_used_elsewhere(self) -> None:
         """Lock the units of every stored tensor that both a layer and an operator outside the layer table use.
@@ -228,6 +298,23 @@ class Tracker:
                 name = str(self.weights.bare_name(tensor))
                 self.weights.fixed[name] = reason
                 self.labels.lock(self.bare.get(name), reason)
+
+    def lock_unfollowed(self, func: Any, values: Any, error: Exception) -> None:
+        """Lock the units of a call that a rule could not follow, and those of the stored tensors that it used."""
+        cause = "is mixed" if isinstance(error, UnknownOperator) else "could not be followed"
+        detail = "" if isinstance(error, UnknownOperator) else f" ({type(error).__name__}: {error})".replace(": )", ")")
+        name = func if isinstance(func, torch._ops.OpOverload) else getattr(func, "__name__", func)
+        reason = f"{cause} by {name} in {self.where}{detail}"
+        self.lock_all(values, reason)
+        for tensor in tree_leaves(values):
+            if not isinstance(tensor, Tensor):
+                continue
+            self.labels.lock(self.locks_if_used.pop(tensor, (None, ""))[0], reason)
+            if (base := self.bare_base(tensor)) is not None and base is not tensor:
+                self.lock_all([base], reason)
+            if (stored := self.weights.stored_name(tensor)) is not None:
+                self.used_outside_layers.add(stored)
+            self.set(tensor, None)
 
 
 class Trackers:
@@ -264,11 +351,42 @@ class Trackers:
         self.random = PrivateRandom()
         self.paused = False
 
-    def each(self, follow: Callable[[Tracker], None]) -> None:
-        """Let every tracker follow a call. If the call depends on the reading, split the only tracker first."""
+    def each(self, follow: Callable[[Tracker], None], func: Any = None, values: Any = ()) -> None:
+        """Let every tracker follow a call. If the call depends on the reading, split the only tracker first.
+
+        A rule that fails locks the units of the call, with the exception as the reason, and the trace goes on.
+
+        Args:
+            follow: the rule.
+            func: the function or operator of the call, for messages.
+            values: arguments and result of the call.
+        """
         try:
-            for tracker in self.all:
-                follow(tracker)
+            failures = [error for tracker in self.all if (error := self._follow(tracker, follow)) is not None]
         except ReadingsDiffer:
             self.all.append(self.all[0].split())
-            self.each(follow)
+            self.each(follow, func, values)
+            return
+        for tracker in self.all if failures else ():  # in both readings: a position stays if both of its units stay
+            tracker.lock_unfollowed(func, values, failures[0])
+        self._align_costs()
+
+    @staticmethod
+    def _follow(tracker: Tracker, follow: Callable[[Tracker], None]) -> Exception | None:
+        """Let a tracker follow a call, and return the exception if its rule fails."""
+        n_ops = len(tracker.ops)
+        try:
+            follow(tracker)
+        except ReadingsDiffer:
+            raise
+        except Exception as error:  # noqa: BLE001 - a rule meets calls that nobody foresaw; they lock
+            del tracker.ops[n_ops:]
+            return error
+        return None
+
+    def _align_costs(self) -> None:
+        """Give both readings the same cost terms, if a rule failed in one of them only."""
+        longest = max(self.all, key=lambda tracker: len(tracker.ops))
+        for tracker in self.all:
+            for term in longest.ops[len(tracker.ops) :]:
+                tracker.ops.append(term if isinstance(term, Op) else replace(term, labels=()))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import _WeightNorm
 
-from etp_graph.model import CountingAttributes, counting_attributes, named_tensors
+from etp_graph.model import CountingAttributes, counting_attributes, is_editable, named_tensors
 
 from ._labels import Labels, Producer
 
@@ -88,6 +88,11 @@ class StoredTensors:
         layer, parametrized, _ = name.partition(".parametrizations.")
         owner = layer if parametrized else name.rpartition(".")[0]
         return NamedModule(owner, self._modules.get(owner))
+
+    def may_count(self, attribute: tuple[str, str, int | None]) -> bool:
+        """Return True if surgery may write an attribute."""
+        module = self._modules.get(attribute[0])
+        return module is not None and is_editable(module, attribute[1])
 
     def module_name(self, module: nn.Module | None) -> str | None:
         """Return the qualified name of a module, or ``None`` if it is not part of the model."""

@@ -14,9 +14,10 @@ from ._layer_table import (
     bind_arguments,
     counting_attributes,
     is_editable,
+    is_weightless_norm,
     register_padding,
 )
-from ._markers import long_axis, mixture, routed, run_with_closed_experts, unit_mean
+from ._markers import long_axis, mixture, norm_over_units, routed, run_with_closed_experts, unit_mean
 from ._modes import (
     InFloat64,
     WithoutDropout,
@@ -68,12 +69,14 @@ __all__ = [
     "inner_optimizer",
     "is_editable",
     "is_sharded",
+    "is_weightless_norm",
     "kept_generators",
     "local_part",
     "local_ranges",
     "long_axis",
     "mixture",
     "named_tensors",
+    "norm_over_units",
     "output_entry",
     "persistent_names",
     "plain_forward",

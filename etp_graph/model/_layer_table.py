@@ -84,6 +84,12 @@ CHANNELWISE_LAYERS: Mapping[Callable[..., Any], ChannelwiseLayer] = {
     F.prelu: ChannelwiseLayer(arguments=("input", "weight"), tensors=("weight",)),
 }
 
+
+def is_weightless_norm(func: Callable[..., Any], call: Mapping[str, Any]) -> bool:
+    """Return True for a call of a norm that reduces over channels and has no weight that shows which ones."""
+    return func in (F.layer_norm, F.rms_norm, F.group_norm) and call.get("weight") is None
+
+
 POOLS: Mapping[Callable[..., Any], int] = {
     F.adaptive_avg_pool1d: 1,
     F.adaptive_avg_pool2d: 2,

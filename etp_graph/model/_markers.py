@@ -71,3 +71,17 @@ def unit_mean(x: Tensor, dim: int, weight: Tensor) -> Tensor:
 def long_axis(weight: Tensor) -> int:
     """Return the first axis of a parameter that is longer than 1, or the last axis if there is none."""
     return next((d for d, size in enumerate(weight.shape) if size > 1), weight.ndim - 1)
+
+
+def norm_over_units(
+    x: Tensor, dim: int, tensors: Sequence[Tensor], run: Callable[[Tensor, Sequence[Tensor]], Tensor]
+) -> Tensor:
+    """Return ``run(x, tensors)``: what a hand-written norm makes of ``x``, in the same shape.
+
+    The norm reduces over the units along ``dim``, and a pruned model reduces over those that are left. ``tensors`` are
+    its parameters; each holds the units along its only axis that is longer than 1.
+    """
+    if has_torch_function((x, *tensors)):
+        found: Any = handle_torch_function(norm_over_units, (x, *tensors), x, dim, tensors, run)
+        return found  # type: ignore[no-any-return]
+    return run(x, tensors)

@@ -6,7 +6,7 @@ from ._cost import Cost
 from ._costs import CostModel, Ints, cost
 from ._groups import MAX_UNITS, Attribute, Group, Index, Slice, as_index, as_tensor
 from ._kinds import KINDS, ON_REQUEST, chosen_kinds, lock_other_kinds
-from ._plan import Op, Plan
+from ._plan import Op, Plan, name_norm
 from ._plan_json import ACTIVATION
 from ._positions import NO_UNIT, Positions, SlicedAxis, numbers_per_unit, with_no_unit
 from ._quantities import (
@@ -62,6 +62,7 @@ __all__ = [
     "known_targets",
     "lock_other_kinds",
     "memory_quantity",
+    "name_norm",
     "numbers_per_unit",
     "parse_selection",
     "whole_axes",

@@ -160,7 +160,7 @@ def _activation_axes(plan: Plan) -> dict[str, tuple[SlicedAxis, ...]]:
     """Return the axes of activations in the cost that hold units."""
     found: dict[str, list[torch.LongTensor]] = {}
     for (module, name, _), layers in Positions(plan, locked=False).attributes.items():
-        if module == ACTIVATION:
+        if module == ACTIVATION and name in plan.activations:
             for layer in layers:
                 whole = torch.full((plan.activations[name],), NO_UNIT, device="cpu")
                 whole[: len(layer)] = layer

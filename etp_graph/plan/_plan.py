@@ -25,6 +25,11 @@ from ._quantities import Quantity, counted_quantities, find_quantity, memory_qua
 FORMAT = 1
 
 
+def name_norm(number: int) -> tuple[str, str, int | None]:
+    """Return the key of the entry that holds the units of the norm without weights that a forward calls as number n."""
+    return ACTIVATION, f"norm {number}", None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Op:
     """Term of the MACs: ``coefficient`` times the sizes of the (tensor, axis) pairs in ``axes``.
@@ -79,6 +84,13 @@ class Plan:
     _fingerprint: str = field(init=False, default="", repr=False)
 
     def __post_init__(self) -> None:
+        names = [group.name for group in self.groups]
+        if len(set(names)) < len(names):
+            twice = sorted({name for name in names if names.count(name) > 1})
+            raise PlanError(
+                f"several groups have the name {twice[0]!r}: selections know groups by their names. Trace the model "
+                "again with this version, or give each group a name of its own."
+            )
         object.__setattr__(self, "offsets", (0, *accumulate(group.n_units for group in self.groups)))
 
     @property

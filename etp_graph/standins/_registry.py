@@ -81,8 +81,17 @@ def load_rows() -> None:
 def standin(module: nn.Module) -> tuple[StandIn, bool] | None:
     """Return the stand-in of a module and whether it is a view; ``None`` if there is none."""
     load_rows()
-    for row in (ROWS.get(class_name(type(module))), *FALLBACKS):
-        found = row.find(module) if row is not None else None
-        if row is not None and found is not None:
+    own = ROWS.get(class_name(type(module)))
+    if own is not None and (found := own.find(module)) is not None:
+        return found, own.view
+    for row in FALLBACKS:
+        if (found := _search(row, module)) is not None:
             return found, row.view
     return None
+
+
+def _search(row: Row, module: nn.Module) -> StandIn | None:
+    try:
+        return row.find(module)
+    except Exception:  # noqa: BLE001 - it looks at any class of any library; without a stand-in its own code runs
+        return None

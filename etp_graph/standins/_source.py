@@ -79,7 +79,8 @@ def unpickled_instance(cls: StandIn) -> nn.Module:
 
 def value_before_surgery(module: nn.Module, name: str, now: Any) -> Any:
     """Return the value that an attribute had before surgery, stored as ``name``; ``now`` before surgery."""
-    return module.__dict__.get(name, now)
+    value = module.__dict__.get(name, now)
+    return int(value) if isinstance(value, int) else value  # a plain one: surgery does not change it
 
 
 def _rewritten(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ._masked import Masked
 from ._sampling import random_selection, randomize_
-from ._verify import TOLERANCE, Verification, compare_outputs, lock_what_fails, verify
+from ._verify import TOLERANCE, Verification, compare_outputs, lock_what_fails, lock_what_fails_in_blocks, verify
 
 __all__ = [
     "TOLERANCE",
@@ -12,6 +12,7 @@ __all__ = [
     "Verification",
     "compare_outputs",
     "lock_what_fails",
+    "lock_what_fails_in_blocks",
     "random_selection",
     "randomize_",
     "verify",

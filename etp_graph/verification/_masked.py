@@ -6,7 +6,7 @@ the kept entries. Surgery is checked against this definition.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -19,13 +19,15 @@ from etp_graph.model import (
     CHANNELWISE_LAYERS,
     ModuleStack,
     bind_arguments,
+    is_weightless_norm,
     long_axis,
     named_tensors,
+    norm_over_units,
     routed,
     run_with_closed_experts,
     unit_mean,
 )
-from etp_graph.plan import ACTIVATION, Plan, Positions, SlicedAxis, with_no_unit
+from etp_graph.plan import ACTIVATION, Plan, Positions, SlicedAxis, name_norm, with_no_unit
 
 
 class Masked(TorchFunctionMode):
@@ -44,6 +46,8 @@ class Masked(TorchFunctionMode):
         self._running = ModuleStack(model)
         self._by_weight: dict[int, dict[int, Tensor]] = {}
         self._by_module: dict[int, dict[int, Tensor]] = {}
+        self._by_norm: dict[str, Tensor] = {}
+        self._n_norms = 0
         for name, parts in Positions(plan).axes.items():
             kept_by_axis = {axis.axis: axis.kept_positions(full) for axis in parts}
             layer = _normed_layer(model, name)
@@ -52,10 +56,11 @@ class Masked(TorchFunctionMode):
                 _zero_units(tensors[name], kept_by_axis)
             elif name.endswith("original1"):
                 parametrize.register_parametrization(layer, "weight", _Mask(kept_by_axis))
-        for (module, _, item), maps in Positions(plan).attributes.items():
-            if module == ACTIVATION:
-                continue
+        for (module, name, item), maps in Positions(plan).attributes.items():
             kept = SlicedAxis(module, 0, tuple(maps)).kept_positions(full)
+            if module == ACTIVATION:
+                self._by_norm[name] = kept
+                continue
             self._by_module.setdefault(id(model.get_submodule(module)), {})[0 if item is None else item] = kept
 
     def __enter__(self) -> Masked:
@@ -70,18 +75,38 @@ class Masked(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is unit_mean:
             return self._unit_mean(*args)
+        if func is norm_over_units:
+            return self._norm_over_units(*args)
         if func is routed:
             return run_with_closed_experts(args[1], self._by_weight.get(id(args[1]), {}).get(0), args[-1])
         if func not in (F.layer_norm, F.rms_norm, F.group_norm):
             return func(*args, **kwargs)
         row = CHANNELWISE_LAYERS[func]
         call = bind_arguments(row.arguments, args, kwargs)
+        self._n_norms += is_weightless_norm(func, call)
         rest = {k: v for k, v in bind_arguments((*row.arguments, "eps"), args, kwargs).items() if k == "eps"}
         return _reduced(func, call, self._masks(call, row.trailing), rest)
 
     def _unit_mean(self, x: Tensor, dim: int, weight: Tensor) -> Tensor:
         kept = self._by_weight.get(id(weight), {}).get(long_axis(weight))
         return unit_mean(x if kept is None else x.index_select(dim, kept.nonzero().flatten().to(x.device)), dim, weight)
+
+    def _norm_over_units(
+        self, x: Tensor, dim: int, tensors: Sequence[Tensor], run: Callable[[Tensor, Sequence[Tensor]], Tensor]
+    ) -> Tensor:
+        """Run a hand-written norm on the kept entries; return zeros elsewhere."""
+        self._n_norms += not tensors
+        owner = self._by_weight.get(id(tensors[0]), {}) if tensors else {}
+        kept = owner.get(long_axis(tensors[0])) if tensors else self._numbered_norm()
+        if kept is None:
+            return run(x, tensors)
+        index = kept.nonzero().flatten().to(x.device)
+        out = run(x.index_select(dim, index), [tensor.index_select(long_axis(tensor), index) for tensor in tensors])
+        return torch.zeros_like(x, dtype=out.dtype).index_copy(dim, index, out)
+
+    def _numbered_norm(self) -> Tensor | None:
+        """Return the kept positions of the units of the running norm, which has no weights."""
+        return self._by_norm.get(name_norm(self._n_norms)[1])
 
     def _masks(self, call: dict[str, Any], trailing: bool) -> dict[int, Tensor]:
         """Return for each normalised dimension of the input which of its positions are kept, bool [size]."""
@@ -90,7 +115,10 @@ class Masked(TorchFunctionMode):
             first = x.ndim - len(call["normalized_shape"])
             if weight is not None:
                 return {first + axis: kept for axis, kept in self._by_weight.get(id(weight), {}).items()}
-            return {item % x.ndim: kept for item, kept in self._module().items()}
+            found = {item % x.ndim: kept for item, kept in self._module().items()}
+            numbered = self._numbered_norm()
+            at = [d for d in range(first, x.ndim) if numbered is not None and x.shape[d] == len(numbered)]
+            return found or (dict.fromkeys(at[:1], numbered) if numbered is not None else {})
         found = self._by_weight.get(id(weight), {}) if weight is not None else self._module()
         return dict.fromkeys([1], next(iter(found.values()))) if found else {}
 

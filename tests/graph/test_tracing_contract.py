@@ -279,7 +279,7 @@ def test_a_width_that_is_used_as_a_number_is_locked_by_the_check() -> None:
 
         def forward(self, x: Tensor) -> Tensor:
             x = self.a(x)
-            out: Tensor = self.c(self.b(x / x.shape[1]))
+            out: Tensor = self.c(self.b(x / x.stride(0)))
             return out
 
     model, x = Scaled(), torch.randn(2, 4)

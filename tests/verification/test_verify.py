@@ -171,7 +171,8 @@ class Holder:
 HIDDEN: dict[str, tuple[nn.Module, str]] = {
     "a count of one": (Small(lambda t: t.unsqueeze(1).squeeze() if t.shape[-1] > 1 else t.squeeze()), "check failed"),
     "an odd count": (Small(lambda t: t[:, : t.shape[1] // 2 * 2] if t.shape[1] % 2 == 0 else t[:, :-1]), "a"),
-    "a count as a number": (Small(lambda t: t / t.shape[1]), "check failed"),
+    "a count as a number": (Small(lambda t: t / t.shape[1]), "used as a value"),
+    "a count that no rule sees": (Small(lambda t: t / t.stride(0)), "check failed"),
     "an integer output": (Small(lambda t: t, lambda out, t: (out, (t / t.shape[1] * 1e3).long())), "output"),
     "an output in an object": (Small(lambda t: t, lambda out, t: (out, Holder(t))), "output"),
 }

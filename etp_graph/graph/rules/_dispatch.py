@@ -84,8 +84,11 @@ def _join_rule(call: Call) -> Tensor | None:
 def _made_like(call: Call) -> Tensor | None:
     """Return the label of the operand if the new tensor has the same size along the units.
 
-    If the sizes are equal only by chance, this guess is wrong, and the check of the trace finds that.
+    The code that makes the call says where its sizes come from, see ``Tracker.count_sizes``. Only if PyTorch itself
+    makes the call, the sizes are all that there is to see.
     """
+    if call.tracker.sizes is not None:
+        return None
     operand, out = call.operands[0], call.outs[0].shape
     label = operand.label
     if label is None or len(out) != label.ndim or any(out[d] != operand.shape[d] for d in labelled_dims(label)):

@@ -18,8 +18,10 @@ from etp_graph.model import (
     POOLS,
     MixingLayer,
     bind_arguments,
+    is_weightless_norm,
     long_axis,
     mixture,
+    norm_over_units,
     routed,
     unit_mean,
 )
@@ -149,6 +151,8 @@ def _follow_channelwise_layer(tracker: Tracker, func: Any, args: Any, kwargs: An
     tracker.uncounted.add(func.__name__)
     label = tracker.get(x)
     tracker.weights.mark_used(call.get(name) for name in row.tensors)
+    if is_weightless_norm(func, call):
+        tracker.note_norm(_normalised_units(tracker, x, call, label, trailing=row.trailing))
     if label is None:
         return
     first = x.ndim - len(call["normalized_shape"]) if row.trailing else 1
@@ -170,6 +174,15 @@ def _follow_channelwise_layer(tracker: Tracker, func: Any, args: Any, kwargs: An
         if func is F.group_norm and call["num_groups"] > 1:
             tracker.labels.blocks.append((ids, call["num_groups"], tracker.where))
     tracker.set(out, label)
+
+
+def _normalised_units(
+    tracker: Tracker, x: Tensor, call: dict[str, Any], label: Tensor | None, *, trailing: bool
+) -> Tensor | None:
+    """Return the labels of the units that a norm without weights averages over, or ``None``."""
+    first = x.ndim - len(call["normalized_shape"]) if trailing else 1
+    inside = [d for d in labelled_dims(label) if d >= first] if label is not None else []
+    return tracker.channels(x, inside[0]) if len(inside) == 1 and (trailing or inside == [1]) else None
 
 
 def _follow_pool(tracker: Tracker, func: Any, args: Any, kwargs: Any, out: Tensor) -> None:
@@ -228,7 +241,30 @@ def _unit_mean(tracker: Tracker, func: Any, args: Any, kwargs: Any, out: Tensor)
     tracker.set(out, None)
 
 
+def _norm_over_units(tracker: Tracker, func: Any, args: Any, kwargs: Any, out: Tensor) -> None:
+    """Follow :func:`etp_graph.model.norm_over_units`, which in a pruned model reduces over the remaining units."""
+    x, dim, tensors, _ = args
+    dim %= x.ndim
+    tracker.weights.mark_used(tensors)
+    label = tracker.get(x)
+    if not tensors:
+        tracker.note_norm(None if label is None or label.shape[dim] == 1 else tracker.channels(x, dim))
+    if label is None or label.shape[dim] == 1:
+        tracker.lock_all((x, *tensors), f"is normalised over fixed channels in {tracker.where}")
+        tracker.set(out, None)
+        return
+    ids = tracker.channels(x, dim)
+    for tensor in tensors:
+        held = tracker.get(tensor)
+        if held is None:
+            tracker.weights.add_vector(tracker.labels, tensor, ids, axis=long_axis(tensor))
+        else:
+            tracker.labels.unite(ids, held.flatten(), f"meets channels of fixed width in {tracker.where}")
+    tracker.labels.normalised.append(ids)
+    tracker.set(out, compact_label(ids.view([-1 if d == dim else 1 for d in range(out.ndim)])))
+
+
 _OWN: dict[Any, Callable[[Tracker, Any, Any, Any, Any], None]] = {
-    unit_mean: _unit_mean, routed: follow_routed, mixture: follow_mixture,
+    unit_mean: _unit_mean, norm_over_units: _norm_over_units, routed: follow_routed, mixture: follow_mixture,
 }  # fmt: skip
 """Rules for functions of this library. Stand-ins call them if operators alone do not show how units are used."""

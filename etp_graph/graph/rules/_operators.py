@@ -22,7 +22,8 @@ ELEMENTWISE = frozenset(
     "clone contiguous detach alias lift_fresh lift_fresh_copy _to_copy to copy copy_ positive native_dropout dropout "
     "zeros_like ones_like empty_like full_like rand_like randn_like bernoulli where masked_fill hardtanh leaky_relu "
     "hardswish hardsigmoid silu gelu mish elu celu selu softplus glu_jvp threshold nan_to_num clamp rrelu_with_noise "
-    "fill fill_ zero_ log_sigmoid_forward dropout_ relu6 lerp addcmul addcdiv".split()
+    "fill fill_ zero_ log_sigmoid_forward dropout_ relu6 lerp addcmul addcdiv normal uniform exponential random "
+    "log_normal cauchy geometric polar complex".split()
 )
 
 # name -> number of trailing spatial dimensions that the operator resizes
@@ -302,6 +303,8 @@ def _tie_folded(
         if facet is None:
             raise ReadingsDiffer
         survives = _surviving_dim(now, small, facet, sizes)
+        if sizes is not None and sizes.follows(survives) is False and sizes.named[survives]:
+            labels.lock(small, f"a view in {where} writes their number ({int(sizes.named[survives])})")
     first = small
     for d in now:
         first = first if d == survives or labels.holds_whole_runs(small, d) else first.narrow(d, 0, 1)

@@ -1,0 +1,254 @@
+"""Numbers of Python code that know where they come from: an attribute of a module, or the size of an activation.
+
+Surgery changes attributes that count units, and sizes of activations. Where such a number is only a size, that is
+right. Where its value enters a computation (the scale ``1 / math.sqrt(self.head_size)``), the pruned model would
+compute something else. These classes note such uses. The trace then locks the units that the number counts.
+"""
+
+from __future__ import annotations
+
+import opcode
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from torch import Tensor, nn
+
+Origin = tuple[str, str, int | None]
+"""Module name, attribute name, entry of a tuple attribute."""
+
+Source = Origin | int
+"""Origin of a number: an attribute, or the number of the size that was read from an activation."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ReadSize:
+    """Size of an activation that the code of a model read.
+
+    Attributes:
+        labels: compact label of the activation in each reading.
+        dim: its dimension.
+        where: the running module, for messages.
+    """
+
+    labels: tuple[Tensor | None, ...]
+    dim: int
+    where: str
+
+
+@dataclass(slots=True)
+class Numbers:
+    """Uses of the numbers of one trace.
+
+    Attributes:
+        model: stands for the model. Caches of functions may keep a number and hand it out in the trace of another one.
+        values: source -> how often its value entered a computation.
+        sizes: the sizes of activations that the code read.
+        compared: pairs (attribute, number of a size) that the code compared and that are equal.
+        fixed: numbers of the sizes that the code compared with an equal number that is not traced.
+    """
+
+    model: object
+    values: Counter[Source] = field(default_factory=Counter)
+    sizes: list[ReadSize] = field(default_factory=list)
+    compared: list[tuple[Origin, int]] = field(default_factory=list)
+    fixed: set[int] = field(default_factory=set)
+
+    def read(self, size: int, found: ReadSize) -> SizeInt:
+        """Return the integer for a size that the code reads."""
+        self.sizes.append(found)
+        return SizeInt(size, frozenset((len(self.sizes) - 1,)))
+
+
+_running = threading.local()
+
+_models: WeakKeyDictionary[nn.Module, object] = WeakKeyDictionary()
+
+
+def current_numbers() -> Numbers | None:
+    """Return the uses of the trace that this thread runs, or ``None``."""
+    found: Numbers | None = getattr(_running, "numbers", None)
+    return found
+
+
+@contextmanager
+def noted_numbers(model: nn.Module) -> Iterator[Numbers]:
+    """Note the uses of numbers inside this context, in this thread."""
+    before, _running.numbers = current_numbers(), Numbers(_models.setdefault(model, object()))
+    try:
+        yield _running.numbers
+    finally:
+        _running.numbers = before
+
+
+def _is_called(depth: int) -> bool:
+    """Return True if the code that needs a hash is calling something, as it does with a function that has a cache."""
+    frame = sys._getframe(depth)
+    return _CALLS[frame.f_code.co_code[frame.f_lasti]]
+
+
+_CALLS = [name.startswith(("CALL", "PRECALL")) for name in opcode.opname]
+"""For each operation code of Python: whether it calls something."""
+
+
+class TracedInt(int):
+    """Integer that knows its sources.
+
+    Attributes:
+        sources: what it was read from or computed from.
+    """
+
+    sources: frozenset[Source]
+    _model: object
+
+    def __new__(cls, value: int, sources: frozenset[Source] = frozenset()) -> TracedInt:
+        """Return the integer ``value``, read or computed from ``sources``."""
+        made = super().__new__(cls, value)
+        numbers = current_numbers()
+        made.sources, made._model = sources, None if numbers is None else numbers.model
+        return made
+
+    @property
+    def alive(self) -> bool:
+        """Whether the number belongs to the model that this thread traces. Others come out of caches of functions."""
+        numbers = current_numbers()
+        return self._model is None or (numbers is not None and self._model is numbers.model)
+
+    def __hash__(self) -> int:
+        """Return a hash of its own in calls: a function with a cache must not hand out the number of another module.
+
+        A lookup in a dict or set needs the hash of the plain integer.
+        """
+        if self.sources and _is_called(2):
+            return hash((int.__hash__(self), id(self._model), *sorted(map(repr, self.sources))))
+        return int.__hash__(self)
+
+    def __eq__(self, other: object) -> bool:
+        same = int.__eq__(self, other)  # type: ignore[operator]
+        if same is True and self.alive:
+            _note_comparison(self, other)
+        return same
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    def note_value(self) -> None:
+        """Note that the value of the number enters a computation."""
+        if self.alive:
+            _note_values(self.sources)
+
+    def __float__(self) -> float:
+        self.note_value()
+        return int.__float__(self)
+
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
+        """Note a computation of NumPy, such as ``np.sqrt(self.head_size)``."""
+        self.note_value()
+        plain = [int(value) if isinstance(value, TracedInt) else value for value in inputs]
+        return getattr(ufunc, method)(*plain, **kwargs)
+
+    def derive(self, value: int, other: Any) -> TracedInt:
+        """Return an integer that was computed from this one and another number."""
+        return TracedInt(value, self.sources | getattr(other, "sources", frozenset()))
+
+
+class TracedFloat(float):
+    """Number that was computed from sizes. Its value counts as used, unless it becomes an integer again."""
+
+    sources: frozenset[Source]
+
+    def __new__(cls, value: float, sources: frozenset[Source]) -> TracedFloat:
+        """Return the number, and note that its sources are used."""
+        made = super().__new__(cls, value)
+        made.sources = sources
+        _note_values(sources)
+        return made
+
+    def _as_size(self, value: int) -> int:
+        _note_values(self.sources, -1)
+        return TracedInt(value, self.sources)
+
+    def __int__(self) -> int:
+        return int(self._as_size(float.__int__(self)))
+
+    def __round__(self, digits: Any = None) -> Any:
+        return self._as_size(float.__round__(self)) if digits is None else float.__round__(self, digits)
+
+    def __floor__(self) -> int:
+        return self._as_size(float.__floor__(self))
+
+    def __ceil__(self) -> int:
+        return self._as_size(float.__ceil__(self))
+
+    def __trunc__(self) -> int:
+        return self._as_size(float.__trunc__(self))
+
+
+ARITHMETIC = frozenset(
+    "add radd iadd sub rsub isub mul rmul imul div rdiv idiv truediv rtruediv itruediv true_divide divide multiply "
+    "subtract pow rpow ipow floordiv rfloordiv fmod remainder float_power tensor as_tensor scalar_tensor".split()
+)
+"""Names of functions, without underscores around them, that compute with the value of an integer argument."""
+
+
+def note_operands(name: str, values: Any) -> None:
+    """Note the traced integers among the operands of a function, if it is arithmetic or makes a tensor of them."""
+    if name.strip("_") not in ARITHMETIC:
+        return
+    for value in values:
+        for item in value if isinstance(value, (list, tuple)) else (value,):
+            if isinstance(item, TracedInt):
+                item.note_value()
+
+
+def _note_values(sources: frozenset[Source], times: int = 1) -> None:
+    numbers = current_numbers()
+    for source in sources if numbers is not None else ():
+        numbers.values[source] += times  # type: ignore[union-attr]
+
+
+def _note_comparison(number: TracedInt, other: object) -> None:
+    """Note that a size equals an attribute, or a number that is not traced."""
+    numbers = current_numbers()
+    if numbers is None or len(number.sources) != 1 or not getattr(number, "is_read", False):
+        return
+    (source,) = number.sources
+    if not isinstance(other, TracedInt):
+        if isinstance(source, int):
+            numbers.fixed.add(source)
+        return
+    if len(other.sources) == 1 and getattr(other, "is_read", False):
+        (second,) = other.sources
+        if isinstance(source, int) and not isinstance(second, int):
+            numbers.compared.append((second, source))
+        elif isinstance(second, int) and not isinstance(source, int):
+            numbers.compared.append((source, second))
+
+
+class SizeInt(TracedInt):
+    """Size of an activation along its units, as ``x.shape`` or ``x.size`` gave it."""
+
+    is_read = True
+
+
+def _derived(name: str) -> Callable[[TracedInt, Any], Any]:
+    plain, real = getattr(int, name), getattr(float, name)
+
+    def operation(self: TracedInt, other: Any) -> Any:
+        if type(other) is float:
+            return TracedFloat(real(float(int(self)), other), self.sources)
+        value = plain(self, other)
+        if isinstance(value, float):
+            return TracedFloat(value, self.sources | getattr(other, "sources", frozenset()))
+        return self.derive(value, other) if type(value) is int else value
+
+    return operation
+
+
+for _name in ("mul", "rmul", "floordiv", "rfloordiv", "add", "radd", "sub", "rsub", "truediv", "rtruediv", "pow"):
+    setattr(TracedInt, f"__{_name}__", _derived(f"__{_name}__"))
