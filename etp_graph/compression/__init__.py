@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ._compress import budget_of, compress
 from ._journal import JOURNAL_FILE, StepResult, read_journal, read_tensors
+from ._oneshot import OneShotResult, oneshot_
 from ._phase import Phase
 from ._result import CompressResult, Round, SpeedUpDiverges
 from ._steps import Evaluate, Train
@@ -12,6 +13,7 @@ __all__ = [
     "JOURNAL_FILE",
     "CompressResult",
     "Evaluate",
+    "OneShotResult",
     "Phase",
     "Round",
     "SpeedUpDiverges",
@@ -19,6 +21,7 @@ __all__ = [
     "Train",
     "budget_of",
     "compress",
+    "oneshot_",
     "read_journal",
     "read_tensors",
 ]
