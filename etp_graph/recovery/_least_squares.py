@@ -64,11 +64,13 @@ def _times_inverse(left: Tensor, matrix: Tensor, ridge: float) -> Tensor:
     if damping > 0:
         factor, info = torch.linalg.cholesky_ex(matrix + damping * torch.eye(size).to(matrix))
         if int(info) == 0:
-            return torch.cholesky_solve(left.mT, factor).mT
+            solved: Tensor = torch.cholesky_solve(left.mT, factor)
+            return solved.mT
     values, vectors = torch.linalg.eigh(matrix)
     floor = _CUTOFF * size * float(values[-1].clamp_min(0))
     inverse = torch.where(values > floor, 1 / values.clamp_min(floor or 1.0), 0.0)
-    return left @ vectors * inverse @ vectors.mT
+    projected: Tensor = left @ vectors * inverse
+    return projected @ vectors.mT
 
 
 def _trace(weight: Tensor, second: Tensor) -> float:
