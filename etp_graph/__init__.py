@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from etp_graph import collect, criteria, export, forces, methods, schedules
+from etp_graph import collect, criteria, export, forces, methods, recovery, schedules
 from etp_graph._version import __version__ as __version__
 from etp_graph.budget import Budget, LatencyMissed, allocate
 from etp_graph.checkpoint import load, save
-from etp_graph.compression import CompressResult, Phase, SpeedUpDiverges, compress
+from etp_graph.compression import CompressResult, OneShotResult, Phase, SpeedUpDiverges, compress, oneshot_
 from etp_graph.errors import (
     BudgetError,
     CheckpointError,
@@ -43,6 +43,7 @@ __all__ = [
     "Latency",
     "LatencyFit",
     "LatencyMissed",
+    "OneShotResult",
     "Op",
     "Phase",
     "Plan",
@@ -66,7 +67,9 @@ __all__ = [
     "forces",
     "load",
     "methods",
+    "oneshot_",
     "prune_",
+    "recovery",
     "register_padding",
     "register_standin",
     "save",

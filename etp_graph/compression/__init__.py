@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ._compress import budget_of, compress
+from ._oneshot import OneShotResult, oneshot_
 from ._phase import Phase
 from ._result import CompressResult, Round, SpeedUpDiverges
 from ._step_files import JOURNAL_FILE, StepResult, model_folder, read_journal, read_plan, read_tensors
@@ -12,6 +13,7 @@ __all__ = [
     "JOURNAL_FILE",
     "CompressResult",
     "Evaluate",
+    "OneShotResult",
     "Phase",
     "Round",
     "SpeedUpDiverges",
@@ -20,6 +22,7 @@ __all__ = [
     "budget_of",
     "compress",
     "model_folder",
+    "oneshot_",
     "read_journal",
     "read_plan",
     "read_tensors",

@@ -1,0 +1,168 @@
+"""Prune without training: score on a few batches, choose the units, compensate, cut."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any, TypeVar, Unpack
+
+import torch
+from torch import Tensor, nn
+
+from etp_graph._config import require
+from etp_graph.budget import Budget, Targets, allocate, show_targets
+from etp_graph.collect import Observations, watch
+from etp_graph.criteria import Score
+from etp_graph.errors import PlanError, ScoreError
+from etp_graph.graph import trace
+from etp_graph.methods import Method
+from etp_graph.model import eval_mode, run_model
+from etp_graph.plan import Cost, Plan, Selection, cost
+from etp_graph.recovery import Compensation, compensate_, reestimate_batch_norms_
+from etp_graph.surgery import prune_
+
+from ._compress import budget_of
+from ._progress import Bar
+
+T = TypeVar("T")
+
+Loss = Callable[[nn.Module, Any], Tensor]
+"""Runs the model on a batch and returns the loss, a scalar with a graph."""
+
+_STEPS = ("trace", "calibrate", "allocate", "compensate", "prune", "batch norms")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OneShotResult:
+    """What :func:`oneshot_` did.
+
+    Attributes:
+        plan: the plan that was used.
+        selection: the units that stay.
+        dense, pruned: cost before and after.
+        compensation: the fit of each layer, or ``None`` if nothing was compensated.
+        norms: number of batch norms that were measured anew.
+        seconds: time of each step, by its name.
+    """
+
+    plan: Plan
+    selection: Selection
+    dense: Cost
+    pruned: Cost
+    compensation: Compensation | None
+    norms: int
+    seconds: dict[str, float]
+
+
+@show_targets
+def oneshot_(
+    model: nn.Module,
+    batches: Iterable[Any],
+    *,
+    budget: Budget | None = None,
+    criterion: str | Score = "magnitude",
+    compensate: bool = True,
+    ridge: float = 1e-3,
+    batch_norms: bool = False,
+    loss: Loss | None = None,
+    plan: Plan | None = None,
+    prune: str | Sequence[str] | None = None,
+    ignore: str | Sequence[str] = (),
+    progress: bool = True,
+    **targets: Unpack[Targets],
+) -> OneShotResult:
+    """Prune a model to a budget without training it, in place.
+
+    The steps are those of :func:`etp_graph.trace`, :func:`etp_graph.collect.watch` (if the criterion needs data),
+    :func:`etp_graph.allocate`, :func:`etp_graph.recovery.compensate_` and :func:`etp_graph.prune_`. If a step up to
+    compensation raises an error, the model is unchanged.
+
+    Args:
+        model: the dense model. It runs in eval mode.
+        batches: example inputs as :func:`etp_graph.trace` takes them, a few hundred samples. An iterator is kept in
+            memory as a list, because several steps read it; a list or a ``DataLoader`` is read again each time.
+        budget: the target with all its rules.
+        criterion: a name of :data:`etp_graph.criteria.CRITERIA`, or a function of (model, plan).
+        compensate: change the weights that read removed units by least squares.
+        ridge: as for :func:`etp_graph.recovery.compensate_`.
+        batch_norms: measure the statistics of batch norms anew after surgery
+            (:func:`etp_graph.recovery.reestimate_batch_norms_`); for use without compensation.
+        loss: function of (model, batch) that returns the loss. Criteria that read gradients (``taylor``) need it.
+        plan: a plan of this model. By default it is traced on the first batch.
+        prune, ignore: as for :func:`etp_graph.trace`.
+        progress: show a progress bar if stdout is a terminal.
+        targets: the target, ``speed_up=2`` for example, see :class:`etp_graph.Budget`. Give exactly one, or ``budget``.
+
+    Raises:
+        PlanError, BudgetError, EquivalenceError: as the functions above.
+        ScoreError: there are no batches, the criterion cannot be computed, or it needs a loss that is not given.
+    """
+    method = Method(name="one-shot", force=None, criterion=criterion)
+    if plan is not None and (ignore or prune is not None):
+        raise PlanError("ignore and prune have no effect on a plan that is given: pass them to trace(model, ...).")
+    if method.observes == "gradients" and loss is None:
+        raise ScoreError(
+            f"criterion {method.criterion_name!r} reads gradients: pass loss=, a function of (model, batch) that "
+            "returns the loss."
+        )
+    goal, repeatable = budget_of(budget, method, targets), _repeatable(batches)
+    first = next(iter(repeatable), None)
+    require(first is not None, "batches is empty: pass at least one batch of example inputs.", ScoreError)
+    with Bar(len(_STEPS), show=progress) as bar:
+        run = _Steps(bar)
+        used = run.step("trace", lambda: plan or trace(model, first, prune=prune, ignore=ignore))
+        record = run.step("calibrate", lambda: _calibrate(model, used, method, repeatable, loss))
+        scores = method.scores(model, used, record=record)
+        chosen = run.step("allocate", lambda: allocate(model, used, scores, budget=goal, example_inputs=first))
+        dense, pruned = cost(model, used), cost(model, used, chosen)
+        fits, norms = None, 0
+        if compensate:
+            fits = run.step("compensate", lambda: compensate_(model, used, chosen, repeatable, ridge=ridge))
+        run.step("prune", lambda: prune_(model, used, chosen))
+        if batch_norms:
+            norms = run.step("batch norms", lambda: reestimate_batch_norms_(model, repeatable))
+    return OneShotResult(
+        plan=used, selection=chosen, dense=dense, pruned=pruned, compensation=fits, norms=norms,
+        seconds=run.seconds,
+    )  # fmt: skip
+
+
+class _Steps:
+    """Steps of a run, timed and shown in a progress bar."""
+
+    def __init__(self, bar: Bar) -> None:
+        self.seconds: dict[str, float] = {}
+        self._bar = bar
+
+    def step(self, name: str, action: Callable[[], T]) -> T:
+        """Run a step and return its result."""
+        self._bar.begin(name)
+        begin = perf_counter()
+        found = action()
+        self.seconds[name] = perf_counter() - begin
+        self._bar.end()
+        return found
+
+
+def _repeatable(batches: Iterable[Any]) -> Iterable[Any]:
+    return list(batches) if isinstance(batches, Iterator) else batches
+
+
+def _calibrate(
+    model: nn.Module, plan: Plan, method: Method, batches: Iterable[Any], loss: Loss | None
+) -> Observations | None:
+    """Return what the criterion observes on the batches, or ``None`` if it needs no data."""
+    if not method.collected:
+        return None
+    gradients = method.observes == "gradients"
+    with eval_mode(model), torch.set_grad_enabled(gradients), watch(model, plan, method.criterion_name) as record:
+        for batch in batches:
+            if gradients and loss is not None:
+                torch.autograd.backward(loss(model, batch))
+            else:
+                run_model(model, batch)
+    if gradients:
+        model.zero_grad(set_to_none=True)
+    record.read(method.criterion_name, plan)
+    return record
