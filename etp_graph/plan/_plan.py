@@ -19,7 +19,7 @@ from etp_graph.model import Outputs, UnknownFunction, named_tensors, require_bar
 from ._attributes import check_attributes
 from ._cost import Cost
 from ._groups import Group, group_bytes, group_from_json, group_json
-from ._plan_json import parse_plan
+from ._plan_json import ACTIVATION, parse_plan
 from ._quantities import Quantity, counted_quantities, find_quantity, memory_quantity
 
 FORMAT = 1

@@ -6,7 +6,16 @@ from ._commit import hold_signals
 from ._cuts import WEIGHT_NORM_DIRECTION, Cut, find_cuts
 from ._optimizer_states import OnUncuttable, Optimizers, list_optimizers, require_full_shapes
 from ._prune import Surgery, prepare_surgery, prune_
-from ._record import Edit, SurgeryRecord, get_record, read_attribute, remove_record, replace_data, set_record, write_attribute
+from ._record import (
+    Edit,
+    SurgeryRecord,
+    get_record,
+    read_attribute,
+    remove_record,
+    replace_data,
+    set_record,
+    write_attribute,
+)
 from ._rehearsal import rehearse_cut, require_cuttable
 
 __all__ = [
