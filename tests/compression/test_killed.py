@@ -56,15 +56,19 @@ def finish(work: Work, folder: Path) -> tuple[dict[str, Tensor], float]:
     return torch.load(folder / "weights.pt", weights_only=True), seconds
 
 
-def survive(work: Work, folder: Path, kills: int) -> None:
-    """Kill one run after the other at a random moment, let it go on, and compare bit for bit."""
+Sleep = Callable[[Path, Any, float], None]
+"""Waits until a process that works in a folder shall be killed; it is given the seconds of an undisturbed run."""
+
+
+def survive(work: Work, folder: Path, kills: int, sleep: Sleep) -> None:
+    """Kill one run after the other, let it go on, and compare bit for bit."""
     finish(work, folder / "warm")  # the first process imports what the others find
     expected, seconds = finish(work, folder / "whole")
-    generator, alive = random.Random(0), 0
+    alive = 0
     for number in range(kills):
         home = folder / str(number)
         process = start(work, home)
-        time.sleep(generator.uniform(0, 0.9 * seconds))
+        sleep(home, process, seconds)
         alive += process.exitcode is None
         process.kill()  # kill -9
         process.join()
@@ -75,7 +79,13 @@ def survive(work: Work, folder: Path, kills: int) -> None:
 
 
 def test_compress_survives_two_kills(tmp_path: Path) -> None:
-    survive(compressed, tmp_path, 2)
+    steps = iter((2, 9))
+
+    def until_steps_are_stored(home: Path, process: Any, seconds: float) -> None:
+        least = next(steps)
+        wait(lambda: len(list((home / "run").glob("*-*"))) >= least or process.exitcode is not None)
+
+    survive(compressed, tmp_path, 2, until_steps_are_stored)
 
 
 @pytest.mark.slow
@@ -83,7 +93,8 @@ def test_compress_survives_two_kills(tmp_path: Path) -> None:
 def test_kills_at_twenty_random_moments(work: Work, tmp_path: Path) -> None:
     if work is trained:
         pytest.importorskip("accelerate")
-    survive(work, tmp_path, 20)
+    generator = random.Random(0)
+    survive(work, tmp_path, 20, lambda home, process, seconds: time.sleep(generator.uniform(0, 0.9 * seconds)))
 
 
 @pytest.mark.parametrize(("code", "word"), [(errno.ENOSPC, "No space"), (errno.EROFS, "Read-only")])
