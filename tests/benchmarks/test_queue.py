@@ -164,6 +164,7 @@ def test_a_trial_at_the_full_length_is_as_long_as_a_run() -> None:
     assert FULL.trial() == FULL
 
 
+@pytest.mark.slow
 def test_the_recipes_of_whole_data_sets_are_tuned_at_full_length() -> None:
     for name in TASKS:
         try:
