@@ -9,6 +9,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, ClassVar, TypeVar
 
 from etp_graph._config import Configured, Registry, build_named, register_class, require, require_count, require_number
@@ -136,7 +137,44 @@ class WarmUp(Schedule):
         return min(1.0, progress / self.end)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PiecewiseLinear(Schedule):
+    """Straight lines through given points, constant before the first and after the last.
+
+    Attributes:
+        points: pairs (progress, fraction); progress rises strictly, fractions do not fall, all are in [0, 1].
+    """
+
+    name: ClassVar[str] = "piecewise_linear"
+    points: tuple[tuple[float, float], ...]
+
+    def __post_init__(self) -> None:
+        try:
+            points = tuple((t, value) for t, value in self.points)
+        except (TypeError, ValueError):
+            points = ()
+        require(bool(points), f"piecewise_linear: points={self.points!r}; give pairs (progress, fraction).")
+        for t, value in points:
+            require_number("piecewise_linear: progress", t, 0, 1)
+            require_number("piecewise_linear: fraction", value, 0, 1)
+        rises = all(a[0] < b[0] and a[1] <= b[1] for a, b in pairwise(points))
+        require(rises, f"piecewise_linear: points={points}; progress has to rise, and no fraction may fall.")
+        object.__setattr__(self, "points", points)  # JSON has lists
+
+    def at(self, progress: float) -> float:
+        """See :class:`Schedule`."""
+        first, last = self.points[0], self.points[-1]
+        if progress <= first[0] or len(self.points) == 1:
+            return first[1]
+        for (t0, low), (t1, high) in pairwise(self.points):
+            if progress <= t1:
+                return low + (high - low) * min(1.0, (progress - t0) / (t1 - t0))
+        return last[1]
+
+
 constant = Constant
+
+piecewise_linear = PiecewiseLinear
 
 one_shot = OneShot
 
@@ -173,7 +211,7 @@ def register(schedule: type[S]) -> type[S]:
     return register_class(schedule, Schedule)
 
 
-for _schedule in (Constant, OneShot, Iterative, Cubic, WarmUp):
+for _schedule in (Constant, OneShot, Iterative, Cubic, WarmUp, PiecewiseLinear):
     register(_schedule)
 
 

@@ -17,6 +17,8 @@ ALL: list[Schedule] = [
     schedules.constant(), schedules.constant(value=0.25), schedules.one_shot(), schedules.one_shot(start=0.5),
     schedules.iterative(1), schedules.iterative(7), schedules.cubic(),
     schedules.cubic(initial=0.1, final=0.7, begin=0.2, end=0.8), schedules.warm_up(), schedules.warm_up(end=1.0),
+    schedules.piecewise_linear(points=((0.0, 0.0), (0.1, 0.01), (0.9, 1.0))),
+    schedules.piecewise_linear(points=((0.5, 0.3),)),
 ]  # fmt: skip
 ids = [repr(schedule) for schedule in ALL]
 
@@ -37,7 +39,7 @@ def test_a_fraction_that_never_falls(schedule: Schedule, first: float, second: f
     [
         (schedules.constant(value=0.25), 0.25, 0.25), (schedules.one_shot(), 0, 1), (schedules.iterative(7), 0, 1),
         (schedules.cubic(initial=0.1, final=0.7), 0.1, 0.7), (schedules.cubic(begin=0.5), 0, 1),
-        (schedules.warm_up(), 0, 1),
+        (schedules.warm_up(), 0, 1), (schedules.piecewise_linear(points=((0.2, 0.1), (0.8, 0.7))), 0.1, 0.7),
     ],
 )  # fmt: skip
 def test_both_ends(schedule: Schedule, start: float, end: float) -> None:
@@ -77,6 +79,12 @@ def test_warm_up_is_straight() -> None:
     assert [schedule(t) for t in (0, 0.1, 0.2, 0.4, 0.9)] == pytest.approx([0, 0.25, 0.5, 1, 1])
 
 
+def test_lines_go_through_their_points() -> None:
+    schedule = schedules.piecewise_linear(points=((0.1, 0.0), (0.3, 0.1), (0.5, 0.9)))
+    found = [schedule(t) for t in (0, 0.1, 0.2, 0.3, 0.35, 0.4, 0.5, 1)]
+    assert found == pytest.approx([0, 0, 0.05, 0.1, 0.3, 0.5, 0.9, 0.9])
+
+
 @pytest.mark.parametrize("schedule", ALL, ids=ids)
 def test_json_and_back(schedule: Schedule) -> None:
     assert schedules.from_json(schedule.to_json()) == schedule
@@ -95,6 +103,10 @@ def test_progress_outside_is_refused(schedule: Schedule, progress: float) -> Non
         lambda: schedules.constant(value=1.5), lambda: schedules.one_shot(start=-1), lambda: schedules.iterative(0),
         lambda: schedules.iterative(2.5), lambda: schedules.cubic(begin=0.5, end=0.5),
         lambda: schedules.cubic(initial=0.9, final=0.5), lambda: schedules.cubic(final=math.nan),
+        lambda: schedules.piecewise_linear(points=()), lambda: schedules.piecewise_linear(points=(0.5, 1.0)),
+        lambda: schedules.piecewise_linear(points=((0.5, 0.0), (0.5, 1.0))),
+        lambda: schedules.piecewise_linear(points=((0.1, 0.9), (0.5, 0.1))),
+        lambda: schedules.piecewise_linear(points=((0.1, 0.9), (1.5, 1.0))),
         lambda: schedules.warm_up(end=0), lambda: schedules.from_json('{"name": "cosine"}'),
     ],
 )  # fmt: skip

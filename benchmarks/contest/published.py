@@ -65,7 +65,8 @@ METHODS: Mapping[str, tuple[str, ...]] = {
     "ETP": ("etp",), "DepGraph": ("tp-groupnorm", "depgraph"),
     "Torque": ("torque-published", "torque"), "Torque (p)": ("torque-published", "torque"),
     "Torque (r)": ("torque-published" + FRESH,),
-    "GReg-1": ("greg1",), "GReg-2": ("greg2",), "GReg": ("greg2", "greg1"), "HRank": ("hrank",), "SFP": ("sfp",),
+    "GReg-1": ("greg1-published", "greg1"), "GReg-2": ("greg2-published", "greg2"),
+    "GReg": ("greg2-published", "greg1-published"), "HRank": ("hrank",), "SFP": ("sfp",),
     "FPGM": ("fpgm",), "WHC": ("whc",), "L1": ("l1", "l1-uniform"), "TaylorFO": ("taylor",), "Base": (UNPRUNED,),
 }  # fmt: skip
 """Method of a row -> contestants that stand for it, the best match first."""

@@ -95,7 +95,7 @@ def command(row: PublishedRow) -> str:
     setting = row.setting
     if row.table == "figures 1 and 3":
         return f"python -m benchmarks reproduce figure3 --task {setting.task} --scale paper"
-    scale = setting.full_scales[0] if setting.full_scales else "full"
+    scale = next((scale for scale in (*setting.full_scales, "full") if scale in SCALES), "paper")
     start = f"python -m benchmarks contest {setting.task} --scale {scale} --methods {row.contestants[0]}"
     speed_up = row.speed_up or setting.speed_up
     return start if row.contestants == (UNPRUNED,) else f"{start} --speed-ups {speed_up:g}"

@@ -72,6 +72,21 @@ _PRESETS = (
         force=forces.Ridge(), beta=1.0, mode="gradient", kappa="one", strength=schedules.WarmUp(end=1.0),
         acts_on="losers", select_at=0.25, criterion="magnitude", p=1, scope="local",
     ),
+    # The same with the growth of the authors' code: λ to 1 in 100,000 iterations, then 10,000 to stabilize.
+    Method(
+        name="greg1-published",
+        source="GReg-1: Wang et al. 2021, as its authors' code: λ grows to 1 in 100,000 of 110,000 iterations",
+        force=forces.Ridge(), beta=1.0, mode="gradient", kappa="one", strength=schedules.WarmUp(end=100 / 110),
+        acts_on="losers", criterion="filter_magnitude", scope="local",
+    ),
+    Method(
+        name="greg2-published",
+        source="GReg-2: Wang et al. 2021, as its authors' code: λ grows to 0.01 on all units in 10,000 of 119,000 "
+        "iterations, then on the chosen ones to 1 in 99,000",
+        force=forces.Ridge(), beta=1.0, mode="gradient", kappa="one",
+        strength=schedules.PiecewiseLinear(points=((0.0, 0.0), (10 / 119, 0.01), (109 / 119, 1.0))),
+        acts_on="losers", select_at=10 / 119, criterion="filter_magnitude", scope="local",
+    ),
     # Soft filter pruning.
     Method(
         name="sfp", source="SFP: He et al. 2018, algorithm 1: filters at zero train on, one rate for all groups",
