@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import subprocess
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,16 @@ def median_seconds(models: Sequence[nn.Module], inputs: Any, *, repetitions: int
 def machine_conditions() -> dict[str, str]:
     """Return versions, hardware and the number of threads."""
     return {**machine_record(LIBRARIES), "threads": str(torch.get_num_threads())}
+
+
+@cache
+def sources_digest() -> str:
+    """Return the SHA-256 of all Python files of the library and of the benchmarks, as they were at the first call."""
+    digest = hashlib.sha256()
+    for root in (Path(etp.__file__).parent, Path(__file__).parents[1]):
+        for file in sorted(root.rglob("*.py")):
+            digest.update(file.relative_to(root).as_posix().encode() + b"\0" + file.read_bytes() + b"\0")
+    return digest.hexdigest()
 
 
 def commit() -> str:

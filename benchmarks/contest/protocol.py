@@ -21,7 +21,7 @@ from typing import Any
 from torch import nn
 
 from benchmarks.common.contestant_names import DISTILLED, UNPRUNED
-from benchmarks.common.machine import commit, machine_conditions, median_seconds, parameters
+from benchmarks.common.machine import commit, machine_conditions, median_seconds, parameters, sources_digest
 from benchmarks.contest.contestants import Contest, Finished, Stage, Start, tunable
 from benchmarks.contest.gate import GATED, refusal_of
 from benchmarks.contest.torch_pruning import PEERS
@@ -127,7 +127,7 @@ class Protocol:
             return None
         settings = {
             "config": asdict(config), "push": push, "recipe": asdict(self.task.recipe), "title": self.task.title,
-            "blind": self.blind, "commit": commit(),
+            "blind": self.blind, "sources": sources_digest(),
         }  # fmt: skip
         trial = "" if push is None else f"-trial-{push:g}"
         name = f"{config.task}-{config.scale}-{config.method}-{config.speed_up:g}-{config.seed}{trial}"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from math import isfinite
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
+from benchmarks.common.machine import sources_digest
 from benchmarks.contest.training_state import RunStates, folder_of, keeping_states, next_training
 from benchmarks.tasks.base import Task
 
@@ -127,15 +129,16 @@ def cache_root() -> Path:
 
 
 def checkpoint(task: Task, seed: int = 0) -> nn.Module:
-    """The trained network that every method begins with; trained once with the seed, then read from the cache."""
+    """The trained network that every method begins with; trained once with the seed, then read from the cache.
+
+    It is trained in fp32, whatever the precision of the phases that follow.
+    """
     recipe = task.recipe
     torch.manual_seed(seed)
     model = task.start().to(task.device)
     if not recipe.dense_steps:
         return model.eval()
     settings = {name: value for name, value in asdict(recipe).items() if name in _DENSE}
-    if recipe.precision != "fp32":
-        settings["precision"] = recipe.precision
     key = {"recipe": settings, "task": task.name, "scale": task.scale, "model": _shapes(model)}
     if seed:
         key["seed"] = seed
@@ -144,9 +147,11 @@ def checkpoint(task: Task, seed: int = 0) -> nn.Module:
     if path.is_file():
         load_model(model, path)
         return model.eval()
-    states = RunStates(folder_of(cache_root() / "states", path.stem, key))
+    states = RunStates(folder_of(cache_root() / "states", path.stem, {**key, "sources": sources_digest()}))
+    exact = copy.copy(task)
+    exact.recipe = replace(recipe, precision="fp32")
     with keeping_states(states):
-        train(task, model, steps=recipe.dense_steps, peak=recipe.dense_rate, seed=seed, start=0)
+        train(exact, model, steps=recipe.dense_steps, peak=recipe.dense_rate, seed=seed, start=0)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(f".{os.getpid()}")
     save_model(model, str(partial))

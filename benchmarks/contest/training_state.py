@@ -152,7 +152,7 @@ def folder_of(root: Path, name: str, settings: Mapping[str, Any]) -> Path:
     Args:
         root: where all runs keep their states.
         name: of the run, a plain word.
-        settings: everything that its figures depend on, the commit of the sources too, as values that JSON can store.
+        settings: everything that its figures depend on, the sources too, as values that JSON can store.
     """
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
     for old in root.glob(f"{name}@*"):

@@ -38,7 +38,7 @@ _CPU = {
 }  # fmt: skip
 EPOCH = 390
 """Steps of a pass over 50,000 images in batches of 128."""
-_FULL = {  # rates and precision: `python -m benchmarks contest recipe cifar10`, and the same for cifar10-resnet56
+_FULL = {  # rates: `python -m benchmarks contest recipe cifar10`, whose lines a test compares with these
     20: Recipe(
         dense_steps=0, sparse_steps=5 * EPOCH, finetune_steps=10 * EPOCH, scratch_steps=30 * EPOCH, dense_rate=0.1,
         sparse_rate=0.02, finetune_rate=0.02, batch_size=128, tune_share=1.0, pushes=(0.2, 0.6, 2.0, 6.0),

@@ -59,7 +59,7 @@ _CPU = {
         finetune_rate=1e-4, batch_size=12, tune_share=0.2, **_ADAM,
     ),
 }  # fmt: skip
-_FULL = {  # of which `contest recipe sst2` shows the rates
+_FULL = {  # rates: `python -m benchmarks contest recipe sst2`
     name: Recipe(
         dense_steps=epoch * 3, sparse_steps=epoch * sparse, finetune_steps=epoch * after, scratch_steps=epoch * 6,
         dense_rate=5e-5, sparse_rate=5e-5, finetune_rate=5e-5, batch_size=32, tune_share=1.0,

@@ -30,6 +30,8 @@ from benchmarks.tasks.base import concerns
 from etp_graph.errors import BudgetError
 from tests.support.models.benchmark_toy import RECIPE, Toy, fields_of
 
+RUNS = Path(__file__).parents[2] / "benchmarks" / "results" / "runs"
+
 FULL = replace(RECIPE, tune_share=1.0, extensions=1)
 ACCURACY = {"name": "accuracy", "higher": True, "percent": True}
 PERPLEXITY = {"name": "perplexity", "higher": False, "percent": False}
@@ -162,6 +164,7 @@ def test_a_trial_at_the_full_length_is_as_long_as_a_run() -> None:
     assert FULL.trial() == FULL
 
 
+@pytest.mark.slow
 def test_the_recipes_of_whole_data_sets_are_tuned_at_full_length() -> None:
     for name in TASKS:
         try:
@@ -413,6 +416,17 @@ def test_the_rate_is_chosen_by_the_control_and_each_is_tried_once(
     console = Console(record=True, width=160)
     console.print(recipe.table(lines))
     assert "92.00*" in console.export_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", sorted((RUNS / recipe.RECIPES).glob("*.jsonl")), ids=lambda file: file.stem)
+def test_the_rate_of_a_recipe_is_the_best_of_its_lines(file: Path) -> None:
+    lines = [line for line in read_records(file) if line["scale"] == "full"]
+    best = recipe.best_line(lines, higher=lines[0]["metric"]["higher"])
+    assert best is not None
+    own = TASKS[file.stem]("full").recipe
+    assert own.sparse_rate == own.finetune_rate == best["recipe"]["sparse_rate"]
+    assert own.precision == "fp32" or recipe.find(lines, replace(own, precision="fp32")) is not None
 
 
 def test_half_precision_is_that_of_the_forward_alone(toy: Gated) -> None:
