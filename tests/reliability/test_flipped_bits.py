@@ -27,7 +27,7 @@ from tests.support.interrupted import ROUNDS, Loop, Power, X, facts, run, seed, 
 from tests.support.models.toy import Toy, toy_plan
 from tests.support.pruned_toy import state, trained_toy, values
 
-FEW, MANY = 60, 2_500
+FEW, MANY = 30, 2_000
 """Bits that are flipped in each file, by default and in the slow tests."""
 
 COUNTS = [FEW, pytest.param(MANY, marks=pytest.mark.slow)]
@@ -128,7 +128,7 @@ def went_on(folder: Path) -> Any:
     raise AssertionError("the run is finished")
 
 
-@pytest.mark.parametrize("count", [3, pytest.param(150, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [2, pytest.param(150, marks=pytest.mark.slow)])
 def test_a_run_that_goes_on(count: int, half_run: Path, tell: Tell) -> None:
     steps = json.loads((half_run / JOURNAL_FILE).read_text())["steps"]
     last = half_run / steps[-1]["step"]
@@ -138,7 +138,7 @@ def test_a_run_that_goes_on(count: int, half_run: Path, tell: Tell) -> None:
     assert all(equal == 0 for name, (_, equal) in found.items() if name != JOURNAL_FILE)  # 1e5 and 1E5 are equal
 
 
-@pytest.mark.parametrize("count", [3, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [1, pytest.param(100, marks=pytest.mark.slow)])
 def test_the_report_of_a_run(count: int, half_run: Path, tell: Tell) -> None:
     files = [file for file in sorted(half_run.rglob("*")) if file.is_file()]
     title = page(read_report_data(half_run))
@@ -154,7 +154,7 @@ def one_rank() -> Iterator[None]:
 
 @pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo")
 @pytest.mark.usefixtures("one_rank")
-@pytest.mark.parametrize("count", [8, pytest.param(1_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [8, pytest.param(500, marks=pytest.mark.slow)])
 def test_a_sharded_model(count: int, tmp_path: Path, tell: Tell) -> None:
     folder = fsdp.save(sharded.pruned(), tmp_path / "m")
 

@@ -53,7 +53,7 @@ def test_load_changes_all_of_a_model_or_nothing(
     build: Callable[[], nn.Module] = Toy if source == "toy" else encoder
     folder = save(trained_toy(1), tmp_path / "m") if source == "toy" else DATA / "encoder"
     lines = count_lines(lambda: load(folder, build=build()), CHANGING)
-    tell(interrupt_load(folder, build, error, places(lines, 250 if source == "toy" else 100), CHANGING))
+    tell(interrupt_load(folder, build, error, places(lines, 80 if source == "toy" else 40), CHANGING))
 
 
 def interrupt_load(
@@ -85,7 +85,7 @@ def test_load_at_every_line_of_the_library(source: str, error: type[BaseExceptio
 
 @pytest.mark.parametrize("error", ERRORS)
 @pytest.mark.parametrize("atomic", [True, False], ids=["exchange", "two renames"])
-@pytest.mark.parametrize("count", [40, pytest.param(None, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [14, pytest.param(None, marks=pytest.mark.slow)])
 @pytest.mark.filterwarnings("ignore:.*being overwritten")
 def test_save_leaves_one_whole_model(
     error: type[BaseException],
@@ -136,7 +136,7 @@ def writer(path: Path) -> subprocess.Popen[str]:
     return process
 
 
-@pytest.mark.parametrize("rounds", [1, pytest.param(50, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("rounds", [1, pytest.param(20, marks=pytest.mark.slow)])
 def test_what_a_killed_process_left_is_removed(rounds: int, tmp_path: Path, tell: Tell) -> None:
     path = tmp_path / "m"
     for number in range(rounds):
@@ -151,7 +151,7 @@ def test_what_a_killed_process_left_is_removed(rounds: int, tmp_path: Path, tell
 
 
 @pytest.mark.filterwarnings("error::UserWarning")
-@pytest.mark.parametrize("count", [30, pytest.param(3_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [30, pytest.param(1_000, marks=pytest.mark.slow)])
 def test_a_reader_beside_a_writer_reads_whole_models(count: int, tmp_path: Path, tell: Tell) -> None:
     process = writer(tmp_path / "m")
     try:

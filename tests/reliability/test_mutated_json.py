@@ -52,7 +52,7 @@ READERS: dict[str, tuple[str, Callable[[str], Any]]] = {
 }
 
 
-@pytest.mark.parametrize("count", [100, pytest.param(10_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [60, pytest.param(10_000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", READERS)
 def test_from_json(name: str, count: int, tell: Tell) -> None:
     text, read = READERS[name]
@@ -83,7 +83,7 @@ def test_every_reader_reads_what_was_written(name: str) -> None:
             read(junk)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("count", [100, pytest.param(10_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [60, pytest.param(10_000, marks=pytest.mark.slow)])
 def test_fits_of_a_latency(count: int, tell: Tell) -> None:
     chance = random.Random(0)
     for _ in range(count):
@@ -139,7 +139,7 @@ def refused_or_read(read: Callable[[], object]) -> bool:
     return False
 
 
-@pytest.mark.parametrize("count", [60, pytest.param(10_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [30, pytest.param(10_000, marks=pytest.mark.slow)])
 def test_manifests_with_a_valid_digest(count: int, tmp_path: Path, tell: Tell) -> None:
     folder = save(trained_toy(1), tmp_path / "m")
     body = json.loads((folder / MANIFEST_FILE).read_text())
@@ -167,7 +167,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("files", [True, False], ids=["sealed", "of 0.1.0"])
-@pytest.mark.parametrize("count", [10, pytest.param(5_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [6, pytest.param(5_000, marks=pytest.mark.slow)])
 def test_journals(count: int, files: bool, finished: Path, tmp_path: Path, tell: Tell) -> None:
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)
