@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from etp_graph._text import aligned
 from etp_graph.budget import Budget
 from etp_graph.errors import EtpError
 from etp_graph.methods import Method
-from etp_graph.plan import Cost, LatencyFit, Selection, described_quantity
+from etp_graph.plan import MAX_UNITS, Cost, LatencyFit, Selection, described_quantity
 
 FORMAT = 1
 
@@ -26,6 +26,8 @@ class SpeedUpDiverges(UserWarning):
 
 
 _READ = JsonReader(EtpError)
+
+_MAX_UNITS = 4 * MAX_UNITS
 
 _ROUND = (
     "metric_sparse", "metric_pruned", "metric_finetuned", "cost", "selection", "fingerprint", "seconds",
@@ -217,7 +219,7 @@ class CompressResult:
             budget=Budget.from_json(_READ.require_object(body["budget"], f"{where}: budget")),
             dense=Cost.from_json(_READ.require_object(body["dense"], f"{where}: dense")),
             metric_dense=_READ.require_number(body["metric_dense"], f"{where}: metric_dense"),
-            rounds=tuple(Round.from_dict(entry) for entry in _READ.require_list(body["rounds"], f"{where}: rounds")),
+            rounds=tuple(_rounds(body["rounds"], f"{where}: rounds")),
             seconds_dense=_READ.require_number(body["seconds_dense"], f"{where}: seconds_dense", low=0),
         )
 
@@ -244,3 +246,14 @@ class CompressResult:
         others = (f"{cost.others[name]:,}" if name in cost.others else "-" for name in self.dense.others)
         counted = f"{cost.macs:,}", f"{speed_up:.2f}x", f"{cost.params:,}", *others
         return stage, f"{metric:.4f}", *counted, f"{seconds:.1f}"
+
+
+def _rounds(value: Any, where: str) -> Iterator[Round]:
+    """Yield the rounds of a result. Raise :class:`EtpError` once their masks would fill the memory."""
+    total = 0
+    for place, entry in _READ.list_items(value, where):
+        found = Round.from_dict(entry)
+        total += sum(len(keep) for keep in found.selection.keep.values())
+        if total > _MAX_UNITS:
+            _READ.refuse(place, f"more than {_MAX_UNITS} units in all rounds")
+        yield found

@@ -109,6 +109,10 @@ def test_sizes_are_bound_before_anything_is_allocated() -> None:
     body["groups"][0]["n_units"] = 2**31
     with pytest.raises(EtpError, match="n_units"):
         Plan.from_json(json.dumps(body))
+    result = json.loads((DATA / "result.json").read_text())
+    result["rounds"] = [{**result["rounds"][0], "selection": {"conv1": [MAX_UNITS, []]}}] * 5
+    with pytest.raises(EtpError, match="units in all rounds"):
+        etp.CompressResult.from_json(json.dumps(result))
     method = json.loads((DATA / "method.json").read_text())
     with pytest.raises(EtpError, match="rounds"):
         methods.Method.from_json({**method, "rounds": 10**8})
