@@ -306,7 +306,7 @@ def read_mapping(source: object, where: str, error: type[EtpError] = ForceError)
         EtpError: this is neither. It is an instance of ``error``.
     """
     reader = JsonReader(error)
-    return reader.object(dict(source) if isinstance(source, Mapping) else reader.parse(source, where), where)
+    return reader.require_object(dict(source) if isinstance(source, Mapping) else reader.parse(source, where), where)
 
 
 def change_fields(configuration: D, values: Mapping[str, Any]) -> D:

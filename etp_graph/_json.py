@@ -73,7 +73,7 @@ class JsonReader:
             self.refuse(where, f"not valid JSON ({shorten(str(error), quote=False)})", error)
         return found
 
-    def object(
+    def require_object(
         self, value: Any, where: str, keys: Collection[str] | None = None, *, optional: Collection[str] | None = ()
     ) -> dict[str, Any]:
         """Return the value if it is an object.
@@ -94,52 +94,52 @@ class JsonReader:
             self.refuse(where, f"expected the keys {', '.join(keys)}, got {shorten(sorted(value))}")
         return value
 
-    def list(self, value: Any, where: str) -> list[Any]:
+    def require_list(self, value: Any, where: str) -> list[Any]:
         """Return the value if it is a list."""
         if type(value) is not list:
             self.refuse(where, f"expected a list, got {shorten(value)}")
         return value
 
-    def items(self, value: Any, where: str) -> list[tuple[str, Any]]:
+    def list_items(self, value: Any, where: str) -> list[tuple[str, Any]]:
         """Return the entries of a list, each with its place."""
-        return [(f"{where}[{i}]", entry) for i, entry in enumerate(self.list(value, where))]
+        return [(f"{where}[{i}]", entry) for i, entry in enumerate(self.require_list(value, where))]
 
-    def entries(self, value: Any, where: str) -> list[tuple[str, str, Any]]:
+    def list_entries(self, value: Any, where: str) -> list[tuple[str, str, Any]]:
         """Return the entries of an object: place, key, value."""
-        return [(f"{where}[{shorten(key)}]", key, entry) for key, entry in self.object(value, where).items()]
+        return [(f"{where}[{shorten(key)}]", key, entry) for key, entry in self.require_object(value, where).items()]
 
-    def text(self, value: Any, where: str) -> str:
+    def require_text(self, value: Any, where: str) -> str:
         """Return the value if it is a text."""
         if type(value) is not str:
             self.refuse(where, f"expected a text, got {shorten(value)}")
         return value
 
-    def texts(self, value: Any, where: str) -> tuple[str, ...]:
+    def require_texts(self, value: Any, where: str) -> tuple[str, ...]:
         """Return the value, a list of different texts, as a tuple."""
-        found = tuple(self.text(entry, place) for place, entry in self.items(value, where))
-        self.unique(found, where)
+        found = tuple(self.require_text(entry, place) for place, entry in self.list_items(value, where))
+        self.require_unique(found, where)
         return found
 
-    def integer(self, value: Any, where: str, *, low: int = 0, high: int = LARGEST) -> int:
+    def require_integer(self, value: Any, where: str, *, low: int = 0, high: int = LARGEST) -> int:
         """Return the value if it is an integer from ``low`` to ``high``."""
         if type(value) is not int or not low <= value <= high:  # isinstance would accept a bool
             self.refuse(where, f"expected an integer from {low} to {high}, got {shorten(value)}")
         return value
 
-    def number(self, value: Any, where: str, *, low: float = -_MOST) -> float:
+    def require_number(self, value: Any, where: str, *, low: float = -_MOST) -> float:
         """Return the value as a float if it is a finite number of at least ``low``."""
         if type(value) not in (int, float) or not low <= value <= _MOST:
             least = "" if low == -_MOST else f" of at least {low:g}"
             self.refuse(where, f"expected a finite number{least}, got {shorten(value)}")
         return float(value)
 
-    def boolean(self, value: Any, where: str) -> bool:
+    def require_boolean(self, value: Any, where: str) -> bool:
         """Return the value if it is true or false."""
         if type(value) is not bool:
             self.refuse(where, f"expected true or false, got {shorten(value)}")
         return value
 
-    def unique(self, values: Iterable[Any], where: str) -> None:
+    def require_unique(self, values: Iterable[Any], where: str) -> None:
         """Raise unless all values differ."""
         seen = set()
         for value in values:

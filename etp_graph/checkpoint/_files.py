@@ -9,8 +9,9 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import TypeVar
 
 from safetensors import SafetensorError
 
@@ -173,7 +174,7 @@ def require_folder(folder: Path) -> None:
         raise CheckpointError(f"{folder}: is a link or a file, not a folder. {RESTORE}")
 
 
-def open_file(file: Path) -> BinaryIO:
+def open_file(file: Path) -> BufferedReader:
     """Open a regular file to read; links are not followed. Raises :class:`CheckpointError`."""
     flags = os.O_RDONLY
     for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY"):  # not every system has all of them

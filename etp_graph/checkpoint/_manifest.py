@@ -109,20 +109,24 @@ def manifest_in(folder: Path) -> Manifest:
 
 def parse_manifest(data: bytes, *, where: str) -> Manifest:
     """Parse and check the bytes of a manifest; ``where`` names the file in errors (:class:`CheckpointError`)."""
-    body = READER.object(READER.parse(data, where, fractions=False), where)
+    body = READER.require_object(READER.parse(data, where, fractions=False), where)
     if type(body.get("format")) is not int or body["format"] != FORMAT:
         found = shorten(body.get("format"))
         raise CheckpointError(f"{where}: format {found} is unknown, this version reads {FORMAT}. Update etp_graph.")
-    READER.object(body, where, _KEYS)
+    READER.require_object(body, where, _KEYS)
     body = unsealed(body, where)
     weights = FileSum.from_json(body["weights"], f"{where}: weights")
     manifest = Manifest(
         libraries={
-            n: READER.text(v, place) for place, n, v in READER.entries(body["libraries"], f"{where}: libraries")
+            n: READER.require_text(v, place)
+            for place, n, v in READER.list_entries(body["libraries"], f"{where}: libraries")
         },
         record=_record(body, where),
-        tensors={n: _tensor(v, place) for place, n, v in READER.entries(body["tensors"], f"{where}: tensors")},
-        aliases={n: READER.text(v, place) for place, n, v in READER.entries(body["aliases"], f"{where}: aliases")},
+        tensors={n: _tensor(v, place) for place, n, v in READER.list_entries(body["tensors"], f"{where}: tensors")},
+        aliases={
+            n: READER.require_text(v, place)
+            for place, n, v in READER.list_entries(body["aliases"], f"{where}: aliases")
+        },
         n_bytes=weights.n_bytes,
         sha256=weights.sha256,
     )
@@ -134,14 +138,14 @@ def _record(body: Mapping[str, Any], where: str) -> SurgeryRecord:
     """Return the record of surgery in the body of a manifest."""
 
     def entries(key: str) -> list[tuple[str, Any]]:
-        return READER.items(body[key], f"{where}: {key}")
+        return READER.list_items(body[key], f"{where}: {key}")
 
     return SurgeryRecord(
         fingerprints=tuple(read_hash(value, place) for place, value in entries("fingerprints")),
         selections=tuple(_selection(value, place) for place, value in entries("selections")),
         edits=tuple(_edit(value, place) for place, value in entries("edits")),
-        tensors=READER.texts(body["cut"], f"{where}: cut"),
-        standins=READER.texts(body["standins"], f"{where}: standins"),
+        tensors=READER.require_texts(body["cut"], f"{where}: cut"),
+        standins=READER.require_texts(body["standins"], f"{where}: standins"),
     )
 
 
@@ -150,7 +154,7 @@ def _check(manifest: Manifest, where: str) -> None:
     record = manifest.record
     if len(record.fingerprints) != len(record.selections):
         READER.refuse(where, f"{len(record.fingerprints)} fingerprints for {len(record.selections)} selections")
-    READER.unique(((e.module, e.name, e.item) for e in record.edits), f"{where}: edits")
+    READER.require_unique(((e.module, e.name, e.item) for e in record.edits), f"{where}: edits")
     for alias, name in manifest.aliases.items():
         if alias in manifest.tensors or name not in manifest.tensors:
             READER.refuse(
@@ -166,26 +170,32 @@ def _check(manifest: Manifest, where: str) -> None:
 
 
 def _tensor(value: Any, where: str) -> TensorInfo:
-    body = READER.object(value, where, ("shape", "dtype"))
-    if READER.text(body["dtype"], f"{where}: dtype") not in DTYPES:
+    body = READER.require_object(value, where, ("shape", "dtype"))
+    if READER.require_text(body["dtype"], f"{where}: dtype") not in DTYPES:
         READER.refuse(f"{where}: dtype", f"{shorten(body['dtype'])} is not one of {', '.join(DTYPES)}")
-    shape = READER.list(body["shape"], f"{where}: shape")
+    shape = READER.require_list(body["shape"], f"{where}: shape")
     if len(shape) > 64:  # the maximum number of dimensions in torch
         READER.refuse(f"{where}: shape", f"{len(shape)} dimensions")
-    return TensorInfo(shape=tuple(READER.integer(size, f"{where}: shape") for size in shape), dtype=body["dtype"])
+    return TensorInfo(
+        shape=tuple(READER.require_integer(size, f"{where}: shape") for size in shape), dtype=body["dtype"]
+    )
 
 
 def _edit(value: Any, where: str) -> Edit:
-    body = READER.object(value, where, ("module", "name", "item", "value"))
-    module, name, item = READER.text(body["module"], where), READER.text(body["name"], where), body["item"]
+    body = READER.require_object(value, where, ("module", "name", "item", "value"))
+    module, name, item = (
+        READER.require_text(body["module"], where),
+        READER.require_text(body["name"], where),
+        body["item"],
+    )
     if not name.isidentifier() or name.startswith("_"):
         READER.refuse(where, f"{shorten(name)} is not the name of a public attribute")
     if item is not None:
-        item = READER.integer(item, f"{where}: item", low=-64, high=63)
-    return Edit(module=module, name=name, item=item, value=READER.integer(body["value"], f"{where}: value"))
+        item = READER.require_integer(item, f"{where}: item", low=-64, high=63)
+    return Edit(module=module, name=name, item=item, value=READER.require_integer(body["value"], f"{where}: value"))
 
 
 def _selection(value: Any, where: str) -> str:
     """Check and return the text of a selection; build no mask."""
-    parse_selection(READER, READER.text(value, where), where)
+    parse_selection(READER, READER.require_text(value, where), where)
     return str(value)

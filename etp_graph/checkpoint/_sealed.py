@@ -46,7 +46,7 @@ def unsealed(body: Mapping[str, Any], where: str, reader: JsonReader = READER) -
 
 def read_hash(value: Any, where: str) -> str:
     """Return the value if it is a SHA-256 as 64 hexadecimal digits."""
-    if not _HASH.fullmatch(READER.text(value, where)):
+    if not _HASH.fullmatch(READER.require_text(value, where)):
         READER.refuse(where, f"expected 64 hexadecimal digits, got {value[:70]!r}")
     return str(value)
 
@@ -73,8 +73,8 @@ class FileSum:
     @classmethod
     def from_json(cls, value: Any, where: str) -> FileSum:
         """Return the sum that :meth:`to_json` wrote. Raises :class:`CheckpointError`."""
-        body = READER.object(value, where, ("bytes", "sha256"))
-        n_bytes = READER.integer(body["bytes"], f"{where}.bytes", high=LARGEST)
+        body = READER.require_object(value, where, ("bytes", "sha256"))
+        n_bytes = READER.require_integer(body["bytes"], f"{where}.bytes", high=LARGEST)
         return cls(n_bytes, read_hash(body["sha256"], f"{where}.sha256"))
 
     def to_json(self) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from etp_graph._text import aligned
 from etp_graph.budget import Budget
 from etp_graph.errors import EtpError
 from etp_graph.methods import Method
-from etp_graph.plan import Cost, LatencyFit, Selection, described_quantity
+from etp_graph.plan import MAX_UNITS, Cost, LatencyFit, Selection, described_quantity
 
 FORMAT = 1
 
@@ -26,6 +26,8 @@ class SpeedUpDiverges(UserWarning):
 
 
 _READ = JsonReader(EtpError)
+
+_MAX_UNITS = 4 * MAX_UNITS
 
 _ROUND = (
     "metric_sparse", "metric_pruned", "metric_finetuned", "cost", "selection", "fingerprint", "seconds",
@@ -76,16 +78,23 @@ class Round:
     def from_dict(cls, body: Mapping[str, Any]) -> Round:
         """Return the round that :meth:`to_dict` wrote. Raise :class:`EtpError` for anything else."""
         where = "this is not a round of a result"
-        values = _READ.object(dict(body) if isinstance(body, Mapping) else body, where, _ROUND, optional=("latency",))
-        seconds = {name: _READ.number(value, at, low=0) for at, name, value in _READ.entries(values["seconds"], where)}
+        values = _READ.require_object(
+            dict(body) if isinstance(body, Mapping) else body, where, _ROUND, optional=("latency",)
+        )
+        seconds = {
+            name: _READ.require_number(value, at, low=0)
+            for at, name, value in _READ.list_entries(values["seconds"], where)
+        }
         metric_sparse, latency = values["metric_sparse"], values.get("latency")
         return cls(
-            metric_sparse=None if metric_sparse is None else _READ.number(metric_sparse, f"{where}: metric_sparse"),
-            metric_pruned=_READ.number(values["metric_pruned"], f"{where}: metric_pruned"),
-            metric_finetuned=_READ.number(values["metric_finetuned"], f"{where}: metric_finetuned"),
-            cost=Cost.from_json(_READ.object(values["cost"], f"{where}: cost")),
+            metric_sparse=None
+            if metric_sparse is None
+            else _READ.require_number(metric_sparse, f"{where}: metric_sparse"),
+            metric_pruned=_READ.require_number(values["metric_pruned"], f"{where}: metric_pruned"),
+            metric_finetuned=_READ.require_number(values["metric_finetuned"], f"{where}: metric_finetuned"),
+            cost=Cost.from_json(_READ.require_object(values["cost"], f"{where}: cost")),
             selection=Selection.from_json(json.dumps(values["selection"])),
-            fingerprint=_READ.text(values["fingerprint"], f"{where}: fingerprint"),
+            fingerprint=_READ.require_text(values["fingerprint"], f"{where}: fingerprint"),
             seconds=seconds,
             latency=None if latency is None else LatencyFit.from_dict(latency),
         )
@@ -200,18 +209,18 @@ class CompressResult:
             EtpError: the text is not such a result.
         """
         where = "this text is not a result of compress"
-        body = _READ.object(_READ.parse(text, where), where)
+        body = _READ.require_object(_READ.parse(text, where), where)
         if type(body.get("format")) is not int or body["format"] != FORMAT:
             found = shorten(body.get("format"))
             raise EtpError(f"result format {found} is unknown; this version reads format {FORMAT}.")
-        _READ.object(body, where, _RESULT)
+        _READ.require_object(body, where, _RESULT)
         return cls(
-            method=Method.from_json(_READ.object(body["method"], f"{where}: method")),
-            budget=Budget.from_json(_READ.object(body["budget"], f"{where}: budget")),
-            dense=Cost.from_json(_READ.object(body["dense"], f"{where}: dense")),
-            metric_dense=_READ.number(body["metric_dense"], f"{where}: metric_dense"),
-            rounds=tuple(Round.from_dict(entry) for entry in _READ.list(body["rounds"], f"{where}: rounds")),
-            seconds_dense=_READ.number(body["seconds_dense"], f"{where}: seconds_dense", low=0),
+            method=Method.from_json(_READ.require_object(body["method"], f"{where}: method")),
+            budget=Budget.from_json(_READ.require_object(body["budget"], f"{where}: budget")),
+            dense=Cost.from_json(_READ.require_object(body["dense"], f"{where}: dense")),
+            metric_dense=_READ.require_number(body["metric_dense"], f"{where}: metric_dense"),
+            rounds=tuple(_rounds(body["rounds"], f"{where}: rounds")),
+            seconds_dense=_READ.require_number(body["seconds_dense"], f"{where}: seconds_dense", low=0),
         )
 
     def __str__(self) -> str:
@@ -237,3 +246,14 @@ class CompressResult:
         others = (f"{cost.others[name]:,}" if name in cost.others else "-" for name in self.dense.others)
         counted = f"{cost.macs:,}", f"{speed_up:.2f}x", f"{cost.params:,}", *others
         return stage, f"{metric:.4f}", *counted, f"{seconds:.1f}"
+
+
+def _rounds(value: Any, where: str) -> Iterator[Round]:
+    """Yield the rounds of a result. Raise :class:`EtpError` once their masks would fill the memory."""
+    total = 0
+    for place, entry in _READ.list_items(value, where):
+        found = Round.from_dict(entry)
+        total += sum(len(keep) for keep in found.selection.keep.values())
+        if total > _MAX_UNITS:
+            _READ.refuse(place, f"more than {_MAX_UNITS} units in all rounds")
+        yield found

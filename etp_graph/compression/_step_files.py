@@ -89,7 +89,7 @@ def read_plan(folder: Path, step: StepResult) -> Plan | None:
     if packed is None:
         return None
     try:
-        return Plan.from_json(packed.numpy().tobytes())
+        return Plan.from_json(packed.numpy().tobytes().decode(errors="replace"))
     except (EtpError, TypeError, RuntimeError) as error:
         file = folder / str(step["step"]) / STATE_FILE
         raise CheckpointError(f"{file}: holds no plan ({error}) Restore the folder from a copy.") from error
@@ -105,28 +105,28 @@ def read_journal(file: Path) -> tuple[dict[str, Any], list[StepResult]]:
         CheckpointError: the file is not a journal, is damaged, or is of another format.
     """
     where = f"{file}: not a journal"
-    body = _READER.object(_READER.parse(read_file(file, limit=_MAX_BYTES), where), where)
+    body = _READER.require_object(_READER.parse(read_file(file, limit=_MAX_BYTES), where), where)
     if type(body.get("format")) is not int or body["format"] != FORMAT:
         found = shorten(body.get("format"))
         raise CheckpointError(f"{file}: format {found}, not a journal of format {FORMAT}. Use another folder.")
-    _READER.object(body, where, ("format", "arguments", "steps"), optional=("digest",))
+    _READER.require_object(body, where, ("format", "arguments", "steps"), optional=("digest",))
     sealed = "digest" in body
     if sealed:
         unsealed(body, where, _READER)
-    arguments = _READER.object(body["arguments"], f"{where}: arguments")
-    steps = _READER.items(body["steps"], f"{where}: steps")
+    arguments = _READER.require_object(body["arguments"], f"{where}: arguments")
+    steps = _READER.list_items(body["steps"], f"{where}: steps")
     return arguments, [_step(step, number, place, sealed=sealed) for number, (place, step) in enumerate(steps)]
 
 
 def _step(value: Any, number: int, where: str, *, sealed: bool) -> StepResult:
     """Check and return one step. Without a digest, a step has no other keys than those that version 0.1.0 wrote."""
-    step = _READER.object(value, where, ("step", "weights"), optional=None if sealed else _OUTCOMES)
-    name = _READER.text(step["step"], f"{where}: step")
+    step = _READER.require_object(value, where, ("step", "weights"), optional=None if sealed else _OUTCOMES)
+    name = _READER.require_text(step["step"], f"{where}: step")
     if not name.startswith(f"{number:02d}-") or not name.replace("-", "").isalnum() or not name.isascii():
         _READER.refuse(where, f"{shorten(name)} is not the name of step {number}")  # it is used as a path
-    _READER.boolean(step["weights"], f"{where}: weights")
+    _READER.require_boolean(step["weights"], f"{where}: weights")
     if FILES in step:  # steps of version 0.1.0 in a run that goes on have none
-        files = _READER.object(step[FILES], f"{where}: {FILES}", files_of(step))
+        files = _READER.require_object(step[FILES], f"{where}: {FILES}", files_of(step))
         for file, known in files.items():
             FileSum.from_json(known, f"{where}: {FILES}: {file}")
     _check_outcome(step, where)
@@ -137,13 +137,13 @@ def _check_outcome(step: StepResult, where: str) -> None:
     """Raise unless the outcome of a step has what its kind says, with finite numbers."""
     kind = step["step"].split("-")[1]
     needed = {"evaluate": ("metric",), "prune": ("cost", "selection")}.get(kind, ())
-    _READER.object(step, where, (*needed, "seconds"), optional=None)
-    _READER.number(step["seconds"], f"{where}: seconds", low=0)
+    _READER.require_object(step, where, (*needed, "seconds"), optional=None)
+    _READER.require_number(step["seconds"], f"{where}: seconds", low=0)
     if "metric" in step:
-        _READER.number(step["metric"], f"{where}: metric")
+        _READER.require_number(step["metric"], f"{where}: metric")
     for key in ("steps", "steps_done"):
         if step.get(key) is not None:
-            _READER.integer(step[key], f"{where}: {key}")
+            _READER.require_integer(step[key], f"{where}: {key}")
     if "selection" in step:
         parse_selection(_READER, step["selection"], f"{where}: selection")
     for key, read in (("cost", Cost.from_json), ("latency", LatencyFit.from_dict)):

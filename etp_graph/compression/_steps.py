@@ -20,10 +20,11 @@ from etp_graph.regularizer import Regularizer
 from etp_graph.surgery import prune_
 
 from ._calibration import WeightsUnchanged
-from ._journal import Journal, StepResult
+from ._journal import Journal
 from ._phase import Phase, PhaseName
 from ._progress import Bar
 from ._result import CompressResult, Round
+from ._step_files import StepResult
 
 Train = Callable[[nn.Module, Phase], object]
 

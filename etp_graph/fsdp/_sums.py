@@ -77,8 +77,8 @@ def _read_sums(folder: Path, sha256: str) -> dict[str, FileSum]:
     if FileSum.of_bytes(content).sha256 != sha256:
         raise CheckpointError(f"{file}: its SHA-256 is not the manifest's, it was damaged. Restore the folder.")
     where = str(file)
-    body = READER.object(READER.parse(content, where, fractions=False), where, ("format", "files", "digest"))
-    files = READER.entries(unsealed(body, where)["files"], f"{where}: files")
+    body = READER.require_object(READER.parse(content, where, fractions=False), where, ("format", "files", "digest"))
+    files = READER.list_entries(unsealed(body, where)["files"], f"{where}: files")
     return {name: FileSum.from_json(value, place) for place, name, value in files}
 
 

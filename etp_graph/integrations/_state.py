@@ -68,9 +68,9 @@ def read_state(folder: Path) -> dict[str, Any]:
         ) from error
     if not sound:
         reader.refuse(str(file), "is damaged: its SHA-256 is not the one that was written down")
-    state = reader.object(reader.parse(metadata[_KEY], str(file)), str(file), ("regularizer",), optional=None)
+    state = reader.require_object(reader.parse(metadata[_KEY], str(file)), str(file), ("regularizer",), optional=None)
     if state["regularizer"] is not None:
-        state["regularizer"] = {**reader.object(state["regularizer"], f"{file}: regularizer"), **tensors}
+        state["regularizer"] = {**reader.require_object(state["regularizer"], f"{file}: regularizer"), **tensors}
     return state
 
 

@@ -54,16 +54,16 @@ class Latency:
     def from_json(cls, text: str) -> Latency:
         """Read the latency that :meth:`to_json` wrote. Raises :class:`EtpError` if the text is not a latency."""
         read, where = JsonReader(EtpError), "this text is not a latency"
-        body = read.object(read.parse(text, where), where, [field.name for field in fields(cls)])
+        body = read.require_object(read.parse(text, where), where, [field.name for field in fields(cls)])
         peak = body["peak_memory"]
         return cls(
-            p50_ms=read.number(body["p50_ms"], f"{where}: p50_ms", low=0),
-            p90_ms=read.number(body["p90_ms"], f"{where}: p90_ms", low=0),
-            throughput=read.number(body["throughput"], f"{where}: throughput", low=0),
-            peak_memory=None if peak is None else read.integer(peak, f"{where}: peak_memory"),
-            threads=read.integer(body["threads"], f"{where}: threads"),
-            repetitions=read.integer(body["repetitions"], f"{where}: repetitions"),
-            device=read.text(body["device"], f"{where}: device"),
+            p50_ms=read.require_number(body["p50_ms"], f"{where}: p50_ms", low=0),
+            p90_ms=read.require_number(body["p90_ms"], f"{where}: p90_ms", low=0),
+            throughput=read.require_number(body["throughput"], f"{where}: throughput", low=0),
+            peak_memory=None if peak is None else read.require_integer(peak, f"{where}: peak_memory"),
+            threads=read.require_integer(body["threads"], f"{where}: threads"),
+            repetitions=read.require_integer(body["repetitions"], f"{where}: repetitions"),
+            device=read.require_text(body["device"], f"{where}: device"),
         )
 
     def __str__(self) -> str:

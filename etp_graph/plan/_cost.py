@@ -73,9 +73,15 @@ class Cost:
         """
         where = "this text is not a cost"
         found = _READ.parse(source, where, fractions=False) if not isinstance(source, Mapping) else dict(source)
-        body = _READ.object(found, where, ("macs", "params", "uncounted"), optional=("others",))
-        counted = {"macs": body["macs"], "params": body["params"], **_READ.object(body.get("others", {}), where)}
-        amounts = {name: _READ.integer(n, f"{where}: {shorten(name)}", high=_LARGEST) for name, n in counted.items()}
+        body = _READ.require_object(found, where, ("macs", "params", "uncounted"), optional=("others",))
+        counted = {
+            "macs": body["macs"],
+            "params": body["params"],
+            **_READ.require_object(body.get("others", {}), where),
+        }
+        amounts = {
+            name: _READ.require_integer(n, f"{where}: {shorten(name)}", high=_LARGEST) for name, n in counted.items()
+        }
         names = list(body["uncounted"]) if isinstance(body["uncounted"], tuple) else body["uncounted"]
-        uncounted = [_READ.text(name, at) for at, name in _READ.items(names, f"{where}: uncounted")]
+        uncounted = [_READ.require_text(name, at) for at, name in _READ.list_items(names, f"{where}: uncounted")]
         return cls.of(amounts, tuple(uncounted))

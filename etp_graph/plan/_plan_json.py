@@ -39,41 +39,43 @@ def parse_plan(text: object, known_format: int) -> dict[str, Any]:
         PlanError: the text is no plan, is of an unknown format, or contradicts itself.
     """
     where = "this text is not a plan"
-    body = _READ.object(_READ.parse(text, where, fractions=False), where)
+    body = _READ.require_object(_READ.parse(text, where, fractions=False), where)
     if type(body.get("format")) is not int or body["format"] != known_format:
         found = shorten(body.get("format"))
         raise PlanError(f"plan format {found} is unknown; this version reads format {known_format}.")
-    _READ.object(body, where, _KEYS, optional=None)
+    _READ.require_object(body, where, _KEYS, optional=None)
     shapes = {
-        name: [_READ.integer(size, at) for at, size in _READ.items(shape, at)]
-        for at, name, shape in _READ.entries(body["tensors"], f"{where}: tensors")
+        name: [_READ.require_integer(size, at) for at, size in _READ.list_items(shape, at)]
+        for at, name, shape in _READ.list_entries(body["tensors"], f"{where}: tensors")
     }
     for name, shape in shapes.items():
         if prod(shape) > _LARGEST_TERM:
             _READ.refuse(f"{where}: tensors", f"{shorten(name)} has more elements than any tensor")
     activations = {
-        name: _READ.integer(size, at) for at, name, size in _READ.entries(body["activations"], f"{where}: activations")
+        name: _READ.require_integer(size, at)
+        for at, name, size in _READ.list_entries(body["activations"], f"{where}: activations")
     }
     _check_lists(body, shapes, where)
     _check_ops(body["ops"], shapes, activations, f"{where}: ops")
     _check_later_keys(body, shapes, activations, where)
     groups = [
-        _check_group(group, at, shapes, activations) for at, group in _READ.items(body["groups"], f"{where}: groups")
+        _check_group(group, at, shapes, activations)
+        for at, group in _READ.list_items(body["groups"], f"{where}: groups")
     ]
-    _READ.unique((name for name, _ in groups), f"{where}: groups")
+    _READ.require_unique((name for name, _ in groups), f"{where}: groups")
     if (total := sum(n_units for _, n_units in groups)) > MAX_UNITS:
         _READ.refuse(where, f"{total} units, more than {MAX_UNITS}")
     return body
 
 
 def _check_lists(body: Mapping[str, Any], shapes: Mapping[str, Any], where: str) -> None:
-    for name in _READ.texts(body["parameters"], f"{where}: parameters"):
+    for name in _READ.require_texts(body["parameters"], f"{where}: parameters"):
         if name not in shapes:
             _READ.refuse(f"{where}: parameters", f"{shorten(name)} is no tensor of it")
     for key in ("uncounted", "modes", "unreached", "notes"):
-        for at, value in _READ.items(body[key], f"{where}: {key}"):
-            _READ.text(value, at)
-    _READ.text(body["device"], f"{where}: device")
+        for at, value in _READ.list_items(body[key], f"{where}: {key}"):
+            _READ.require_text(value, at)
+    _READ.require_text(body["device"], f"{where}: device")
 
 
 def _check_later_keys(
@@ -92,17 +94,17 @@ def _check_later_keys(
 
 
 def _check_ops(value: Any, shapes: Mapping[str, list[int]], activations: Mapping[str, int], where: str) -> None:
-    for at, op in _READ.items(value, where):
-        if len(_READ.list(op, at)) != 3:
+    for at, op in _READ.list_items(value, where):
+        if len(_READ.require_list(op, at)) != 3:
             _READ.refuse(at, f"expected [name, coefficient, axes], got {shorten(op)}")
-        _READ.text(op[0], at)
-        term = _READ.integer(op[1], at)
-        for pair in _READ.list(op[2], at):
-            if len(_READ.list(pair, at)) != 2:
+        _READ.require_text(op[0], at)
+        term = _READ.require_integer(op[1], at)
+        for pair in _READ.require_list(op[2], at):
+            if len(_READ.require_list(pair, at)) != 2:
                 _READ.refuse(at, f"expected [tensor, axis], got {shorten(pair)}")
-            name = _READ.text(pair[0], at)
+            name = _READ.require_text(pair[0], at)
             n_axes = len(shapes[name]) if name in shapes else int(name in activations)
-            axis = _READ.integer(pair[1], f"{at}: axis of {shorten(name)}", high=n_axes - 1)
+            axis = _READ.require_integer(pair[1], f"{at}: axis of {shorten(name)}", high=n_axes - 1)
             term *= shapes[name][axis] if name in shapes else activations[name]
         if term > _LARGEST_TERM:
             _READ.refuse(at, "counts more operations than any model has")
@@ -112,36 +114,36 @@ def _check_group(
     value: Any, where: str, shapes: Mapping[str, list[int]], activations: Mapping[str, int]
 ) -> tuple[str, int]:
     """Check one group; return its name and its number of units."""
-    group = _READ.object(value, where, _GROUP, optional=None)
-    name = _READ.text(group["name"], f"{where}: name")
-    _READ.text(group["kind"], f"{where}: kind")
-    n_units = _READ.integer(group["n_units"], f"{where}: n_units", high=MAX_UNITS)
+    group = _READ.require_object(value, where, _GROUP, optional=None)
+    name = _READ.require_text(group["name"], f"{where}: name")
+    _READ.require_text(group["kind"], f"{where}: kind")
+    n_units = _READ.require_integer(group["n_units"], f"{where}: n_units", high=MAX_UNITS)
     for key in ("blocks", "multiple", "min_units"):
-        _READ.integer(group[key], f"{where}: {key}", low=int(key != "min_units"), high=MAX_UNITS)
+        _READ.require_integer(group[key], f"{where}: {key}", low=int(key != "min_units"), high=MAX_UNITS)
     if n_units % group["blocks"]:
         _READ.refuse(where, f"{n_units} units in {group['blocks']} blocks of equal length")
     if group["locked"] is not None:
-        _READ.text(group["locked"], f"{where}: locked")
-    for at, piece in _READ.items(group["slices"], f"{where}: slices"):
-        if len(_READ.list(piece, at)) != 5 or type(piece[0]) is not str or piece[0] not in shapes:
+        _READ.require_text(group["locked"], f"{where}: locked")
+    for at, piece in _READ.list_items(group["slices"], f"{where}: slices"):
+        if len(_READ.require_list(piece, at)) != 5 or type(piece[0]) is not str or piece[0] not in shapes:
             _READ.refuse(
                 at, f"expected [tensor, axis, index, unit, passive] with a tensor of the plan, got {shorten(piece)}"
             )
         shape = shapes[piece[0]]
-        axis = _READ.integer(piece[1], f"{at}: axis", high=len(shape) - 1)
+        axis = _READ.require_integer(piece[1], f"{at}: axis", high=len(shape) - 1)
         _check_positions(piece[2], piece[3], at, size=shape[axis], n_units=n_units)
-        _READ.boolean(piece[4], at)
-    for at, attribute in _READ.items(group["attributes"], f"{where}: attributes"):
+        _READ.require_boolean(piece[4], at)
+    for at, attribute in _READ.list_items(group["attributes"], f"{where}: attributes"):
         _check_attribute(attribute, at, n_units, activations)
     return name, n_units
 
 
 def _check_attribute(value: Any, where: str, n_units: int, activations: Mapping[str, int]) -> None:
-    if len(_READ.list(value, where)) != 5:
+    if len(_READ.require_list(value, where)) != 5:
         _READ.refuse(where, f"expected [module, name, item, index, unit], got {shorten(value)}")
-    module, name = _READ.text(value[0], where), _READ.text(value[1], where)
+    module, name = _READ.require_text(value[0], where), _READ.require_text(value[1], where)
     if value[2] is not None:
-        _READ.integer(value[2], f"{where}: item", low=-64, high=63)
+        _READ.require_integer(value[2], f"{where}: item", low=-64, high=63)
     size = MAX_UNITS
     if module == ACTIVATION:
         size = activations.get(name, 0)
@@ -162,12 +164,12 @@ def _check_positions(index: Any, unit: Any, where: str, *, size: int, n_units: i
 def _check_index(value: Any, where: str, size: int) -> int:
     """Check a list or a range of integers from 0 to ``size - 1``; return its length."""
     if type(value) is dict:
-        ends = _READ.list(_READ.object(value, where, ("range",))["range"], where)
+        ends = _READ.require_list(_READ.require_object(value, where, ("range",))["range"], where)
         if len(ends) != 2:
             _READ.refuse(where, f"expected [start, stop], got {shorten(ends)}")
-        start = _READ.integer(ends[0], where, high=size)
-        return _READ.integer(ends[1], where, low=start, high=size) - start
-    entries = _READ.list(value, where)
+        start = _READ.require_integer(ends[0], where, high=size)
+        return _READ.require_integer(ends[1], where, low=start, high=size) - start
+    entries = _READ.require_list(value, where)
     if not entries:
         return 0
     try:

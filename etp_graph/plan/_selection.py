@@ -59,15 +59,19 @@ class LatencyFit:
     def from_dict(cls, body: Mapping[str, Any]) -> LatencyFit:
         """Return the fit that :meth:`to_dict` wrote. Raise :class:`PlanError` for anything else."""
         where, read = "this is not the fit of a latency", JsonReader(PlanError)
-        values = read.object(dict(body) if isinstance(body, Mapping) else body, where, _FIT, optional=("layers",))
+        values = read.require_object(
+            dict(body) if isinstance(body, Mapping) else body, where, _FIT, optional=("layers",)
+        )
         layers = {
             name: _pair(read, pair, place)
-            for place, name, pair in read.entries(values.get("layers", {}), f"{where}: layers")
+            for place, name, pair in read.list_entries(values.get("layers", {}), f"{where}: layers")
         }
-        times = {name: read.number(values[name], f"{where}: {name}", low=0) for name in _FIT if name.endswith("_ms")}
+        times = {
+            name: read.require_number(values[name], f"{where}: {name}", low=0) for name in _FIT if name.endswith("_ms")
+        }
         if not times["target_ms"] or not times["measured_ms"]:
             read.refuse(where, "a time is zero")
-        counts = {name: read.integer(values[name], f"{where}: {name}") for name in ("iterations", "round_to")}
+        counts = {name: read.require_integer(values[name], f"{where}: {name}") for name in ("iterations", "round_to")}
         return cls(**times, **counts, layers=layers)  # type: ignore[arg-type]  # floats and integers by name
 
     def __str__(self) -> str:
@@ -81,7 +85,7 @@ _FIT = ("target_ms", "predicted_ms", "measured_ms", "dense_ms", "iterations", "r
 
 
 def _pair(read: JsonReader, value: Any, where: str) -> tuple[float, float]:
-    pair = tuple(read.number(entry, place, low=0) for place, entry in read.items(value, where))
+    pair = tuple(read.require_number(entry, place, low=0) for place, entry in read.list_items(value, where))
     if len(pair) != 2:
         read.refuse(where, f"expected two times, got {shorten(value)}")
     return pair[0], pair[1]
@@ -156,13 +160,13 @@ def parse_selection(reader: JsonReader, text: object, where: str) -> dict[str, t
     """
     found: dict[str, tuple[int, list[int]]] = {}
     total = 0
-    for place, name, entry in reader.entries(reader.parse(text, where, fractions=False), where):
-        pair = reader.list(entry, place)
+    for place, name, entry in reader.list_entries(reader.parse(text, where, fractions=False), where):
+        pair = reader.require_list(entry, place)
         if len(pair) != 2:
             reader.refuse(place, f"expected [units, removed units], got {shorten(entry)}")
-        size = reader.integer(pair[0], place, high=MAX_UNITS)
-        removed = [reader.integer(unit, place, high=size - 1) for unit in reader.list(pair[1], place)]
-        reader.unique(removed, place)
+        size = reader.require_integer(pair[0], place, high=MAX_UNITS)
+        removed = [reader.require_integer(unit, place, high=size - 1) for unit in reader.require_list(pair[1], place)]
+        reader.require_unique(removed, place)
         found[name] = size, removed
         total += size
     if total > MAX_UNITS:

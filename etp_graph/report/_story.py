@@ -15,11 +15,11 @@ from torch import Tensor
 
 from etp_graph._json import shorten
 from etp_graph.budget import Budget
-from etp_graph.checkpoint import MANIFEST_FILE, WEIGHTS_FILE, Manifest, read_manifest, read_weights
+from etp_graph.checkpoint import MANIFEST_FILE, READER, WEIGHTS_FILE, Manifest, read_manifest, read_weights
 from etp_graph.compression import JOURNAL_FILE, StepResult, model_folder, read_journal, read_plan, read_tensors
 from etp_graph.errors import CheckpointError, EtpError
 from etp_graph.methods import Method
-from etp_graph.plan import Cost, Group, LatencyFit, Plan, Selection, as_tensor
+from etp_graph.plan import Cost, Group, LatencyFit, Plan, Selection, as_tensor, parse_selection
 
 SHOWN = 9
 """Largest number of groups whose norms are shown. They are evenly spaced in the order of execution."""
@@ -118,7 +118,7 @@ def read_report_data(path: str | os.PathLike[str]) -> ReportData:
 
 def _of_model(folder: Path) -> ReportData:
     manifest = read_manifest(folder)
-    selections = [Selection.from_json(text) for text in manifest.record.selections]
+    selections = [_sizes(text, str(folder)) for text in manifest.record.selections]
     return ReportData(
         title=f"Saved model {folder.name}",
         facts=_manifest_facts(manifest),
@@ -137,7 +137,7 @@ def _of_run(folder: Path) -> ReportData:
             title=f"{method.name}: {budget.as_given}",
             facts=_facts(folder, method, budget, steps),
             stages=list(_stages(by_name, rounds, many=method.rounds > 1)),
-            widths=_widths(_selections(by_name, rounds), _plan(folder, by_name, 0)),
+            widths=_widths(_selections(folder, by_name, rounds), _plan(folder, by_name, 0)),
             norms={r + 1: found for r in range(rounds) if (found := list(_norms(folder, by_name, r)))},
             latency=_latency(by_name),
             unfinished=f"evaluate-finetuned-{method.rounds - 1}" not in by_name,
@@ -203,9 +203,19 @@ def _stage(name: str, measured: StepResult, cost: Cost | None, work: StepResult)
     )  # fmt: skip
 
 
-def _selections(by_name: Mapping[str, StepResult], rounds: int) -> list[Selection]:
+Sizes = dict[str, tuple[int, int]]
+"""Name of a group -> number of its units before and after a round."""
+
+
+def _selections(folder: Path, by_name: Mapping[str, StepResult], rounds: int) -> list[Sizes]:
     steps = [by_name[f"prune-{number}"] for number in range(rounds) if f"prune-{number}" in by_name]
-    return [Selection.from_json(step["selection"]) for step in steps]
+    return [_sizes(step["selection"], str(folder)) for step in steps]
+
+
+def _sizes(selection: object, where: str) -> Sizes:
+    """Return the sizes in the JSON of a selection, without masks, which many rounds would fill the memory with."""
+    found = parse_selection(READER, selection, where)
+    return {name: (size, size - len(removed)) for name, (size, removed) in found.items()}
 
 
 def _plan(folder: Path, by_name: Mapping[str, StepResult], number: int) -> Plan | None:
@@ -214,7 +224,7 @@ def _plan(folder: Path, by_name: Mapping[str, StepResult], number: int) -> Plan 
     return None if step is None else read_plan(folder, step)
 
 
-def _widths(selections: Sequence[Selection], plan: Plan | None) -> list[Width]:
+def _widths(selections: Sequence[Sizes], plan: Plan | None) -> list[Width]:
     """Return the widths of all groups, in the order of execution if the plan is known."""
     found: dict[str, Width] = {}
     if plan is not None:
@@ -222,9 +232,8 @@ def _widths(selections: Sequence[Selection], plan: Plan | None) -> list[Width]:
             n, why = group.n_units, group.locked or ""
             found[group.name] = Width(name=group.name, before=n, after=n, kind=group.kind, locked=why)
     for selection in selections:
-        for name, keep in selection.keep.items():
-            known = found.get(name, Width(name=name, before=len(keep), after=len(keep)))
-            found[name] = replace(known, after=int(keep.sum()))
+        for name, (before, after) in selection.items():
+            found[name] = replace(found.get(name, Width(name=name, before=before, after=before)), after=after)
     return list(found.values())
 
 

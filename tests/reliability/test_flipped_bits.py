@@ -27,16 +27,21 @@ from tests.support.interrupted import ROUNDS, Loop, Power, X, facts, run, seed, 
 from tests.support.models.toy import Toy, toy_plan
 from tests.support.pruned_toy import state, trained_toy, values
 
-FEW, MANY = 60, 4_000
+FEW, MANY = 30, 2_000
 """Bits that are flipped in each file, by default and in the slow tests."""
 
 COUNTS = [FEW, pytest.param(MANY, marks=pytest.mark.slow)]
 
 
-def refused_or_equal(files: list[Path], count: int, read: Callable[[], object]) -> dict[str, tuple[int, int]]:
+Tell = Callable[[str], None]
+
+
+def refused_or_equal(
+    files: list[Path], count: int, read: Callable[[], object], tell: Tell
+) -> dict[str, tuple[int, int]]:
     """Read after each flip; return for each file how many were refused, and how many changed nothing."""
     want = read()
-    outcome = {}
+    outcome: dict[str, tuple[int, int]] = {}
     for file in files:
         refused = equal = 0
         for bit in each_flip(file, count):
@@ -48,7 +53,10 @@ def refused_or_equal(files: list[Path], count: int, read: Callable[[], object]) 
             else:
                 assert found == want, f"bit {bit} of {file.name} was accepted"
                 equal += 1
-        outcome[file.name] = refused, equal
+        before = outcome.get(file.name, (0, 0))
+        outcome[file.name] = before[0] + refused, before[1] + equal
+    refused, equal = (sum(numbers) for numbers in zip(*outcome.values()))
+    tell(f"{refused + equal} flipped bits, {refused} refused, {equal} changed nothing")
     return outcome
 
 
@@ -68,7 +76,7 @@ def test_every_region_of_a_file_is_reached() -> None:
 
 
 @pytest.mark.parametrize("count", COUNTS)
-def test_a_saved_model(count: int, tmp_path: Path) -> None:
+def test_a_saved_model(count: int, tmp_path: Path, tell: Tell) -> None:
     folder = save(trained_toy(1), tmp_path / "m")
 
     def read() -> object:
@@ -80,7 +88,7 @@ def test_a_saved_model(count: int, tmp_path: Path) -> None:
             assert state(model) == before
             raise
 
-    found = refused_or_equal(sorted(folder.iterdir()), count, read)
+    found = refused_or_equal(sorted(folder.iterdir()), count, read, tell)
     assert found["model.safetensors"][1] == 0
 
 
@@ -120,22 +128,22 @@ def went_on(folder: Path) -> Any:
     raise AssertionError("the run is finished")
 
 
-@pytest.mark.parametrize("count", [3, pytest.param(400, marks=pytest.mark.slow)])
-def test_a_run_that_goes_on(count: int, half_run: Path) -> None:
+@pytest.mark.parametrize("count", [2, pytest.param(150, marks=pytest.mark.slow)])
+def test_a_run_that_goes_on(count: int, half_run: Path, tell: Tell) -> None:
     steps = json.loads((half_run / JOURNAL_FILE).read_text())["steps"]
     last = half_run / steps[-1]["step"]
     weights = half_run / next(step["step"] for step in reversed(steps) if step["weights"])
     files = [half_run / JOURNAL_FILE, last / "state.safetensors", *sorted((weights / "model").iterdir())]
-    found = refused_or_equal(files, count, lambda: went_on(half_run))
+    found = refused_or_equal(files, count, lambda: went_on(half_run), tell)
     assert all(equal == 0 for name, (_, equal) in found.items() if name != JOURNAL_FILE)  # 1e5 and 1E5 are equal
 
 
-@pytest.mark.parametrize("count", [3, pytest.param(300, marks=pytest.mark.slow)])
-def test_the_report_of_a_run(count: int, half_run: Path) -> None:
+@pytest.mark.parametrize("count", [1, pytest.param(100, marks=pytest.mark.slow)])
+def test_the_report_of_a_run(count: int, half_run: Path, tell: Tell) -> None:
     files = [file for file in sorted(half_run.rglob("*")) if file.is_file()]
     title = page(read_report_data(half_run))
     assert "<html" in title
-    refused_or_equal(files, count, lambda: page(read_report_data(half_run)))
+    refused_or_equal(files, count, lambda: page(read_report_data(half_run)), tell)
 
 
 @pytest.fixture
@@ -146,14 +154,14 @@ def one_rank() -> Iterator[None]:
 
 @pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo")
 @pytest.mark.usefixtures("one_rank")
-@pytest.mark.parametrize("count", [8, pytest.param(2_500, marks=pytest.mark.slow)])
-def test_a_sharded_model(count: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("count", [8, pytest.param(500, marks=pytest.mark.slow)])
+def test_a_sharded_model(count: int, tmp_path: Path, tell: Tell) -> None:
     folder = fsdp.save(sharded.pruned(), tmp_path / "m")
 
     def read() -> object:
         return {name: value.tolist() for name, value in sharded.load(folder).items()}
 
-    assert all(equal == 0 for _, equal in refused_or_equal(sorted(folder.iterdir()), count, read).values())
+    assert all(equal == 0 for _, equal in refused_or_equal(sorted(folder.iterdir()), count, read, tell).values())
 
 
 def test_a_finished_run_gives_the_same_result_or_none(half_run: Path) -> None:
@@ -170,7 +178,7 @@ def test_a_finished_run_gives_the_same_result_or_none(half_run: Path) -> None:
 
 
 @pytest.mark.parametrize("count", [FEW, pytest.param(MANY, marks=pytest.mark.slow)])
-def test_the_state_of_a_callback(count: int, tmp_path: Path) -> None:
+def test_the_state_of_a_callback(count: int, tmp_path: Path, tell: Tell) -> None:
     model, plan = toy(), toy_plan()
     force = Regularizer(model, plan, beta=0.1, order="random").state_dict()
     write_state({"format": 1, "begun": 0, "cut": "", "regularizer": force}, tmp_path)
@@ -180,5 +188,5 @@ def test_the_state_of_a_callback(count: int, tmp_path: Path) -> None:
         found["regularizer"] = {k: v.tolist() if isinstance(v, Tensor) else v for k, v in found["regularizer"].items()}
         return found
 
-    found = refused_or_equal(list(tmp_path.iterdir()), count, read)
+    found = refused_or_equal(list(tmp_path.iterdir()), count, read, tell)
     assert sum(refused for refused, _ in found.values()) > count * 0.9

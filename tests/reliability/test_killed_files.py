@@ -26,6 +26,7 @@ from tests.support.models.toy import Toy
 from tests.support.pruned_toy import names, state, trained_toy, values
 from tests.test_compatibility import DATA, encoder
 
+Tell = Callable[[str], None]
 ERRORS = [KeyboardInterrupt, MemoryError]
 WRITING = ("checkpoint/_checkpoint.py", "checkpoint/_files.py", "checkpoint/_temporary.py", "checkpoint/_exchange.py")
 CHANGING = ("checkpoint/_restore.py", "standins/_swap.py", "surgery/_record.py")
@@ -46,16 +47,18 @@ def places(lines: int, count: int | None) -> range:
 
 @pytest.mark.parametrize("error", ERRORS)
 @pytest.mark.parametrize("source", ["toy", "encoder"])
-def test_load_changes_all_of_a_model_or_nothing(source: str, error: type[BaseException], tmp_path: Path) -> None:
+def test_load_changes_all_of_a_model_or_nothing(
+    source: str, error: type[BaseException], tmp_path: Path, tell: Tell
+) -> None:
     build: Callable[[], nn.Module] = Toy if source == "toy" else encoder
     folder = save(trained_toy(1), tmp_path / "m") if source == "toy" else DATA / "encoder"
     lines = count_lines(lambda: load(folder, build=build()), CHANGING)
-    interrupt_load(folder, build, error, places(lines, 250 if source == "toy" else 100), CHANGING)
+    tell(interrupt_load(folder, build, error, places(lines, 80 if source == "toy" else 40), CHANGING))
 
 
 def interrupt_load(
     folder: Path, build: Callable[[], nn.Module], error: type[BaseException], lines: range, parts: Sequence[str] = ("",)
-) -> None:
+) -> str:
     """Interrupt loading at each of these lines; the model is unchanged, or loaded if the last change was made."""
     loaded, finished = values(load(folder, build=build())), []
     for at in lines:
@@ -67,24 +70,30 @@ def interrupt_load(
         assert not finished[-1] or values(model) == loaded, f"line {at}"
     assert not finished[0]
     assert sum(finished) <= 5  # the last lines, in which nothing is left to do but to return
+    return f"{len(finished)} interrupts, {len(finished) - sum(finished)} left the model unchanged, the others loaded it"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("error", ERRORS)
 @pytest.mark.parametrize("source", ["toy", "encoder"])
-def test_load_at_every_line_of_the_library(source: str, error: type[BaseException], tmp_path: Path) -> None:
+def test_load_at_every_line_of_the_library(source: str, error: type[BaseException], tmp_path: Path, tell: Tell) -> None:
     build: Callable[[], nn.Module] = Toy if source == "toy" else encoder
     folder = save(trained_toy(1), tmp_path / "m") if source == "toy" else DATA / "encoder"
     lines = count_lines(lambda: load(folder, build=build()))
-    interrupt_load(folder, build, error, places(lines, None))
+    tell(interrupt_load(folder, build, error, places(lines, None)))
 
 
 @pytest.mark.parametrize("error", ERRORS)
 @pytest.mark.parametrize("atomic", [True, False], ids=["exchange", "two renames"])
-@pytest.mark.parametrize("count", [40, pytest.param(None, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [14, pytest.param(None, marks=pytest.mark.slow)])
 @pytest.mark.filterwarnings("ignore:.*being overwritten")
 def test_save_leaves_one_whole_model(
-    error: type[BaseException], atomic: bool, count: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    error: type[BaseException],
+    atomic: bool,
+    count: int | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tell: Tell,
 ) -> None:
     if not atomic:
         monkeypatch.setattr(files, "exchange", lambda one, other: False)
@@ -102,6 +111,7 @@ def test_save_leaves_one_whole_model(
         save(new, path, overwrite=True)
         assert names(tmp_path) == ["m"], f"line {at}"
     assert (seen[0], seen[-1]) == (0, 1)
+    tell(f"{len(seen)} interrupts, {seen.count(0)} left the old model, {seen.count(1)} the new one")
 
 
 WRITER = """
@@ -126,8 +136,8 @@ def writer(path: Path) -> subprocess.Popen[str]:
     return process
 
 
-@pytest.mark.parametrize("rounds", [1, pytest.param(50, marks=pytest.mark.slow)])
-def test_what_a_killed_process_left_is_removed(rounds: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("rounds", [1, pytest.param(20, marks=pytest.mark.slow)])
+def test_what_a_killed_process_left_is_removed(rounds: int, tmp_path: Path, tell: Tell) -> None:
     path = tmp_path / "m"
     for number in range(rounds):
         process = writer(path)
@@ -137,11 +147,12 @@ def test_what_a_killed_process_left_is_removed(rounds: int, tmp_path: Path) -> N
         assert read_manifest(path).record.selections
         save(Toy(), path, overwrite=True)
         assert names(tmp_path) == ["m"]
+    tell(f"{rounds} killed writers")
 
 
 @pytest.mark.filterwarnings("error::UserWarning")
-@pytest.mark.parametrize("count", [30, pytest.param(3_000, marks=pytest.mark.slow)])
-def test_a_reader_beside_a_writer_reads_whole_models(count: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("count", [30, pytest.param(1_000, marks=pytest.mark.slow)])
+def test_a_reader_beside_a_writer_reads_whole_models(count: int, tmp_path: Path, tell: Tell) -> None:
     process = writer(tmp_path / "m")
     try:
         found = {len(read_manifest(tmp_path / "m").record.selections) for _ in range(count)}
@@ -152,6 +163,7 @@ def test_a_reader_beside_a_writer_reads_whole_models(count: int, tmp_path: Path)
         process.wait()
     assert process.returncode == -signal.SIGKILL  # it wrote until the end
     assert found >= {1, 3} or count < 1_000
+    tell(f"{2 * count} reads beside a writer")
 
 
 def test_two_renames_do_not_disturb_a_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

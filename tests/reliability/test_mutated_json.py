@@ -28,6 +28,7 @@ from tests.support.journals import read_body, write_body
 from tests.support.models.toy import Toy
 from tests.support.pruned_toy import state, trained_toy
 
+Tell = Callable[[str], None]
 DATA = Path(__file__).parents[1] / "data" / "0.1.0"
 PLAN = (DATA / "cnn.plan.json").read_text()
 FIT = LatencyFit(
@@ -51,9 +52,9 @@ READERS: dict[str, tuple[str, Callable[[str], Any]]] = {
 }
 
 
-@pytest.mark.parametrize("count", [100, pytest.param(10_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [60, pytest.param(10_000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", READERS)
-def test_from_json(name: str, count: int) -> None:
+def test_from_json(name: str, count: int, tell: Tell) -> None:
     text, read = READERS[name]
     chance = random.Random(name)
     accepted = 0
@@ -69,6 +70,7 @@ def test_from_json(name: str, count: int) -> None:
             assert read(found.to_json()).to_json() == found.to_json(), f"change {number}"
             str(found)
         assert len(message) <= MESSAGE_LENGTH
+    tell(f"{count} texts, {count - accepted} refused, {accepted} read")
     assert 0 < accepted < count
 
 
@@ -81,8 +83,8 @@ def test_every_reader_reads_what_was_written(name: str) -> None:
             read(junk)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("count", [100, pytest.param(10_000, marks=pytest.mark.slow)])
-def test_fits_of_a_latency(count: int) -> None:
+@pytest.mark.parametrize("count", [60, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_fits_of_a_latency(count: int, tell: Tell) -> None:
     chance = random.Random(0)
     for _ in range(count):
         try:
@@ -95,6 +97,7 @@ def test_fits_of_a_latency(count: int) -> None:
             continue
         assert found.speed_up >= 0
         assert str(found)
+    tell(f"{count} texts")
 
 
 def test_sizes_are_bound_before_anything_is_allocated() -> None:
@@ -106,6 +109,10 @@ def test_sizes_are_bound_before_anything_is_allocated() -> None:
     body["groups"][0]["n_units"] = 2**31
     with pytest.raises(EtpError, match="n_units"):
         Plan.from_json(json.dumps(body))
+    result = json.loads((DATA / "result.json").read_text())
+    result["rounds"] = [{**result["rounds"][0], "selection": {"conv1": [MAX_UNITS, []]}}] * 5
+    with pytest.raises(EtpError, match="units in all rounds"):
+        etp.CompressResult.from_json(json.dumps(result))
     method = json.loads((DATA / "method.json").read_text())
     with pytest.raises(EtpError, match="rounds"):
         methods.Method.from_json({**method, "rounds": 10**8})
@@ -136,8 +143,8 @@ def refused_or_read(read: Callable[[], object]) -> bool:
     return False
 
 
-@pytest.mark.parametrize("count", [60, pytest.param(10_000, marks=pytest.mark.slow)])
-def test_manifests_with_a_valid_digest(count: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("count", [30, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_manifests_with_a_valid_digest(count: int, tmp_path: Path, tell: Tell) -> None:
     folder = save(trained_toy(1), tmp_path / "m")
     body = json.loads((folder / MANIFEST_FILE).read_text())
     del body["digest"]
@@ -151,6 +158,7 @@ def test_manifests_with_a_valid_digest(count: int, tmp_path: Path) -> None:
         (folder / MANIFEST_FILE).write_text(text, encoding="utf8", errors="surrogatepass")
         outcomes.append(refused_or_read(read))
         refused_or_read(lambda: page(read_report_data(folder)))
+    tell(f"{count} manifests, {outcomes.count(False)} refused, {outcomes.count(True)} loaded")
     assert False in outcomes
 
 
@@ -163,8 +171,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("files", [True, False], ids=["sealed", "of 0.1.0"])
-@pytest.mark.parametrize("count", [10, pytest.param(10_000, marks=pytest.mark.slow)])
-def test_journals(count: int, files: bool, finished: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("count", [6, pytest.param(5_000, marks=pytest.mark.slow)])
+def test_journals(count: int, files: bool, finished: Path, tmp_path: Path, tell: Tell) -> None:
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)
     body, chance = read_body(folder), random.Random(2)
@@ -188,3 +196,4 @@ def test_journals(count: int, files: bool, finished: Path, tmp_path: Path) -> No
             with suppress(Power):  # the journal lacks steps, and the run goes on
                 refused_or_read(read)
         refused_or_read(lambda: page(read_report_data(folder)).encode())
+    tell(f"{count} journals, each also as a report")

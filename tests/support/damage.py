@@ -22,7 +22,7 @@ def regions(size: int, count: int) -> list[int]:
     """Return ``count`` numbers of bits, evenly spaced over a file of ``size`` bytes; all bits if it has no more."""
     if count >= 8 * size:
         return list(range(8 * size))
-    return [8 * (size * i // count) + i % 8 for i in range(count)]
+    return [8 * (size * (2 * i + 1) // (2 * count)) + i % 8 for i in range(count)]
 
 
 def flipped(content: bytes, bit: int) -> bytes:
