@@ -164,7 +164,9 @@ def _listed(unknown: Mapping[str, str]) -> str:
 
 def _describe(entry: _Entry, key: Any, names: Mapping[int, str]) -> str:
     shape = list(entry.value.shape) if isinstance(entry.value, Tensor) else type(entry.value).__name__
-    kind = "" if not isinstance(entry.value, Tensor) or type(entry.value) in _PLAIN else f"{type(entry.value).__name__} "
+    kind = (
+        "" if not isinstance(entry.value, Tensor) or type(entry.value) in _PLAIN else f"{type(entry.value).__name__} "
+    )
     what = f"state {entry.name!r} of shape {kind}{shape}"
     if not isinstance(key, Tensor):
         return f"{what} for all parameters ({key!r})"
