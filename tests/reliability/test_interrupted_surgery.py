@@ -196,7 +196,7 @@ def test_ctrl_c_during_the_commit_is_handled_after_it(
                     os.kill(os.getpid(), signal.SIGINT)
                 apply()
 
-            return original(noisy, undo)
+            return original(noisy, undo)  # noqa: B023
 
         surgery = etp.surgery.prepare_surgery(case.model, plan, selection, optimizer=case.optimizers, also=case.average)
         surgery._changes = [interrupting(change.apply, change.undo) for change in surgery._changes]
