@@ -100,6 +100,41 @@ def test_muon_and_adamw_drive_units_to_zero_and_prune() -> None:
         optimizer.step()
 
 
+class ScheduleFree(Optimizer):
+    """SGD without a schedule (Defazio et al. 2024), as the package schedulefree writes it."""
+
+    def __init__(self, parameters: Any, lr: float = 0.05, beta: float = 0.9) -> None:
+        super().__init__(parameters, {"lr": lr, "beta": beta, "train_mode": True, "k": 0})
+
+    @torch.no_grad()
+    def eval(self) -> None:
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.lerp_(self.state[p]["z"], 1 - 1 / group["beta"])
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            group["k"] += 1
+            for p in group["params"]:
+                z = self.state[p].setdefault("z", p.clone())
+                p.lerp_(z, 1 / group["k"])
+                p.sub_(p.grad, alpha=group["lr"] * (1 - group["beta"] * (1 - 1 / group["k"])))
+                z.sub_(p.grad, alpha=group["lr"])
+
+
+def test_weights_of_a_schedule_free_optimizer_carry_the_zeros() -> None:
+    model = toy()
+    optimizer = ScheduleFree(model.parameters())
+    reg = Regularizer(model, toy_plan(), **SETTINGS["steered"]).attach(optimizer)
+    train(model, optimizer, batches(10))
+    reg.detach()
+    zero = etp.criteria.magnitude(model, toy_plan(), normalize="none") == 0
+    assert int(zero.sum()) >= 2
+    optimizer.eval()
+    assert torch.equal(etp.criteria.magnitude(model, toy_plan(), normalize="none") == 0, zero)
+
+
 def test_compress_takes_several_optimizers() -> None:
     def train_both(model: nn.Module, phase: etp.Phase) -> None:
         both: list[Optimizer] = [SGD(part, lr=0.05) for part in parts(model)]
