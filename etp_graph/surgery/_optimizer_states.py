@@ -123,7 +123,7 @@ def prepare_states(
         raise PlanError(refusal(optimizer, _listed(survey.unknown)))
     gone = {id(key) for key in survey.affected}
     changes = [_forget_state(optimizer, key) for key in survey.affected]
-    if survey.unknown and isinstance(optimizer, torch.optim.LBFGS):
+    if isinstance(optimizer, torch.optim.LBFGS):  # it keeps the number of all elements
         changes.append(_set_attribute(optimizer, "_numel_cache", None))
     by_tensor = {id(cut.tensor): cut for cut in cuts.values()}
     for parameter, state in optimizer.state.items():
