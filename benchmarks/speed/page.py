@@ -105,7 +105,7 @@ def _cut(found: Found, *, probe: str, name: str, keys: Sequence[str] = ("prune_"
 
 def _over(found: Found, *, name: str) -> float:
     row = found[f"surgery/{name}/1"]
-    return float(row["peak"] / row["largest"])
+    return float(row["peak"] / row["made"])
 
 
 def _meta(found: Found, *, key: str, unit: float = 1.0) -> float:
@@ -143,8 +143,8 @@ def targets() -> list[Target]:
         *(Target(f"scores + allocate + `prune_` to half of the MACs: {name}",
                  partial(_cut, probe="surgery", name=name, keys=all_of_it), seconds, "seconds",
                  partial(_cut, probe="surgery_peer", name=name)) for name, seconds in ((dense, 1.0), (vit, 0.7))),
-        Target(f"peak memory of `prune_` beyond the model, over its largest tensor: {vit}", partial(_over, name=vit),
-               1.0, "ratio"),
+        Target(f"peak memory of `prune_` beyond the model, over the tensors that it makes: {vit}",
+               partial(_over, name=vit), 1.1, "ratio"),
         Target("plan and budget of a Llama of 6.7 billion parameters on the meta device", partial(_meta, key="plan"),
                20, "seconds"),
         Target("the same: peak memory of the process", partial(_meta, key="peak", unit=GIGA), 2, "GiB"),

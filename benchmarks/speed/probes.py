@@ -222,13 +222,14 @@ def surgery(name: str, repetitions: int) -> dict[str, Any]:
         marks.append(time.perf_counter())
         selection = etp.allocate(case.model, plan, scores, budget=budget)
         marks.append(time.perf_counter())
-        found["largest"] = max(p.nbytes for p in case.model.parameters())
+        shapes = {name: p.shape for name, p in case.model.named_parameters()}
         reset_peak()
         before = memory("VmRSS")
         start = time.perf_counter()
         etp.prune_(case.model, plan, selection)
         found["prune_"].append(time.perf_counter() - start)
         found["peak"] = memory("VmHWM") - before
+        found["made"] = sum(p.nbytes for name, p in case.model.named_parameters() if p.shape != shapes[name])
         found["scores"].append(marks[1] - marks[0])
         found["allocate"].append(marks[2] - marks[1])
     return found

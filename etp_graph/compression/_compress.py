@@ -25,6 +25,7 @@ from ._journal import Journal, check_dense, weights_digest
 from ._progress import Bar
 from ._result import CompressResult
 from ._steps import Compression, Evaluate, Train, n_steps
+from ._training_state import TrainingState, require_restorable, restore_training_state_
 
 Check = bool | Literal["auto"]
 
@@ -106,10 +107,14 @@ def compress(
     rehearsed = allocate(model, plan, _dry_run_scores(chosen, model, plan), budget=goal, example_inputs=example_inputs)
     journal = Journal(checkpoint, _arguments(model, plan, chosen, goal) if checkpoint is not None else {})
     with _modes_kept(model), Bar(n_steps(chosen), show=progress) as bar:
+        start, changed = TrainingState(model), journal.last_change
+        require_restorable(changed and changed.get("training_state"))
         journal.restore_(model)
+        if changed is not None:
+            restore_training_state_(model, changed.get("training_state"), journal.tensors(changed))
         return Compression(
             model, plan, chosen, goal, example_inputs, journal=journal, bar=bar, train=train, evaluate=evaluate,
-            expected=CostModel(plan).evaluate(rehearsed.flat(plan)),
+            start=start, expected=CostModel(plan).evaluate(rehearsed.flat(plan)),
         ).compress(lambda: trace(model, example_inputs, prune=kinds, check=check, outputs=counted))  # fmt: skip
 
 

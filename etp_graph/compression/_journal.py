@@ -71,6 +71,11 @@ class Journal:
         """True if the next step was finished by an earlier run."""
         return self._next < len(self._steps)
 
+    @property
+    def last_change(self) -> StepResult | None:
+        """The last finished step that changed the model; ``None`` if there is none."""
+        return next((step for step in reversed(self._steps) if step["weights"]), None)
+
     def restore_(self, model: nn.Module) -> None:
         """Restore the state after the last finished step: the model's weights and the random number generators.
 

@@ -25,6 +25,7 @@ from ._phase import Phase, PhaseName
 from ._progress import Bar
 from ._result import CompressResult, Round
 from ._step_files import StepResult
+from ._training_state import TrainingState
 
 Train = Callable[[nn.Module, Phase], object]
 
@@ -56,10 +57,11 @@ class Compression:
         expected: Cost,
         train: Train,
         evaluate: Evaluate,
+        start: TrainingState,
     ) -> None:
         self.model, self.plan, self.method, self.budget = model, plan, method, budget
         self.inputs, self.journal, self.bar = inputs, journal, bar
-        self.train, self.evaluate = train, evaluate
+        self.train, self.evaluate, self.start = train, evaluate, start
         self.dense, self.expected = CostModel(plan).dense, expected
         self.dense_amount = plan.amount(budget.counted)
         self.regularizer: Regularizer | None = None
@@ -113,7 +115,11 @@ class Compression:
         def timed() -> tuple[StepResult, Mapping[str, Tensor]]:
             start = perf_counter()
             outcome, tensors = action()
-            return {**outcome, "seconds": perf_counter() - start}, tensors
+            outcome = {**outcome, "seconds": perf_counter() - start}
+            if not changes:
+                return outcome, tensors
+            state, buffers = self.start.describe(self.model)
+            return {**outcome, "training_state": state}, {**tensors, **buffers}
 
         self.bar.begin(name if self.method.rounds == 1 else f"{name} {self.round + 1}/{self.method.rounds}")
         found = self.journal.step(f"{name}-{self.round}", timed, model=self.model if changes else None)

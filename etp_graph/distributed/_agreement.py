@@ -77,7 +77,7 @@ def raise_everywhere(action: Callable[[], object], consequence: str, group: Grou
     failure: BaseException | None = None
     try:
         action()
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001 - raised below, after the others have heard of it
         failure = error
     reasons = [text for (text,) in gather_strings((error_text(failure),), group)]
     if failure is not None and not isinstance(failure, Exception):

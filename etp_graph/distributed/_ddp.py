@@ -57,9 +57,7 @@ def prune_(
     ready: list[Surgery] = []
 
     def prepare() -> None:
-        ready.append(
-            prepare_surgery(model, plan, chosen, optimizer=optimizer, also=also, on_uncuttable=on_uncuttable)
-        )
+        ready.append(prepare_surgery(model, plan, chosen, optimizer=optimizer, also=also, on_uncuttable=on_uncuttable))
 
     raise_everywhere(prepare, "No model was changed.", group, PlanError)
     hold_signals(lambda: _commit_everywhere(ready[0], group))

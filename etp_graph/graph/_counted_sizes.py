@@ -7,6 +7,7 @@ Surgery lowers exactly these attributes. No table of attribute names per archite
 
 from __future__ import annotations
 
+import types
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -114,6 +115,49 @@ def _marked_attributes(model: nn.Module) -> Iterator[None]:
         for module, name, value in before:
             if _same(module.__dict__.get(name), value):  # else a forward has set another value, which stays
                 module.__dict__[name] = value
+        _forget_origins(model)
+
+
+_DEPTH, _LONG = 3, 10_000
+"""Levels of containers and objects below an attribute that are looked at, and entries of a container at most."""
+
+_OPAQUE = (type, types.ModuleType, types.FunctionType, types.MethodType, nn.Module, Tensor)
+
+
+def _forget_origins(model: nn.Module) -> None:
+    """Turn integers that a forward computed from counted ones and kept (``self.calls += 1``) into plain ones."""
+    for module in model.modules():
+        if not isinstance(module, torch.jit.ScriptModule):
+            _make_plain(vars(module), _DEPTH)
+
+
+def _make_plain(holder: dict[Any, Any] | list[Any], depth: int) -> None:
+    """Replace the entries of a dictionary or list that are, or hold, integers with an origin."""
+    entries = list(holder.items() if isinstance(holder, dict) else enumerate(holder))
+    for key, value in entries if len(entries) <= _LONG else ():
+        plain = _plain(value, depth)
+        if plain is not value:
+            holder[key] = plain
+    if isinstance(holder, dict) and any(type(key) is CountedInt for key in holder):
+        items = [(int(key) if type(key) is CountedInt else key, value) for key, value in holder.items()]
+        holder.clear()
+        holder.update(items)
+
+
+def _plain(value: Any, depth: int) -> Any:
+    """Return the value, or a plain one in its place. Dictionaries, lists and objects are changed in place."""
+    if type(value) is CountedInt:
+        return int(value)
+    if depth == 0 or isinstance(value, _OPAQUE):
+        return value
+    if type(value) in (tuple, set):
+        items = [_plain(item, depth - 1) for item in value] if len(value) <= _LONG else []
+        changed = any(new is not old for new, old in zip(items, value, strict=False))
+        return type(value)(items) if changed else value
+    inside = value if type(value) in (dict, list) else getattr(value, "__dict__", None)
+    if isinstance(inside, (dict, list)):
+        _make_plain(inside, depth - 1)
+    return value
 
 
 def _marked(value: Any, key: tuple[str, str]) -> Any:

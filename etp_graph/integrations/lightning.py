@@ -47,8 +47,8 @@ class PruningCallback(Pruning, Callback):
     checkpoint before it loads the weights.
 
     At surgery every ``ModelCheckpoint`` and ``EarlyStopping`` forgets the best value so far, which a dense model
-    reached. Files of earlier checkpoints are kept. The trainer must run in one process or with ``strategy="ddp"``. If it
-    has several optimizers, each must step equally often; a step of the pruning is then one of each.
+    reached. Files of earlier checkpoints are kept. The trainer must run in one process or with ``strategy="ddp"``. If
+    it has several optimizers, each must step equally often; a step of the pruning is then one of each.
 
     Args:
         example_inputs: as for :func:`etp_graph.trace`.

@@ -55,6 +55,7 @@ class Binding:
         self.active = torch.zeros(0, device="cpu")
         self.frozen: dict[str, tuple[str, ...]] = {}
         self.owner: dict[str, Owner] = {}
+        self._optimizers: tuple[Optimizer, ...] = ()
         self.refresh()
 
     @torch.no_grad()
@@ -127,6 +128,7 @@ class Binding:
         if not bool(self.active.any()):
             raise ForceError(f"no unit is left for the force to act on: {self.describe_frozen()}")
         self.owner = {name: index[id(self.tensors[name])] for name in trainable}
+        self._optimizers = tuple(optimizers)
 
     def smallest_step(self) -> float:
         """Return the smallest relative change that survives rounding in all weights: four times the largest eps."""
@@ -162,6 +164,21 @@ class Binding:
         for place, factor in factors.items():
             mine = {name: self.tensors[name] for name, owner in self.owner.items() if owner == place}
             self._units.scale_(mine, with_no_unit(factor, 1))
+            if averaged := self._averaged_with(place, mine):
+                self._units.scale_(averaged, with_no_unit(factor, 1))
+
+    def _averaged_with(self, place: Owner, mine: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+        """Return the sequences z of a schedule-free optimizer (Defazio et al. 2024), by name of their parameter.
+
+        Its parameters are means of z and of the weights that are used in the end. A unit is zero in all three only if
+        z is scaled, too.
+        """
+        which, group = place
+        optimizer = self._optimizers[which]
+        if "train_mode" not in optimizer.param_groups[group]:
+            return {}
+        found = {name: optimizer.state.get(tensor, {}).get("z") for name, tensor in mine.items()}
+        return {name: z for name, z in found.items() if isinstance(z, Tensor) and z.shape == mine[name].shape}
 
     def describe_frozen(self) -> str:
         """Return a sentence on the groups that frozen parameters exclude from the force; empty if there are none."""

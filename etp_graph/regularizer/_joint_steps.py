@@ -21,8 +21,9 @@ def inner_optimizers(optimizers: Optimizers) -> tuple[Optimizer, ...]:
     Raises:
         ForceError: one is not a PyTorch optimizer, or there is none.
     """
-    several = isinstance(optimizers, Iterable) and not isinstance(optimizers, (Optimizer, str, bytes, Mapping))
-    found = [inner_optimizer(one) for one in (optimizers if several else [optimizers])]  # type: ignore[union-attr, list-item]
+    given: Any = optimizers
+    several = isinstance(given, Iterable) and not isinstance(given, (Optimizer, str, bytes, Mapping))
+    found = [inner_optimizer(one) for one in (given if several else [given])]
     if not found:
         raise ForceError("attach got no optimizer: pass the one that trains the model, or all of them as a list.")
     return tuple({id(one): one for one in found}.values())

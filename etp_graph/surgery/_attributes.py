@@ -15,6 +15,9 @@ from ._commit import Change
 from ._cuts import Cut
 from ._record import Edit
 
+Key = tuple[str, int | None]
+"""Name of an attribute, and the index into a tuple."""
+
 
 def find_edits(model: nn.Module, plan: Plan, keep: Tensor) -> list[Edit]:
     """Return the attributes that shrink, with their new values, given ``keep`` bool [n_units + 1].
@@ -80,7 +83,7 @@ def _edited(old: Any, edits: Sequence[Edit]) -> Any:
 
 
 def _write(module: nn.Module, name: str, old: Any, new: Any) -> Change:
-    """Return the change of one attribute. Undoing it does not call a setter of the user's class, which may have raised."""
+    """Return the change of one attribute. Undoing it calls no setter of the user's class, which may have raised."""
     return Change(lambda: setattr(module, name, new), lambda: vars(module).__setitem__(name, old))
 
 
@@ -106,14 +109,14 @@ def _from_start(model: nn.Module, edit: Edit) -> int | None:
     return None if edit.item is None else edit.item % len(getattr(model.get_submodule(edit.module), edit.name))
 
 
-def _value(module: nn.Module, key: tuple[str, int | None]) -> Any:
+def _value(module: nn.Module, key: Key) -> Any:
     value = vars(module).get(key[0])
     if key[1] is None:
         return value
     return value[key[1]] if isinstance(value, (tuple, list)) and len(value) > key[1] else None
 
 
-def _counted_sizes(module: nn.Module, leaf: str, shape: tuple[int, ...]) -> dict[tuple[str | None, int | None], int]:
+def _counted_sizes(module: nn.Module, leaf: str, shape: tuple[int, ...]) -> dict[Key, int]:
     """Return the value that each attribute of a layer has beside a tensor of this shape, as far as it is known."""
     row, last = counting_attributes(module), len(shape) - 1
     if isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
@@ -124,11 +127,11 @@ def _counted_sizes(module: nn.Module, leaf: str, shape: tuple[int, ...]) -> dict
         return {(inputs[leaf], None): shape[last]} if leaf in inputs else {}
     if row.into and row.out is None:  # norms and others with one number for each channel
         return {(row.into, None): shape[0]} if last == 0 else {}
-    if leaf != "weight" or last < 1:
+    if leaf != "weight" or last < 1 or row.out is None:
         return {}
     if row.into is None:
-        return {(row.out, None): shape[1]} if row.out else {}  # an embedding
+        return {(row.out, None): shape[1]}  # an embedding
     swapped = row.out == "nf" or bool(getattr(module, "transposed", False))
     first, second = (row.into, row.out) if swapped else (row.out, row.into)
     grouped = getattr(module, "groups", 1) != 1
-    return {(first, None): shape[0]} if grouped or second is None else {(first, None): shape[0], (second, None): shape[1]}
+    return {(first, None): shape[0]} if grouped else {(first, None): shape[0], (second, None): shape[1]}

@@ -75,7 +75,7 @@ def undo_changes(changes: Sequence[Change]) -> None:
                     pending[-1].undo()
                     pending.pop()
                     failures = 0
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - raised below, after the rest is undone
             late.append(error)
             failures += 1
             if failures > _ATTEMPTS:

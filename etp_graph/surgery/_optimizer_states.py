@@ -123,7 +123,7 @@ def prepare_states(
         raise PlanError(refusal(optimizer, _listed(survey.unknown)))
     gone = {id(key) for key in survey.affected}
     changes = [_forget_state(optimizer, key) for key in survey.affected]
-    if survey.unknown and isinstance(optimizer, torch.optim.LBFGS):
+    if isinstance(optimizer, torch.optim.LBFGS):  # it keeps the number of all elements
         changes.append(_set_attribute(optimizer, "_numel_cache", None))
     by_tensor = {id(cut.tensor): cut for cut in cuts.values()}
     for parameter, state in optimizer.state.items():
@@ -163,9 +163,9 @@ def _listed(unknown: Mapping[str, str]) -> str:
 
 
 def _describe(entry: _Entry, key: Any, names: Mapping[int, str]) -> str:
-    shape = list(entry.value.shape) if isinstance(entry.value, Tensor) else type(entry.value).__name__
-    kind = "" if not isinstance(entry.value, Tensor) or type(entry.value) in _PLAIN else f"{type(entry.value).__name__} "
-    what = f"state {entry.name!r} of shape {kind}{shape}"
+    kind = "" if type(entry.value) in _PLAIN else f" ({type(entry.value).__name__})"
+    shape = f" of shape {list(entry.value.shape)}" if isinstance(entry.value, Tensor) else ""
+    what = f"state {entry.name!r}{kind}{shape}"
     if not isinstance(key, Tensor):
         return f"{what} for all parameters ({key!r})"
     return f"{what} for {names.get(id(key), 'a parameter')} of shape {list(key.shape)}"
@@ -262,7 +262,7 @@ def _encode(values: Tensor, like: Any) -> Tensor:
 
 
 def _replace_state(optimizer: Optimizer, key: Any, old: Any, new: Any) -> Change:
-    """Return the change of one state. A dictionary stays the same object, because an optimizer may hold it elsewhere."""
+    """Return the change of one state. A dictionary stays the same object, because others may hold it."""
     if type(old) is not dict:
         return Change(lambda: optimizer.state.__setitem__(key, new), lambda: optimizer.state.__setitem__(key, old))
     before = dict(old)

@@ -99,6 +99,4 @@ def prune_(
             parameters are sharded (FSDP2), or inference mode is on.
         SelectionError: the selection violates a constraint of a group.
     """
-    prepare_surgery(
-        model, plan, selection, optimizer=optimizer, also=also, on_uncuttable=on_uncuttable
-    ).commit()
+    prepare_surgery(model, plan, selection, optimizer=optimizer, also=also, on_uncuttable=on_uncuttable).commit()

@@ -61,9 +61,9 @@ def test_a_framework_on_four_ranks_does_what_one_process_does(name: str, package
 def test_a_mistake_of_one_rank_is_an_error_on_all(folder: Path) -> None:
     said = [torch.load(folder / f"said-{rank}.pt", weights_only=True) for rank in range(2)]
     assert said[0] == said[1]
+    no_room = "PlanError: rank 1: MemoryError: no room No model was changed."
     expected = ["wrapped in DistributedDataParallel", "plan of rank 1 is another", "rank 0 has no selection",
-                "SelectionError", "rank 1: the optimizer does not hold", "PlanError: rank 1: MemoryError: no room No model",
-                "PlanError: rank 1: MemoryError: no room No model", "no error"]  # fmt: skip
+                "SelectionError", "rank 1: the optimizer does not hold", no_room, no_room, "no error"]  # fmt: skip
     assert len(said[0]) == len(expected)
     assert all(text in message for text, message in zip(expected, said[0], strict=True)), said[0]
 

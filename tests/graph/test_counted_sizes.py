@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -34,6 +37,53 @@ def test_what_a_forward_writes_meanwhile_stays() -> None:
     with counted_sizes(model):
         model.width = 5
     assert model.width == 5
+
+
+class Keeper(nn.Module):
+    """Keeps what it computes from its sizes at every place that a forward may write to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(8, 12), nn.Linear(12, 4)
+        self.width, self.calls, self._private = 12, 5, 7
+        self.past, self.table, self.pair = [7], {3: 4}, (3, 4)
+        self.note = SimpleNamespace(n=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        self._private = self._private + self.width
+        self.past.append(self.width + 1)
+        self.table[self.width] = (self.width, [self.width])
+        self.pair = (*self.pair, self.width)
+        self.note.n = self.width
+        self.note.inner = SimpleNamespace(n=self.calls)
+        self.first.seen = self.width
+        if not hasattr(self, "late"):
+            self.late = nn.Linear(self.width, self.width)
+        return self.last(self.late(self.first(x).relu()))
+
+
+def counted_in(value: object, depth: int = 6) -> int:
+    if type(value) is CountedInt:
+        return 1
+    if isinstance(value, dict):
+        return sum(counted_in(part, depth) for pair in value.items() for part in pair)
+    if isinstance(value, (list, tuple, set)):
+        return sum(counted_in(part, depth) for part in value)
+    return counted_in(vars(value), depth - 1) if depth and isinstance(value, (nn.Module, SimpleNamespace)) else 0
+
+
+@pytest.mark.parametrize("check", [False, True])
+def test_no_integer_of_ours_stays_in_the_model(check: bool) -> None:
+    model, x = Keeper().eval(), torch.randn(2, 8)
+    model(x)
+    plan = etp.trace(model, x, check=check)
+    assert counted_in(model) == 0 and type(model.calls) is int
+    etp.verify(model, plan, x)
+    assert counted_in(model) == 0
+    with counted_sizes(model):
+        model(x)
+    assert counted_in(model) == 0 and model.calls == 7
 
 
 def test_arithmetic_forgets_the_attribute_but_not_that_it_follows() -> None:

@@ -196,11 +196,9 @@ def test_ctrl_c_during_the_commit_is_handled_after_it(
                     os.kill(os.getpid(), signal.SIGINT)
                 apply()
 
-            return original(noisy, undo)
+            return original(noisy, undo)  # noqa: B023
 
-        surgery = etp.surgery.prepare_surgery(
-            case.model, plan, selection, optimizer=case.optimizers, also=case.average
-        )
+        surgery = etp.surgery.prepare_surgery(case.model, plan, selection, optimizer=case.optimizers, also=case.average)
         surgery._changes = [interrupting(change.apply, change.undo) for change in surgery._changes]
         if at:
             with pytest.raises(KeyboardInterrupt):
@@ -254,9 +252,7 @@ def test_an_attribute_that_cannot_be_written(plan: etp.Plan, selection: etp.Sele
     assert case.facts() == before
 
 
-def test_training_after_an_undone_surgery_is_the_training_without_it(
-    plan: etp.Plan, selection: etp.Selection
-) -> None:
+def test_training_after_an_undone_surgery_is_the_training_without_it(plan: etp.Plan, selection: etp.Selection) -> None:
     def train(case: Case) -> list[Tensor]:
         for _ in range(2):
             case.model(X).square().mean().backward()

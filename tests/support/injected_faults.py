@@ -30,7 +30,9 @@ def line_sites(call: Callable[[], object], *, home: str = _HOME) -> list[Site]:
     return sites
 
 
-def run_with_fault_at_line(call: Callable[[], object], at: int, error: type[BaseException], *, home: str = _HOME) -> bool:
+def run_with_fault_at_line(
+    call: Callable[[], object], at: int, error: type[BaseException], *, home: str = _HOME
+) -> bool:
     """Run a call and raise ``error`` before its line number ``at``. Return whether the call raised it."""
     passed = 0
 
@@ -107,9 +109,7 @@ def describe(value: Any) -> Any:
         return describe([list(value.state.items()), value.param_groups, getattr(value, "_numel_cache", None)])
     if isinstance(value, dict):
         return type(value), [
-            (describe(k), describe(v))
-            for k, v in value.items()
-            if not str(k).endswith(("_modules", "_hooks"))
+            (describe(k), describe(v)) for k, v in value.items() if not str(k).endswith(("_modules", "_hooks"))
         ]
     if isinstance(value, (list, tuple, set)):
         return type(value), [describe(item) for item in value]

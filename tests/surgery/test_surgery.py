@@ -230,5 +230,3 @@ def test_cutting_in_pieces_is_cutting(form: torch.memory_format, monkeypatch: py
     found = cut.apply(tensor)
     assert torch.equal(found, tensor[kept[0]][:, kept[1]][..., kept[3]]) and tuple(found.shape) == cut.shape
     assert found.is_contiguous(memory_format=form)
-
-
