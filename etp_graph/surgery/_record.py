@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from etp_graph.standins import size_caches_by_keys_
+
 _KEY = "_etp_record"
 
 
@@ -46,8 +48,9 @@ def get_record(model: nn.Module) -> SurgeryRecord:
 
 
 def set_record(model: nn.Module, record: SurgeryRecord) -> None:
-    """Store the record in the model."""
+    """Store the record in the model, and let its caches follow the number of heads."""
     model.__dict__[_KEY] = record
+    size_caches_by_keys_(model)
 
 
 def read_attribute(model: nn.Module, edit: Edit) -> int:
