@@ -202,7 +202,7 @@ def _entries(value: Any) -> list[tuple[str, Any]]:
 
 
 _CACHES = ("past_key_value", "past_key_values", "*_past_key_values", "cache", "*_cache", "cache_params", "mems",
-           "past_buckets_states")  # fmt: skip
+           "presents", "present_key_values", "past_buckets_states")  # fmt: skip
 """Names under which models return what the next call gets."""
 
 _KEYS_AND_VALUES = ("keys", "values", "key_cache", "value_cache", "key", "value", "k", "v")

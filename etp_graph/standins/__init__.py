@@ -13,6 +13,7 @@ Rows are declared in the modules of this package, in the user's code with :func:
 
 from __future__ import annotations
 
+from ._caches import size_caches_by_config_, size_caches_by_keys_
 from ._pytorch import MultiheadAttention
 from ._registry import register_standin, standin
 from ._reshapes import HEADS
@@ -25,6 +26,8 @@ __all__ = [
     "register_standin",
     "replace_",
     "replaceable",
+    "size_caches_by_config_",
+    "size_caches_by_keys_",
     "standin",
     "standing_in",
     "unpickled_instance",

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from etp_graph.standins import size_caches_by_config_, size_caches_by_keys_
+
 _KEY = "_etp_record"
 
 
@@ -50,8 +52,12 @@ def get_record(model: nn.Module) -> SurgeryRecord:
 
 
 def set_record(model: nn.Module, record: SurgeryRecord) -> None:
-    """Store the record in the model. The ``save_pretrained`` of a model of transformers warns from then on."""
+    """Store the record in the model.
+
+    From then on the caches of a model of transformers follow its number of heads, and its ``save_pretrained`` warns.
+    """
     model.__dict__[_KEY] = record
+    size_caches_by_keys_(model)
     if callable(getattr(type(model), "save_pretrained", None)):
         # on the instance and not on the class, which others use; copies of the model get it too
         model.__dict__["save_pretrained"] = MethodType(save_pretrained, model)
@@ -71,7 +77,8 @@ def save_pretrained(model: Any, *args: Any, **options: Any) -> Any:
 
 
 def remove_record(model: nn.Module) -> None:
-    """Remove the record from the model, as before its first surgery."""
+    """Remove the record from the model and what came with it, as before its first surgery."""
+    size_caches_by_config_(model)
     model.__dict__.pop(_KEY, None)
     model.__dict__.pop("save_pretrained", None)
 

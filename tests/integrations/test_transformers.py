@@ -265,3 +265,32 @@ def test_training_that_stops_before_surgery_warns(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="not pruned"):
         run.train()
     assert not run.optimizer.optimizer._optimizer_step_post_hooks
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["t5", "mixtral"])
+def test_models_whose_cache_the_trainer_leaves_on_lose_heads(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    if name == "t5":
+        model = transformers.T5ForConditionalGeneration(transformers.T5Config(
+            vocab_size=30, d_model=16, d_kv=4, d_ff=24, num_layers=1, num_heads=4, decoder_start_token_id=0,
+        ))  # fmt: skip
+    else:
+        model = transformers.MixtralForCausalLM(transformers.MixtralConfig(
+            vocab_size=30, hidden_size=16, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=4,
+            intermediate_size=24, num_local_experts=2,
+        ))  # fmt: skip
+    inputs: dict[str, Any] = {"input_ids": example("llama")["input_ids"]}
+    inputs |= {"decoder_input_ids": inputs["input_ids"]} if name == "t5" else {}
+    alone = etp.trace(model, {**inputs, "use_cache": False})
+    pruning = PruningCallback(inputs, speed_up=1.3, prune_at=PRUNE, method="l1")
+    trainer(model, tmp_path, pruning, name="llama").train()
+    assert pruning.plan is not None
+    assert {group.name for group in pruning.plan.prunable} == {group.name for group in alone.prunable}
+    assert any(group.kind == "heads" for group in pruning.plan.prunable)
+    model.eval()
+    ids = inputs["input_ids"]
+    written = [
+        model.generate(ids, max_new_tokens=4, do_sample=False, use_cache=on, pad_token_id=0) for on in (True, False)
+    ]
+    assert torch.equal(*written)
