@@ -199,7 +199,7 @@ def _other_numbers(model: nn.Module, again: nn.Module) -> str:
     """Return the numbers in modules that differ between two models, as the reason for other outputs."""
     modules = dict(again.named_modules())
     found = [
-        f"{name}.{key} is {value:g} here and {other:g} there"
+        f"{name or type(model).__name__}.{key} is {value:g} here and {other:g} there"
         for name, module in model.named_modules() if name in modules
         for key, value in vars(module).items()
         if type(value) in (int, float) and type(other := vars(modules[name]).get(key)) is type(value) and other != value

@@ -35,7 +35,7 @@ TABLE: dict[str, tuple[str, str, str]] = {
     "llama_gqa": (EQUAL, EQUAL, EQUAL),
     "gpt2": (EQUAL, "one n_embd", "one n_embd"),
     "bert": (EQUAL, "one hidden_size", "one hidden_size"),
-    "t5": (EQUAL, EQUAL, "feeds the model's output"),
+    "t5": (EQUAL, EQUAL, "model_dim"),
 }
 SLOW: dict[str, tuple[str, str, str]] = {
     "qwen2": (EQUAL, EQUAL, EQUAL),
@@ -50,13 +50,14 @@ SLOW: dict[str, tuple[str, str, str]] = {
     "granite": (EQUAL, EQUAL, EQUAL),
     "smollm3": (EQUAL, EQUAL, EQUAL),
     "mixtral": (EQUAL, EQUAL, EQUAL),
-    "bart": (EQUAL, "one d_model", "feeds the model's output"),
+    "bart": (EQUAL, "one d_model", "one d_model"),
     "whisper": (EQUAL, "one d_model", "one d_model"),
     "roberta": (EQUAL, "one hidden_size", "one hidden_size"),
     "distilbert": (EQUAL, "one dim", "one dim"),
     "modernbert": (EQUAL, "one hidden_size", "one hidden_size"),
     "vit": (EQUAL, EQUAL, EQUAL),
-    "clip": (EQUAL, "one text_config.hidden_size", "feeds the model's output"),
+    "clip": (EQUAL, "one text_config.hidden_size", "one text_config.hidden_size"),
+    "t5_gated": (EQUAL, EQUAL, EQUAL),
 }
 
 
