@@ -16,6 +16,7 @@ from ._layer_table import (
     is_editable,
     is_weightless_norm,
     register_padding,
+    sizes_of_class,
 )
 from ._markers import long_axis, mixture, norm_over_units, routed, run_with_closed_experts, unit_mean
 from ._modes import (
@@ -83,6 +84,7 @@ __all__ = [
     "routed",
     "run_model",
     "run_with_closed_experts",
+    "sizes_of_class",
     "tensors_of",
     "unit_mean",
     "without_attention_fast_path",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, TypeVar
 
 import torch.nn.functional as F
@@ -167,3 +168,14 @@ def is_editable(module: nn.Module, name: str) -> bool:
     """Return True if surgery may write this integer attribute. In a layer of the table, it must count units."""
     row = counting_attributes(module)
     return row == CountingAttributes() or name in (row.out, row.into, row.groups, "proj_size")
+
+
+@cache
+def sizes_of_class(cls: type[nn.Module]) -> Mapping[str, int]:
+    """Return the integers above 1 among the attributes of a class and its bases, without those of PyTorch.
+
+    Surgery lowers such a size on the instance only.
+    """
+    own = [base for base in reversed(cls.__mro__) if not base.__module__.startswith("torch.")]
+    found = {name: value for base in own for name, value in vars(base).items()}
+    return {name: n for name, n in found.items() if type(n) is int and n > 1 and not name.startswith("_")}
