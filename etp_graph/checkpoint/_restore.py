@@ -132,7 +132,7 @@ def _check_edits(model: nn.Module, edits: Iterable[Edit]) -> None:
         if edit.module not in modules:
             raise CheckpointError(f"{where}: the architecture has no such module: build the one that was saved.")
         module = modules[edit.module]
-        held = {**sizes_of_class(type(module)), **module.__dict__}
+        held = {**sizes_of_class(module.__class__), **module.__dict__}
         if edit.name not in held or not is_editable(module, edit.name):
             raise CheckpointError(f"{where}: surgery writes no such attribute there. Save the model again.")
         value = held[edit.name]

@@ -36,8 +36,9 @@ class CountedInt(TracedInt):
     def __new__(cls, value: int, origin: Origin | None = None, whole: TracedInt | None = None) -> CountedInt:
         """Return the integer ``value``, read from ``origin`` or computed as an equal part of ``whole``."""
         made = super().__new__(cls, value, frozenset((origin,)) if origin is not None else frozenset())
+        assert isinstance(made, CountedInt)
         made._origin, made.whole = origin, whole
-        return made  # type: ignore[return-value]
+        return made
 
     @property
     def origin(self) -> Origin | None:
@@ -107,7 +108,7 @@ def _marked_attributes(model: nn.Module) -> Iterator[None]:
         for module_name, module in model.named_modules():
             if isinstance(module, torch.jit.ScriptModule):
                 continue
-            for name, value in sizes_of_class(type(module)).items():
+            for name, value in sizes_of_class(module.__class__).items():
                 if name not in module.__dict__:
                     of_class.append((module, name, value))
                     module.__dict__[name] = CountedInt(value, (module_name, name, None))

@@ -128,6 +128,7 @@ ATTRIBUTES: Mapping[type[nn.Module], CountingAttributes] = {
 
 ATTRIBUTES_BY_NAME: Mapping[str, CountingAttributes] = {
     "torch_geometric.nn.dense.linear.Linear": CountingAttributes(out="out_channels", into="in_channels"),
+    "torchvision.ops.deform_conv.DeformConv2d": CountingAttributes(out="out_channels", into="in_channels"),
     "transformers.pytorch_utils.Conv1D": CountingAttributes(out="nf", into="nx"),
 }
 """Full class name -> attributes, for classes of libraries that this module does not import."""

@@ -181,3 +181,19 @@ def test_a_table_padded_along_one_of_two_axes() -> None:
     plan = etp.trace(model, x)
     assert "c" in [group.name for group in plan.prunable]
     etp.verify(model, plan, x)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("modulated", [True, False])
+def test_deformable_convolutions(bias: bool, modulated: bool) -> None:
+    def run(n: Any, x: Tensor) -> Tensor:
+        x = n.a(x).relu()
+        return n.b(n.d(x, n.offset(x), n.gate(x).sigmoid() if modulated else None).relu())
+
+    torch.manual_seed(0)
+    parts = {"a": nn.Conv2d(3, 8, 1), "offset": nn.Conv2d(8, 18, 1), "gate": nn.Conv2d(8, 9, 1)}
+    model = Net(run, **parts, d=vision.DeformConv2d(8, 6, 3, padding=1, bias=bias), b=nn.Conv2d(6, 4, 1))
+    x = torch.randn(2, 3, 6, 6)
+    plan = etp.trace(model, x, check=False)
+    assert {group.name: group.n_units for group in plan.prunable} == {"a": 8, "d": 6}
+    assert etp.verify(model, plan, x).error < 1e-10

@@ -95,7 +95,7 @@ def _im2col(labels: Labels, label: Tensor, given: dict[str, Any], where: str) ->
     """[n, c, h, w] -> [n, c * kernel, positions]: each channel has as many rows as the kernel has entries."""
     if any(d >= label.ndim - 2 for d in labelled_dims(label)):
         raise UnknownOperator
-    rows = label.flatten(-2)
+    rows: Tensor = label.flatten(-2)
     return rows.repeat_interleave(_kernel(given), -2) if label.shape[-3] > 1 else rows
 
 
@@ -105,7 +105,7 @@ def _col2im(labels: Labels, label: Tensor, given: dict[str, Any], where: str) ->
         raise UnknownOperator
     if label.shape[-2] == 1:
         return label.unsqueeze(-1)
-    rows = label.unflatten(-2, (-1, _kernel(given)))
+    rows: Tensor = label.unflatten(-2, (-1, _kernel(given)))
     first = rows.narrow(-2, 0, 1)
     labels.unite(rows, first.expand_as(rows), f"meets channels of fixed width in {where}")
     return first

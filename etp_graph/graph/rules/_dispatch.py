@@ -56,9 +56,11 @@ class Call:
     @property
     def given(self) -> dict[str, Any]:
         """The arguments by name, with the defaults of the operator."""
-        found = {argument.name: argument.default_value for argument in self.func._schema.arguments}
+        found: dict[str, Any] = {argument.name: argument.default_value for argument in self.func._schema.arguments}
         names = [argument.name for argument in self.func._schema.arguments]
-        return found | dict(zip(names, self.args, strict=False)) | self.kwargs
+        found.update(zip(names, self.args, strict=False))
+        found.update(self.kwargs)
+        return found
 
     @property
     def label(self) -> Tensor:

@@ -316,7 +316,24 @@ def _surviving_dim(now: list[int], small: Tensor, facet: Reading, sizes: Sizes |
     The candidates are the axes that are longer than 4, or whose size is written as -1 or by an attribute, if there are
     at least two of them. Else they are all folded axes.
     """
+    if (only := _open_dim(now, sizes)) is not None:
+        return only
     # Other axes are short and have a plain number as size, such as the 3 of a fused query, key, value.
     known = [d for d in now if small.shape[d] > 4 or (sizes is not None and sizes.follows(d))]
     pool = known if len(known) > 1 else now
     return pool[0] if facet == "outer" else pool[-1]
+
+
+def _open_dim(now: list[int], sizes: Sizes | None) -> int | None:
+    """Return the only axis that can have another size in a pruned model, or ``None`` if there are several or none.
+
+    The sizes of the others are plain numbers in the code. If one tuple of ``nn.Unflatten`` gives all sizes, the first
+    axis holds the channels.
+    """
+    if sizes is None:
+        return None
+    origins = [getattr(sizes.named[d], "origin", None) for d in now if d < len(sizes.named)]
+    if len({origin and origin[:2] for origin in origins}) == 1 and all(o and o[2] is not None for o in origins):
+        return now[0]
+    free = [d for d in now if sizes.follows(d)]
+    return free[0] if len(free) == 1 and all(sizes.follows(d) is not None for d in now) else None
