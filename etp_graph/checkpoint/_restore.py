@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from etp_graph.errors import CheckpointError
-from etp_graph.model import all_tensors, first_names, is_editable, is_sharded, persistent_names
+from etp_graph.model import all_tensors, first_names, is_editable, is_sharded, persistent_names, sizes_of_class
 from etp_graph.standins import replace_, standin
 from etp_graph.surgery import Edit, SurgeryRecord, get_record, remove_record, replace_data, set_record, write_attribute
 
@@ -132,9 +132,10 @@ def _check_edits(model: nn.Module, edits: Iterable[Edit]) -> None:
         if edit.module not in modules:
             raise CheckpointError(f"{where}: the architecture has no such module: build the one that was saved.")
         module = modules[edit.module]
-        if edit.name not in module.__dict__ or not is_editable(module, edit.name):
+        held = {**sizes_of_class(module.__class__), **module.__dict__}
+        if edit.name not in held or not is_editable(module, edit.name):
             raise CheckpointError(f"{where}: surgery writes no such attribute there. Save the model again.")
-        value = module.__dict__[edit.name]
+        value = held[edit.name]
         if edit.item is not None:
             if type(value) not in (tuple, list, torch.Size) or not -len(value) <= edit.item < len(value):
                 raise CheckpointError(f"{where} has no entry {edit.item}: build the architecture that was saved.")

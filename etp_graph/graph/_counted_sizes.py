@@ -16,6 +16,8 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor, nn
 
+from etp_graph.model import sizes_of_class
+
 from ._traced_numbers import Numbers, Origin, SizeInt, TracedInt, noted_numbers
 
 
@@ -35,8 +37,9 @@ class CountedInt(TracedInt):
     def __new__(cls, value: int, origin: Origin | None = None, whole: TracedInt | None = None) -> CountedInt:
         """Return the integer ``value``, read from ``origin`` or computed as an equal part of ``whole``."""
         made = super().__new__(cls, value, frozenset((origin,)) if origin is not None else frozenset())
+        assert isinstance(made, CountedInt)
         made._origin, made.whole = origin, whole
-        return made  # type: ignore[return-value]
+        return made
 
     @property
     def origin(self) -> Origin | None:
@@ -101,10 +104,15 @@ def counted_sizes(model: nn.Module) -> Iterator[Numbers]:
 @contextmanager
 def _marked_attributes(model: nn.Module) -> Iterator[None]:
     before: list[tuple[nn.Module, str, Any]] = []
+    of_class: list[tuple[nn.Module, str, int]] = []
     try:
         for module_name, module in model.named_modules():
             if isinstance(module, torch.jit.ScriptModule):
                 continue
+            for name, value in sizes_of_class(module.__class__).items():
+                if name not in module.__dict__:
+                    of_class.append((module, name, value))
+                    module.__dict__[name] = CountedInt(value, (module_name, name, None))
             for name, value in list(module.__dict__.items()):
                 marked = None if name.startswith("_") else _marked(value, (module_name, name))
                 if marked is not None:
@@ -115,6 +123,9 @@ def _marked_attributes(model: nn.Module) -> Iterator[None]:
         for module, name, value in before:
             if _same(module.__dict__.get(name), value):  # else a forward has set another value, which stays
                 module.__dict__[name] = value
+        for module, name, value in of_class:
+            if _same(module.__dict__.get(name), value):
+                del module.__dict__[name]
         _forget_origins(model)
 
 

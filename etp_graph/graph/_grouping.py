@@ -235,8 +235,9 @@ def _names_and_kinds(labels: Labels, root: Tensor, group_of: Tensor, n_groups: i
             elif producer.kind == "conv-groups":
                 kinds[group] = producer.kind
     normalised = _groups_with(labels, root, group_of, n_groups, labels.normalised)
+    added = _groups_with(labels, root, group_of, n_groups, labels.added)
     for group in range(n_groups):
-        if normalised[group] and makers[group] > 1:
+        if normalised[group] and added[group] and makers[group] > 1:
             kinds[group] = "stream"  # a residual stream: a sum of several layers that a norm averages over
     return names, kinds
 

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from etp_graph.graph.rules._dispatch import FOLLOWED, Call, label_of_result
-from etp_graph.graph.rules._layer_rules import rule_of_layer, stored_matrix
+from etp_graph.graph.rules._layer_rules import follow_deformable, rule_of_layer, stored_matrix
 from etp_graph.graph.rules._operators import (
     ELEMENTWISE,
     MOVEMENT,
@@ -193,6 +193,8 @@ class OperationFollower:
             tracker.readers.setdefault(tracker.where)
         if seen.name in MATRIX and stored_matrix(tracker, seen.name, seen.args, seen.out):
             return
+        if seen.name == "deform_conv2d" and follow_deformable(tracker, seen.args, seen.out):
+            return
         if seen.name in VIEWS and tracker.bare_base(seen.tensors[0]) is not None:
             return
         self._note_stored()
@@ -262,6 +264,10 @@ class OperationFollower:
     def _note_products(self) -> None:
         """Count a sum of elementwise products as multiply-adds (messages on edges, scores of a graph)."""
         tracker, name, args = self.tracker, self.seen.name, self.seen.args
+        if name in ("add", "add_", "sub", "sub_"):
+            labels = [tracker.label_of.get(value) for value in args[:2] if isinstance(value, Tensor)]
+            found = [label for label in labels if label is not None]
+            tracker.labels.added += found if len(found) == 2 else []
         if name in ("mul", "mul_") and all(isinstance(a, Tensor) and a.numel() > 1 for a in args[:2]):
             tracker.multiplied[self.seen.out] = True
             return

@@ -93,6 +93,7 @@ class Labels:
         folded: labels of the units that are left when a view folds a unit axis into several axes.
         headed: labels of units that may be heads, such as those along the batch dimensions of products of activations.
         normalised: labels of the units that a norm averages over.
+        added: labels of sums of two activations.
         pinned: axes of bare parameters that are read at fixed positions, each with a reason.
         tables: (name, first label, shape) of every bare parameter; each of its entries has a label.
         ties: the ties, by the axis that produces the first run.
@@ -112,6 +113,7 @@ class Labels:
     folded: list[Tensor] = field(default_factory=list)
     headed: list[Tensor] = field(default_factory=list)
     normalised: list[Tensor] = field(default_factory=list)
+    added: list[Tensor] = field(default_factory=list)
     pinned: dict[TensorAxis, str] = field(default_factory=dict)
     tables: list[tuple[str, int, torch.Size]] = field(default_factory=list)
     ties: dict[TensorAxis, EqualRuns] = field(default_factory=dict)

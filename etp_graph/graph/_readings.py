@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from etp_graph.graph.rules._terms import cost_terms
-from etp_graph.plan import ACTIVATION, Group, Op
+from etp_graph.plan import ACTIVATION, Group, Op, as_tensor
 
 from ._grouping import build_groups, take_free_name
 from ._tracker import Tracker
@@ -43,10 +43,13 @@ def merge_readings(trackers: Sequence[Tracker], n_ops: int) -> MergedReadings:
 
 def _without_duplicates(groups: Sequence[Group], heads: Sequence[Group]) -> tuple[Group, ...]:
     """Return the groups of heads, then the other groups. Rename the groups of dimensions of these heads."""
+    same, counts = {_content(head) for head in heads}, {head.n_units for head in heads}
     places = {(piece.tensor, piece.axis) for head in heads for piece in head.slices}
     taken = {head.name for head in heads}
     found: list[Group] = []
     for group in groups:
+        if group.n_units in counts and _content(group) in same:
+            continue  # a view whose other axis has a fixed size: both readings see the heads
         held = any((piece.tensor, piece.axis) in places for piece in group.slices)
         if not group.folded and group.slices and all((s.tensor, s.axis) in places for s in group.slices):
             continue  # one value per head (a table of position biases), which is in a group of heads
@@ -54,3 +57,12 @@ def _without_duplicates(groups: Sequence[Group], heads: Sequence[Group]) -> tupl
         name = take_free_name(f"{group.name}.dims" if dims else group.name, taken)
         found.append(replace(group, kind="head_dims" if dims else group.kind, name=name))
     return (*heads, *found)
+
+
+def _content(group: Group) -> tuple[object, ...]:
+    """Return what tells the units of a group from those of others: their number and their positions."""
+    places = (
+        (s.tensor, s.axis, as_tensor(s.index).numpy().tobytes(), as_tensor(s.unit).numpy().tobytes())
+        for s in group.slices
+    )
+    return group.n_units, frozenset(places)

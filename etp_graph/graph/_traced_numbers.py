@@ -129,7 +129,7 @@ class TracedInt(int):
         return int.__hash__(self)
 
     def __eq__(self, other: object) -> bool:
-        same = int.__eq__(self, other)  # type: ignore[operator]
+        same = int.__eq__(self, other)
         if same is True and self.alive:
             _note_comparison(self, other)
         return same

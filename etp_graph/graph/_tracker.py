@@ -184,7 +184,7 @@ class Tracker:
             if sliced or parts:
                 pieces = [(end, ids[:end]) for end in ends if is_counted(end)]
             else:
-                pieces = [(size, piece) for size, piece in zip(ends, ids.split(list(ends)), strict=True)]  # type: ignore
+                pieces = [(size, piece) for size, piece in zip(ends, ids.split(list(ends)), strict=True)]
             for size, piece in pieces:
                 if is_counted(size) and size.origin:
                     self.labels.count(size.origin, piece)

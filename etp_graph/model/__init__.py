@@ -13,9 +13,11 @@ from ._layer_table import (
     MixingLayer,
     bind_arguments,
     counting_attributes,
+    held_size,
     is_editable,
     is_weightless_norm,
     register_padding,
+    sizes_of_class,
 )
 from ._markers import long_axis, mixture, norm_over_units, routed, run_with_closed_experts, unit_mean
 from ._modes import (
@@ -66,6 +68,7 @@ __all__ = [
     "counting_attributes",
     "eval_mode",
     "first_names",
+    "held_size",
     "inner_optimizer",
     "is_editable",
     "is_sharded",
@@ -90,6 +93,7 @@ __all__ = [
     "run_model",
     "run_outputs",
     "run_with_closed_experts",
+    "sizes_of_class",
     "tensors_of",
     "unit_mean",
     "without_attention_fast_path",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, TypeVar
 
 import torch.nn.functional as F
@@ -127,6 +128,7 @@ ATTRIBUTES: Mapping[type[nn.Module], CountingAttributes] = {
 
 ATTRIBUTES_BY_NAME: Mapping[str, CountingAttributes] = {
     "torch_geometric.nn.dense.linear.Linear": CountingAttributes(out="out_channels", into="in_channels"),
+    "torchvision.ops.deform_conv.DeformConv2d": CountingAttributes(out="out_channels", into="in_channels"),
     "transformers.pytorch_utils.Conv1D": CountingAttributes(out="nf", into="nx"),
 }
 """Full class name -> attributes, for classes of libraries that this module does not import."""
@@ -176,3 +178,19 @@ def is_editable(module: nn.Module, name: str) -> bool:
     if row != CountingAttributes():
         return name in (row.out, row.into, row.groups, "proj_size")
     return name not in _NO_COUNTS or not type(module).__module__.startswith("torch.nn.")
+
+
+@cache
+def sizes_of_class(cls: type[nn.Module]) -> Mapping[str, int]:
+    """Return the integers above 1 among the attributes of a class and its bases, without those of PyTorch.
+
+    Surgery lowers such a size on the instance only.
+    """
+    own = [base for base in reversed(cls.__mro__) if not base.__module__.startswith("torch.")]
+    found = {name: value for base in own for name, value in vars(base).items()}
+    return {name: n for name, n in found.items() if type(n) is int and n > 1 and not name.startswith("_")}
+
+
+def held_size(module: nn.Module, name: str) -> Any:
+    """Return an attribute of a module or a size of its class, without calling a property; ``None`` if there is none."""
+    return vars(module).get(name, sizes_of_class(type(module)).get(name))

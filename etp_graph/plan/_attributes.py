@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from etp_graph.errors import PlanError
-from etp_graph.model import CountingAttributes, counting_attributes, is_editable, named_tensors
+from etp_graph.model import CountingAttributes, counting_attributes, held_size, is_editable, named_tensors
 
 from ._groups import Group, index_length
 from ._plan_json import ACTIVATION
@@ -48,7 +48,7 @@ _REMEDY = "trace this model again."
 
 def _count(module: nn.Module, name: str, item: int | None) -> int | None:
     """Return the integer that surgery may lower, or ``None`` if there is none."""
-    value = module.__dict__.get(name)
+    value = held_size(module, name)
     if not is_editable(module, name):
         return None
     if item is not None:

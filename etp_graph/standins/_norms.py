@@ -42,7 +42,8 @@ def _rms(x: Tensor, module: Any, eps: float) -> Tensor:
 
 def _shifted_rms(x: Tensor, module: Any, eps: float) -> Tensor:
     """(1 + weight) * x / rms(x), as in Gemma."""
-    return F.rms_norm(x, (x.shape[-1],), None, eps) * (1.0 + module.weight)
+    scale: Tensor = 1.0 + module.weight
+    return F.rms_norm(x, (x.shape[-1],), None, eps) * scale
 
 
 def _layer(x: Tensor, module: Any, eps: float) -> Tensor:

@@ -61,32 +61,84 @@ def _rewritten(cls: type[nn.Module]) -> type[nn.Module] | None:
 
 
 class _Free(ast.NodeTransformer):
-    """Transformer that replaces the size that depends on the input's channels by -1, at most one in each call."""
+    """Transformer that replaces the size that depends on the input's channels by -1, at most one in each call.
 
-    changed = False
+    Attributes:
+        widths: names of local variables that hold the number of channels of an input, or a part of it.
+    """
+
+    def __init__(self) -> None:
+        self.changed = False
+        self.widths: set[str] = set()
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
         node.decorator_list = []
         return self.generic_visit(node)
 
+    def visit_Assign(self, node: ast.Assign) -> ast.AST:
+        """Note names for the last size of a shape (``b, n, width = x.shape``), and for parts of it."""
+        self.generic_visit(node)
+        target, value = node.targets[0], node.value
+        if isinstance(target, ast.Tuple) and _is_shape(value) and len(target.elts) == 3:
+            self.widths |= {last.id for last in target.elts[-1:] if isinstance(last, ast.Name)}
+        elif isinstance(target, ast.Name) and self._certainty(value):
+            self.widths.add(target.id)
+        return node
+
     def visit_Call(self, node: ast.Call) -> ast.AST:
         self.generic_visit(node)
         if isinstance(node.func, ast.Attribute) and node.func.attr in ("reshape", "view") and not node.keywords:
+            if len(node.args) == 1 and _is_shape(node.args[0]):
+                node.args = [_with_open_end(node.args[0])]
+                self.changed = True
+                return node
             sizes = node.args
             if len(sizes) == 1 and isinstance(sizes[0], ast.Tuple):
                 sizes = sizes[0].elts
-            at = [i for i, size in enumerate(sizes) if _of_width(size)]
+            found = [self._certainty(size) for size in sizes]
             open_ = any(isinstance(size, (ast.Starred, ast.UnaryOp)) for size in sizes)
-            if len(sizes) > 1 and at and not open_:
-                sizes[at[-1]] = ast.UnaryOp(ast.USub(), ast.Constant(1))
+            if len(sizes) > 1 and max(found) and not open_:
+                at = max(range(len(sizes)), key=lambda i: (found[i], i))
+                sizes[at] = ast.UnaryOp(ast.USub(), ast.Constant(1))
                 self.changed = True
         return node
 
+    def _certainty(self, size: ast.expr) -> int:
+        """Return how certainly a size is the number of channels of an input, or an equal part of it; 0: it is not."""
+        if isinstance(size, ast.Name):
+            return 3 if _WIDTHS.match(size.id) else 2 * (size.id in self.widths)
+        if isinstance(size, ast.BinOp) and isinstance(size.op, ast.FloorDiv):
+            return 4 * bool(self._certainty(size.left))
+        return int(_is_last_size(size))
 
-def _of_width(size: ast.expr) -> bool:
-    if isinstance(size, ast.Name):
-        return bool(_WIDTHS.match(size.id))
-    return isinstance(size, ast.BinOp) and isinstance(size.op, ast.FloorDiv) and _of_width(size.left)
+
+def _is_shape(value: ast.expr) -> bool:
+    """Return True for ``x.shape`` and ``x.size()``."""
+    if isinstance(value, ast.Call):
+        return isinstance(value.func, ast.Attribute) and value.func.attr == "size" and not value.args
+    return isinstance(value, ast.Attribute) and value.attr == "shape"
+
+
+def _is_last_size(value: ast.expr) -> bool:
+    """Return True for ``x.shape[-1]``, ``x.size(-1)``, and for index 2, which is the last one of batches of tokens."""
+    if isinstance(value, ast.Subscript) and _is_shape(value.value):
+        return _number(value.slice) in (-1, 2)
+    is_size = isinstance(value, ast.Call) and isinstance(value.func, ast.Attribute) and value.func.attr == "size"
+    return is_size and len(value.args) == 1 and _number(value.args[0]) in (-1, 2)  # type: ignore[attr-defined]
+
+
+def _number(value: ast.expr) -> Any:
+    try:
+        return ast.literal_eval(value)
+    except ValueError:
+        return None
+
+
+def _with_open_end(shape: ast.expr) -> ast.expr:
+    """Return ``(*shape[:-1], -1)``."""
+    minus = ast.UnaryOp(ast.USub(), ast.Constant(1))
+    front = ast.Subscript(shape, ast.Slice(upper=minus), ast.Load())
+    return ast.Tuple([ast.Starred(front, ast.Load()), ast.UnaryOp(ast.USub(), ast.Constant(1))], ast.Load())
 
 
 register_fallback(Row(reshape_standin, of_class=with_open_reshapes))

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
 
 from etp_graph.errors import PlanError
-from etp_graph.model import counting_attributes, is_editable
+from etp_graph.model import counting_attributes, held_size
 from etp_graph.plan import ACTIVATION, Plan, Positions, SlicedAxis
 
 from ._commit import Change
 from ._cuts import Cut
-from ._record import Edit
+from ._record import Edit, read_attribute
 
 Key = tuple[str, int | None]
 """Name of an attribute, and the index into a tuple."""
@@ -22,41 +23,18 @@ Key = tuple[str, int | None]
 def find_edits(model: nn.Module, plan: Plan, keep: Tensor) -> list[Edit]:
     """Return the attributes that shrink, with their new values, given ``keep`` bool [n_units + 1].
 
-    Raises:
-        PlanError: the plan names an attribute that no model has, that is no integer, that counts something else in a
-            layer, or that is smaller than the number of positions in the plan.
+    The plan was checked with the model: the attributes are there and count at least the positions in the plan.
     """
     edits = []
-    longest = max((size for shape in plan.tensors.values() for size in shape), default=0)
     for (module, name, item), layers in Positions(plan).attributes.items():
         if module == ACTIVATION:
             continue
         kept = SlicedAxis(module, 0, tuple(layers)).kept_positions(keep)
         removed = int((~kept).sum())
         if removed:
-            now = _read_count(model, module, name, item, least=len(kept), most=longest)
-            edits.append(Edit(module=module, name=name, item=item, value=now - removed))
+            edit = Edit(module=module, name=name, item=item, value=0)
+            edits.append(replace(edit, value=read_attribute(model, edit) - removed))
     return edits
-
-
-def _read_count(model: nn.Module, path: str, name: str, item: int | None, *, least: int, most: int) -> int:
-    """Return the integer that an attribute holds, or raise :class:`PlanError` if it cannot count units.
-
-    An attribute counts at least ``least`` positions. If it counts others besides, these lie on an axis of a tensor, and
-    the longest axis of the plan has ``most`` positions.
-    """
-    where = f"the plan counts units in attribute {name!r} of {path!r}"
-    try:
-        module = model.get_submodule(path)
-        held = vars(module)[name]
-        value = held if item is None else held[item]
-    except (AttributeError, KeyError, IndexError, TypeError) as error:
-        raise PlanError(f"{where}, which this model lacks: trace this model.") from error
-    if not isinstance(value, int) or isinstance(value, bool) or not is_editable(module, name):
-        raise PlanError(f"{where}, which holds {value!r} and counts no units: trace this model.")
-    if not least <= value <= max(least, most):
-        raise PlanError(f"{where}, which is {value}; the plan places {least} units there: trace this model again.")
-    return int(value)
 
 
 def prepare_attributes(model: nn.Module, edits: Sequence[Edit]) -> list[Change]:
@@ -84,6 +62,8 @@ def _edited(old: Any, edits: Sequence[Edit]) -> Any:
 
 def _write(module: nn.Module, name: str, old: Any, new: Any) -> Change:
     """Return the change of one attribute. Undoing it calls no setter of the user's class, which may have raised."""
+    if name not in vars(module):  # a size of the class
+        return Change(lambda: setattr(module, name, new), lambda: vars(module).pop(name, None))
     return Change(lambda: setattr(module, name, new), lambda: vars(module).__setitem__(name, old))
 
 
@@ -110,7 +90,7 @@ def _from_start(model: nn.Module, edit: Edit) -> int | None:
 
 
 def _value(module: nn.Module, key: Key) -> Any:
-    value = vars(module).get(key[0])
+    value = held_size(module, key[0])
     if key[1] is None:
         return value
     return value[key[1]] if isinstance(value, (tuple, list)) and len(value) > key[1] else None

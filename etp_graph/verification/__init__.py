@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from ._masked import Masked
 from ._sampling import random_selection, randomize_
-from ._verify import TOLERANCE, Verification, compare_outputs, lock_what_fails, lock_what_fails_in_blocks, verify
+from ._trials import TOLERANCE
+from ._verify import Verification, compare_outputs, lock_what_fails, lock_what_fails_in_blocks, verify
 
 __all__ = [
     "TOLERANCE",

@@ -124,8 +124,8 @@ def _statements(group: Group, blocks: set[str], name: str) -> Iterator[tuple[str
             yield block, (shared, place, _numbers(piece.index), _numbers(piece.unit))
     for attribute in group.attributes:
         if (block := _outer_block(f"{attribute.module}.", blocks)) is not None:
-            place = (attribute.module[len(block) :], attribute.name, attribute.item)
-            yield block, (shared, place, _numbers(attribute.index), _numbers(attribute.unit))
+            counter = (attribute.module[len(block) :], attribute.name, attribute.item)
+            yield block, (shared, counter, _numbers(attribute.index), _numbers(attribute.unit))
 
 
 def _numbers(index: Index) -> Any:

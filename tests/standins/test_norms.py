@@ -163,3 +163,41 @@ def test_a_module_that_raises_anything_at_a_probe_is_no_norm(monkeypatch: pytest
 
     assert norm_standin(Picky()) is None
     assert layers.counting_attributes(Picky()) == layers.CountingAttributes()
+
+
+SKIPS: dict[str, tuple[Any, str]] = {
+    "one layer": (lambda n, x: n.a(x), "neurons"),
+    "two layers, multiplied": (lambda n, x: n.a(x) * n.b(x).sigmoid(), "neurons"),
+    "a layer with a bias of its own": (lambda n, x: n.a(x) + n.shift, "neurons"),
+    "a sum of two layers": (lambda n, x: n.a(x) + n.b(x), "stream"),
+    "a skip path": (lambda n, x: (y := n.a(x)) + n.c(y), "stream"),
+}
+
+
+@pytest.mark.parametrize("name", SKIPS)
+def test_only_sums_of_layers_before_a_norm_are_a_stream(name: str) -> None:
+    torch.manual_seed(0)
+    run, kind = SKIPS[name]
+    parts = {"a": nn.Linear(3, 12), "b": nn.Linear(3, 12), "c": nn.Linear(12, 12), "norm": nn.LayerNorm(12)}
+    model = Net(
+        lambda n, x: n.out(n.norm(run(n, x))), **parts, shift=nn.Parameter(torch.randn(12)), out=nn.Linear(12, 4)
+    )
+    plan, x = etp.trace(model, torch.randn(2, 3), prune="all", check=False), torch.randn(2, 3)
+    assert plan["a"].kind == kind
+    assert etp.verify(model, plan, x).error < 1e-10
+
+
+@pytest.mark.parametrize("both", [True, False])
+def test_hidden_units_before_a_norm_are_of_one_kind(both: bool) -> None:
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            width = 16 if both else 8
+            self.rnn = nn.LSTM(4, 8, batch_first=True, bidirectional=both)
+            self.norm, self.out = nn.LayerNorm(width), nn.Linear(width, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(self.norm(self.rnn(x)[0]))
+
+    plan = etp.trace(Recurrent(), torch.randn(2, 5, 4))
+    assert [group.kind for group in plan.prunable] == ["hidden"]

@@ -12,6 +12,7 @@ from torch import Tensor
 from etp_graph.graph._tracker import Tracker
 from etp_graph.model import PADDINGS
 
+from ._channelwise import CHANNELWISE, label_of_channelwise
 from ._indexing import GATHERS, SCATTERS, label_of_gather, label_of_scatter, met_by_gather
 from ._operators import (
     JOINS,
@@ -21,6 +22,7 @@ from ._operators import (
     SPATIAL,
     Operand,
     UnknownOperator,
+    dims_of,
     label_of_elementwise,
     label_of_join,
     label_of_reduction,
@@ -31,7 +33,7 @@ from ._operators import (
 )
 from ._products import MATRIX, label_of_matrix_product
 
-FOLLOWED = MOVEMENT | JOINS | REDUCTIONS | GATHERS | SCATTERS | {"constant_pad_nd"}
+FOLLOWED = MOVEMENT | JOINS | REDUCTIONS | GATHERS | SCATTERS | CHANNELWISE | {"constant_pad_nd", "t_"}
 """Operators that pass on the labels of bare parameters, besides element-wise ones."""
 
 MAKERS = frozenset(("new_zeros", "new_ones", "new_empty", "new_full"))
@@ -50,6 +52,15 @@ class Call:
     operands: Sequence[Operand]
     outs: Sequence[Tensor]
     pointwise: bool
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The arguments by name, with the defaults of the operator."""
+        found: dict[str, Any] = {argument.name: argument.default_value for argument in self.func._schema.arguments}
+        names = [argument.name for argument in self.func._schema.arguments]
+        found.update(zip(names, self.args, strict=False))
+        found.update(self.kwargs)
+        return found
 
     @property
     def label(self) -> Tensor:
@@ -115,14 +126,32 @@ def _spatial_rule(call: Call) -> Tensor:
     return label_of_spatial(call.tracker.labels, call.label, SPATIAL[call.name])
 
 
+def _channelwise_rule(call: Call) -> Tensor | None:
+    where = call.tracker.where
+    return label_of_channelwise(call.tracker.labels, call.func, call.name, call.operands, call.given, where)
+
+
 def _reduction_rule(call: Call) -> Tensor | None:
-    return label_of_reduction(
-        call.tracker.labels, call.label, call.name, call.args, call.kwargs, call.outs[0].ndim, call.tracker.where
-    )
+    dims, ndim = dims_of(call.given, call.label.ndim), call.outs[0].ndim
+    return label_of_reduction(call.tracker.labels, call.label, call.name, dims, ndim, call.tracker.where)
 
 
 def _softmax_rule(call: Call) -> Tensor:
-    return label_of_softmax(call.label, call.args, call.kwargs)
+    return label_of_softmax(call.label, dims_of(call.given, call.label.ndim))
+
+
+def _reshaped_in_place(call: Call) -> Tensor:
+    """Return the label after an operator that has changed the shape of its operand, which nobody knows any more."""
+    label, given, ndim = call.label, call.given, call.outs[0].ndim
+    if call.name == "unsqueeze_":
+        return label.unsqueeze(given["dim"])
+    if call.name == "squeeze_" and (ndim == label.ndim or isinstance(given.get("dim"), int)):
+        return label if ndim == label.ndim else label.squeeze(given["dim"])
+    if call.name == "transpose_":
+        return label.transpose(given["dim0"], given["dim1"])
+    if call.name == "t_":
+        return label.t()
+    raise UnknownOperator
 
 
 def _movement_rule(call: Call) -> Any:
@@ -134,17 +163,22 @@ def _movement_rule(call: Call) -> Any:
 
 
 def _padding_rule(call: Call) -> Tensor:
-    """Return the label after padding. If the running module declares the widths, the padding consists of new units."""
+    """Return the label after padding. If the running module declares the widths, the padding consists of new units.
+
+    A negative width crops positions without units.
+    """
     label, pads = call.label, list(call.args[1])
-    if min(pads) < 0:
-        raise UnknownOperator
     widths = [(pads[2 * i], pads[2 * i + 1]) for i in range(len(pads) // 2)][::-1]
     for dim, (before, after) in enumerate(widths, label.ndim - len(widths)):
         if label.shape[dim] == 1:
             continue
+        if min(before, after) < 0:
+            raise UnknownOperator
         ends = [_padding_units(call.tracker, side, width) for side, width in enumerate((before, after))]
         shape = [-1 if d == dim else 1 for d in range(label.ndim)]
-        label = torch.cat([ends[0].view(shape), label, ends[1].view(shape)], dim)
+        sizes = [[len(end) if d == dim else size for d, size in enumerate(label.shape)] for end in ends]
+        first, last = (end.view(shape).expand(size) for end, size in zip(ends, sizes, strict=True))
+        label = torch.cat([first, label, last], dim)
     return label
 
 
@@ -160,12 +194,14 @@ def _padding_units(tracker: Tracker, side: int, width: int) -> Tensor:
 
 _RULES: Mapping[str, Callable[[Call], Any]] = {
     **dict.fromkeys(MOVEMENT, _movement_rule),
+    **dict.fromkeys(("unsqueeze_", "squeeze_", "transpose_", "t_"), _reshaped_in_place),
     **dict.fromkeys(JOINS, _join_rule),
     **dict.fromkeys(MAKERS, _made_like),
     **dict.fromkeys(MATRIX, _matrix_rule),
     **dict.fromkeys(SCATTERS, _scatter_rule),
     **dict.fromkeys(GATHERS, _gather_rule),
     **dict.fromkeys(SPATIAL, _spatial_rule),
+    **dict.fromkeys(CHANNELWISE, _channelwise_rule),
     **dict.fromkeys(REDUCTIONS, _reduction_rule),
     **dict.fromkeys(SOFTMAX_LIKE, _softmax_rule),
     "constant_pad_nd": _padding_rule,

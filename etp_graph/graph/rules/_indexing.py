@@ -12,12 +12,18 @@ from etp_graph.graph._labels import Labels
 
 from ._operators import Operand, UnknownOperator, label_of_elementwise, labelled_dims
 
-GATHERS = frozenset("index gather take_along_dim topk kthvalue _unsafe_index index_select".split())
+GATHERS = frozenset("index gather take_along_dim topk _unsafe_index index_select".split())
 
 SCATTERS = frozenset(
     "scatter scatter_ scatter_add scatter_add_ scatter_reduce scatter_reduce_ index_add index_add_ index_put "
-    "index_put_ index_copy index_copy_ index_fill index_fill_ index_reduce index_reduce_ masked_scatter".split()
+    "index_put_ index_copy index_copy_ index_fill index_fill_ index_reduce index_reduce_ masked_scatter "
+    "masked_scatter_ _unsafe_index_put".split()
 )
+
+
+_MASKS = (torch.bool, torch.uint8)
+
+_INDEXED = ("index", "_unsafe_index")
 
 
 def label_of_gather(
@@ -34,9 +40,9 @@ def label_of_gather(
     label = x.label
     if label is None:
         raise UnknownOperator
-    if name in ("index", "_unsafe_index"):
+    if name in _INDEXED:
         return _label_of_index(labels, x, args[1], where, bare)
-    dim = kwargs.get("dim", args[2] if name in ("topk", "kthvalue") and len(args) > 2 else _index_argument(name, args))
+    dim = kwargs.get("dim", args[2] if name == "topk" and len(args) > 2 else _index_argument(name, args))
     dim %= label.ndim
     if label.shape[dim] > 1:
         if bare is None or name != "index_select":
@@ -59,14 +65,14 @@ def met_by_gather(
     """
     parts = [Operand(out.shape, found)]
     first = 0
-    if name in ("index", "_unsafe_index"):
+    if name in _INDEXED:
         taken = [d for d, index in enumerate(args[1]) if index is not None]
         first = taken[0] if taken == list(range(taken[0], taken[-1] + 1)) else -1
     wide = max((len(o.shape) for o in indices), default=0)
     for operand in indices:
         if operand.label is None:
             continue
-        if first < 0:
+        if first < 0 or (name in _INDEXED and any(i is not None and i.dtype in _MASKS for i in args[1])):
             raise UnknownOperator
         rest = out.ndim - first - wide
         label = operand.label.reshape([1] * (first + wide - operand.label.ndim) + [*operand.label.shape] + [1] * rest)
@@ -83,7 +89,7 @@ def met_by_gather(
 
 
 def _index_argument(name: str, args: Sequence[Any]) -> Any:
-    return -1 if name in ("topk", "kthvalue") else args[1]
+    return -1 if name == "topk" else args[1]
 
 
 def _label_of_index(
@@ -92,6 +98,7 @@ def _label_of_index(
     """Return the label of ``x[i, :, j]``, by indexing the label after expanding it along the indexed dimensions."""
     label = x.label
     assert label is not None
+    indices = without_masks(indices)
     for dim, index in enumerate(indices):
         if index is None:
             continue
@@ -109,6 +116,17 @@ def _label_of_index(
     return picked
 
 
+def without_masks(indices: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """Replace each boolean mask by the positions that it takes, one index for each of its dimensions."""
+    found: list[Tensor | None] = []
+    for index in indices:
+        if index is None or index.dtype not in _MASKS:
+            found.append(index)
+        else:
+            found += index.cpu().nonzero().unbind(1)
+    return found
+
+
 def _names_all_positions(index: Tensor, size: int) -> bool:
     """Return True if the index names all positions in order along one of its dimensions, as ``arange`` does."""
     long = [d for d, s in enumerate(index.shape) if s == size]
@@ -122,8 +140,10 @@ def label_of_scatter(
 ) -> Tensor | None:
     """Return the label of ``x`` after entries of ``source`` are written to it along dimensions without units."""
     into = operands[0]
-    if name.startswith("index_put"):
-        return _label_of_index_put(labels, into, args[1], operands[-1], where)
+    if name.startswith("masked_scatter"):
+        return _label_of_masked_scatter(labels, operands, args[1], where)
+    if "index_put" in name:
+        return _label_of_index_put(labels, into, args[1], operands, where)
     dim = args[1] % len(into.shape)
     parts = [o for o in (into, operands[-1]) if len(o.shape) == len(into.shape)]
     flat = []
@@ -144,8 +164,31 @@ def _label_of_accumulation(labels: Labels, flat: Sequence[Operand], into: Operan
     return label_of_elementwise(labels, [source], source.shape, where) if source.label is not None else None
 
 
+def _label_of_masked_scatter(labels: Labels, operands: Sequence[Operand], mask: Tensor, where: str) -> Tensor | None:
+    """Return the label after whole rows of the source are written where the mask is True.
+
+    Raises:
+        UnknownOperator: the mask takes only some of the units of a position, or the units lie along other dimensions.
+    """
+    into, _, source = operands
+    dims = {d - len(o.shape) for o in (into, source) if o.label is not None for d in labelled_dims(o.label)}
+    width = -min(dims, default=0)
+    if operands[1].label is not None or into.shape[len(into.shape) - width :] != source.shape[-width:]:
+        raise UnknownOperator
+    spread = mask.expand(into.shape).flatten(-width) if width else mask
+    if width and not bool((spread == spread.narrow(-1, 0, 1)).all()):
+        raise UnknownOperator
+    parts = [Operand(o.shape[len(o.shape) - width :], _last_dims(o.label, width)) for o in (into, source)]
+    found = label_of_elementwise(labels, parts, parts[0].shape, where)
+    return None if found is None else found.reshape([1] * (len(into.shape) - width) + [*found.shape])
+
+
+def _last_dims(label: Tensor | None, width: int) -> Tensor | None:
+    return None if label is None else label.reshape(label.shape[label.ndim - width :])
+
+
 def _label_of_index_put(
-    labels: Labels, into: Operand, indices: Sequence[Tensor | None], values: Operand, where: str
+    labels: Labels, into: Operand, indices: Sequence[Tensor | None], operands: Sequence[Operand], where: str
 ) -> Tensor | None:
     """Return the label after ``index_put``, which writes the labels of the values like the values.
 
@@ -153,17 +196,25 @@ def _label_of_index_put(
         UnknownOperator: the call writes to some of the units only, some values have no unit, or the labels of a tensor
             without units would change along several axes.
     """
+    values, masks = operands[-1], operands[1:-1]
+    if len(masks) == 1 and masks[0].shape == into.shape and not sum(values.shape):  # x[x < 0] = 0
+        return label_of_elementwise(labels, [into, masks[0]], into.shape, where)
+    if any(mask.label is not None for mask in masks):
+        raise UnknownOperator
+    indices = without_masks(indices)
     for operand in (into, values):
         for d in labelled_dims(operand.label) if operand is into and operand.label is not None else ():
             index = indices[d] if d < len(indices) else None
             if index is not None and not _names_all_positions(index, into.shape[d]):
                 raise UnknownOperator
+    if values.label is None and not sum(values.shape):
+        return into.label  # one number for all units
     old = torch.zeros([1] * len(into.shape), dtype=torch.int64) if into.label is None else into.label
     new = old.expand(into.shape).clone()
     source = torch.zeros((), dtype=torch.int64) if values.label is None else values.label.expand(values.shape)
     if values.label is not None and not bool((source > 0).all()):
         raise UnknownOperator
-    new.index_put_([None if i is None else i.cpu() for i in indices], source)
+    torch.ops.aten.index_put_(new, [None if i is None else i.cpu() for i in indices], source)
     if into.label is None and values.label is not None:
         # Entries that are not written stay constant. They belong to the units of the entries next to them.
         for d in range(new.ndim):

@@ -228,6 +228,21 @@ def stored_matrix(tracker: Tracker, name: str, args: Any, out: Tensor) -> bool:
     return True
 
 
+def follow_deformable(tracker: Tracker, args: Any, out: Tensor) -> bool:
+    """Treat torchvision's deformable convolution without groups as a convolution. Return True if it is one.
+
+    The offsets and the modulation have one channel for each entry of the kernel, so that their units stay.
+    """
+    x, weight, offset, modulation, bias = args[:5]
+    if list(args[11:13]) != [1, 1]:
+        return False
+    tracker.lock_all((offset, modulation), f"gives the offsets of {tracker.where}")
+    if tracker.weights.stored_name(bias) is None and not bool(bias.any()):
+        bias = None  # torchvision makes zeros if the layer has no bias
+    _follow_mixing_layer(tracker, F.conv2d, (x, weight, bias), {}, out)
+    return True
+
+
 def _unit_mean(tracker: Tracker, func: Any, args: Any, kwargs: Any, out: Tensor) -> None:
     """Follow :func:`etp_graph.model.unit_mean`, which in a pruned model averages over the remaining units."""
     x, dim, weight = args

@@ -33,13 +33,13 @@ SPATIAL = {
     **{f"max_pool{d}d_with_indices": d for d in (1, 2, 3)},
     **{name: 2 for name in ("upsample_nearest2d", "upsample_bilinear2d", "upsample_bicubic2d", "max_pool2d",
                             "_upsample_nearest_exact2d", "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa")},
-    **{name: 1 for name in ("upsample_nearest1d", "upsample_linear1d", "max_pool1d")},
-    **{name: 3 for name in ("upsample_nearest3d", "upsample_trilinear3d", "max_pool3d")},
+    **{name: 1 for name in ("upsample_nearest1d", "upsample_linear1d", "max_pool1d", "_upsample_nearest_exact1d")},
+    **{name: 3 for name in ("upsample_nearest3d", "upsample_trilinear3d", "max_pool3d", "_upsample_nearest_exact3d")},
 }  # fmt: skip
 
 REDUCTIONS = frozenset(
     "mean sum amax amin max min var std var_mean std_mean linalg_vector_norm norm logsumexp argmax argmin any all "
-    "prod median nanmean nansum".split()
+    "prod median nanmean nansum nanmedian kthvalue mode aminmax count_nonzero".split()
 )
 
 # Reductions whose result does not change if zeros are removed.
@@ -47,7 +47,8 @@ ZERO_SAFE_SUMS = frozenset("sum nansum linalg_vector_norm norm".split())
 
 # Operators that keep the shape, but mix the positions along one dimension.
 SOFTMAX_LIKE = frozenset(
-    "_softmax _log_softmax softmax log_softmax cumsum cumprod logcumsumexp sort cummax cummin".split()
+    "_softmax _log_softmax softmax log_softmax cumsum cumsum_ cumprod cumprod_ logcumsumexp sort cummax cummin "
+    "argsort".split()
 )
 
 MOVEMENT = frozenset(
@@ -139,16 +140,15 @@ def label_of_spatial(labels: Labels, label: Tensor, n_spatial: int) -> Tensor:
     return label
 
 
-def _reduced_dims(args: Sequence[Any], kwargs: dict[str, Any], ndim: int) -> list[int]:
-    dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
-    if isinstance(dim, (float, bool)) or (dim is not None and not isinstance(dim, (int, list, tuple))):
-        dim = args[2] if len(args) > 2 else None
+def dims_of(given: dict[str, Any], ndim: int) -> list[int]:
+    """Return the dimensions that an operator reduces or works along, from its arguments. ``None`` means all."""
+    dim = given.get("dim")
     dims = range(ndim) if dim is None or dim == [] else ([dim] if isinstance(dim, int) else dim)
     return [d % ndim for d in dims] if ndim else []
 
 
 def label_of_reduction(
-    labels: Labels, label: Tensor, name: str, args: Sequence[Any], kwargs: dict[str, Any], out_ndim: int, where: str
+    labels: Labels, label: Tensor, name: str, dims: Sequence[int], out_ndim: int, where: str
 ) -> Tensor | None:
     """Return the label of a mean, sum, maximum, norm or similar reduction.
 
@@ -157,28 +157,26 @@ def label_of_reduction(
     Raises:
         UnknownOperator: any other reduction along units that are not complete runs of a tie.
     """
-    if "norm" in name:
-        args = (args[0], *args[2:])
-    dims, now = _reduced_dims(args, kwargs, label.ndim), labelled_dims(label)
+    now = labelled_dims(label)
     if name in ZERO_SAFE_SUMS and set(now) <= set(dims):
         return None
     for d in set(dims) & set(now):
         if not labels.holds_whole_runs(label, d):
             raise UnknownOperator
         label = labels.merge_dim(label, d, where)
-    if len(now) == 1 and dims == [now[0] + 1] and name in ZERO_SAFE_SUMS:
+    if len(now) == 1 and list(dims) == [now[0] + 1] and name in ZERO_SAFE_SUMS:
         labels.headed.append(label.flatten())  # a product with one vector per head, as in GAT
     keep = out_ndim == label.ndim
     return label if keep else label.reshape([s for d, s in enumerate(label.shape) if d not in dims])
 
 
-def label_of_softmax(label: Tensor, args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
+def label_of_softmax(label: Tensor, dims: Sequence[int]) -> Tensor:
     """Return the label for softmax, cumulative sums and sorting.
 
     Raises:
         UnknownOperator: the operator works along the units.
     """
-    if set(_reduced_dims(args, kwargs, label.ndim)) & set(labelled_dims(label)):
+    if set(dims) & set(labelled_dims(label)):
         raise UnknownOperator
     return label
 
@@ -318,7 +316,24 @@ def _surviving_dim(now: list[int], small: Tensor, facet: Reading, sizes: Sizes |
     The candidates are the axes that are longer than 4, or whose size is written as -1 or by an attribute, if there are
     at least two of them. Else they are all folded axes.
     """
+    if (only := _open_dim(now, sizes)) is not None:
+        return only
     # Other axes are short and have a plain number as size, such as the 3 of a fused query, key, value.
     known = [d for d in now if small.shape[d] > 4 or (sizes is not None and sizes.follows(d))]
     pool = known if len(known) > 1 else now
     return pool[0] if facet == "outer" else pool[-1]
+
+
+def _open_dim(now: list[int], sizes: Sizes | None) -> int | None:
+    """Return the only axis that can have another size in a pruned model, or ``None`` if there are several or none.
+
+    The sizes of the others are plain numbers in the code. If one tuple of ``nn.Unflatten`` gives all sizes, the first
+    axis holds the channels.
+    """
+    if sizes is None:
+        return None
+    origins = [getattr(sizes.named[d], "origin", None) for d in now if d < len(sizes.named)]
+    if len({origin and origin[:2] for origin in origins}) == 1 and all(o and o[2] is not None for o in origins):
+        return now[0]
+    free = [d for d in now if sizes.follows(d)]
+    return free[0] if len(free) == 1 and all(sizes.follows(d) is not None for d in now) else None

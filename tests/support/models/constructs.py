@@ -68,6 +68,21 @@ def written_into(x: Tensor) -> Tensor:
     return wide
 
 
+def space_to_depth(x: Tensor) -> Tensor:
+    b, c, h, w = x.shape
+    return x.view(b, c, h // 2, 2, w // 2, 2).permute(0, 3, 5, 1, 2, 4).reshape(b, 4 * c, h // 2, w // 2)
+
+
+def depth_to_space(x: Tensor) -> Tensor:
+    b, c, h, w = x.shape
+    return x.view(b, 2, 2, c // 4, h, w).permute(0, 3, 4, 1, 5, 2).reshape(b, c // 4, 2 * h, 2 * w)
+
+
+def windows(x: Tensor) -> Tensor:
+    b, h, w, c = x.shape
+    return x.view(b, h // 3, 3, w // 3, 3, c).permute(0, 1, 3, 2, 4, 5).reshape(-1, 9, c)
+
+
 def gated(net: Any, x: Tensor) -> Tensor:
     left, right = net.a(x).chunk(2, 1)
     return net.b(left * right.sigmoid())
@@ -193,6 +208,27 @@ CASES: dict[str, Case] = {
     ),
     "flatten": Case(
         lambda: chain(conv(3, 8, 3), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 5)), {"a": 8}, {"d": OUTPUT}
+    ),
+    "view into an image, by -1": Case(
+        lambda: Net(lambda n, x: n.b(n.a(x).view(len(x), -1, 2, 2)), a=nn.Linear(6, 32), b=nn.ConvTranspose2d(8, 5, 2)),
+        {"a": 8}, END, (image(4, 6),),
+    ),
+    "view into an image, nn.Unflatten": Case(
+        lambda: chain(nn.Linear(6, 32), nn.Unflatten(1, (8, 2, 2)), conv(8, 5, 1)), {"a": 8}, LAST, (image(4, 6),)
+    ),
+    "view into an image, by a number": Case(
+        lambda: Net(lambda n, x: n.b(n.a(x).view(-1, 8, 2, 2)), a=nn.Linear(6, 32), b=conv(8, 5, 1)),
+        {}, {"a": "writes their number", **END}, (image(4, 6),),
+    ),
+    "space to depth": Case(
+        lambda: Net(lambda n, x: n.b(space_to_depth(n.a(x))), a=conv(3, 8, 1), b=conv(32, 5, 1)), {"a": 8}, END
+    ),
+    "depth to space": Case(
+        lambda: Net(lambda n, x: n.b(depth_to_space(n.a(x))), a=conv(3, 32, 1), b=conv(8, 5, 1)), {"a": 8}, END
+    ),
+    "windows": Case(
+        lambda: Net(lambda n, x: n.b(windows(n.a(x))), a=nn.Linear(3, 8), b=nn.Linear(8, 5)), {"a": 8}, END,
+        (image(2, 6, 6, 3),),
     ),
     "squeeze and excitation": Case(lambda: Net(excited, **se_parts()), {"a": 8, "squeeze": 4}, END),
     "channel attention": Case(lambda: Net(cbam_channels, **se_parts()), {"a": 8, "squeeze": 4}, END),

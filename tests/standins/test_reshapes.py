@@ -1,0 +1,107 @@
+"""Attention whose views take sizes from the shape of the input, under any name: its heads can be removed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import etp_graph as etp
+
+
+class Base(nn.Module):
+    heads_of_class = 4
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_heads = 4
+        self.q, self.k, self.v, self.o = (nn.Linear(32, 32) for _ in range(4))
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        return ((q @ k.mT * 0.35).softmax(-1) @ v).transpose(1, 2)
+
+
+class OtherName(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, width = x.shape
+        q, k, v = (f(x).reshape(b, n, self.num_heads, width // self.num_heads) for f in (self.q, self.k, self.v))
+        return self.o(self.attend(q, k, v).reshape(b, n, width))
+
+
+class ByIndex(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        n = x.shape[1]
+        q, k, v = (
+            f(x).reshape(x.shape[0], n, self.num_heads, x.shape[2] // self.num_heads) for f in (self.q, self.k, self.v)
+        )
+        return self.o(self.attend(q, k, v).reshape(x.shape))
+
+
+class Local(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, w = x.size()
+        size = w // self.num_heads
+        q, k, v = (f(x).view(b, n, self.num_heads, size) for f in (self.q, self.k, self.v))
+        return self.o(self.attend(q, k, v).reshape(x.size()))
+
+
+class LastSize(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        size = x.size(-1) // self.num_heads
+        q, k, v = (f(x).view(len(x), x.size(1), self.num_heads, size) for f in (self.q, self.k, self.v))
+        return self.o(self.attend(q, k, v).reshape(len(x), x.size(1), x.size(-1)))
+
+
+class OfClass(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, _ = x.shape
+        q, k, v = (f(x).view(b, n, self.heads_of_class, 8) for f in (self.q, self.k, self.v))
+        return self.o(self.attend(q, k, v).flatten(2))
+
+
+class OverSpace(Base):
+    """Heads over channels of an image, with sizes after them that are no widths."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.mT.unflatten(2, (-1, 1))
+        b, c, h, w = x.shape
+        q, k, v = (
+            f(x.flatten(2).mT).mT.reshape(b, self.num_heads, c // self.num_heads, h * w)
+            for f in (self.q, self.k, self.v)
+        )
+        return self.o((v @ (q.mT @ k * 0.35).softmax(-1).mT).reshape(b, -1, h * w).mT)
+
+
+def model_with(cls: type[Base]) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 32), cls(), nn.Linear(32, 3)).eval()
+
+
+X = torch.randn(2, 5, 6)
+
+
+@pytest.mark.parametrize("cls", [OtherName, ByIndex, Local, LastSize, OfClass, OverSpace])
+def test_heads_can_be_removed_and_the_pruned_model_loads(cls: type[Base], tmp_path: Path) -> None:
+    model = model_with(cls)
+    plan = etp.trace(model, X)
+    heads = [group for group in plan.prunable if group.kind == "heads"]
+    assert [group.n_units for group in heads] == [4]
+    assert etp.verify(model, plan, X).error < 1e-10
+    etp.prune_(model, plan, etp.Selection({heads[0].name: torch.arange(4) != 1}))
+    with torch.no_grad():
+        out = model(X)
+    assert Base.heads_of_class == 4
+    etp.save(model, tmp_path / "pruned")
+    loaded = etp.load(tmp_path / "pruned", build=lambda: model_with(cls))
+    with torch.no_grad():
+        assert torch.equal(loaded(X), out)
+
+
+def test_a_trace_leaves_sizes_of_classes_alone() -> None:
+    model = model_with(OfClass)
+    etp.trace(model, X)
+    assert "heads_of_class" not in vars(model[1])
+    assert type(model[1].heads_of_class) is int
