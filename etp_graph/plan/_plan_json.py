@@ -82,15 +82,15 @@ def _check_later_keys(
     body: Mapping[str, Any], shapes: Mapping[str, list[int]], activations: Mapping[str, int], where: str
 ) -> None:
     """Check what version 0.1.0 did not write."""
-    for at, name, size in _READ.entries(body.get("itemsizes", {}), f"{where}: itemsizes"):
+    for at, name, size in _READ.list_entries(body.get("itemsizes", {}), f"{where}: itemsizes"):
         if name not in shapes:
             _READ.refuse(at, f"{shorten(name)} is no tensor of it")
-        _READ.integer(size, at, low=1, high=16)
+        _READ.require_integer(size, at, low=1, high=16)
     _check_ops(body.get("cache", []), shapes, activations, f"{where}: cache")
-    _READ.texts(body.get("left_out", []), f"{where}: left_out")
-    outputs = _READ.object(body.get("outputs", {}), f"{where}: outputs")
-    _READ.texts(outputs.get("names", []), f"{where}: outputs")
-    _READ.text(outputs.get("function", ""), f"{where}: outputs")
+    _READ.require_texts(body.get("left_out", []), f"{where}: left_out")
+    outputs = _READ.require_object(body.get("outputs", {}), f"{where}: outputs")
+    _READ.require_texts(outputs.get("names", []), f"{where}: outputs")
+    _READ.require_text(outputs.get("function", ""), f"{where}: outputs")
 
 
 def _check_ops(value: Any, shapes: Mapping[str, list[int]], activations: Mapping[str, int], where: str) -> None:
