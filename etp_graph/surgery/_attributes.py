@@ -111,7 +111,8 @@ def _counted_sizes(module: nn.Module, leaf: str, shape: tuple[int, ...]) -> dict
         return {}
     if row.into is None:
         return {(row.out, None): shape[1]}  # an embedding
-    swapped = row.out == "nf" or bool(getattr(module, "transposed", False))
-    first, second = (row.into, row.out) if swapped else (row.out, row.into)
+    if row.out == "nf":
+        return {(row.out, None): shape[1]}  # Conv1D of transformers, whose forward does not read its ``nx``
+    first, second = (row.into, row.out) if getattr(module, "transposed", False) else (row.out, row.into)
     grouped = getattr(module, "groups", 1) != 1
     return {(first, None): shape[0]} if grouped else {(first, None): shape[0], (second, None): shape[1]}
