@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -60,17 +61,17 @@ def test_interrupted_anywhere_equals_uninterrupted(
 
 @pytest.mark.parametrize("name", sorted(methods.METHODS.keys() - {"network-slimming"}))
 def test_every_method_resumes_between_sparse_training_and_surgery(name: str, tmp_path: Path) -> None:
-    method = methods.get(name)
+    method = replace(methods.get(name), min_units=None, max_ratio=None)  # the toy is too small for floors
     stop = 2 if method.sparse or method.collected else 1  # the evaluation before, or right after surgery
     expected = toy()
     seed()
-    result = run(expected, Loop(), None, method=name, rounds=1)
+    result = run(expected, Loop(), None, method=method, rounds=1)
     started = toy()
     seed()
     with pytest.raises(Power):
-        run(started, Loop(stop), tmp_path, method=name, rounds=1)
+        run(started, Loop(stop), tmp_path, method=method, rounds=1)
     model = toy()
-    again = run(model, Loop(), tmp_path, method=name, rounds=1)
+    again = run(model, Loop(), tmp_path, method=method, rounds=1)
     assert facts(again) == facts(result)
     assert values(model) == values(expected)
 
