@@ -70,7 +70,12 @@ def refusal(records: Iterable[Record], recipe: Recipe | Mapping[str, Any]) -> st
     found = controls(records, body)
     if not found or found[0]["config"]["scale"] not in GATED:
         return None
-    return refusal_of(found[0]["metric"], [(r["val"]["dense"], r["val"]["finetuned"]) for r in found])
+    return refusal_of(found[0]["metric"], pairs_of(found))
+
+
+def pairs_of(found: Iterable[Record]) -> list[tuple[float, float]]:
+    """The metrics of checkpoint and control on the validation part, for each line of a control."""
+    return [(record["val"]["dense"], record["val"]["finetuned"]) for record in found]
 
 
 def under_newest_recipe(records: Sequence[Record]) -> list[Record]:

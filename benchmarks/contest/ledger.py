@@ -68,9 +68,9 @@ class Ledger:
         """The runs of the task at the same scale; a file may hold other tasks, too."""
         return [r for r in self.runs if (r["config"]["task"], r["config"]["scale"]) == (config.task, config.scale)]
 
-    def has_control(self, config: Config, recipe: Recipe) -> bool:
-        """Whether the dense control was run under this recipe."""
-        return bool(controls(self._of_scale(config), as_json(recipe)))
+    def controls(self, config: Config, recipe: Recipe) -> list[Record]:
+        """The lines of the dense control under this recipe."""
+        return controls(self._of_scale(config), as_json(recipe))
 
     def trials(self, config: Config, recipe: Recipe) -> list[Trial]:
         """The trials of a contestant under this recipe, whatever the seed of its run: tuning has a seed of its own."""

@@ -87,14 +87,17 @@ class Protocol:
         self._dense: dict[str, float] = {}
 
     def run(
-        self, config: Config, *, trials: Sequence[Trial] = (), keep: Callable[[Trial], object] = lambda trial: None
-    ) -> dict[str, Any]:
+        self, config: Config, *, trials: Sequence[Trial] = (), keep: Callable[[Trial], object] = lambda trial: None,
+        controls: Sequence[tuple[float, float]] = (),
+    ) -> dict[str, Any]:  # fmt: skip
         """One run as a record, ready for JSON.
 
         Args:
             config: what is run.
             trials: those that are there already, of an earlier seed or of a process that was killed.
             keep: is given each further trial as soon as it is over.
+            controls: what earlier seeds of the dense control had on the validation part, before and after: a recipe is
+                refused by the mean of all.
         """
         record: dict[str, Any] = {
             "format": FORMAT, "config": asdict(config), "title": self.task.title, "metric": asdict(self.task.metric),
@@ -106,7 +109,7 @@ class Protocol:
         try:
             chosen = self._tuned(config, trials, keep)
             begin = perf_counter()  # a trial has seconds of its own
-            record |= {"status": "ok", **self._measured(config, chosen, states)}
+            record |= {"status": "ok", **self._measured(config, chosen, states, controls)}
         except NotPossibleError as error:
             record |= {"status": "not possible", "reason": str(error)}
         except FloatingPointError as error:
@@ -170,7 +173,10 @@ class Protocol:
             raise FloatingPointError("training diverged in every trial")
         return best.push
 
-    def _measured(self, config: Config, trials: Sequence[Trial], states: RunStates | None) -> dict[str, Any]:
+    def _measured(
+        self, config: Config, trials: Sequence[Trial], states: RunStates | None,
+        controls: Sequence[tuple[float, float]],
+    ) -> dict[str, Any]:  # fmt: skip
         begin, push = perf_counter(), config.given_push
         if push is None and trials:
             push = self.best(trials)
@@ -191,7 +197,7 @@ class Protocol:
             "phases": {"tune": sum(trial.seconds for trial in trials), "train": round(trained - begin, 1)},
         }  # fmt: skip
         if config.method == UNPRUNED and config.scale in GATED:
-            body |= self._judged(model)
+            body |= self._judged(model, controls)
         # With the networks finished and nothing left to choose, the test part is read.
         return body if body.get("status") == "refused" else {**body, **self._metrics(stages, model)}
 
@@ -208,10 +214,10 @@ class Protocol:
             if reason is not None:
                 raise NotPossibleError(reason)
 
-    def _judged(self, control: nn.Module) -> dict[str, Any]:
+    def _judged(self, control: nn.Module, controls: Sequence[tuple[float, float]]) -> dict[str, Any]:
         """A refusal with its figures, if the recipe harms the dense control; the test part is not read then."""
         pair = self._read(self.start.dense, "val"), self._read(control, "val")
-        reason = refusal_of(asdict(self.task.metric), [pair])
+        reason = refusal_of(asdict(self.task.metric), [*controls, pair])
         if reason is None:
             return {}
         return {"status": "refused", "reason": reason, "val": dict(zip(("dense", "finetuned"), pair, strict=True))}

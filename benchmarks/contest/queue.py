@@ -97,7 +97,7 @@ class Queue:
         if ledger.find(config, recipe) is not None:
             return
         if config.method != UNPRUNED and config.scale in GATED:
-            if not ledger.has_control(config, recipe):
+            if not ledger.controls(config, recipe):
                 return  # the control comes first in the plan: another queue is at it
             reason = ledger.refusal(config, recipe)
             if reason is not None:

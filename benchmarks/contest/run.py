@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from benchmarks.common.contestant_names import DISTILLED, UNPRUNED
 from benchmarks.common.records import RUNS, Record
 from benchmarks.contest.contestants import known
-from benchmarks.contest.gate import GATED
+from benchmarks.contest.gate import GATED, pairs_of
 from benchmarks.contest.ledger import Ledger
 from benchmarks.contest.protocol import AT, TUNING_SEED, Config, Protocol
 from benchmarks.contest.tuning import Trial
@@ -78,7 +78,7 @@ def run_all(todo: Sequence[Config], out: Path, *, console: Console, blind: bool 
 def control_first(missing: Sequence[Config], ledger: Ledger, protocol: Protocol) -> list[Config]:
     """The runs, with the dense control before all others where its recipe has to be judged and nobody has yet."""
     first = missing[0]
-    if protocol.blind or first.scale not in GATED or ledger.has_control(first, protocol.task.recipe):
+    if protocol.blind or first.scale not in GATED or ledger.controls(first, protocol.task.recipe):
         return list(missing)
     control = replace(first, method=UNPRUNED, speed_up=1.0)
     return [control, *(config for config in missing if config.key != control.key)]
@@ -97,7 +97,8 @@ def run_one(protocol: Protocol, config: Config, ledger: Ledger, *, console: Cons
         ledger.write_trial(config, recipe, trial)
         protocol.forget(config, trial.push)
 
-    record = protocol.run(config, trials=trials, keep=keep)
+    controls = pairs_of(ledger.controls(config, recipe))
+    record = protocol.run(config, trials=trials, keep=keep, controls=controls)
     ledger.write_run(record)
     protocol.forget(config)
     console.print(f"{describe(config)}: {_summary(record)}", highlight=False, markup=False)

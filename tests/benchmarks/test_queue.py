@@ -118,10 +118,19 @@ def test_nothing_is_run_under_a_recipe_that_harms_the_control(
     assert "test" not in toy.read  # no figure of a refused recipe needs it
     assert console.export_text().count("not run, the recipe is refused") == 2
     # Another recipe is judged anew.
-    toy.recipe = replace(FULL, sparse_rate=0.01)
+    toy.recipe, toy.dense = replace(FULL, sparse_rate=0.01), None
     monkeypatch.setattr(Gated, "lost", 0.002)
     assert run.run_all(todo[:1], tmp_path / "toy.jsonl", console=QUIET) == 2
     assert done(tmp_path)[1:] == [("dense", 0, "ok"), ("random", 0, "ok")]
+
+
+def test_one_seed_more_is_judged_with_those_before(toy: Gated, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for seed, lost in enumerate((0.0, 0.005, 0.005)):
+        monkeypatch.setattr(Gated, "lost", lost)
+        toy.dense = None  # every run has a checkpoint of its own
+        run.run_all([config("dense", speed_up=1.0, seed=seed)], tmp_path / "toy.jsonl", console=QUIET)
+    # Their means are 0, 0.25 and 0.33 points; alone the second would have been refused.
+    assert [status for *_, status in done(tmp_path)] == ["ok", "ok", "refused"]
 
 
 def test_short_scales_are_not_judged(toy: Gated, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
