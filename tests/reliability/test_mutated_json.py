@@ -171,7 +171,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("files", [True, False], ids=["sealed", "of 0.1.0"])
-@pytest.mark.parametrize("count", [6, pytest.param(5_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [6, pytest.param(2_000, marks=pytest.mark.slow)])
 def test_journals(count: int, files: bool, finished: Path, tmp_path: Path, tell: Tell) -> None:
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)
