@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from etp_graph.surgery import Edit
+from etp_graph.surgery import Edit, get_record
 from etp_graph.surgery import SurgeryRecord as Record
 
-__all__ = ["Edit", "Record"]
+__all__ = ["Edit", "Record", "get_record"]
