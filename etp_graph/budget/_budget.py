@@ -180,7 +180,9 @@ class Budget:
         Raises:
             BudgetError: a keyword is not registered, or not exactly one of all these is given.
         """
+        rules = {one.name for one in fields(cls)} - _NO_TARGET.keys()
         for name in targets:
+            require(name not in rules, f"{name}= is a rule: pass budget=etp.Budget(..., {name}=...).", BudgetError)
             find_target(name)
         given = {name: value for name, value in targets.items() if value is not None}
         if budget is None:

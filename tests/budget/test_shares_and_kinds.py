@@ -133,6 +133,12 @@ def test_wrong_rules_by_kind_are_refused(rule: str, value: Any, words: str) -> N
         Budget(speed_up=2, **{rule: value})
 
 
+@pytest.mark.parametrize("rule", ["round_to", "min_units", "kv_tokens", "scope"])
+def test_a_rule_beside_a_target_names_the_remedy(rule: str) -> None:
+    with pytest.raises(etp.BudgetError, match=rf"pass budget=etp\.Budget\(\.\.\., {rule}="):
+        Budget.of(None, {"params": 0.5, rule: 8})
+
+
 def test_the_command_line(tmp_path: Path) -> None:
     out = ("--out", str(tmp_path / "out"), "--overwrite")
     for target in (("--params", "0.7"), ("--params", "600"), ("--target", "params=0.7")):

@@ -46,6 +46,7 @@ def llama() -> nn.Module:
     return transformers.LlamaForCausalLM(transformers.LlamaConfig(
         vocab_size=30, hidden_size=16, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
         intermediate_size=24, max_position_embeddings=16, tie_word_embeddings=True,
+        use_cache=False,  # as the trainer sets it, so that a plan by hand has the same fingerprint
     ))  # fmt: skip
 
 
