@@ -29,7 +29,8 @@ def allocate(model: nn.Module, plan: Plan, scores: Tensor, *, budget: Budget, ex
     """Select the units that stay: those with the highest scores that fit the budget.
 
     The cost never exceeds a target that is counted. It is within 1 % of the target, or no single level can be
-    given back or exchanged to come closer. If the dense model fits the budget, all units stay.
+    given back or exchanged to come closer. With ``uniform``, levels are not exchanged, because each spans many groups.
+    If the dense model fits the budget, all units stay.
 
     For a target in time, the layers are timed at several sizes. Then pruned copies of the model are timed, in turns
     with the dense model, until one meets the target within ``budget.tolerance``. ``Selection.latency`` holds the

@@ -301,7 +301,11 @@ class Budget:
     def to_dict(self) -> dict[str, Any]:
         """Return all fields as a dict that JSON can store; a registered target is stored under its keyword."""
         body = asdict(self)
-        for name, unset in (("memory_mb", None), ("kv_tokens", 0), ("uniform", False)):  # version 0.1.0 does not know them
+        for name, unset in (
+            ("memory_mb", None),
+            ("kv_tokens", 0),
+            ("uniform", False),
+        ):  # version 0.1.0 does not know them
             if body[name] == unset:
                 del body[name]
         registered = body.pop("registered_target")

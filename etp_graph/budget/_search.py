@@ -37,7 +37,8 @@ class LevelSearch:
         k = self._fill(self._bisect(self.levels.order), spare_dead=True)
         if not self.close_enough(self.levels.one(k)):
             k = self._fill(k, spare_dead=False)
-        if self.close_enough(self.levels.one(k)):
+        # a level of a uniform budget spans many groups: exchanging one to come closer could cost far more score
+        if self.levels.budget.uniform or self.close_enough(self.levels.one(k)):
             return k
         if math.prod((self.n_levels + 1).tolist()) <= _MAX_STATES:
             return self._enumerate()

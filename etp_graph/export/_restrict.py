@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
+from dataclasses import replace
 
 from torch import nn
 
@@ -19,9 +21,10 @@ def restrict_plan(model: nn.Module, plan: Plan) -> Plan:
     """Lock the groups that the configuration of the model's class cannot describe, each with the reason.
 
     What is allocated from the result with ``Budget(..., uniform=True)`` can be written by
-    :func:`etp_graph.export.huggingface`, unless the class refuses single values (a hidden size that is no multiple of
-    the number of heads). A group stays free if some fields decide its sizes and none but those of groups of its kind
-    with equally many units.
+    :func:`etp_graph.export.huggingface`, unless the class derives other numbers from a size (Gemma scales embeddings by
+    the root of the hidden size) or refuses a pair of sizes. A group stays free if some fields decide its sizes and none
+    but those of groups of its kind with equally many units. Where the class accepts only multiples of a number (Llama:
+    hidden sizes that are multiples of the number of heads), the group keeps a multiple of it.
 
     Args:
         model: the model of transformers that the plan was traced from, not yet pruned.
@@ -34,7 +37,8 @@ def restrict_plan(model: nn.Module, plan: Plan) -> Plan:
     plan.check(model)
     if not hasattr(model, "config"):
         raise ExportError(f"{type(model).__name__} has no config of transformers: every plan fits etp.save.")
-    fields = ConfigSearch(model).probe_fields()
+    search = ConfigSearch(model)
+    fields = search.probe_fields()
     tensors = all_tensors(model)
     first = first_names(tensors, tensors)
     decided = [(field, {(first[name], at) for name, at in field.slopes if name in first}) for field in fields]
@@ -44,7 +48,20 @@ def restrict_plan(model: nn.Module, plan: Plan) -> Plan:
         reason = _reason(_places(group), alike, decided, type(model).__name__)
         if reason is not None:
             reasons[group.name] = reason
-    return plan.lock(reasons)
+    return _with_multiples(plan.lock(reasons), search, decided)
+
+
+def _with_multiples(plan: Plan, search: ConfigSearch, decided: list[tuple[Field, set[Fact]]]) -> Plan:
+    """Return the plan whose free groups keep a number of units that the class accepts as the value of their field."""
+    steps: dict[str, int] = {}
+    groups = []
+    for group in plan.groups:
+        for field, facts in decided if group.locked is None else ():
+            if field.value == group.n_units and facts & _places(group):
+                step = steps.setdefault(path_text(field.path), search.accepted_step(field))
+                group = replace(group, multiple=math.lcm(group.multiple, step))  # noqa: PLW2901  # the same group
+        groups.append(group)
+    return replace(plan, groups=tuple(groups))
 
 
 def _alike(group: Group, other: Group) -> bool:

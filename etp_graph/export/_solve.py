@@ -128,6 +128,14 @@ class ConfigSearch:
             return Field(path, value, moved) if moved else None
         return None
 
+    def accepted_step(self, field: Field) -> int:
+        """Return the smallest step in which the configuration lets a field shrink; 1 if it takes any value."""
+        for step in range(1, min(field.value // 2, _TRIED)):
+            smaller = [with_values(self.config, {field.path: field.value - n * step}) for n in (1, 2)]
+            if field.value % step == 0 and all(refused_by_config(config) is None for config in smaller):
+                return step
+        return 1
+
     def _value(self, field: Field, left: list[Field], done: list[Field], values: Mapping[Path, int]) -> int:
         """Return the value of a field by the sizes that it decides and no field in ``left`` does.
 

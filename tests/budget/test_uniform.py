@@ -60,6 +60,18 @@ def test_every_kind_has_one_width(traced: tuple[nn.Module, Plan], scope: Any, ro
             assert group.kind == "heads" or int(keep.sum()) % round_to == 0
 
 
+def test_no_heads_go_where_the_neurons_alone_come_close(traced: tuple[nn.Module, Plan]) -> None:
+    model, plan = traced
+    scores = torch.ones(plan.n_units)
+    for group, span in plan.spans():
+        scores[span] += 100.0 * (group.kind != "neurons")
+    one_step = 4 * 3 * 3 * 24  # four neurons of three layers, each with three rows or columns
+    target = plan.dense.params - one_step - one_step // 2
+    budget = Budget(params=target, uniform=True, round_to={"neurons": 4})
+    selection = allocate(model, plan, scores, budget=budget)
+    assert widths(plan, selection) == {("heads", 3): {3}, ("stream", 24): {24}, ("neurons", 40): {32}}
+
+
 def test_only_the_named_kinds_are_uniform(traced: tuple[nn.Module, Plan]) -> None:
     model, plan = traced
     scores = draw_scores(plan, 0)

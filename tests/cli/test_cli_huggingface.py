@@ -59,7 +59,7 @@ def test_prune_writes_a_plain_folder_from_the_weights_of_the_folder(
 ) -> None:
     more = [] if method is None else ["--method", method]
     code, out, err = invoke(
-        "prune", f"hf:{folder}", "--params", target(folder, 0.7), "--uniform", "--data", str(texts), "--out",
+        "prune", f"hf:{folder}", "--params", "0.7", "--uniform", "--data", str(texts), "--out",
         str(tmp_path / "out"), *more,
     )  # fmt: skip
     assert code == 0, err

@@ -193,3 +193,18 @@ def test_a_disk_that_fills_up_leaves_nothing(pruned: Any, tmp_path: Path, monkey
     with pytest.raises(CheckpointError, match="No space left"):
         etp.export.huggingface(pruned, tmp_path / "out")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_restricted_stream_keeps_what_the_class_accepts(tmp_path: Path) -> None:
+    model = build()
+    plan = etp.trace(model, etp.export.huggingface_inputs(model), prune=["stream", "neurons"])
+    plan = etp.export.restrict_plan(model, plan)
+    (stream,) = (group for group in plan.prunable if group.kind == "stream")
+    assert stream.multiple == 6  # heads
+    assert {group.multiple for group in plan.prunable if group.kind == "neurons"} == {1}
+    budget = etp.Budget(params=int(0.7 * plan.dense.params), uniform=True)
+    etp.prune_(model, plan, etp.allocate(model, plan, torch.rand(plan.n_units), budget=budget))
+    folder = etp.export.huggingface(model, tmp_path / "out")
+    config = transformers.AutoConfig.from_pretrained(folder)
+    assert config.hidden_size in (6, 12, 18)
+    assert config.head_dim == 4
