@@ -115,7 +115,7 @@ def norm_standin(module: nn.Module) -> type[nn.Module] | None:
         return None
     own = {name: value for name, value in vars(module).items() if not name.startswith("_") and name != "training"}
     if not all(isinstance(value, _PLAIN) for value in own.values()):
-        return _view_of(module)
+        return _view_of(module) if parameters else None  # a module that holds objects may be large to copy
     shapes = tuple((name, tuple(p.shape)) for name, p in module.named_parameters(recurse=False))
     key = (type(module), tuple(sorted(own.items(), key=lambda item: item[0])), shapes)
     if key not in _known:

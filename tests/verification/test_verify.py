@@ -72,25 +72,29 @@ def test_default_initialisation_would_hide_a_forgotten_bias() -> None:
         etp.verify(fresh, plan, X)
 
 
+class Pairs(nn.Module):
+    """Folds channels into pairs whose inner size is fixed, by the sizes of the activation or by a number of nobody."""
+
+    def __init__(self, seen: bool) -> None:
+        super().__init__()
+        self.seen = seen
+        self.a = nn.Conv2d(3, 8, 1)
+        self.b = nn.Conv2d(4, 6, 1)
+        self.c = nn.Conv2d(6, 5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        n = x.shape[1] if self.seen else x.stride(0) // x[0, 0].numel()
+        x = x.view(x.shape[0], n // 2, 2, *x.shape[2:]).amax(2)
+        return self.c(self.b(x / (1 if self.seen else n))).mean((2, 3))
+
+
 def test_trace_locks_what_the_check_refutes() -> None:
-    class Pairs(nn.Module):
-        """Folds channels into pairs whose inner size is fixed: the convention of views guesses this wrong."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.a = nn.Conv2d(3, 8, 1)
-            self.b = nn.Conv2d(4, 6, 1)
-            self.c = nn.Conv2d(6, 5, 1)
-
-        def forward(self, x: Tensor) -> Tensor:
-            x = self.a(x)
-            x = x.view(x.shape[0], x.shape[1] // 2, 2, *x.shape[2:]).amax(2)
-            return self.c(self.b(x)).mean((2, 3))
-
-    plan = etp.trace(Pairs(), X)
-    assert plan["b"].locked is None
-    assert plan["a"].locked is not None
-    etp.verify(Pairs(), plan, X)
+    for seen, units in ((True, 4), (False, None)):
+        plan = etp.trace(Pairs(seen), X)
+        assert plan["b"].locked is None
+        assert (plan["a"].n_units if plan["a"].locked is None else None) == units
+        etp.verify(Pairs(seen), plan, X)
 
 
 def test_float32_where_an_operator_knows_no_float64() -> None:
