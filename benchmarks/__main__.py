@@ -9,9 +9,9 @@ from importlib import import_module
 COMMANDS = {
     "contest": ("contest.command", "Compare methods on a task, each on the same terms."),
     "report": ("report.run", "Write the records of measurements from committed results, without measuring."),
-    "reproduce": ("contest.reproduce", "Write the papers' tables and figures, row by row."),
+    "reproduce": ("papers.reproduce", "Write the papers' tables and figures, row by row."),
     "study": ("study.run", "Compare `etp` with variants of it, on validation parts alone."),
-    "weight-decay": ("contest.weight_decay", "Show how the weight decay of a task's recipe was chosen."),
+    "weight-decay": ("recipes.weight_decay", "Show how the weight decay of a task's recipe was chosen."),
     "torch-pruning-check": (
         "contest.torch_pruning_check",
         "Check whether Torch-Pruning's pruned network is right.",

@@ -19,10 +19,10 @@ from torch import nn
 from benchmarks.common.records import read_records
 from benchmarks.contest import contestants, protocol, run, strength, torch_pruning
 from benchmarks.contest import torch_pruning_check as check
-from benchmarks.contest import weight_decay as decay
 from benchmarks.contest.distillation import TEMPERATURE, WEIGHT, Distillation
 from benchmarks.contest.protocol import Config, Protocol, Trial
 from benchmarks.contest.training import checkpoint, train
+from benchmarks.recipes import weight_decay as decay
 from benchmarks.tasks import CONDITIONS, TASKS, Recipe, Task, TaskUnavailableError, base, make
 from benchmarks.tasks import cifar10 as cifar10_task
 from benchmarks.tasks.glue import Glue

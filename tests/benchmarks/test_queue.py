@@ -17,14 +17,16 @@ import torch
 from rich.console import Console
 
 from benchmarks.common.records import append_record, read_records
-from benchmarks.contest import command, gate, plan, protocol, queue, recipe, run, status, tuning
+from benchmarks.contest import command, gate, protocol, run, tuning
 from benchmarks.contest.ledger import TRIALS, Ledger
-from benchmarks.contest.locks import hold_lock, holder
-from benchmarks.contest.plan import Experiment, planned_runs
 from benchmarks.contest.protocol import Config, NotPossibleError, Protocol
-from benchmarks.contest.queue import Job, Queue
 from benchmarks.contest.training import train
 from benchmarks.contest.tuning import Trial, missing_pushes
+from benchmarks.queue import plan, queue, status
+from benchmarks.queue.locks import hold_lock, holder
+from benchmarks.queue.plan import Experiment, planned_runs
+from benchmarks.queue.queue import Job, Queue
+from benchmarks.recipes import recipe
 from benchmarks.tasks import CONDITIONS, SCALES, TASKS, Metric, Part, Recipe, TaskUnavailableError
 from benchmarks.tasks.base import concerns
 from etp_graph.errors import BudgetError
@@ -202,7 +204,7 @@ def test_a_strength_that_is_given_is_not_tuned(toy: Gated, tmp_path: Path) -> No
 _HOLD = """
 import sys, time
 from pathlib import Path
-from benchmarks.contest.locks import hold_lock
+from benchmarks.queue.locks import hold_lock
 with hold_lock(Path(sys.argv[1]), "a") as mine:
     print(mine, flush=True)
     time.sleep(60)

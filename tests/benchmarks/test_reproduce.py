@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.contest import contestants, norms_figure, reproduce
-from benchmarks.contest.published import ROWS, TABLES, PublishedRow, published_rows, rows_of
+from benchmarks.contest import contestants
+from benchmarks.papers import norms_figure, reproduce
+from benchmarks.papers.published import ROWS, TABLES, PublishedRow, published_rows, rows_of
 from benchmarks.tasks import TASKS
 from tests.support.models.benchmark_toy import RECIPE, Toy, fields_of
 

@@ -23,11 +23,11 @@ from benchmarks.common.records import RUNS
 from benchmarks.contest.contestants import tunable
 from benchmarks.contest.gate import GATED
 from benchmarks.contest.ledger import Ledger
-from benchmarks.contest.locks import hold_lock, holder
-from benchmarks.contest.plan import BY_NAME, Planned, chosen, planned_runs
 from benchmarks.contest.protocol import Config, NotPossibleError, Protocol
 from benchmarks.contest.run import describe, is_known, run_one, scale_of
 from benchmarks.contest.tuning import missing_pushes
+from benchmarks.queue.locks import hold_lock, holder
+from benchmarks.queue.plan import BY_NAME, Planned, chosen, planned_runs
 from benchmarks.tasks import CONDITIONS, TASKS, Metric, Recipe, Task, TaskUnavailableError, make
 
 LOCKS = ".locks"

@@ -18,12 +18,12 @@ from rich.table import Table
 from benchmarks.common.records import Record, read_records
 from benchmarks.contest.contestants import tunable
 from benchmarks.contest.ledger import TRIALS, Ledger
-from benchmarks.contest.locks import holder
-from benchmarks.contest.plan import Experiment, Planned, chosen, planned_runs
 from benchmarks.contest.protocol import Config
-from benchmarks.contest.queue import LOCKS, Job, add_choice
 from benchmarks.contest.run import is_known, scale_of
 from benchmarks.contest.training import train
+from benchmarks.queue.locks import holder
+from benchmarks.queue.plan import Experiment, Planned, chosen, planned_runs
+from benchmarks.queue.queue import LOCKS, Job, add_choice
 from benchmarks.tasks import TaskUnavailableError, make
 
 STEPS = 3

@@ -1,6 +1,6 @@
 """The papers' tables and figures, row by row: ``python -m benchmarks reproduce``.
 
-Every row of the papers (:mod:`benchmarks.contest.published`) stands beside the run here that comes closest to it, with
+Every row of the papers (:mod:`benchmarks.papers.published`) stands beside the run here that comes closest to it, with
 a status. Without a name it writes the page of all rows; with the name of a table it prints that table. ``figure3``
 trains a network under each method and draws the norms of two units over the steps; ``figure4`` draws the metric against
 the speed-up of every task with runs.
@@ -24,8 +24,8 @@ from benchmarks.common.contestant_names import UNPRUNED
 from benchmarks.common.markdown import as_row
 from benchmarks.common.records import PAGES, RUNS, Record, by_scale, read_records, task_files
 from benchmarks.common.statistics import Cell, Spread, cells
-from benchmarks.contest.norms_figure import draw_norms
-from benchmarks.contest.published import ERRATA, SOURCES, TABLES, PublishedRow, published_rows, rows_of
+from benchmarks.papers.norms_figure import draw_norms
+from benchmarks.papers.published import ERRATA, SOURCES, TABLES, PublishedRow, published_rows, rows_of
 from benchmarks.tasks import SCALES, TASKS, TaskUnavailableError, make
 
 COLUMNS = ("row", "network, data", "method", "speed-up", "paper's", "ours", "method, speed-up here", "status")
@@ -146,7 +146,7 @@ def write_page(records: Sequence[Record], path: Path) -> None:
         "This record puts every row of the tables of the papers on ETP and Torque beside the run of this repository "
         "that comes closest to it.", "",
         *(f"- {name}: {source}." for name, source in SOURCES.items()),
-        "- The rows, as printed: `benchmarks/contest/published_rows.jsonl`.",
+        "- The rows, as printed: `benchmarks/papers/published_rows.jsonl`.",
         "- Measure: `python -m benchmarks contest`. Results: `benchmarks/results/runs`.",
         "- Write the page again without measuring: `python -m benchmarks reproduce`.", "",
         "## Findings", "",
