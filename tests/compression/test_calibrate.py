@@ -12,7 +12,7 @@ from torch.optim import SGD
 from etp_graph import allocate, collect, compress, methods, prune_, trace
 from etp_graph.compression import Phase
 from etp_graph.errors import ScoreError
-from tests.support import interrupted
+from tests.support.faults import interrupted
 from tests.support.models.toy import toy_plan
 from tests.support.training_loops import Loop, X, Y, loss, run, toy
 

@@ -15,7 +15,7 @@ from etp_graph import load, methods
 from etp_graph.compression import CompressResult, Phase
 from etp_graph.errors import CheckpointError
 from etp_graph.surgery import SurgeryRecord, get_record
-from tests.support.interrupted import Loop, Power, facts, run, seed, toy
+from tests.support.faults.interrupted import Loop, Power, facts, run, seed, toy
 from tests.support.models.toy import Toy
 from tests.support.pruned_toy import assert_same, state, values
 

@@ -17,8 +17,8 @@ from etp_graph.compression import JOURNAL_FILE
 from etp_graph.compression._journal import weights_digest
 from etp_graph.errors import CheckpointError
 from etp_graph.model import RNG, capture_rng, restore_rng_
-from tests.support.interrupted import Loop, Power, X, facts, run, seed, toy
-from tests.support.journals import read_body, write_body
+from tests.support.faults.interrupted import Loop, Power, X, facts, run, seed, toy
+from tests.support.faults.journals import read_body, write_body
 from tests.support.models.toy import toy_plan
 from tests.support.pruned_toy import state, values
 

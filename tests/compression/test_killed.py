@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from etp_graph.compression import Phase
 from etp_graph.errors import CheckpointError, EtpError
 from etp_graph.integrations._state import write_state
-from tests.support.interrupted import Loop, facts, run, seed, toy
-from tests.support.killed_runs import compressed, trained
+from tests.support.faults.interrupted import Loop, facts, run, seed, toy
+from tests.support.faults.killed_runs import compressed, trained
 from tests.support.pruned_toy import values
 
 _LIMIT = 120.0

@@ -16,7 +16,7 @@ from torch import nn
 
 import etp_graph as etp
 from etp_graph.integrations._state import STATE_FILE, read_state, write_state
-from tests.support.injected_faults import describe
+from tests.support.faults.injected_faults import describe
 from tests.support.models.toy import Toy, toy_plan
 
 transformers = pytest.importorskip("transformers")

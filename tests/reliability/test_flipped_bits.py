@@ -22,8 +22,8 @@ from etp_graph.regularizer import Regularizer
 from etp_graph.report import page
 from etp_graph.report._story import read_report_data
 from tests.support import sharded
-from tests.support.damage import each_flip, regions
-from tests.support.interrupted import ROUNDS, Loop, Power, X, facts, run, seed, toy
+from tests.support.faults.damage import each_flip, regions
+from tests.support.faults.interrupted import ROUNDS, Loop, Power, X, facts, run, seed, toy
 from tests.support.models.toy import Toy, toy_plan
 from tests.support.pruned_toy import state, trained_toy, values
 

@@ -15,7 +15,7 @@ from torch.optim.swa_utils import AveragedModel
 
 import etp_graph as etp
 from etp_graph.surgery import _commit
-from tests.support.injected_faults import (
+from tests.support.faults.injected_faults import (
     FaultAtFunction,
     FaultAtOperator,
     describe,

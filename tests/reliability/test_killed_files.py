@@ -20,8 +20,8 @@ from etp_graph.checkpoint import load, read_manifest, save, save_into
 from etp_graph.checkpoint._temporary import _machine, temporary_beside
 from etp_graph.compression import JOURNAL_FILE
 from etp_graph.errors import CheckpointError
-from tests.support.interrupted import Loop, Power, run, toy
-from tests.support.interrupting import Interrupting, count_lines
+from tests.support.faults.interrupted import Loop, Power, run, toy
+from tests.support.faults.interrupting import Interrupting, count_lines
 from tests.support.models.toy import Toy
 from tests.support.pruned_toy import names, state, trained_toy, values
 from tests.test_compatibility import DATA, encoder

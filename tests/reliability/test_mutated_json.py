@@ -22,9 +22,9 @@ from etp_graph.plan import MAX_UNITS, Cost, LatencyFit, Plan, Selection
 from etp_graph.regularizer import RegularizerSettings
 from etp_graph.report import page
 from etp_graph.report._story import read_report_data
-from tests.support.damage import mutated
-from tests.support.interrupted import Loop, Power, run, seed, toy
-from tests.support.journals import read_body, write_body
+from tests.support.faults.damage import mutated
+from tests.support.faults.interrupted import Loop, Power, run, seed, toy
+from tests.support.faults.journals import read_body, write_body
 from tests.support.models.toy import Toy
 from tests.support.pruned_toy import state, trained_toy
 

@@ -20,7 +20,7 @@ from etp_graph.report import page, write_report
 from etp_graph.report._story import MeasuredStage, NormHistogram, ReportData, Width, read_report_data
 from etp_graph.units import Units
 from tests.support.command_line import invoke
-from tests.support.journals import copy_steps, read_body, write_body
+from tests.support.faults.journals import copy_steps, read_body, write_body
 from tests.support.training_loops import Loop, run, toy
 
 VOID = {"meta"}

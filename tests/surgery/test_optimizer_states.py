@@ -14,7 +14,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import etp_graph as etp
 from etp_graph.surgery import get_record, rehearse_cut
-from tests.support.injected_faults import describe
+from tests.support.faults.injected_faults import describe
 
 X = torch.randn(8, 16, generator=torch.Generator().manual_seed(0))
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import etp_graph as etp
-from tests.support.injected_faults import describe
+from tests.support.faults.injected_faults import describe
 from tests.support.models.toy import Toy, toy_plan
 
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from tests.support.interrupted import Loop, run, seed, toy
+from tests.support.faults.interrupted import Loop, run, seed, toy
 
 
 def compressed(folder: Path) -> None:
