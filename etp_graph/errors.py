@@ -9,7 +9,7 @@ MESSAGE_LENGTH = 2_000
 class EtpError(Exception):
     """Base class of every error that this library raises on purpose.
 
-    A message of more than :data:`MESSAGE_LENGTH` characters loses its middle. The place stands at its beginning and
+    A message of more than 2,000 characters loses its middle. The place stands at its beginning and
     the remedy at its end.
     """
 
