@@ -131,12 +131,10 @@ def load(
     """
     manifest, loaded, own = read_stable(path, lambda folder: _read_parts(folder, with_class=build is None))
     model = own or (build if isinstance(build, nn.Module) else build())  # type: ignore[misc]
-    stored: Iterable[str] = persistent_names(model)
     if manifest is not None:
         restore_(model, manifest, loaded)
-        stored = (*manifest.tensors, *manifest.aliases)
     if dtype is not None:
-        _convert(model, stored, dtype)
+        _convert(model, persistent_names(model) if manifest is None else (*manifest.tensors, *manifest.aliases), dtype)
     return model if device is None else model.to(device)
 
 

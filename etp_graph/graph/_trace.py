@@ -158,8 +158,9 @@ def _try_check(model: nn.Module, plan: Plan, example_inputs: Any) -> Plan:
 
 def _require_prunable(plan: Plan) -> None:
     if not plan.prunable:
+        telling = sorted(plan.groups, key=lambda group: (group.locked or "").startswith(f"kind {group.kind!r}"))
         reasons = (
-            "; ".join(f"{group.name}: {group.locked}" for group in plan.groups[:8]) or "no layer of the layer table ran"
+            "; ".join(f"{group.name}: {group.locked}" for group in telling[:8]) or "no layer of the layer table ran"
         )
         raise PlanError(
             " ".join(

@@ -53,7 +53,7 @@ class LatencyFit:
 
     def to_dict(self) -> dict[str, Any]:
         """Return all fields as a dict that JSON can store."""
-        return asdict(self)
+        return {**asdict(self), "layers": {name: list(pair) for name, pair in self.layers.items()}}
 
     @classmethod
     def from_dict(cls, body: Mapping[str, Any]) -> LatencyFit:

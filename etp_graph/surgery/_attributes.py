@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from etp_graph.errors import PlanError
-from etp_graph.model import counting_attributes, held_size
+from etp_graph.model import all_tensors, counting_attributes, held_size
 from etp_graph.plan import ACTIVATION, Plan, Positions, SlicedAxis
 
 from ._commit import Change
@@ -68,20 +68,42 @@ def _write(module: nn.Module, name: str, old: Any, new: Any) -> Change:
 
 
 def require_agreement(model: nn.Module, cuts: Mapping[str, Cut], edits: Sequence[Edit]) -> None:
-    """Raise :class:`PlanError` if an attribute agrees with a weight before surgery, and would not do so afterwards."""
+    """Raise :class:`PlanError` if an attribute agrees with a weight before surgery, and would not do so afterwards.
+
+    A weight that several modules share has to agree with one of them: the others may never run.
+    """
     after = {(edit.module, edit.name, _from_start(model, edit)): edit.value for edit in edits}
-    for name, cut in cuts.items():
-        path, _, leaf = name.rpartition(".")
-        module = model.get_submodule(path)
-        was, becomes = _counted_sizes(module, leaf, tuple(cut.tensor.shape)), _counted_sizes(module, leaf, cut.shape)
-        for key, size in was.items():
-            now = _value(module, key)
-            then = after.get((path, *key), now)
-            if now == size and then != becomes[key]:
-                raise PlanError(
-                    f"surgery would leave {path}.{key[0]} at {then} beside {name} of shape {list(cut.shape)}: the plan "
-                    "lacks or miscounts this attribute. Trace the model again."
-                )
+    shared: dict[int, list[str]] = {}
+    for name, tensor in all_tensors(model).items():
+        shared.setdefault(id(tensor), []).append(name)
+    for cut in cuts.values():
+        found = [_disagreement(model, name, cut, after) for name in shared.get(id(cut.tensor), [])]
+        if found and all(found):
+            raise PlanError(
+                f"surgery would leave {found[0]} of shape {list(cut.shape)}: the plan lacks or miscounts this "
+                "attribute. Trace the model again."
+            )
+
+
+def _disagreement(
+    model: nn.Module, name: str, cut: Cut, after: Mapping[tuple[str, str, int | None], int]
+) -> str | None:
+    """Return which attribute would not agree with a weight, and with what value; ``None`` if all would.
+
+    Only layers of PyTorch are looked at. The forward of another class may not read the attribute, as that of
+    ``FalconLinear``, and then no plan lowers it.
+    """
+    path, _, leaf = name.rpartition(".")
+    module = model.get_submodule(path)
+    if not type(module).__module__.startswith("torch.nn."):
+        return None
+    was, becomes = _counted_sizes(module, leaf, tuple(cut.tensor.shape)), _counted_sizes(module, leaf, cut.shape)
+    for key, size in was.items():
+        now = _value(module, key)
+        then = after.get((path, *key), now)
+        if now == size and then != becomes[key]:
+            return f"{path}.{key[0]} at {then} beside {name}"
+    return None
 
 
 def _from_start(model: nn.Module, edit: Edit) -> int | None:
@@ -111,8 +133,6 @@ def _counted_sizes(module: nn.Module, leaf: str, shape: tuple[int, ...]) -> dict
         return {}
     if row.into is None:
         return {(row.out, None): shape[1]}  # an embedding
-    if row.out == "nf":
-        return {(row.out, None): shape[1]}  # Conv1D of transformers, whose forward does not read its ``nx``
     first, second = (row.into, row.out) if getattr(module, "transposed", False) else (row.out, row.into)
     grouped = getattr(module, "groups", 1) != 1
     return {(first, None): shape[0]} if grouped else {(first, None): shape[0], (second, None): shape[1]}

@@ -94,9 +94,9 @@ def test_attributes_that_count_no_units_are_not_written(attribute: list[Any]) ->
     def add(groups: Any) -> None:
         groups[0]["attributes"].append([*attribute, {"range": [0, 8]}, {"range": [0, 8]}])
 
-    plan, before = changed(toy_plan(), add), describe(model)
+    before = describe(model)
     with pytest.raises(etp.PlanError):
-        etp.prune_(model, plan, selected(plan))
+        etp.prune_(model, plan := changed(toy_plan(), add), selected(plan))
     assert describe(model) == before
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,8 @@ import etp_graph
 
 _HOME = str(Path(etp_graph.__file__).parent)
 
+T = TypeVar("T")
+
 Site = tuple[str, int]
 """File and line."""
 
@@ -25,8 +28,12 @@ Site = tuple[str, int]
 def line_sites(call: Callable[[], object], *, home: str = _HOME) -> list[Site]:
     """Run a call and return the lines of the library that it executes, in order, with repetitions."""
     sites: list[Site] = []
-    with _traced(home, lambda frame: sites.append((frame.f_code.co_filename, frame.f_lineno))):
-        call()
+
+    def note_lines() -> None:
+        with _traced(home, lambda frame: sites.append((frame.f_code.co_filename, frame.f_lineno))):
+            call()
+
+    _run_in_own_thread(note_lines)
     return sites
 
 
@@ -42,12 +49,25 @@ def run_with_fault_at_line(
         if passed == at + 1:
             raise error
 
-    try:
-        with _traced(home, count):
-            call()
-    except error:
-        return True
-    return False
+    def raised() -> bool:
+        try:
+            with _traced(home, count):
+                call()
+        except error:
+            return True
+        return False
+
+    return _run_in_own_thread(raised)
+
+
+def _run_in_own_thread(call: Callable[[], T]) -> T:
+    """Return what a call returns in a new thread.
+
+    An exception between two lines of a context of PyTorch leaves the context on. It belongs to the thread, so that it
+    ends with the thread and no later test runs in it.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(call).result()
 
 
 @contextmanager

@@ -21,7 +21,8 @@ def read_body(folder: Path) -> dict[str, Any]:
 def write_body(folder: Path, body: dict[str, Any], *, files: bool = True) -> None:
     """Write a journal with a digest; without ``files`` as version 0.1.0 did, with neither digest nor SHA-256."""
     if not files:
-        body = {**body, "steps": [{k: v for k, v in step.items() if k != "files"} for step in body["steps"]]}
+        later = ("files", "training_state")
+        body = {**body, "steps": [{k: v for k, v in step.items() if k not in later} for step in body["steps"]]}
     (folder / JOURNAL_FILE).write_text(json.dumps(sealed(body) if files else body))
 
 
