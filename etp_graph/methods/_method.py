@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, get_args
 
@@ -27,7 +27,7 @@ from etp_graph.collect import Observations, Observed, filters_only
 from etp_graph.criteria import Criterion, Forced, Normalize, Score
 from etp_graph.errors import BudgetError, ScoreError
 from etp_graph.forces import Force
-from etp_graph.plan import Plan
+from etp_graph.plan import KINDS, Plan
 from etp_graph.regularizer import ForceSettings, Regularizer, RegularizerSettings
 from etp_graph.schedules import Schedule
 
@@ -184,7 +184,7 @@ class Method(ForceSettings):
         require_number("max_ratio", most, 0, 1, BudgetError)
         return replace(
             budget, scope=budget.scope or self.scope, rank=budget.rank or self.rank,
-            min_units=max(least, budget.min_units), max_ratio=min(most, budget.max_ratio),
+            min_units=_stricter_floor(budget.min_units, least), max_ratio=min(most, budget.max_ratio),
         )  # fmt: skip
 
     def settings(self, *, steps: int | None = None, budget: Budget | None = None) -> RegularizerSettings:
@@ -261,6 +261,13 @@ class Method(ForceSettings):
     def _without_strength(self) -> Method:
         """Return the method with strength 0 if its strength follows from a budget, so that no budget is needed."""
         return replace(self, beta=0.0, acts_on="units", mode="prox") if self.steered else self
+
+
+def _stricter_floor(given: int | Mapping[str, int], least: int) -> int | Mapping[str, int]:
+    """Return the larger of a budget's ``min_units``, which may be a number for each kind of unit, and ``least``."""
+    if isinstance(given, int):
+        return max(given, least)
+    return given if least <= 1 else {kind: max(given.get(kind, 1), least) for kind in KINDS}
 
 
 show_fields(Method)(Method.__init__)

@@ -193,4 +193,5 @@ def sizes_of_class(cls: type[nn.Module]) -> Mapping[str, int]:
 
 def held_size(module: nn.Module, name: str) -> Any:
     """Return an attribute of a module or a size of its class, without calling a property; ``None`` if there is none."""
-    return vars(module).get(name, sizes_of_class(type(module)).get(name))
+    of_class: Any = type(module)
+    return vars(module).get(name, sizes_of_class(of_class).get(name))

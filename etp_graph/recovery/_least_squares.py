@@ -69,8 +69,8 @@ def _times_inverse(left: Tensor, matrix: Tensor, ridge: float) -> Tensor:
     values, vectors = torch.linalg.eigh(matrix)
     floor = _CUTOFF * size * float(values[-1].clamp_min(0))
     inverse = torch.where(values > floor, 1 / values.clamp_min(floor or 1.0), 0.0)
-    projected: Tensor = left @ vectors * inverse
-    return projected @ vectors.mT
+    solution: Tensor = left @ vectors * inverse @ vectors.mT
+    return solution
 
 
 def _trace(weight: Tensor, second: Tensor) -> float:

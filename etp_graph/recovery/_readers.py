@@ -165,7 +165,7 @@ class RecordReaders(TorchDispatchMode):
 
     def _place(self, name: str, whole: Tensor, axis: int, part: Tensor, *, rows: int) -> Place:
         first = (part.storage_offset() - whole.storage_offset()) // max(whole.stride(axis), 1)
-        return Place(name, axis, first, rows)
+        return Place(name, axis, int(first), rows)
 
     def _reader(
         self, place: Place, in_axis: int, bias: Tensor | None, moments: Moments, *, per_position: bool = False
