@@ -83,11 +83,15 @@ def test_grouped_queries_go_with_their_keys() -> None:
     assert sizes["k_proj"] == sizes["v_proj"] == config.num_key_value_heads * config.head_dim
 
 
-def test_rotation_locks_the_dimensions_of_heads_and_says_so() -> None:
+def test_rotated_dimensions_of_heads_go_in_pairs_in_all_layers_with_the_table_of_frequencies() -> None:
     entry = ENTRIES["hf:llama_gqa"]
-    plan = etp.trace(small(entry), entry.inputs(), prune="all", check=False)
-    reasons = {group.locked for group in plan.groups if group.kind == "head_dims"}
-    assert all(reason is not None and "fixed positions" in reason for reason in reasons)
+    model = small(entry)
+    plan = etp.trace(model, entry.inputs(), prune=["head_dims"], check=False)
+    (group,) = [group for group in plan.groups if group.kind == "head_dims"]
+    tensors = {piece.tensor for piece in group.slices}
+    assert {"model.rotary_emb.inv_freq", *(f"model.layers.{n}.self_attn.q_proj.weight" for n in (0, 1))} <= tensors
+    assert 2 * group.n_units == model.config.hidden_size // model.config.num_attention_heads
+    assert etp.verify(model, plan, entry.inputs()).error < 1e-9
 
 
 def test_averaged_heads_of_a_graph_network_can_go() -> None:

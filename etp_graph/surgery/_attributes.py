@@ -90,12 +90,13 @@ def _disagreement(
 ) -> str | None:
     """Return which attribute would not agree with a weight, and with what value; ``None`` if all would.
 
-    Only layers of PyTorch are looked at. The forward of another class may not read the attribute, as that of
-    ``FalconLinear``, and then no plan lowers it.
+    Only layers of PyTorch are looked at, without tables. The forward of another class may not read the attribute, as
+    that of ``FalconLinear``, and models read the weight of a table without calling it (``rel_embeddings`` of DeBERTa).
+    No plan lowers the attribute then.
     """
     path, _, leaf = name.rpartition(".")
     module = model.get_submodule(path)
-    if not type(module).__module__.startswith("torch.nn."):
+    if not type(module).__module__.startswith("torch.nn.") or isinstance(module, nn.Embedding):
         return None
     was, becomes = _counted_sizes(module, leaf, tuple(cut.tensor.shape)), _counted_sizes(module, leaf, cut.shape)
     for key, size in was.items():
