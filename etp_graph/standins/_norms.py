@@ -269,6 +269,8 @@ def _call(probe: nn.Module, *inputs: Tensor) -> Tensor | None:
     """Return what the module makes of the inputs; ``None`` if it does not take them."""
     try:
         out = probe(*inputs)
+    except MemoryError:
+        raise
     except Exception:  # noqa: BLE001 - the code of a user, called with a shape that it may not expect
         return None
     return out if isinstance(out, Tensor) and out.shape == inputs[0].shape else None

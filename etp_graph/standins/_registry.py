@@ -93,5 +93,7 @@ def standin(module: nn.Module) -> tuple[StandIn, bool] | None:
 def _search(row: Row, module: nn.Module) -> StandIn | None:
     try:
         return row.find(module)
+    except MemoryError:  # says nothing about the module, which would then be pruned without its stand-in
+        raise
     except Exception:  # noqa: BLE001 - it looks at any class of any library; without a stand-in its own code runs
         return None

@@ -56,25 +56,48 @@ def hold_signals(action: Callable[[], object]) -> None:
 
 
 def _apply(changes: Sequence[Change]) -> None:
+    def apply() -> None:
+        for change in changes:
+            change.apply()
+
     try:
-        with torch._C.DisableTorchFunction():  # a mode that is active outside must not see or refuse the swap
-            for change in changes:
-                change.apply()
+        _without_modes(apply)
     except BaseException:
         undo_changes(changes)
         raise
 
 
+def _without_modes(action: Callable[[], object]) -> None:
+    """Run an action that function modes of PyTorch, which are active outside, neither see nor refuse.
+
+    An exception may arrive between the end of a ``with`` block and its exit, and would leave the modes off for good.
+    The exit therefore stands in two blocks. A second exit does nothing new.
+    """
+    off: Any = torch._C.DisableTorchFunction()
+    try:
+        try:
+            off.__enter__()
+            action()
+        finally:
+            off.__exit__(None, None, None)
+    finally:
+        off.__exit__(None, None, None)
+
+
 def undo_changes(changes: Sequence[Change]) -> None:
     """Undo all changes, the last one first. Further exceptions are raised when everything else is undone."""
     pending, late, failures = list(changes), list[BaseException](), 0
+
+    def undo() -> None:
+        nonlocal failures
+        while pending:
+            pending[-1].undo()
+            pending.pop()
+            failures = 0
+
     while pending:
         try:
-            with torch._C.DisableTorchFunction():
-                while pending:
-                    pending[-1].undo()
-                    pending.pop()
-                    failures = 0
+            _without_modes(undo)
         except BaseException as error:  # noqa: BLE001 - raised below, after the rest is undone
             late.append(error)
             failures += 1

@@ -163,6 +163,29 @@ def test_an_exception_at_any_line(
     assert len(outcomes) > 60 and not all(outcomes)
 
 
+def test_an_exception_in_the_main_thread_leaves_signals_and_modes_alone(
+    plan: etp.Plan, selection: etp.Selection, pruned: list[Any], signals: None
+) -> None:
+    """The commit holds signals and switches modes off. An exception at any of its lines must leave neither so."""
+    handlers = [signal.getsignal(number) for number in signal.valid_signals()]
+    surgery = etp.surgery.prepare_surgery((case := Case()).model, plan, selection, optimizer=case.optimizers)
+    sites = line_sites(surgery.commit, own_thread=False)
+    first = {site: number for number, site in reversed(list(enumerate(sites)))}
+    inside = sorted(number for (file, _), number in first.items() if "/_commit.py" in file)
+    inside += [number for number in range(len(sites) - 15, len(sites)) if number not in inside]  # the exits
+    for at in inside:
+        case = Case()
+        before = case.facts()
+        surgery = etp.surgery.prepare_surgery(case.model, plan, selection, optimizer=case.optimizers, also=case.average)
+        count = len(line_sites(surgery.commit, own_thread=False))
+        surgery.undo()
+        shift = count - len(sites) if at >= len(sites) - 15 else 0
+        assert run_with_fault_at_line(surgery.commit, at + shift, MemoryError, own_thread=False)
+        assert torch._C._is_torch_function_enabled()
+        assert [signal.getsignal(number) for number in signal.valid_signals()] == handlers
+        assert_whole(case, before, pruned)
+
+
 @pytest.mark.parametrize("mode", [FaultAtFunction, FaultAtOperator])
 @pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_an_exception_at_any_operation_of_torch(

@@ -25,7 +25,7 @@ Site = tuple[str, int]
 """File and line."""
 
 
-def line_sites(call: Callable[[], object], *, home: str = _HOME) -> list[Site]:
+def line_sites(call: Callable[[], object], *, home: str = _HOME, own_thread: bool = True) -> list[Site]:
     """Run a call and return the lines of the library that it executes, in order, with repetitions."""
     sites: list[Site] = []
 
@@ -33,12 +33,12 @@ def line_sites(call: Callable[[], object], *, home: str = _HOME) -> list[Site]:
         with _traced(home, lambda frame: sites.append((frame.f_code.co_filename, frame.f_lineno))):
             call()
 
-    _run_in_own_thread(note_lines)
+    _run(note_lines, own_thread)
     return sites
 
 
 def run_with_fault_at_line(
-    call: Callable[[], object], at: int, error: type[BaseException], *, home: str = _HOME
+    call: Callable[[], object], at: int, error: type[BaseException], *, home: str = _HOME, own_thread: bool = True
 ) -> bool:
     """Run a call and raise ``error`` before its line number ``at``. Return whether the call raised it."""
     passed = 0
@@ -57,15 +57,17 @@ def run_with_fault_at_line(
             return True
         return False
 
-    return _run_in_own_thread(raised)
+    return _run(raised, own_thread)
 
 
-def _run_in_own_thread(call: Callable[[], T]) -> T:
-    """Return what a call returns in a new thread.
+def _run(call: Callable[[], T], own_thread: bool) -> T:
+    """Return what a call returns, in a new thread if ``own_thread``. Signals are handled by the main thread alone.
 
     An exception between two lines of a context of PyTorch leaves the context on. It belongs to the thread, so that it
     ends with the thread and no later test runs in it.
     """
+    if not own_thread:
+        return call()
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(call).result()
 
