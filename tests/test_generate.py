@@ -49,3 +49,21 @@ def test_generate(name: str, tmp_path: Path) -> None:
     loaded = etp.load(tmp_path / "pruned", build=entry.build).eval()
     for cache in CACHES:
         assert torch.equal(generated(loaded, cache)[0], generated(model, cache)[0])
+
+
+def test_rotated_dimensions_of_heads_are_saved_with_their_table(tmp_path: Path) -> None:
+    entry = registry()["hf:llama_gqa"]
+    model, inputs = entry.build(), entry.inputs()
+    inputs.pop("use_cache")
+    plan = etp.trace(model, inputs, prune=["head_dims"])
+    etp.prune_(model, plan, random_selection(plan, plan.prunable, 0.4, torch.Generator().manual_seed(0)))
+    etp.save(model, tmp_path / "pruned")
+    with torch.no_grad():
+        expected = model(**inputs).logits
+        for again in (etp.load(tmp_path / "pruned"), etp.load(tmp_path / "pruned", build=entry.build)):
+            assert torch.equal(again(**inputs).logits, expected)
+    tokens = [
+        model.generate(inputs["input_ids"], max_new_tokens=5, do_sample=False, pad_token_id=0, use_cache=cache)
+        for cache in (True, False)
+    ]
+    assert torch.equal(*tokens)

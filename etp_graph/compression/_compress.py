@@ -15,7 +15,7 @@ from etp_graph.budget import Budget, Targets, allocate, show_targets
 from etp_graph.collect import watch
 from etp_graph.criteria import magnitude
 from etp_graph.errors import BudgetError, PlanError
-from etp_graph.graph import trace
+from etp_graph.graph import require_plan_alone, trace
 from etp_graph.methods import Method, check_rounds, get
 from etp_graph.model import Outputs
 from etp_graph.plan import CostModel, Plan
@@ -96,10 +96,7 @@ def compress(
         raise PlanError("compress inside torch.inference_mode() can neither train nor prune; leave it first.")
     chosen = _method(method, rounds, schedule)
     goal = budget_of(budget, chosen, targets)
-    if plan is not None and (ignore or prune is not None or outputs is not None):
-        raise PlanError(
-            "ignore, prune and outputs have no effect on a plan that is given: pass them to trace(model, ...)."
-        )
+    require_plan_alone(plan, prune=prune, ignore=ignore, outputs=outputs)
     plan = plan or trace(model, example_inputs, prune=prune, ignore=ignore, check=check, outputs=outputs)
     counted = plan.outputs
     kinds = sorted({group.kind for group in plan.prunable})

@@ -14,10 +14,10 @@ from etp_graph._config import require
 from etp_graph.budget import Budget, Targets, allocate, show_targets
 from etp_graph.collect import Observations, watch
 from etp_graph.criteria import Score
-from etp_graph.errors import PlanError, ScoreError
-from etp_graph.graph import trace
+from etp_graph.errors import ScoreError
+from etp_graph.graph import require_plan_alone, trace
 from etp_graph.methods import Method
-from etp_graph.model import eval_mode, run_model
+from etp_graph.model import Outputs, eval_mode, run_model
 from etp_graph.plan import Cost, Plan, Selection, cost
 from etp_graph.recovery import Compensation, compensate_, reestimate_batch_norms_
 from etp_graph.surgery import prune_
@@ -69,6 +69,7 @@ def oneshot_(
     plan: Plan | None = None,
     prune: str | Sequence[str] | None = None,
     ignore: str | Sequence[str] = (),
+    outputs: Outputs = None,
     progress: bool = True,
     **targets: Unpack[Targets],
 ) -> OneShotResult:
@@ -90,28 +91,23 @@ def oneshot_(
             (:func:`etp_graph.recovery.reestimate_batch_norms_`); for use without compensation.
         loss: function of (model, batch) that returns the loss. Criteria that read gradients (``taylor``) need it.
         plan: a plan of this model. By default it is traced on the first batch.
-        prune, ignore: as for :func:`etp_graph.trace`.
+        prune, ignore, outputs: as for :func:`etp_graph.trace`.
         progress: show a progress bar if stdout is a terminal.
         targets: the target, ``speed_up=2`` for example, see :class:`etp_graph.Budget`. Give exactly one, or ``budget``.
 
     Raises:
-        PlanError, BudgetError, EquivalenceError: as the functions above.
+        PlanError, BudgetError: as the functions above.
         ScoreError: there are no batches, the criterion cannot be computed, or it needs a loss that is not given.
     """
     method = Method(name="one-shot", force=None, criterion=criterion)
-    if plan is not None and (ignore or prune is not None):
-        raise PlanError("ignore and prune have no effect on a plan that is given: pass them to trace(model, ...).")
-    if method.observes == "gradients" and loss is None:
-        raise ScoreError(
-            f"criterion {method.criterion_name!r} reads gradients: pass loss=, a function of (model, batch) that "
-            "returns the loss."
-        )
+    require_plan_alone(plan, prune=prune, ignore=ignore, outputs=outputs)
+    _require_loss(method, loss)
     goal, repeatable = budget_of(budget, method, targets), _repeatable(batches)
     first = next(iter(repeatable), None)
     require(first is not None, "batches is empty: pass at least one batch of example inputs.", ScoreError)
     with Bar(len(_STEPS), show=progress) as bar:
         run = _Steps(bar)
-        used = run.step("trace", lambda: plan or trace(model, first, prune=prune, ignore=ignore))
+        used = run.step("trace", lambda: plan or trace(model, first, prune=prune, ignore=ignore, outputs=outputs))
         record = run.step("calibrate", lambda: _calibrate(model, used, method, repeatable, loss))
         scores = method.scores(model, used, record=record)
         chosen = run.step("allocate", lambda: allocate(model, used, scores, budget=goal, example_inputs=first))
@@ -145,6 +141,15 @@ class _Steps:
         return found
 
 
+def _require_loss(method: Method, loss: Loss | None) -> None:
+    """Raise :class:`ScoreError` if the criterion reads gradients and there is no loss."""
+    if method.observes == "gradients" and loss is None:
+        raise ScoreError(
+            f"criterion {method.criterion_name!r} reads gradients: pass loss=, a function of (model, batch) that "
+            "returns the loss."
+        )
+
+
 def _repeatable(batches: Iterable[Any]) -> Iterable[Any]:
     return list(batches) if isinstance(batches, Iterator) else batches
 
@@ -156,13 +161,17 @@ def _calibrate(
     if not method.collected:
         return None
     gradients = method.observes == "gradients"
-    with eval_mode(model), torch.set_grad_enabled(gradients), watch(model, plan, method.criterion_name) as record:
-        for batch in batches:
-            if gradients and loss is not None:
-                torch.autograd.backward(loss(model, batch))
-            else:
-                run_model(model, batch)
-    if gradients:
-        model.zero_grad(set_to_none=True)
+    before = [(p, p.grad) for p in model.parameters()]
+    try:
+        with eval_mode(model), torch.set_grad_enabled(gradients), watch(model, plan, method.criterion_name) as record:
+            for batch in batches:
+                if gradients and loss is not None:
+                    model.zero_grad(set_to_none=True)
+                    torch.autograd.backward(loss(model, batch))
+                else:
+                    run_model(model, batch)
+    finally:
+        for parameter, gradient in before:
+            parameter.grad = gradient
     record.read(method.criterion_name, plan)
     return record

@@ -25,6 +25,14 @@ def require_traceable(model: nn.Module) -> None:
         raise PlanError("the model has no parameters: there is nothing to prune.")
 
 
+def require_plan_alone(plan: object, *, prune: object, ignore: object, outputs: object) -> None:
+    """Raise :class:`PlanError` if options of :func:`etp_graph.trace` are given beside a plan."""
+    if plan is not None and (ignore or prune is not None or outputs is not None):
+        raise PlanError(
+            "ignore, prune and outputs have no effect on a plan that is given: pass them to trace(model, ...)."
+        )
+
+
 def _require_python(what: str, module: nn.Module) -> None:
     """Raise :class:`PlanError` if a module does not run Python code whose sizes are attributes."""
     origin = f"{type(module).__module__}."

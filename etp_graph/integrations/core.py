@@ -15,7 +15,7 @@ from etp_graph import distributed
 from etp_graph.budget import Budget, Targets, allocate, show_targets
 from etp_graph.compression import budget_of
 from etp_graph.errors import BudgetError, CheckpointError, ForceError, PlanError
-from etp_graph.graph import trace
+from etp_graph.graph import require_plan_alone, trace
 from etp_graph.methods import Method, get
 from etp_graph.model import Outputs, require_bare
 from etp_graph.plan import CostModel, Plan, Selection
@@ -84,10 +84,7 @@ class Pruning:
         outputs: Outputs = None,
         **targets: Unpack[Targets],
     ) -> None:
-        if plan is not None and (ignore or prune is not None or outputs is not None):
-            raise PlanError(
-                "ignore, prune and outputs have no effect on a plan that is given: pass them to trace(model, ...)."
-            )
+        require_plan_alone(plan, prune=prune, ignore=ignore, outputs=outputs)
         self.method = get(method)
         _check_method(self.method)
         _check_moment(prune_at)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import combinations
 from math import prod, sqrt
 from typing import Any
 
@@ -12,7 +13,14 @@ from torch import Tensor, nn
 
 from etp_graph._config import require, require_count, require_number
 from etp_graph.errors import ScoreError
-from etp_graph.model import eval_mode, named_tensors, run_model, without_attention_fast_path, without_autocast
+from etp_graph.model import (
+    eval_mode,
+    is_sharded,
+    named_tensors,
+    run_model,
+    without_attention_fast_path,
+    without_autocast,
+)
 from etp_graph.plan import Plan, Positions, Selection, with_no_unit
 
 from ._least_squares import solve
@@ -67,9 +75,9 @@ def compensate_(
 ) -> Compensation:
     """Change the weights that read removed units so that their layers give nearly the same outputs without them.
 
-    Call it before :func:`etp_graph.prune_` with the same selection. The weights of the removed units stay, so that
-    nothing is lost if surgery is not done. Each layer is fitted on its own, by least squares of its dense outputs on
-    its kept inputs. If removed inputs are linear combinations of kept ones, the outputs are the same, except for
+    Call it before :func:`etp_graph.prune_` with the same selection. In between the model is wrong, because the units
+    that surgery will remove still count beside what makes them good. Each layer is fitted on its own, by least squares
+    of its dense outputs on its kept inputs. If removed inputs are linear combinations of kept ones, the outputs are the same, except for
     ``ridge``. Layers whose weight is computed, packed for several uses or tied to an embedding are not changed.
 
     Source: reconstruction of ThiNet (Luo et al. 2017) and channel pruning (He et al. 2017); the mean goes into the
@@ -88,8 +96,8 @@ def compensate_(
     Raises:
         PlanError: the plan is not of this model.
         SelectionError: the selection violates a constraint of a group.
-        ScoreError: there are no batches, the model does not run on one, or activations are not finite. The model is
-            unchanged.
+        ScoreError: there are no batches, the model does not run on one, activations are not finite, or weights are on
+            the meta device or sharded. The model is unchanged.
     """
     plan.check(model)
     selection.check(plan)
@@ -97,6 +105,12 @@ def compensate_(
     require_count("places", places, 1)
     keep = with_no_unit(selection.flat(plan).cpu(), True)
     tensors = dict(named_tensors(model))
+    for name, tensor in tensors.items():
+        require(
+            not (tensor.is_meta or is_sharded(tensor)),
+            f"{name} is on the meta device or sharded: compensate a whole model with its weights.",
+            ScoreError,
+        )
     lossy = _lossy_axes(plan, keep, tensors)
     recorded = _record(model, {name: tensors[name] for name in lossy}, tensors, batches, places)
     fits, values, skipped = [], dict[str, Tensor](), _unread(recorded, lossy)
@@ -112,11 +126,14 @@ def compensate_(
 def _unread(recorded: RecordReaders, lossy: Mapping[str, Mapping[int, Tensor]]) -> dict[str, str]:
     """Return the weights that stay as they are although they read removed units, with the reason of each."""
     readers = {place.parameter: reader.in_axis for place, reader in recorded.readers.items()}
+    places = {name: [place for place in recorded.readers if place.parameter == name] for name in readers}
     found = {}
     for name, axes in lossy.items():
         other = recorded.others.get(name)
         if name in readers and readers[name] in axes and other is not None:
             found[name] = f"{other} reads it, too"
+        elif any(a.overlaps(b) for a, b in combinations(places.get(name, ()), 2)):
+            found[name] = "it is read as a whole and in parts"
         elif name not in readers and 1 in axes and other != EMBEDDING:
             found[name] = "no batch reads it" if other is None else f"it is read by {other}, which is no known layer"
     return found

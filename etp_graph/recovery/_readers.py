@@ -34,6 +34,12 @@ class Place:
     first: int
     rows: int
 
+    def overlaps(self, other: Place) -> bool:
+        """Return True if both are of one parameter and share rows."""
+        return self.parameter == other.parameter and max(self.first, other.first) < min(
+            self.first + self.rows, other.first + other.rows
+        )
+
 
 @dataclass(slots=True, kw_only=True)
 class Reader:
@@ -100,7 +106,9 @@ class RecordReaders(TorchDispatchMode):
         self.others: dict[str, str] = {}
         self.mask: Tensor | None = None
         self._parameters, self._biases = dict(parameters), dict(biases)
-        self._names = {_memory(p): name for name, p in (*biases.items(), *parameters.items())}
+        self._by_memory: dict[int, list[tuple[str, Tensor]]] = {}
+        for name, tensor in (*biases.items(), *parameters.items()):
+            self._by_memory.setdefault(_memory(tensor), []).append((name, tensor))
         self._places = places
         self._generator = torch.Generator().manual_seed(0)
         self._last: _Input | None = None
@@ -120,14 +128,21 @@ class RecordReaders(TorchDispatchMode):
         if any(r.alias_info is not None and not r.alias_info.is_write for r in func._schema.returns):
             return  # a view: whoever reads it is seen
         for leaf in tree_leaves((args, kwargs)):
-            if isinstance(leaf, Tensor) and (name := self._names.get(_memory(leaf))) in self._parameters:
+            if isinstance(leaf, Tensor) and (name := self._name(leaf)) in self._parameters:
                 self.others.setdefault(name, str(func))
+
+    def _name(self, tensor: Tensor) -> str:
+        """Return the name of the parameter that a tensor is a view of, or an empty string."""
+        at = tensor.storage_offset()
+        for name, whole in self._by_memory.get(_memory(tensor), ()):  # several, if one vector holds all parameters
+            if whole.storage_offset() <= at < whole.storage_offset() + whole.numel():
+                return name
+        return ""
 
     def matrix(self, vectors: Tensor, matrix: Tensor, bias: Tensor | None) -> Reader | None:
         """Record a product of ``vectors`` [n, in] and ``matrix`` [in, out], which is a view of a parameter."""
-        name = self._names.get(_memory(matrix))
-        whole = self._parameters.get(name or "")
-        if name is None or whole is None or whole.ndim != 2:
+        whole = self._parameters.get(name := self._name(matrix))
+        if whole is None or whole.ndim != 2:
             return None
         in_axis = next((a for a in (0, 1) if whole.stride(a) == matrix.stride(0)), None)
         if in_axis is None or whole.shape[in_axis] != matrix.shape[0]:
@@ -141,9 +156,8 @@ class RecordReaders(TorchDispatchMode):
     def convolution(self, args: tuple[Any, ...]) -> Reader | None:
         """Record a convolution by its arguments."""
         x, weight, bias, stride, padding, dilation, transposed, _, groups = args
-        name = self._names.get(_memory(weight))
-        whole = self._parameters.get(name or "")
-        if name is None or whole is None or whole.shape != weight.shape or groups > 1:
+        whole = self._parameters.get(name := self._name(weight))
+        if whole is None or whole.shape != weight.shape or groups > 1:
             return None
         if transposed:
             return self._transposed(name, x, weight)
@@ -172,7 +186,7 @@ class RecordReaders(TorchDispatchMode):
     ) -> Reader:
         if place not in self.readers:
             at = None
-            if bias is not None and (name := self._names.get(_memory(bias))) is not None:
+            if bias is not None and (name := self._name(bias)):
                 whole = self._parameters.get(name, self._biases.get(name))
                 assert whole is not None
                 at = self._place(name, whole, 0, bias, rows=place.rows)

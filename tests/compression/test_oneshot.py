@@ -85,3 +85,20 @@ def test_bad_arguments_change_nothing(arguments: dict[str, object], message: str
     with pytest.raises(etp.EtpError, match=message):
         etp.oneshot_(model, data, **arguments)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_gradients_of_the_user_stay_also_after_an_error() -> None:
+    model, data = small_net(), batches()
+    kept = [torch.ones_like(p) for p in model.parameters()]
+    for parameter, gradient in zip(model.parameters(), kept, strict=True):
+        parameter.grad = gradient
+
+    def failing(model: nn.Module, batch: Tensor) -> Tensor:
+        if batch is data[1]:
+            raise RuntimeError("the loss of the user")
+        return loss(model, batch)
+
+    with pytest.raises(RuntimeError, match="the loss of the user"):
+        etp.oneshot_(model, data, speed_up=1.5, criterion="taylor", loss=failing)
+    assert all(p.grad is gradient for p, gradient in zip(model.parameters(), kept, strict=True))
+    assert all(bool((gradient == 1).all()) for gradient in kept)

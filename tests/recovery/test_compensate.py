@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import etp_graph as etp
@@ -78,6 +79,59 @@ def test_twins_of_kept_units_are_made_good_exactly(name: str) -> None:
     torch.testing.assert_close(model(x), expected, rtol=1e-6, atol=1e-8)
 
 
+def test_a_sample_of_the_pixels_is_enough() -> None:
+    build, shape, group = NETS["padded convolution"]
+    model, x = build().double(), torch.randn(shape, dtype=torch.float64)
+    for tensor in model[0].parameters():
+        tensor.data[:4] = tensor.data[4:8]
+    expected, plan = model(x), etp.trace(model, x)
+    selection = first_units_go(plan, group, 4)
+    compensate_(model, plan, selection, [x], ridge=0, places=200)  # of 324, for 72 features
+    etp.prune_(model, plan, selection)
+    torch.testing.assert_close(model(x), expected, rtol=1e-6, atol=1e-8)
+
+
+def test_parameters_that_share_one_vector_are_told_apart() -> None:
+    def build() -> nn.Module:
+        torch.manual_seed(1)
+        return nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6))
+
+    x, models = torch.randn(40, 6), [build(), build()]
+    nn.utils.vector_to_parameters(nn.utils.parameters_to_vector(models[1].parameters()), models[1].parameters())
+    for model in models:
+        plan = etp.trace(model, x)
+        selection = etp.Selection({name: torch.arange(6) > 1 for name in ("0", "2")})
+        assert len(compensate_(model, plan, selection, [x]).layers) == 2
+    assert all(torch.equal(a, b) for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True))
+
+
+class Halves(nn.Module):
+    """One weight that is read as a whole and by its first rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 12), nn.Linear(12, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x).relu()
+        return torch.cat([self.last(h), F.linear(h, self.last.weight[:2], self.last.bias[:2])], -1)
+
+
+def test_a_weight_that_is_read_as_a_whole_and_in_parts_stays() -> None:
+    model, x = Halves(), torch.randn(40, 6)
+    plan, before = etp.trace(model, x), model.last.weight.clone()
+    done = compensate_(model, plan, first_units_go(plan, "first", 3), [x])
+    assert torch.equal(model.last.weight, before)
+    assert done.skipped == {"last.weight": "it is read as a whole and in parts"}
+
+
+def test_weights_on_the_meta_device_are_refused() -> None:
+    model, x = nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 3)), torch.randn(4, 6)
+    plan = etp.trace(model, x)
+    with pytest.raises((etp.ScoreError, etp.PlanError), match="meta"):
+        compensate_(model.to("meta"), plan, first_units_go(plan, "0", 3), [x])
+
+
 def test_constant_units_go_into_the_bias() -> None:
     model, x = nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 3)), torch.randn(40, 6)
     model[0].weight.data[:4] = 0
@@ -107,9 +161,6 @@ def test_packed_projections_are_seen() -> None:
     model.first.weight.data[:2], model.first.bias.data[:2] = 0, 1.0
     expected = model(x)
     plan = etp.trace(model, x, prune="all")
-    removable = [g for g in plan.prunable if g.name == "first"]
-    if not removable:
-        pytest.skip("the inputs of the attention are locked")
     selection = first_units_go(plan, "first", 2)
     compensate_(model, plan, selection, [x], ridge=0)
     etp.prune_(model, plan, selection)
