@@ -77,8 +77,9 @@ def compensate_(
 
     Call it before :func:`etp_graph.prune_` with the same selection. In between the model is wrong, because the units
     that surgery will remove still count beside what makes them good. Each layer is fitted on its own, by least squares
-    of its dense outputs on its kept inputs. If removed inputs are linear combinations of kept ones, the outputs are the same, except for
-    ``ridge``. Layers whose weight is computed, packed for several uses or tied to an embedding are not changed.
+    of its dense outputs on its kept inputs. If removed inputs are linear combinations of kept ones, the outputs are
+    the same, except for ``ridge``. Layers whose weight is computed, packed for several uses or tied to an embedding are
+    not changed.
 
     Source: reconstruction of ThiNet (Luo et al. 2017) and channel pruning (He et al. 2017); the mean goes into the
     bias as in FLAP (An et al. 2024).
