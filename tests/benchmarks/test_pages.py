@@ -13,9 +13,10 @@ import pytest
 from benchmarks.common import figures as plots
 from benchmarks.common import statistics as summary
 from benchmarks.common.records import by_scale, read_records, task_files
-from benchmarks.contest import contestants, reproduce
+from benchmarks.contest import contestants
 from benchmarks.contest import page as task_page
 from benchmarks.contest.variants import ETP, STUDY
+from benchmarks.papers import reproduce
 from benchmarks.report import run as report
 from benchmarks.report.index import index
 from benchmarks.study import run as study
