@@ -7,10 +7,10 @@ therefore use the same row. Only the attributes are looked up by class.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 import torch.nn.functional as F
 from torch import nn
@@ -180,12 +180,22 @@ def is_editable(module: nn.Module, name: str) -> bool:
     return name not in _NO_COUNTS or not type(module).__module__.startswith("torch.nn.")
 
 
-@cache
+_SIZES: MutableMapping[type[nn.Module], Mapping[str, int]] = WeakKeyDictionary()
+"""Results of :func:`sizes_of_class`. Weak keys let classes go that a program makes while it runs."""
+
+
 def sizes_of_class(cls: type[nn.Module]) -> Mapping[str, int]:
     """Return the integers above 1 among the attributes of a class and its bases, without those of PyTorch.
 
     Surgery lowers such a size on the instance only.
     """
+    found = _SIZES.get(cls)
+    if found is None:
+        found = _SIZES[cls] = _find_sizes(cls)
+    return found
+
+
+def _find_sizes(cls: type[nn.Module]) -> Mapping[str, int]:
     own = [base for base in reversed(cls.__mro__) if not base.__module__.startswith("torch.")]
     found = {name: value for base in own for name, value in vars(base).items()}
     return {name: n for name, n in found.items() if type(n) is int and n > 1 and not name.startswith("_")}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any
@@ -10,14 +11,28 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from etp_graph.errors import PlanError
+
 
 def run_model(model: nn.Module, example_inputs: Any) -> Any:
-    """Return the model's output. A mapping is passed as keyword arguments, a tuple or list as positional arguments."""
-    if isinstance(example_inputs, Mapping):
-        return model(**example_inputs)
-    if isinstance(example_inputs, (tuple, list)):
-        return model(*example_inputs)
-    return model(example_inputs)
+    """Return the model's output. A mapping is passed as keyword arguments, a tuple or list as positional arguments.
+
+    Raises:
+        PlanError: the modules are nested too deeply for Python's stack. Hooks take one more call on each level, so
+            that the model may run without them.
+    """
+    try:
+        if isinstance(example_inputs, Mapping):
+            return model(**example_inputs)
+        if isinstance(example_inputs, (tuple, list)):
+            return model(*example_inputs)
+        return model(example_inputs)
+    except RecursionError as error:
+        depth = 1 + max(name.count(".") for name, _ in model.named_modules())
+        raise PlanError(
+            f"the forward calls itself or nests its modules too deeply ({depth} levels) for Python's limit of "
+            f"{sys.getrecursionlimit()} calls: raise it before (sys.setrecursionlimit({10 * depth + 1000}))."
+        ) from error
 
 
 def tensors_of(out: Any) -> list[Tensor]:

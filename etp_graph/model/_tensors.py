@@ -25,12 +25,16 @@ def all_tensors(model: nn.Module) -> dict[str, Tensor]:
 def copy_model(model: nn.Module) -> nn.Module:
     """Copy a model. Weights that each forward computes anew (by hooks) are copied without their graph.
 
-    ``copy.deepcopy`` refuses tensors with a graph.
+    ``copy.deepcopy`` refuses tensors with a graph. It calls itself about eight times for each level of nested modules,
+    so inner modules are copied before those that hold them: models of many levels would exceed Python's stack.
     """
     values = [value for module in model.modules() for value in vars(module).values()]
     values += [item for value in values if isinstance(value, list) for item in value]
     computed = [value for value in values if isinstance(value, Tensor) and not value.is_leaf]
-    return copy.deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in computed})
+    memo: dict[int, object] = {id(tensor): tensor.detach().clone() for tensor in computed}
+    for module in reversed(list(model.modules())):
+        copy.deepcopy(module, memo)
+    return copy.deepcopy(model, memo)
 
 
 def persistent_names(model: nn.Module) -> set[str]:

@@ -20,6 +20,12 @@ _GROUP = (*"name kind n_units slices attributes blocks multiple min_units locked
 _LARGEST_TERM = 2**200
 """Largest number of operations or of elements in a tensor, so that sums and ratios of a few fit into a float."""
 
+_POSITIONS_PER_LETTER = 1024
+"""Most positions of units that one letter of the text may stand for, beyond :data:`MAX_UNITS` in all.
+
+A map takes 8 bytes for each. The slices of large models of transformers stand for at most 500 in a letter.
+"""
+
 _READ = JsonReader(PlanError, "Trace the model again, or restore the text from a copy.")
 
 ACTIVATION = "~"
@@ -65,7 +71,26 @@ def parse_plan(text: object, known_format: int) -> dict[str, Any]:
     _READ.require_unique((name for name, _ in groups), f"{where}: groups")
     if (total := sum(n_units for _, n_units in groups)) > MAX_UNITS:
         _READ.refuse(where, f"{total} units, more than {MAX_UNITS}")
+    assert isinstance(text, str)
+    if (total := _count_positions(body, shapes, activations)) > (most := MAX_UNITS + _POSITIONS_PER_LETTER * len(text)):
+        _READ.refuse(where, f"its units have {total} positions in tensors and attributes, more than {most}")
     return body
+
+
+def _count_positions(body: Mapping[str, Any], shapes: Mapping[str, list[int]], activations: Mapping[str, int]) -> int:
+    """Return the largest number of entries that the maps of units have; see :class:`etp_graph.plan.Positions`.
+
+    A map is as long as its axis, and slices that overlap have a map each.
+    """
+    found: dict[tuple[Any, ...], list[int]] = {}
+    for group in body["groups"]:
+        for tensor, axis, *_ in group["slices"]:
+            found.setdefault((tensor, axis), []).append(shapes[tensor][axis])
+        for module, name, item, index, _ in group["attributes"]:
+            stop = index["range"][1] if isinstance(index, dict) else 1 + max(index)
+            size = activations[name] if module == ACTIVATION else stop
+            found.setdefault((module, name, item), []).append(size)
+    return sum(len(sizes) * max(sizes) for sizes in found.values())
 
 
 def _check_lists(body: Mapping[str, Any], shapes: Mapping[str, Any], where: str) -> None:

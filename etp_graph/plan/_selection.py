@@ -71,8 +71,16 @@ class LatencyFit:
         }
         if not times["target_ms"] or not times["measured_ms"]:
             read.refuse(where, "a time is zero")
-        counts = {name: read.require_integer(values[name], f"{where}: {name}") for name in ("iterations", "round_to")}
-        return cls(**times, **counts, layers=layers)  # type: ignore[arg-type]  # floats and integers by name
+        at, given = f"{where}: round_to", values["round_to"]
+        multiples: int | dict[str, int]
+        if isinstance(given, dict):
+            multiples = {
+                kind: read.require_integer(value, place) for place, kind, value in read.list_entries(given, at)
+            }
+        else:
+            multiples = read.require_integer(given, at)
+        iterations = read.require_integer(values["iterations"], f"{where}: iterations")
+        return cls(**times, iterations=iterations, round_to=multiples, layers=layers)
 
     def __str__(self) -> str:
         return (
