@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Literal, Unpack
@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from etp_graph.budget import Budget, Targets, allocate, show_targets
 from etp_graph.collect import watch
 from etp_graph.criteria import magnitude
-from etp_graph.errors import BudgetError, PlanError
+from etp_graph.errors import BudgetError, CheckpointError, PlanError
 from etp_graph.graph import require_plan_alone, trace
 from etp_graph.methods import Method, check_rounds, get
 from etp_graph.model import Outputs
 from etp_graph.plan import CostModel, Plan
 from etp_graph.schedules import Iterative, Schedule
+from etp_graph.surgery import bare_copies
 
 from ._journal import Journal, check_dense, weights_digest
 from ._progress import Bar
@@ -46,6 +47,7 @@ def compress(
     plan: Plan | None = None,
     check: Check = "auto",
     outputs: Outputs = None,
+    also: nn.Module | Iterable[nn.Module] = (),
     checkpoint: str | os.PathLike[str] | None = None,
     progress: bool = True,
     **targets: Unpack[Targets],
@@ -73,6 +75,8 @@ def compress(
         plan: the plan of this model, if it is traced already.
         check: as for :func:`etp_graph.trace`.
         outputs: what counts as an output of the model, as for :func:`etp_graph.trace`.
+        also: other models that lose the same units in every round, such as a moving average that ``train`` updates;
+            see :func:`etp_graph.prune_`. Not together with ``checkpoint``, which does not store them.
         checkpoint: a folder that stores every finished step. Call ``compress`` again with the same arguments and the
             same dense model to continue after the last finished step. The states of the global random number
             generators are stored too. The result is that of an uninterrupted run if ``train`` is deterministic given
@@ -97,7 +101,11 @@ def compress(
     chosen = _method(method, rounds, schedule)
     goal = budget_of(budget, chosen, targets)
     require_plan_alone(plan, prune=prune, ignore=ignore, outputs=outputs)
+    copies = [also] if isinstance(also, nn.Module) else list(also)
+    if copies and checkpoint is not None:
+        raise CheckpointError("also: a checkpoint stores the model alone. Leave out checkpoint, or also.")
     plan = plan or trace(model, example_inputs, prune=prune, ignore=ignore, check=check, outputs=outputs)
+    bare_copies(model, plan, copies)
     counted = plan.outputs
     kinds = sorted({group.kind for group in plan.prunable})
     # A dry run of scoring and allocation: finds bad weights, criteria and budgets before hours of training.
@@ -111,7 +119,7 @@ def compress(
             restore_training_state_(model, changed.get("training_state"), journal.tensors(changed))
         return Compression(
             model, plan, chosen, goal, example_inputs, journal=journal, bar=bar, train=train, evaluate=evaluate,
-            start=start, expected=CostModel(plan).evaluate(rehearsed.flat(plan)),
+            start=start, expected=CostModel(plan).evaluate(rehearsed.flat(plan)), also=copies,
         ).compress(lambda: trace(model, example_inputs, prune=kinds, check=check, outputs=counted))  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from math import isfinite
 from time import perf_counter
 from typing import Any
@@ -58,10 +58,11 @@ class Compression:
         train: Train,
         evaluate: Evaluate,
         start: TrainingState,
+        also: Sequence[nn.Module] = (),
     ) -> None:
         self.model, self.plan, self.method, self.budget = model, plan, method, budget
         self.inputs, self.journal, self.bar = inputs, journal, bar
-        self.train, self.evaluate, self.start = train, evaluate, start
+        self.train, self.evaluate, self.start, self.also = train, evaluate, start, also
         self.dense, self.expected = CostModel(plan).dense, expected
         self.dense_amount = plan.amount(budget.counted)
         self.regularizer: Regularizer | None = None
@@ -210,7 +211,7 @@ class Compression:
         scores = self.method.scores(self.model, self.plan, regularizer=self.regularizer, record=self.record)
         selection = allocate(self.model, self.plan, scores, budget=self._share(), example_inputs=self.inputs)
         self.regularizer, self.record = None, None  # they do not fit the pruned model
-        prune_(self.model, self.plan, selection)
+        prune_(self.model, self.plan, selection, also=self.also)
         cost = CostModel(self.plan).evaluate(selection.flat(self.plan))
         fit = None if selection.latency is None else selection.latency.to_dict()
         return {"selection": selection.to_json(), "cost": cost.to_json(), "latency": fit}, {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Unpack
 
@@ -20,7 +20,15 @@ from etp_graph.methods import Method, get
 from etp_graph.model import Outputs, require_bare
 from etp_graph.plan import CostModel, Plan, Selection
 from etp_graph.regularizer import Regularizer
-from etp_graph.surgery import OnUncuttable, Optimizers, get_record, list_optimizers, prune_, require_cuttable
+from etp_graph.surgery import (
+    OnUncuttable,
+    Optimizers,
+    bare_copies,
+    get_record,
+    list_optimizers,
+    prune_,
+    require_cuttable,
+)
 
 FORMAT = 1
 
@@ -52,6 +60,9 @@ class Pruning:
         on_uncuttable: what to do with states of the optimizer that surgery cannot cut, see :func:`etp_graph.prune_`.
             ``"refuse"`` raises the error when training begins.
         outputs: what counts as an output of the model, as for :func:`etp_graph.trace`.
+        also: other models that lose the same units, such as a moving average, see :func:`etp_graph.prune_`. A list may
+            be filled until training begins. A checkpoint of the training framework does not hold them: to resume after
+            surgery, pass copies that :func:`etp_graph.save` and :func:`etp_graph.load` brought back.
         targets: the target, ``speed_up=2`` for example, see :class:`etp_graph.Budget`. Give exactly one, or ``budget``.
 
     Attributes:
@@ -82,6 +93,7 @@ class Pruning:
         check: bool | Literal["auto"] = "auto",
         on_uncuttable: OnUncuttable = "refuse",
         outputs: Outputs = None,
+        also: nn.Module | Iterable[nn.Module] = (),
         **targets: Unpack[Targets],
     ) -> None:
         require_plan_alone(plan, prune=prune, ignore=ignore, outputs=outputs)
@@ -90,6 +102,7 @@ class Pruning:
         _check_moment(prune_at)
         self.budget = budget_of(budget, self.method, targets)
         self.example_inputs, self.prune_at, self.on_uncuttable = example_inputs, prune_at, on_uncuttable
+        self.also = also if isinstance(also, (nn.Module, Collection)) else list(also)  # it is read several times
         self.stage: Stage = "idle"
         self.prune_step: int | None = None
         self.plan: Plan | None = None
@@ -152,6 +165,7 @@ class Pruning:
         """Trace the model, rehearse surgery, and attach the force."""
         require_cuttable(self._optimizers, self.on_uncuttable)
         self.plan = self._given or self._traced(model)
+        bare_copies(model, self.plan, self.also)
         # A dry run of scoring and allocation, so that errors appear before training and not at surgery.
         scores = self.method.scores(model, self.plan)
         rehearsed = allocate(model, self.plan, scores, budget=self.budget, example_inputs=self.example_inputs)
@@ -199,10 +213,14 @@ class Pruning:
         selection = chosen[0]
         if self._together:
             selection = distributed.prune_(
-                self._model, self.plan, selection, optimizer=self._optimizers, on_uncuttable=self.on_uncuttable
-            )
+                self._model, self.plan, selection, optimizer=self._optimizers, also=self.also,
+                on_uncuttable=self.on_uncuttable,
+            )  # fmt: skip
         else:
-            prune_(self._model, self.plan, selection, optimizer=self._optimizers, on_uncuttable=self.on_uncuttable)
+            prune_(
+                self._model, self.plan, selection, optimizer=self._optimizers, also=self.also,
+                on_uncuttable=self.on_uncuttable,
+            )  # fmt: skip
         self._release()
         self.selection, self.stage, self._cut = selection, "finetune", self.plan.fingerprint
         return True
@@ -267,6 +285,12 @@ class Pruning:
                 f"training goes on after {done} steps, surgery was due after {self.prune_step}, and this model was not "
                 "cut: cut it by the checkpoint's record first (resume), or continue from a checkpoint before surgery."
             )
+        for number, given in enumerate([self.also] if isinstance(self.also, nn.Module) else self.also):
+            if all(get_record(module).fingerprints != fingerprints for module in given.modules()):
+                raise CheckpointError(
+                    f"also[{number}] was not cut as the model was, and the checkpoint does not hold it: keep it with "
+                    "etp_graph.save beside the checkpoint, and pass what etp_graph.load returns."
+                )
 
     def _release(self) -> None:
         if self.regularizer is not None:

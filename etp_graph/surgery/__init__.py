@@ -5,6 +5,7 @@ from __future__ import annotations
 from ._commit import hold_signals
 from ._cuts import WEIGHT_NORM_DIRECTION, Cut, find_cuts
 from ._optimizer_states import OnUncuttable, Optimizers, list_optimizers, require_full_shapes
+from ._prepare import bare_copies
 from ._prune import Surgery, prepare_surgery, prune_
 from ._record import (
     Edit,
@@ -26,6 +27,7 @@ __all__ = [
     "Optimizers",
     "Surgery",
     "SurgeryRecord",
+    "bare_copies",
     "find_cuts",
     "get_record",
     "hold_signals",
