@@ -268,7 +268,7 @@ class OperationFollower:
             labels = [tracker.label_of.get(value) for value in args[:2] if isinstance(value, Tensor)]
             found = [label for label in labels if label is not None]
             tracker.labels.added += found if len(found) == 2 else []
-        if name in ("mul", "mul_") and all(isinstance(a, Tensor) and a.numel() > 1 for a in args[:2]):
+        if name in ("mul", "mul_") and all(_is_no_scale(a, self.seen.out) for a in args[:2]):
             tracker.multiplied[self.seen.out] = True
             return
         at = SUMMED.get(name)
@@ -288,6 +288,11 @@ class OperationFollower:
             self.tracker.ops.append(Op(name=self.tracker.where.strip("'"), coefficient=macs))
         elif seen.tensors and (seen.pointwise or not seen.followed):  # other operators only create or move values
             self.tracker.uncounted.add(seen.name.rstrip("_"))
+
+
+def _is_no_scale(value: Any, out: Tensor) -> bool:
+    """Return True for a factor that holds a number for each unit, also if surgery left one unit."""
+    return isinstance(value, Tensor) and (value.numel() > 1 or value.ndim == out.ndim > 0)
 
 
 class LabelDoesNotFit(Exception):

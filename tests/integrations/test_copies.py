@@ -100,7 +100,8 @@ def test_an_average_goes_through_all_rounds_of_compress(tmp_path: Path) -> None:
         "speed_up": 2.5,
         "progress": False,
     }
+    options["also"] = average
     with pytest.raises(etp.CheckpointError, match="also"):
-        etp.compress(model, X[:1], **options, also=average, checkpoint=tmp_path / "run")
-    result = etp.compress(model, X[:1], **options, also=average, rounds=2)
+        etp.compress(model, X[:1], checkpoint=tmp_path / "run", **options)
+    result = etp.compress(model, X[:1], rounds=2, **options)
     assert len(result.rounds) == 2 and result.speed_up >= 2.5 and same(average.module, model)
