@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from etp_graph import collect, criteria, export, forces, methods, recovery, schedules
+from etp_graph import collect, criteria, depth, export, forces, methods, recovery, schedules
 from etp_graph._version import __version__ as __version__
 from etp_graph.budget import Budget, LatencyMissed, allocate
 from etp_graph.checkpoint import load, save
@@ -63,6 +63,7 @@ __all__ = [
     "compress",
     "cost",
     "criteria",
+    "depth",
     "export",
     "forces",
     "load",

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from etp_graph._config import quoted
 from etp_graph.errors import CheckpointError
 from etp_graph.model import all_tensors
+from etp_graph.surgery import DENSE_CONFIG
 
 from ._files import read_file
 from ._manifest import DTYPES, Manifest
@@ -29,7 +30,7 @@ def config_text(model: nn.Module) -> str | None:
 
     It describes the architecture before pruning, which :func:`build_architecture` builds again.
     """
-    config: Any = getattr(model, "config", None)
+    config: Any = vars(model).get(DENSE_CONFIG) or getattr(model, "config", None)
     if not type(model).__module__.startswith("transformers.") or not hasattr(config, "to_dict"):
         return None
     body = {**config.to_dict(), "architectures": [type(model).__name__]}

@@ -86,6 +86,7 @@ class Manifest:
             ],
             "cut": list(self.record.tensors),
             "standins": list(self.record.standins),
+            **({"blocks": [list(names) for names in self.record.blocks]} if self.record.blocks else {}),
             "tensors": {name: {"shape": list(t.shape), "dtype": t.dtype} for name, t in self.tensors.items()},
             "aliases": dict(self.aliases),
             "weights": {"bytes": self.n_bytes, "sha256": self.sha256},
@@ -113,7 +114,7 @@ def parse_manifest(data: bytes, *, where: str) -> Manifest:
     if type(body.get("format")) is not int or body["format"] != FORMAT:
         found = shorten(body.get("format"))
         raise CheckpointError(f"{where}: format {found} is unknown, this version reads {FORMAT}. Update etp_graph.")
-    READER.require_object(body, where, _KEYS)
+    READER.require_object(body, where, _KEYS, optional=("blocks",))
     body = unsealed(body, where)
     weights = FileSum.from_json(body["weights"], f"{where}: weights")
     manifest = Manifest(
@@ -146,6 +147,10 @@ def _record(body: Mapping[str, Any], where: str) -> SurgeryRecord:
         edits=tuple(_edit(value, place) for place, value in entries("edits")),
         tensors=READER.require_texts(body["cut"], f"{where}: cut"),
         standins=READER.require_texts(body["standins"], f"{where}: standins"),
+        blocks=tuple(
+            READER.require_texts(names, place)
+            for place, names in READER.list_items(body.get("blocks", []), f"{where}: blocks")
+        ),
     )
 
 

@@ -9,10 +9,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from etp_graph.errors import CheckpointError
+from etp_graph.errors import CheckpointError, PlanError
 from etp_graph.model import all_tensors, first_names, is_editable, is_sharded, persistent_names, sizes_of_class
 from etp_graph.standins import replace_, standin
-from etp_graph.surgery import Edit, SurgeryRecord, get_record, remove_record, replace_data, set_record, write_attribute
+from etp_graph.surgery import (
+    Edit,
+    SurgeryRecord,
+    get_record,
+    prepare_block_removal,
+    remove_record,
+    replace_data,
+    set_record,
+    write_attribute,
+)
 
 from ._manifest import DTYPES, Manifest
 
@@ -49,6 +58,25 @@ def restore_(model: nn.Module, manifest: Manifest, loaded: Mapping[str, Tensor])
     check_supported(model)
     if get_record(model) != SurgeryRecord():
         raise CheckpointError("build: this module was pruned before; give the original, unpruned architecture.")
+    with ExitStack() as undo:
+        for names in manifest.record.blocks:
+            _remove_blocks(model, names, undo)
+        _restore_units(model, manifest, loaded)
+        undo.pop_all()
+
+
+def _remove_blocks(model: nn.Module, names: Iterable[str], undo: ExitStack) -> None:
+    """Remove the blocks of one round of surgery from the architecture, until everything is undone."""
+    try:
+        surgery = prepare_block_removal(model, names)
+    except PlanError as error:
+        raise CheckpointError(f"{error} Build the architecture that was saved.") from error
+    undo.callback(surgery.undo)
+    surgery.commit()
+
+
+def _restore_units(model: nn.Module, manifest: Manifest, loaded: Mapping[str, Tensor]) -> None:
+    """Give an architecture that has the blocks of the saved model its widths and values, or change nothing."""
     tensors = all_tensors(model)
     stored_as = {name: name for name in manifest.tensors} | dict(manifest.aliases)
     skeleton = any(value.is_meta for value in loaded.values())
@@ -184,7 +212,8 @@ def _put_tensors(
             undo.callback(setattr, old, "data", old.data)
             replace_data(old, value)
         if record != SurgeryRecord():
-            undo.callback(remove_record, model)
+            before = get_record(model)  # of the blocks that are gone already
+            undo.callback(lambda: set_record(model, before) if before.blocks else remove_record(model))
             set_record(model, record)
         undo.pop_all()
 

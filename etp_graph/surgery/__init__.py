@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ._blocks import DENSE_CONFIG, prepare_block_removal
 from ._commit import hold_signals
 from ._cuts import WEIGHT_NORM_DIRECTION, Cut, find_cuts
 from ._optimizer_states import OnUncuttable, Optimizers, list_optimizers, require_full_shapes
@@ -20,6 +21,7 @@ from ._record import (
 from ._rehearsal import rehearse_cut, require_cuttable
 
 __all__ = [
+    "DENSE_CONFIG",
     "WEIGHT_NORM_DIRECTION",
     "Cut",
     "Edit",
@@ -32,6 +34,7 @@ __all__ = [
     "get_record",
     "hold_signals",
     "list_optimizers",
+    "prepare_block_removal",
     "prepare_surgery",
     "prune_",
     "read_attribute",

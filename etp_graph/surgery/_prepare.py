@@ -166,6 +166,7 @@ def _extend_record(
         edits=tuple(merged.values()),
         tensors=tuple(sorted({*old.tensors, *cut})),
         standins=(*old.standins, *standins),
+        blocks=old.blocks,
     )
     return Change(
         lambda: set_record(model, record),

@@ -36,6 +36,8 @@ class SurgeryRecord:
         edits: the attributes that surgery changed, with their present values.
         tensors: names of the tensors that surgery cut.
         standins: names of the modules whose class surgery replaced by its stand-in.
+        blocks: names of the blocks that each removal of blocks took out, as they were called before it. All other names
+            are those after the last removal.
     """
 
     fingerprints: tuple[str, ...] = ()
@@ -43,6 +45,7 @@ class SurgeryRecord:
     edits: tuple[Edit, ...] = field(default=())
     tensors: tuple[str, ...] = ()
     standins: tuple[str, ...] = ()
+    blocks: tuple[tuple[str, ...], ...] = ()
 
 
 def get_record(model: nn.Module) -> SurgeryRecord:
@@ -58,7 +61,8 @@ def set_record(model: nn.Module, record: SurgeryRecord) -> None:
     """
     model.__dict__[_KEY] = record
     size_caches_by_keys_(model)
-    if callable(getattr(type(model), "save_pretrained", None)):
+    narrower = bool(record.tensors or record.edits)  # a configuration describes a model that only lost blocks
+    if narrower and callable(getattr(type(model), "save_pretrained", None)):
         # on the instance and not on the class, which others use; copies of the model get it too
         model.__dict__["save_pretrained"] = MethodType(save_pretrained, model)
 

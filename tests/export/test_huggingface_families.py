@@ -16,7 +16,7 @@ from benchmarks.models import huggingface as registry
 from etp_graph.model import run_model
 from etp_graph.plan import Group
 
-KINDS = ("neurons", "heads", "stream")
+KINDS = ("neurons", "heads", "stream", "depth")
 
 _CAUSAL = registry.DECODERS["llama_gqa"][1]
 _MORE: dict[str, registry.Row] = {
@@ -30,34 +30,34 @@ ROWS: dict[str, registry.Row] = {
 
 EQUAL = "equal"
 
-# What each class can say about neurons, heads and the stream: equal outputs, or a part of the reason why not.
-TABLE: dict[str, tuple[str, str, str]] = {
-    "llama_gqa": (EQUAL, EQUAL, EQUAL),
-    "gpt2": (EQUAL, "one n_embd", "one n_embd"),
-    "bert": (EQUAL, "one hidden_size", "one hidden_size"),
-    "t5": (EQUAL, EQUAL, "model_dim"),
+# What each class can say about neurons, heads, the stream and depth: equal outputs, or a part of the reason why not.
+TABLE: dict[str, tuple[str, str, str, str]] = {
+    "llama_gqa": (EQUAL, EQUAL, EQUAL, EQUAL),
+    "gpt2": (EQUAL, "one n_embd", "one n_embd", EQUAL),
+    "bert": (EQUAL, "one hidden_size", "one hidden_size", EQUAL),
+    "t5": (EQUAL, EQUAL, "model_dim", EQUAL),
 }
-SLOW: dict[str, tuple[str, str, str]] = {
-    "qwen2": (EQUAL, EQUAL, EQUAL),
-    "qwen3": (EQUAL, EQUAL, EQUAL),
-    "mistral": (EQUAL, EQUAL, EQUAL),
-    "gemma2": (EQUAL, EQUAL, "embed_scale"),
-    "gemma3": (EQUAL, EQUAL, "embed_scale"),
-    "phi3": (EQUAL, EQUAL, EQUAL),
-    "gpt_neox": (EQUAL, "one hidden_size", "one hidden_size"),
-    "opt": (EQUAL, "one hidden_size", "one hidden_size"),
-    "olmo2_wide": (EQUAL, EQUAL, EQUAL),
-    "granite": (EQUAL, EQUAL, EQUAL),
-    "smollm3": (EQUAL, EQUAL, EQUAL),
-    "mixtral": (EQUAL, EQUAL, EQUAL),
-    "bart": (EQUAL, "one d_model", "one d_model"),
-    "whisper": (EQUAL, "one d_model", "one d_model"),
-    "roberta": (EQUAL, "one hidden_size", "one hidden_size"),
-    "distilbert": (EQUAL, "one dim", "one dim"),
-    "modernbert": (EQUAL, "one hidden_size", "one hidden_size"),
-    "vit": (EQUAL, EQUAL, EQUAL),
-    "clip": (EQUAL, "one text_config.hidden_size", "one text_config.hidden_size"),
-    "t5_gated": (EQUAL, EQUAL, EQUAL),
+SLOW: dict[str, tuple[str, str, str, str]] = {
+    "qwen2": (EQUAL, EQUAL, EQUAL, EQUAL),
+    "qwen3": (EQUAL, EQUAL, EQUAL, EQUAL),
+    "mistral": (EQUAL, EQUAL, EQUAL, EQUAL),
+    "gemma2": (EQUAL, EQUAL, "embed_scale", EQUAL),
+    "gemma3": (EQUAL, EQUAL, "embed_scale", EQUAL),
+    "phi3": (EQUAL, EQUAL, EQUAL, EQUAL),
+    "gpt_neox": (EQUAL, "one hidden_size", "one hidden_size", EQUAL),
+    "opt": (EQUAL, "one hidden_size", "one hidden_size", EQUAL),
+    "olmo2_wide": (EQUAL, EQUAL, EQUAL, EQUAL),
+    "granite": (EQUAL, EQUAL, EQUAL, EQUAL),
+    "smollm3": (EQUAL, EQUAL, EQUAL, EQUAL),
+    "mixtral": (EQUAL, EQUAL, EQUAL, EQUAL),
+    "bart": (EQUAL, "one d_model", "one d_model", EQUAL),
+    "whisper": (EQUAL, "one d_model", "one d_model", EQUAL),
+    "roberta": (EQUAL, "one hidden_size", "one hidden_size", EQUAL),
+    "distilbert": (EQUAL, "one dim", "one dim", EQUAL),
+    "modernbert": (EQUAL, "one hidden_size", "one hidden_size", EQUAL),
+    "vit": (EQUAL, EQUAL, EQUAL, EQUAL),
+    "clip": (EQUAL, "one text_config.hidden_size", "one text_config.hidden_size", EQUAL),
+    "t5_gated": (EQUAL, EQUAL, EQUAL, EQUAL),
 }
 
 
@@ -79,6 +79,9 @@ def halve(group: Group) -> torch.Tensor:
 def outcome(name: str, kind: str, folder: Path) -> str:
     """Prune half of the units of a kind where the class can say so; return ``equal`` or the reason."""
     model, inputs = build(name)
+    if kind == "depth":
+        shorten(model, inputs)
+        return exported(name, model, inputs, folder)
     try:
         plan = etp.trace(model, inputs, prune=[kind])
     except etp.PlanError as error:
@@ -87,6 +90,17 @@ def outcome(name: str, kind: str, folder: Path) -> str:
     if not free.prunable:
         return "; ".join(sorted({group.locked or "" for group in free.groups if group.kind == kind}))
     etp.prune_(model, free, etp.Selection({group.name: halve(group) for group in free.prunable}))
+    return exported(name, model, inputs, folder)
+
+
+def shorten(model: nn.Module, inputs: Any) -> None:
+    """Remove the last block of each container that can go."""
+    last = {block.container: block for block in etp.depth.find_blocks(model, inputs)}
+    assert etp.depth.remove_blocks_(model, last.values(), inputs) < 1e-5
+
+
+def exported(name: str, model: nn.Module, inputs: Any, folder: Path) -> str:
+    """Export a pruned model and load it with its class; return ``equal`` or the reason why not."""
     try:
         etp.export.huggingface(model, folder)
     except etp.ExportError as error:
