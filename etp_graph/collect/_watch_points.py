@@ -44,11 +44,18 @@ class WatchPoint:
     units: Tensor
     local: Tensor
 
+    def tensor(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Tensor:
+        """Return the tensor of one call that holds the units."""
+        candidates = (*args, *kwargs.values()) if self.side == "input" else (output,)
+        tensors = (t for value in candidates for t in (value if isinstance(value, tuple) else (value,)))
+        return next(t for t in tensors if isinstance(t, Tensor) and t.is_floating_point())
+
     def values(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Tensor:
         """Return the activations of one call, [samples, p, places], or [samples, p, H, W] for feature maps."""
-        candidates = (*args, *kwargs.values()) if self.side == "input" else (output,)
-        tensors = [t for value in candidates for t in (value if isinstance(value, tuple) else (value,))]
-        x: Tensor = next(t for t in tensors if isinstance(t, Tensor) and t.is_floating_point())
+        return self.arranged(self.tensor(args, kwargs, output))
+
+    def arranged(self, x: Tensor) -> Tensor:
+        """Return a copy of the units of a tensor of this site, in the order of :meth:`values`."""
         x = x.detach()
         x = x.unsqueeze(0) if x.ndim == -self.dim else x  # a single sample without a batch dimension
         x = x.movedim(self.dim, 1).index_select(1, self.index.to(x.device))
