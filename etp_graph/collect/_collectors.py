@@ -29,6 +29,8 @@ from ._padding import PaddingMasks
 from ._statistics import OBSERVED, Statistic, needs_backward
 from ._watch_points import WatchPoint, watch_points
 
+_AND_BACK = {False: "", True: " and its loss.backward()"}
+
 
 class UnwatchedGroups(UserWarning):
     """Warning: a criterion that reads activations saw none of a group, and ranks it by the norm of its weights."""
@@ -74,8 +76,9 @@ class Observations:
         if found is None:
             kept = f"has {quoted(self.values)}" if self.values else "is empty"
             raise ScoreError(
-                f"{name}: the record {kept}: run at least one batch inside of the collector's with block (with "
-                f"{name!r} among its names), or in the phase 'calibrate' of compress, and read it afterwards."
+                f"{name}: the record {kept}: run at least one batch{_AND_BACK[needs_backward(OBSERVED.get(name))]} "
+                f"inside of the collector's with block (with {name!r} among its names), or in the phase 'calibrate' of "
+                "compress, and read it afterwards."
             )
         if tuple(found.shape) != (plan.n_units,):
             raise ScoreError(f"{name}: the record knows {len(found)} units, the plan {plan.n_units}: record it anew.")

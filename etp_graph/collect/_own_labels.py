@@ -17,9 +17,9 @@ from etp_graph.model import run_model
 class OwnLabels:
     """Loss of a model on labels that are drawn from its own predictions, a function of (model, batch).
 
-    The mean square of its gradients is the Fisher information, which is the curvature of the Kullback-Leibler divergence
-    of a changed model from this one. The first derivative of this divergence is zero, so a first-order criterion on the
-    divergence itself would tell nothing.
+    The mean square of its gradients is the Fisher information, which is the curvature of the Kullback-Leibler
+    divergence of a changed model from this one. The first derivative of this divergence is zero, so a first-order
+    criterion on the divergence itself would tell nothing.
 
     Source: Martens 2020, "New insights and perspectives on the natural gradient method", section 5.
 
@@ -65,7 +65,7 @@ def logits_of(output: Any) -> Tensor:
     found = found[0] if isinstance(found, tuple | list) and found else found
     if not isinstance(found, Tensor) or not found.is_floating_point() or found.ndim < 2:
         raise ScoreError(
-            f"the model returns {type(output).__name__} without logits [samples, ..., classes]: pass loss=, a function of "
-            "(model, batch) that returns the loss."
+            f"the model returns {type(output).__name__} without logits [samples, ..., classes]: pass loss=, a function "
+            "of (model, batch) that returns the loss."
         )
     return found

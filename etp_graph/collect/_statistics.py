@@ -31,7 +31,7 @@ class Statistic(ABC):
         self.site = site
         self.samples = 0
 
-    def begin(self, module: nn.Module) -> None:
+    def begin(self, module: nn.Module) -> None:  # noqa: B027  # most statistics read no weights
         """Look at the module of the site, once before its first activations; for statistics that read its weights."""
 
     @abstractmethod

@@ -105,12 +105,27 @@ def _sites_of(model: nn.Module, group: Group, start: int) -> list[WatchPoint]:
     rows = [(a, model.get_submodule(a.module)) for a in group.attributes if a.module != ACTIVATION]
     written = [(a, m) for a, m in rows if a.name == counting_attributes(m).out]
     read = [(a, m) for a, m in rows if a.name == counting_attributes(m).into and counting_attributes(m).out is not None]
+    read += _readers_by_weight(model, group, {a.module for a, _ in rows})
     if any(isinstance(m, _ConvNd) for _, m in written):
         read = [(a, m) for a, m in read if isinstance(m, _ConvNd)]
     if read:
         return [_site(a, m, "input", start) for a, m in read]
     normed = [(a, m) for a, m in rows if isinstance(m, _BatchNorm)]
     return [_site(a, m, "output", start) for a, m in normed or written]
+
+
+def _readers_by_weight(model: nn.Module, group: Group, known: set[str]) -> list[tuple[Attribute, nn.Module]]:
+    """Return the layers that read units, but have no attribute in the plan (Conv1D of transformers does not use it)."""
+    found = []
+    for piece in group.slices:
+        home, _, name = piece.tensor.rpartition(".")
+        if name == "weight" and home not in known:
+            module = model.get_submodule(home)
+            row = counting_attributes(module)
+            if row.out == "nf" and row.into is not None and piece.axis != _out_axis(module):
+                attribute = Attribute(module=home, name=row.into, item=None, index=piece.index, unit=piece.unit)
+                found.append((attribute, module))
+    return found
 
 
 def _site(attribute: Attribute, module: nn.Module, side: Side, start: int) -> WatchPoint:

@@ -19,7 +19,7 @@ from etp_graph.graph import require_plan_alone, trace
 from etp_graph.methods import Method
 from etp_graph.model import Outputs, eval_mode, run_model
 from etp_graph.plan import Cost, Plan, Selection, cost
-from etp_graph.recovery import Compensation, compensate_, reestimate_batch_norms_
+from etp_graph.recovery import Compensation, InputMoments, compensate_, reestimate_batch_norms_
 from etp_graph.surgery import prune_
 
 from ._compress import budget_of
@@ -65,7 +65,7 @@ def oneshot_(
     *,
     budget: Budget | None = None,
     criterion: str | Score | None = None,
-    compensate: bool = True,
+    compensate: bool | InputMoments = True,
     ridge: float = 1e-3,
     batch_norms: bool = False,
     loss: Loss | None = None,
@@ -87,14 +87,15 @@ def oneshot_(
         batches: example inputs as :func:`etp_graph.trace` takes them, a few hundred samples. An iterator is kept in
             memory as a list, because several steps read it; a list or a ``DataLoader`` is read again each time.
         budget: the target with all its rules.
-        criterion: a name of :data:`etp_graph.criteria.CRITERIA`, or a function of (model, plan). ``None``: ``fisher`` if
-            there is a loss, or the model returns a field ``logits`` (models of transformers), else ``magnitude``.
-        compensate: change the weights that read removed units by least squares.
+        criterion: a name of :data:`etp_graph.criteria.CRITERIA`, or a function of (model, plan). ``None``: ``fisher``
+            if there is a loss, or the model returns a field ``logits`` (models of transformers), else ``magnitude``.
+        compensate: change the weights that read removed units by least squares. Give what
+            :func:`etp_graph.recovery.input_moments` recorded to prune copies of one model to several sizes.
         ridge: as for :func:`etp_graph.recovery.compensate_`.
         batch_norms: measure the statistics of batch norms anew after surgery
             (:func:`etp_graph.recovery.reestimate_batch_norms_`); for use without compensation.
-        loss: function of (model, batch) that returns the loss, for criteria that read gradients. Without it a model that
-            returns a field ``logits`` gets labels of its own (:class:`etp_graph.collect.OwnLabels`).
+        loss: function of (model, batch) that returns the loss, for criteria that read gradients. Without it a model
+            that returns a field ``logits`` gets labels of its own (:class:`etp_graph.collect.OwnLabels`).
         plan: a plan of this model. By default it is traced on the first batch.
         prune, ignore, outputs: as for :func:`etp_graph.trace`.
         progress: show a progress bar if stdout is a terminal.
@@ -121,8 +122,9 @@ def oneshot_(
         chosen = run.step("allocate", lambda: allocate(model, used, scores, budget=goal, example_inputs=first))
         dense, pruned = cost(model, used), cost(model, used, chosen)
         fits, norms = None, 0
-        if compensate:
-            fits = run.step("compensate", lambda: compensate_(model, used, chosen, repeatable, ridge=ridge))
+        if compensate is not False:
+            data = repeatable if compensate is True else compensate
+            fits = run.step("compensate", lambda: compensate_(model, used, chosen, data, ridge=ridge))
         run.step("prune", lambda: prune_(model, used, chosen))
         if batch_norms:
             norms = run.step("batch norms", lambda: reestimate_batch_norms_(model, repeatable))

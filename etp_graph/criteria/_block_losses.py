@@ -15,9 +15,10 @@ ROUNDS = 32
 def surgeon_losses(second: Tensor, weight: Tensor, unit: Tensor) -> Tensor:
     """Return the loss of each unit at the time of its removal, the least important unit first, float64 [units].
 
-    Unit u at the positions B costs ``½ tr(([M⁻¹]_BB)⁻¹ Γ_BB)``. The units with the least losses are removed, and M⁻¹ and
-    Γ become those of the layer after compensation (Hassibi & Stork 1993, eq. 5; Frantar & Alistarh 2022, eq. 4). This
-    repeats until all are removed. A loss is at least that of the units removed before, so that the scores keep the order.
+    Unit u at the positions B costs ``½ tr(([M⁻¹]_BB)⁻¹ Γ_BB)``. The units with the least losses are removed, and M⁻¹
+    and Γ become those of the layer after compensation (Hassibi & Stork 1993, eq. 5; Frantar & Alistarh 2022, eq. 4).
+    This repeats until all are removed. A loss is at least that of the units removed before, so that the scores keep the
+    order.
 
     Args:
         second: E x xᵀ of the inputs of a layer, float64 [positions, positions]; M is this plus a ridge.

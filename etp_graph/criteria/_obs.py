@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from etp_graph.collect import Observations, WatchPoint
@@ -47,21 +46,23 @@ def vectors_of(values: Tensor) -> Tensor:
 def finite_moment(what: str, site: WatchPoint, moment: Tensor) -> Tensor:
     """Return the moment. Raise :class:`ScoreError` if it is not finite."""
     if not bool(moment.isfinite().all()):
-        raise ScoreError(f"{what}: activations at {site.module!r} are NaN or infinite: repair the model or the batches.")
+        raise ScoreError(
+            f"{what}: activations at {site.module!r} are NaN or infinite: repair the model or the batches."
+        )
     return moment
 
 
 @register_criterion("obs", observes=Residuals)
 def obs(model: nn.Module, plan: Plan, *, record: Observations | None = None, normalize: Normalize = "none") -> Tensor:
-    """Return ``½ tr(W_u ([M⁻¹]_uu)⁻¹ W_uᵀ)``, what the output of the next layer loses after compensation for the unit.
+    """Return ``½ tr(W_u ([M⁻¹]_uu)⁻¹ W_uᵀ)``, what the next layer loses with a unit after compensation.
 
     M is the second moment of the inputs of the layer W, plus a ridge. Units that are combinations of others score low,
     however large they are. Units are removed from the layer in rounds, and M and W follow. A unit that several layers
-    read has their mean. A kernel position of a convolution counts as an output of its own. Needs the memory of M, float64
-    [inputs, inputs] for each layer.
+    read has their mean. A kernel position of a convolution counts as an output of its own. Needs the memory of M,
+    float64 [inputs, inputs] for each layer.
 
-    Source: Optimal Brain Surgeon (Hassibi & Stork 1993, eq. 5) with the error of a layer as the loss (Frantar & Alistarh
-    2022, eq. 4), for structures as in SlimGPT (Ling et al. 2024).
+    Source: Optimal Brain Surgeon (Hassibi & Stork 1993, eq. 5) with the error of a layer as the loss (Frantar &
+    Alistarh 2022, eq. 4), for structures as in SlimGPT (Ling et al. 2024).
 
     Args:
         model: the model that the plan was traced from.

@@ -13,8 +13,8 @@ class ReadingStatistic(Statistic):
     """Base class of statistics that join activations with the weights of the layer that reads them.
 
     Attributes:
-        columns: weights that read each position, float64 [positions, outputs]; kernel positions count as outputs. At the
-            output of a layer, where no reader is known, it is 1 for each position.
+        columns: weights that read each position, float64 [positions, outputs]; kernel positions count as outputs. At
+            the output of a layer, where no reader is known, it is 1 for each position.
     """
 
     columns: Tensor
@@ -37,7 +37,9 @@ def reading_columns(site: WatchPoint, module: nn.Module) -> Tensor:
         return torch.ones(len(site.index), 1, dtype=torch.float64)
     rows_read = counting_attributes(module).out == "nf" or isinstance(module, nn.modules.conv._ConvTransposeNd)
     by_input = weight.detach().movedim(0 if rows_read else 1, 0).flatten(1)
-    if by_input.shape[0] <= int(site.index.max()):  # a grouped convolution: each input channel is read by its group only
+    if by_input.shape[0] <= int(
+        site.index.max()
+    ):  # a grouped convolution: each input channel is read by its group only
         return _grouped_columns(site, module, weight.detach())
     return by_input[site.index.to(weight.device)].double()
 

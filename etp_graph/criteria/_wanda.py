@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from etp_graph.collect import Observations, WatchPoint
@@ -39,8 +38,8 @@ class WeightedNorms(ReadingStatistic):
 def wanda(model: nn.Module, plan: Plan, *, record: Observations | None = None, normalize: Normalize = "mean") -> Tensor:
     """Return ``Σ_{j in u} Σ_i |W_ij| sqrt(E x_j²)``, the weights that read a unit times the size of what they read.
 
-    x_j are the activations of the unit at the input of the layer W. A unit that several layers read has their mean. At a
-    watch point without a reader (a recurrent layer, a linear layer after pooling), ``|W|`` counts as 1.
+    x_j are the activations of the unit at the input of the layer W. A unit that several layers read has their mean. At
+    a watch point without a reader (a recurrent layer, a linear layer after pooling), ``|W|`` counts as 1.
 
     Source: Wanda (Sun et al. 2023, eq. 1), summed over structures as in Wanda-sp (An et al. 2024, section 5). The root
     mean square takes the place of their norm over all tokens, which does not change the order.
