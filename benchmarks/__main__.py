@@ -20,6 +20,7 @@ COMMANDS = {
     "graph-sources": ("graph_sources.run", "Compare the plans of both sources: labels, and Torch-Pruning's graph."),
     "export": ("export.run", "Export pruned models with torch.export, torch.compile and ONNX."),
     "serving": ("serving.run", "Prune a real language model, export it, and run it in engines without this library."),
+    "llm": ("llm.run", "Prune a real language model without training, by this and other methods."),
     "latency": ("latency.run", "Compare the speed-up in multiply-adds with that in time, and check budgets in time."),
     "speed": ("speed.run", "Measure the cost of the force, of plans, of budgets and of surgery."),
     "scale": ("scale.run", "Measure the cost of the force on several ranks, and model it for more."),

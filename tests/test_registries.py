@@ -65,7 +65,17 @@ def test_a_block_undoes_what_it_registers() -> None:
 
 def test_all_tables_are_mappings_of_the_library_s_own_names() -> None:
     assert criteria.CRITERIA["hrank"] is criteria.hrank
-    assert set(criteria.COLLECTED) == {"activation", "f_statistic", "hrank", "taylor"}
+    assert set(criteria.COLLECTED) == {
+        "activation",
+        "f_statistic",
+        "fisher",
+        "flap",
+        "hrank",
+        "kron_obs",
+        "obs",
+        "taylor",
+        "wanda",
+    }
     assert criteria.COLLECTED["taylor"] == "gradients"
     assert forces.FORCES["linear"] is forces.Linear
     assert schedules.SCHEDULES["cubic"] is schedules.Cubic

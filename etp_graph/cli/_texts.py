@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from etp_graph._config import require
-from etp_graph.collect import watch
+from etp_graph.collect import needs_backward, watch
 from etp_graph.criteria import find_criterion
 from etp_graph.errors import EtpError
 from etp_graph.plan import Plan
@@ -90,7 +90,7 @@ def score_on_texts(criterion: str, model: nn.Module, plan: Plan, texts: Texts) -
     with watch(model, plan, criterion) as record:
         for window in texts.scored:
             model.zero_grad()
-            with torch.set_grad_enabled(found.observes == "gradients"):
+            with torch.set_grad_enabled(needs_backward(found.observes)):
                 loss = _loss(model, window)
             if loss.requires_grad:
                 loss.backward()

@@ -6,19 +6,22 @@ import warnings
 from typing import Any
 
 from ._collectors import Observations, UnwatchedGroups, activations, gradients, watch
-from ._statistics import OBSERVED, Observed, Statistic
+from ._own_labels import OwnLabels
+from ._statistics import OBSERVED, Observed, Statistic, needs_backward
 from ._watch_points import WatchPoint, filters_only, silence_, unwatched_groups
 
 __all__ = [
     "OBSERVED",
     "Observations",
     "Observed",
+    "OwnLabels",
     "Statistic",
     "UnwatchedGroups",
     "WatchPoint",
     "activations",
     "filters_only",
     "gradients",
+    "needs_backward",
     "silence_",
     "unwatched_groups",
     "watch",

@@ -26,8 +26,10 @@ from etp_graph.plan import Plan
 from etp_graph.units import Units
 
 from ._padding import PaddingMasks
-from ._statistics import OBSERVED, Statistic
+from ._statistics import OBSERVED, Statistic, needs_backward
 from ._watch_points import WatchPoint, watch_points
+
+_AND_BACK = {False: "", True: " and its loss.backward()"}
 
 
 class UnwatchedGroups(UserWarning):
@@ -74,8 +76,9 @@ class Observations:
         if found is None:
             kept = f"has {quoted(self.values)}" if self.values else "is empty"
             raise ScoreError(
-                f"{name}: the record {kept}: run at least one batch inside of the collector's with block (with "
-                f"{name!r} among its names), or in the phase 'calibrate' of compress, and read it afterwards."
+                f"{name}: the record {kept}: run at least one batch{_AND_BACK[needs_backward(OBSERVED.get(name))]} "
+                f"inside of the collector's with block (with {name!r} among its names), or in the phase 'calibrate' of "
+                "compress, and read it afterwards."
             )
         if tuple(found.shape) != (plan.n_units,):
             raise ScoreError(f"{name}: the record knows {len(found)} units, the plan {plan.n_units}: record it anew.")
@@ -108,8 +111,9 @@ def activations(model: nn.Module, plan: Plan, *names: str) -> Iterator[Observati
     Args:
         model: the model that the plan was traced from. The caller sets eval or training mode.
         plan: the plan.
-        names: the statistics to record: ``"activation"``, ``"hrank"`` (slow: a singular value decomposition of every
-            map) or ``"f_statistic"`` (call ``record.labels(y)`` before every forward). Default: all three.
+        names: the statistics to record, by the names of their criteria. ``"hrank"`` is slow (a singular value
+            decomposition of every map), ``"f_statistic"`` needs ``record.labels(y)`` before every forward, ``"fisher"``
+            needs a backward of each batch. Default: all that need no backward.
 
     Positions that an ``attention_mask`` [samples, tokens] excludes are left out. The innermost module that gets the
     mask decides, so that an encoder and a decoder may have masks of their own. The same holds for masks of PyTorch's
@@ -123,7 +127,7 @@ def activations(model: nn.Module, plan: Plan, *names: str) -> Iterator[Observati
         ScoreError: a name is unknown, no group can be observed, or labels are missing.
     """
     plan.check(model)
-    chosen = names or tuple(name for name, observed in OBSERVED.items() if observed != "gradients")
+    chosen = names or tuple(name for name, observed in OBSERVED.items() if not needs_backward(observed))
     statistics = {name: _statistic_of(name) for name in chosen}
     record = Observations()
     running = [(name, make(site)) for site in watch_points(model, plan) for name, make in statistics.items()]
@@ -137,7 +141,11 @@ def activations(model: nn.Module, plan: Plan, *names: str) -> Iterator[Observati
     padding = PaddingMasks(model)
     for _, statistic in running:
         module = model.get_submodule(statistic.site.module)
-        handles.append(module.register_forward_hook(_see(statistic, current, padding), with_kwargs=True))
+        statistic.begin(module)
+        if statistic.backward:
+            handles.append(_register_join(module, statistic, padding))
+        else:
+            handles.append(module.register_forward_hook(_see(statistic, current, padding), with_kwargs=True))
     try:
         yield record
     finally:
@@ -181,6 +189,36 @@ def _see(statistic: Statistic, labels: list[Tensor | None], padding: PaddingMask
                 statistic.update(part, found)
 
     return hook
+
+
+def _register_join(module: nn.Module, statistic: Statistic, padding: PaddingMasks) -> Any:
+    """Add the activations and their gradients to a statistic in the backward of each call of the module."""
+    site = statistic.site
+
+    def follow(x: Tensor) -> None:
+        if not torch.is_grad_enabled():
+            return
+        if not x.requires_grad:
+            x.requires_grad_()  # all weights before are frozen, so the graph begins here
+        values = site.arranged(x)
+
+        @torch.no_grad()
+        def add(gradient: Tensor) -> None:
+            joined = torch.cat([values, site.arranged(gradient).to(values)], 1)
+            for part, _ in padding.without_padding(site.module, joined, None):
+                statistic.join(*part.chunk(2, 1))
+
+        x.register_hook(add)
+
+    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        follow(site.tensor(args, kwargs, None))
+
+    def after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        follow(site.tensor(args, kwargs, output))
+
+    if site.side == "input":
+        return module.register_forward_pre_hook(before, with_kwargs=True)
+    return module.register_forward_hook(after, with_kwargs=True)
 
 
 def _unseen_groups(seen: list[Statistic], plan: Plan) -> set[str]:

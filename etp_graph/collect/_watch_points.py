@@ -44,11 +44,18 @@ class WatchPoint:
     units: Tensor
     local: Tensor
 
+    def tensor(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Tensor:
+        """Return the tensor of one call that holds the units."""
+        candidates = (*args, *kwargs.values()) if self.side == "input" else (output,)
+        tensors = (t for value in candidates for t in (value if isinstance(value, tuple) else (value,)))
+        return next(t for t in tensors if isinstance(t, Tensor) and t.is_floating_point())
+
     def values(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Tensor:
         """Return the activations of one call, [samples, p, places], or [samples, p, H, W] for feature maps."""
-        candidates = (*args, *kwargs.values()) if self.side == "input" else (output,)
-        tensors = [t for value in candidates for t in (value if isinstance(value, tuple) else (value,))]
-        x: Tensor = next(t for t in tensors if isinstance(t, Tensor) and t.is_floating_point())
+        return self.arranged(self.tensor(args, kwargs, output))
+
+    def arranged(self, x: Tensor) -> Tensor:
+        """Return a copy of the units of a tensor of this site, in the order of :meth:`values`."""
         x = x.detach()
         x = x.unsqueeze(0) if x.ndim == -self.dim else x  # a single sample without a batch dimension
         x = x.movedim(self.dim, 1).index_select(1, self.index.to(x.device))
@@ -98,12 +105,27 @@ def _sites_of(model: nn.Module, group: Group, start: int) -> list[WatchPoint]:
     rows = [(a, model.get_submodule(a.module)) for a in group.attributes if a.module != ACTIVATION]
     written = [(a, m) for a, m in rows if a.name == counting_attributes(m).out]
     read = [(a, m) for a, m in rows if a.name == counting_attributes(m).into and counting_attributes(m).out is not None]
+    read += _readers_by_weight(model, group, {a.module for a, _ in rows})
     if any(isinstance(m, _ConvNd) for _, m in written):
         read = [(a, m) for a, m in read if isinstance(m, _ConvNd)]
     if read:
         return [_site(a, m, "input", start) for a, m in read]
     normed = [(a, m) for a, m in rows if isinstance(m, _BatchNorm)]
     return [_site(a, m, "output", start) for a, m in normed or written]
+
+
+def _readers_by_weight(model: nn.Module, group: Group, known: set[str]) -> list[tuple[Attribute, nn.Module]]:
+    """Return the layers that read units, but have no attribute in the plan (Conv1D of transformers does not use it)."""
+    found = []
+    for piece in group.slices:
+        home, _, name = piece.tensor.rpartition(".")
+        if name == "weight" and home not in known:
+            module = model.get_submodule(home)
+            row = counting_attributes(module)
+            if row.out == "nf" and row.into is not None and piece.axis != _out_axis(module):
+                attribute = Attribute(module=home, name=row.into, item=None, index=piece.index, unit=piece.unit)
+                found.append((attribute, module))
+    return found
 
 
 def _site(attribute: Attribute, module: nn.Module, side: Side, start: int) -> WatchPoint:

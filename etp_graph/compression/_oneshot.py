@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, TypeVar, Unpack
@@ -11,15 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from etp_graph._config import require
-from etp_graph.budget import Budget, Targets, allocate, show_targets
-from etp_graph.collect import Observations, watch
-from etp_graph.criteria import Score
+from etp_graph.budget import Budget, Rank, Targets, allocate, show_targets
+from etp_graph.collect import Observations, OwnLabels, needs_backward, watch
+from etp_graph.criteria import Score, find_criterion
 from etp_graph.errors import ScoreError
 from etp_graph.graph import require_plan_alone, trace
 from etp_graph.methods import Method
 from etp_graph.model import Outputs, eval_mode, run_model
 from etp_graph.plan import Cost, Plan, Selection, cost
-from etp_graph.recovery import Compensation, compensate_, reestimate_batch_norms_
+from etp_graph.recovery import Compensation, InputMoments, compensate_, reestimate_batch_norms_
 from etp_graph.surgery import prune_
 
 from ._compress import budget_of
@@ -29,6 +29,9 @@ T = TypeVar("T")
 
 Loss = Callable[[nn.Module, Any], Tensor]
 """Runs the model on a batch and returns the loss, a scalar with a graph."""
+
+_ESTIMATES_OF_LOSS = ("fisher", "kron_obs")
+"""Criteria that estimate how much the loss grows with each unit, so that their scores can be divided by a saving."""
 
 _STEPS = ("trace", "calibrate", "allocate", "compensate", "prune", "batch norms")
 
@@ -61,8 +64,8 @@ def oneshot_(
     batches: Iterable[Any],
     *,
     budget: Budget | None = None,
-    criterion: str | Score = "magnitude",
-    compensate: bool = True,
+    criterion: str | Score | None = None,
+    compensate: bool | InputMoments = True,
     ridge: float = 1e-3,
     batch_norms: bool = False,
     loss: Loss | None = None,
@@ -84,12 +87,15 @@ def oneshot_(
         batches: example inputs as :func:`etp_graph.trace` takes them, a few hundred samples. An iterator is kept in
             memory as a list, because several steps read it; a list or a ``DataLoader`` is read again each time.
         budget: the target with all its rules.
-        criterion: a name of :data:`etp_graph.criteria.CRITERIA`, or a function of (model, plan).
-        compensate: change the weights that read removed units by least squares.
+        criterion: a name of :data:`etp_graph.criteria.CRITERIA`, or a function of (model, plan). ``None``: ``fisher``
+            if there is a loss, or the model returns a field ``logits`` (models of transformers), else ``magnitude``.
+        compensate: change the weights that read removed units by least squares. Give what
+            :func:`etp_graph.recovery.input_moments` recorded to prune copies of one model to several sizes.
         ridge: as for :func:`etp_graph.recovery.compensate_`.
         batch_norms: measure the statistics of batch norms anew after surgery
             (:func:`etp_graph.recovery.reestimate_batch_norms_`); for use without compensation.
-        loss: function of (model, batch) that returns the loss. Criteria that read gradients (``taylor``) need it.
+        loss: function of (model, batch) that returns the loss, for criteria that read gradients. Without it a model
+            that returns a field ``logits`` gets labels of its own (:class:`etp_graph.collect.OwnLabels`).
         plan: a plan of this model. By default it is traced on the first batch.
         prune, ignore, outputs: as for :func:`etp_graph.trace`.
         progress: show a progress bar if stdout is a terminal.
@@ -99,12 +105,15 @@ def oneshot_(
         PlanError, BudgetError: as the functions above.
         ScoreError: there are no batches, the criterion cannot be computed, or it needs a loss that is not given.
     """
-    method = Method(name="one-shot", force=None, criterion=criterion)
     require_plan_alone(plan, prune=prune, ignore=ignore, outputs=outputs)
-    _require_loss(method, loss)
-    goal, repeatable = budget_of(budget, method, targets), _repeatable(batches)
+    repeatable = _repeatable(batches)
     first = next(iter(repeatable), None)
     require(first is not None, "batches is empty: pass at least one batch of example inputs.", ScoreError)
+    if loss is None and (criterion is None or needs_backward(find_criterion(criterion).observes)):
+        loss = OwnLabels() if _returns_logits(model, first) else None
+    method = _method(criterion, loss)
+    _require_loss(method, loss)
+    goal = budget_of(budget, method, targets)
     with Bar(len(_STEPS), show=progress) as bar:
         run = _Steps(bar)
         used = run.step("trace", lambda: plan or trace(model, first, prune=prune, ignore=ignore, outputs=outputs))
@@ -113,8 +122,9 @@ def oneshot_(
         chosen = run.step("allocate", lambda: allocate(model, used, scores, budget=goal, example_inputs=first))
         dense, pruned = cost(model, used), cost(model, used, chosen)
         fits, norms = None, 0
-        if compensate:
-            fits = run.step("compensate", lambda: compensate_(model, used, chosen, repeatable, ridge=ridge))
+        if compensate is not False:
+            data = repeatable if compensate is True else compensate
+            fits = run.step("compensate", lambda: compensate_(model, used, chosen, data, ridge=ridge))
         run.step("prune", lambda: prune_(model, used, chosen))
         if batch_norms:
             norms = run.step("batch norms", lambda: reestimate_batch_norms_(model, repeatable))
@@ -141,12 +151,30 @@ class _Steps:
         return found
 
 
+def _method(criterion: str | Score | None, loss: Loss | None) -> Method:
+    """Return the method that scores with a criterion. Estimates of the loss are divided by what a unit saves."""
+    chosen = criterion if criterion is not None else "magnitude" if loss is None else "fisher"
+    rank: Rank = "score_per_mac" if chosen in _ESTIMATES_OF_LOSS else "score"
+    return Method(name="one-shot", force=None, criterion=chosen, rank=rank)
+
+
+def _returns_logits(model: nn.Module, batch: Any) -> bool:
+    """Return True if the output of the model has a field ``logits``, as classifiers and language models have."""
+    with eval_mode(model), torch.no_grad():
+        try:
+            output = run_model(model, batch)
+        except (RuntimeError, TypeError, ValueError, IndexError, AssertionError):
+            return False  # the tracer says what is wrong
+    found = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
+    return isinstance(found, Tensor)
+
+
 def _require_loss(method: Method, loss: Loss | None) -> None:
     """Raise :class:`ScoreError` if the criterion reads gradients and there is no loss."""
-    if method.observes == "gradients" and loss is None:
+    if needs_backward(method.observes) and loss is None:
         raise ScoreError(
             f"criterion {method.criterion_name!r} reads gradients: pass loss=, a function of (model, batch) that "
-            "returns the loss."
+            "returns the loss, or loss=etp_graph.collect.OwnLabels() if the model returns logits."
         )
 
 
@@ -160,9 +188,11 @@ def _calibrate(
     """Return what the criterion observes on the batches, or ``None`` if it needs no data."""
     if not method.collected:
         return None
-    gradients = method.observes == "gradients"
-    before = [(p, p.grad) for p in model.parameters()]
+    gradients = needs_backward(method.observes)
+    before = [(p, p.grad, p.requires_grad) for p in model.parameters()]
     try:
+        if method.observes != "gradients":  # gradients of activations do not need those of weights
+            model.requires_grad_(False)
         with eval_mode(model), torch.set_grad_enabled(gradients), watch(model, plan, method.criterion_name) as record:
             for batch in batches:
                 if gradients and loss is not None:
@@ -171,7 +201,8 @@ def _calibrate(
                 else:
                     run_model(model, batch)
     finally:
-        for parameter, gradient in before:
+        for parameter, gradient, trained in before:
+            parameter.requires_grad_(trained)
             parameter.grad = gradient
     record.read(method.criterion_name, plan)
     return record

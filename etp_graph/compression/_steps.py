@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from etp_graph._config import quoted
 from etp_graph.budget import Budget, allocate
-from etp_graph.collect import Observations, unwatched_groups, watch
+from etp_graph.collect import Observations, needs_backward, unwatched_groups, watch
 from etp_graph.errors import CheckpointError, EtpError, PlanError
 from etp_graph.methods import Method
 from etp_graph.plan import Cost, CostModel, LatencyFit, Plan, Selection
@@ -187,7 +187,7 @@ class Compression:
         def action() -> tuple[StepResult, Mapping[str, Tensor]]:
             name = self.method.criterion_name
             self.model.train(
-                self.method.observes == "gradients"
+                needs_backward(self.method.observes)
             )  # cuDNN computes gradients of recurrent layers in training mode only
             with WeightsUnchanged(self.model) as kept, watch(self.model, self.plan, name) as record:
                 self._phase("calibrate", record=record, kept=kept)

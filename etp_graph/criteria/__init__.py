@@ -21,14 +21,19 @@ from ._bn_scale import bn_scale
 from ._common import Normalize
 from ._f_statistic import f_statistic
 from ._filter_magnitude import filter_magnitude
+from ._fisher import fisher
+from ._flap import flap
 from ._fpgm import fpgm
 from ._hrank import hrank
+from ._kron_obs import kron_obs
 from ._lamp import lamp
 from ._magnitude import magnitude
+from ._obs import obs
 from ._random import random
 from ._registry import COLLECTED, CRITERIA, Criterion, Score, find_criterion, register, register_criterion, temporary
 from ._taylor import taylor
 from ._torque import Forced, etp, torque
+from ._wanda import wanda
 from ._whc import whc
 
 __all__ = [
@@ -44,16 +49,21 @@ __all__ = [
     "f_statistic",
     "filter_magnitude",
     "find_criterion",
+    "fisher",
+    "flap",
     "fpgm",
     "hrank",
+    "kron_obs",
     "lamp",
     "magnitude",
+    "obs",
     "random",
     "register",
     "register_criterion",
     "taylor",
     "temporary",
     "torque",
+    "wanda",
     "whc",
 ]
 

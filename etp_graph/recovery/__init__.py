@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from ._batch_norms import reestimate_batch_norms_
-from ._compensate import Compensation, LayerFit, compensate_
+from ._compensate import Compensation, InputMoments, LayerFit, compensate_, input_moments
 
-__all__ = ["Compensation", "LayerFit", "compensate_", "reestimate_batch_norms_"]
+__all__ = ["Compensation", "InputMoments", "LayerFit", "compensate_", "input_moments", "reestimate_batch_norms_"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
 from math import prod, sqrt
 from typing import Any
@@ -24,7 +24,7 @@ from etp_graph.model import (
 from etp_graph.plan import Plan, Positions, Selection, with_no_unit
 
 from ._least_squares import solve
-from ._readers import EMBEDDING, Reader, RecordReaders
+from ._readers import EMBEDDING, Place, Reader, RecordReaders
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +63,25 @@ class Compensation:
         return "\n".join(lines)
 
 
+@dataclass(frozen=True, slots=True)
+class InputMoments:
+    """Means and products of the inputs of all layers that read units; :func:`input_moments` records them.
+
+    Attributes:
+        readers: what was recorded of each layer, by the rows of its weight.
+        others: parameters that another operator reads, too, and the name of that operator.
+    """
+
+    readers: Mapping[Place, Reader] = field(repr=False)
+    others: Mapping[str, str] = field(repr=False)
+
+
 @torch.no_grad()
 def compensate_(
     model: nn.Module,
     plan: Plan,
     selection: Selection,
-    batches: Iterable[Any],
+    batches: Iterable[Any] | InputMoments,
     *,
     ridge: float = 1e-3,
     places: int = 4096,
@@ -89,7 +102,8 @@ def compensate_(
         plan: its plan.
         selection: the units that stay.
         batches: example inputs as :func:`etp_graph.trace` takes them; a few hundred samples. Tokens whose
-            ``attention_mask`` is zero are left out.
+            ``attention_mask`` is zero are left out. Or what :func:`input_moments` recorded of them, which serves for
+            any number of selections.
         ridge: how strongly the old weights are preferred, relative to the mean square of an input. Raise it if there
             are fewer samples than inputs of a layer.
         places: at most this many pixels per convolution and batch are used, drawn at random with a fixed seed.
@@ -104,19 +118,15 @@ def compensate_(
     selection.check(plan)
     require_number("ridge", ridge, 0)
     require_count("places", places, 1)
-    keep = with_no_unit(selection.flat(plan).cpu(), True)
-    tensors = dict(named_tensors(model))
-    for name, tensor in tensors.items():
-        require(
-            not (tensor.is_meta or is_sharded(tensor)),
-            f"{name} is on the meta device or sharded: compensate a whole model with its weights.",
-            ScoreError,
-        )
-    lossy = _lossy_axes(plan, keep, tensors)
-    recorded = _record(model, {name: tensors[name] for name in lossy}, tensors, batches, places)
+    tensors = _whole_tensors(model)
+    lossy = _lossy_axes(plan, with_no_unit(selection.flat(plan).cpu(), True), tensors)
+    if isinstance(batches, InputMoments):
+        recorded = batches
+    else:
+        recorded = _record(model, {name: tensors[name] for name in lossy}, tensors, batches, places)
     fits, values, skipped = [], dict[str, Tensor](), _unread(recorded, lossy)
     for place, reader in recorded.readers.items():
-        kept = lossy[place.parameter].get(reader.in_axis)
+        kept = lossy.get(place.parameter, {}).get(reader.in_axis)
         if kept is not None and place.parameter not in skipped:
             fits.append(_fit(reader, kept, tensors, values, ridge))
     for name, value in values.items():
@@ -124,7 +134,45 @@ def compensate_(
     return Compensation(tuple(fits), skipped)
 
 
-def _unread(recorded: RecordReaders, lossy: Mapping[str, Mapping[int, Tensor]]) -> dict[str, str]:
+@torch.no_grad()
+def input_moments(model: nn.Module, plan: Plan, batches: Iterable[Any], *, places: int = 4096) -> InputMoments:
+    """Record what :func:`compensate_` needs of batches, for all selections of a plan.
+
+    Many pruned sizes of one model, or many criteria, then cost one run of the batches. Needs memory for a float64
+    matrix [inputs, inputs] of each layer that reads units.
+
+    Args:
+        model: the dense model. It runs in eval mode and is not changed.
+        plan: its plan.
+        batches: example inputs, as for :func:`compensate_`.
+        places: as for :func:`compensate_`.
+
+    Raises:
+        PlanError, ScoreError: as :func:`compensate_`.
+    """
+    plan.check(model)
+    require_count("places", places, 1)
+    tensors = _whole_tensors(model)
+    goes = torch.zeros(plan.n_units, dtype=torch.bool)
+    for group, span in plan.spans():
+        goes[span] = group.locked is None
+    lossy = _lossy_axes(plan, with_no_unit(~goes, True), tensors)
+    return _record(model, {name: tensors[name] for name in lossy}, tensors, batches, places)
+
+
+def _whole_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Return the tensors of a model by name. Raise :class:`ScoreError` if one has no values or is sharded."""
+    tensors = dict(named_tensors(model))
+    for name, tensor in tensors.items():
+        require(
+            not (tensor.is_meta or is_sharded(tensor)),
+            f"{name} is on the meta device or sharded: compensate a whole model with its weights.",
+            ScoreError,
+        )
+    return tensors
+
+
+def _unread(recorded: InputMoments, lossy: Mapping[str, Mapping[int, Tensor]]) -> dict[str, str]:
     """Return the weights that stay as they are although they read removed units, with the reason of each."""
     readers = {place.parameter: reader.in_axis for place, reader in recorded.readers.items()}
     places = {name: [place for place in recorded.readers if place.parameter == name] for name in readers}
@@ -154,7 +202,7 @@ def _lossy_axes(plan: Plan, keep: Tensor, tensors: Mapping[str, Tensor]) -> dict
 
 def _record(
     model: nn.Module, lossy: Mapping[str, Tensor], tensors: Mapping[str, Tensor], batches: Iterable[Any], places: int
-) -> RecordReaders:
+) -> InputMoments:
     """Run the model on all batches and return what was recorded."""
     biases = {name: tensor for name, tensor in tensors.items() if name not in lossy}
     mode, number = RecordReaders(lossy, biases, places=places), 0
@@ -176,7 +224,7 @@ def _record(
             f"the inputs of {place.parameter} hold NaN or infinite values: check the model and the batches.",
             ScoreError,
         )
-    return mode
+    return InputMoments(mode.readers, mode.others)
 
 
 def _fit(

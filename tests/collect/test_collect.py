@@ -16,7 +16,7 @@ from etp_graph.errors import PlanError, ScoreError
 from tests.support.models.toy import Toy, toy_plan
 from tests.support.recorded_batches import batches, recorded
 
-FOUND = {"activation", "hrank", "f_statistic"}
+FOUND = {"activation", "flap", "hrank", "f_statistic", "obs", "wanda"}
 
 
 def toy(dtype: torch.dtype = torch.float64) -> Toy:

@@ -1,0 +1,1 @@
+"""Pruning of a language model without training: methods on equal terms."""

@@ -1,0 +1,51 @@
+"""Weights that read the units of a watch point: what a change of an activation does to the next layer."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from etp_graph.collect import Statistic, WatchPoint
+from etp_graph.model import counting_attributes
+
+
+class ReadingStatistic(Statistic):
+    """Base class of statistics that join activations with the weights of the layer that reads them.
+
+    Attributes:
+        columns: weights that read each position, float64 [positions, outputs]; kernel positions count as outputs. At
+            the output of a layer, where no reader is known, it is 1 for each position.
+    """
+
+    columns: Tensor
+
+    def begin(self, module: nn.Module) -> None:
+        """See :class:`Statistic`."""
+        self.columns = reading_columns(self.site, module)
+
+    def summed(self, values: Tensor) -> Tensor:
+        """Return the sum over the positions of each unit: [positions] -> [units]."""
+        local = self.site.local.to(values.device)
+        return values.new_zeros(len(self.site.units)).index_add(0, local, values)
+
+
+@torch.no_grad()
+def reading_columns(site: WatchPoint, module: nn.Module) -> Tensor:
+    """Return the weights of a layer that read each position of a site, float64 [positions, outputs]."""
+    weight = getattr(module, "weight", None)
+    if site.side == "output" or not isinstance(weight, Tensor) or weight.ndim < 2:
+        return torch.ones(len(site.index), 1, dtype=torch.float64)
+    rows_read = counting_attributes(module).out == "nf" or isinstance(module, nn.modules.conv._ConvTransposeNd)
+    by_input = weight.detach().movedim(0 if rows_read else 1, 0).flatten(1)
+    if by_input.shape[0] <= int(
+        site.index.max()
+    ):  # a grouped convolution: each input channel is read by its group only
+        return _grouped_columns(site, module, weight.detach())
+    return by_input[site.index.to(weight.device)].double()
+
+
+def _grouped_columns(site: WatchPoint, module: nn.Module, weight: Tensor) -> Tensor:
+    groups = int(module.groups)  # type: ignore[arg-type]
+    split = weight.unflatten(0, (groups, -1))  # [groups, outputs, inputs of a group, *kernel]
+    by_input = split.movedim(2, 1).flatten(0, 1).flatten(1)
+    return by_input[site.index.to(weight.device)].double()
