@@ -57,9 +57,14 @@ class Planned:
 
 _UNTUNED = ("etp", "etp-hard", "l1-uniform", "l1-gradual", "etp-uniform-force", "taylor-gradual")
 _TUNED = ("tp-groupnorm", "tp-groupnorm-local", "torque-published")
+_GRAPH = (*_UNTUNED, "taylor", "fpgm", "random", "depgraph", "torque-published")
 _CLAIM = ("index-uniform", "index-linear", "index-base", "index-exponential")
 
 PLAN: tuple[Experiment, ...] = (
+    Experiment(
+        name="G1", title="GAT on Cora: all methods on a small graph", task="cora", methods=_GRAPH,
+        speed_ups=(9.0, 3.0), n_seeds=5,
+    ),
     Experiment(
         name="E1", title="ResNet-20: does the force bring anything beyond the choice?", task="cifar10",
         methods=(*_UNTUNED, *_TUNED), speed_ups=(5.0, 2.5),
@@ -85,6 +90,9 @@ PLAN: tuple[Experiment, ...] = (
             f"taylor-gradual{DISTILLED}", "tp-groupnorm",
         ),
         speed_ups=(6.0,),
+    ),
+    Experiment(
+        name="G2", title="GAT on tolokers with all edges", task="tolokers", methods=_GRAPH, speed_ups=(9.0,),
     ),
     Experiment(
         name="T2", title="Table 2 of ETP, whole: Informer on ETTh1", task="ett",
