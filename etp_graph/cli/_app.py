@@ -41,6 +41,7 @@ from ._options import (
     Model,
     Outputs,
     RandomWeights,
+    RemoveBlocks,
     RoundTo,
     Scope,
     Shapes,
@@ -52,7 +53,7 @@ from ._options import (
     parse_targets,
     with_targets,
 )
-from ._pruning import PruningRun
+from ._pruning import PruningRun, with_amount
 
 app = typer.Typer(
     name="etp-graph",
@@ -155,6 +156,7 @@ def prune(
     scope: Scope = "global",
     uniform: Uniform = False,
     data: Data = None,
+    remove_blocks: RemoveBlocks = 0,
     round_to: RoundTo = None,
     min_units: MinUnits = None,
     kv_tokens: KvTokens = None,
@@ -180,14 +182,20 @@ def prune(
         found = build_model(model, input_shapes=input_shape or ())
         _set_weights(found, weights, random_weights=random_weights)
         run = PruningRun(found, out, data=data, plain=uniform and found.is_huggingface, overwrite=overwrite)
-        plan = run.restrict(trace(found.model, run.inputs, prune=kind, ignore=ignore or (), outputs=outputs or None))
+        dense, costs = copy_model(found.model), {}
+        find: dict[str, Any] = {"prune": kind, "ignore": ignore or (), "outputs": outputs or None}
+        if remove_blocks:
+            first = trace(found.model, run.inputs, **find)
+            budget, costs = with_amount(budget, first), {"dense": first.dense}
+            typer.echo(run.remove_blocks(remove_blocks))
+        plan = run.restrict(trace(found.model, run.inputs, **find))
         proof = verify(found.model, plan, run.inputs)
         scores = run.scores(method, plan)
         selection = allocate(found.model, plan, scores, budget=budget, example_inputs=run.inputs)
-        table = cost_table({"dense": cost(found.model, plan), "pruned": cost(found.model, plan, selection)})
-        dense = copy_model(found.model)
+        pruned, whole = cost(found.model, plan, selection), copy_model(found.model) if remove_blocks else dense
         prune_(found.model, plan, selection)
-        error = compare_outputs(found.model, dense, plan, selection, run.inputs)
+        error = compare_outputs(found.model, whole, plan, selection, run.inputs)
+        table = cost_table({**costs, "shorter" if remove_blocks else "dense": plan.dense, "pruned": pruned})
         saved = run.save()
         typer.echo(table if selection.latency is None else f"{table}\n\nlatency: {selection.latency}")
         typer.echo(f"\n{proof}; with these weights and this selection {error:.1e} ({si(selection.n_removed)} units)")

@@ -55,6 +55,15 @@ Uniform = Annotated[
     ),
 ]
 
+RemoveBlocks = Annotated[
+    int,
+    typer.Option(
+        "--remove-blocks",
+        min=0,
+        help="First remove this many residual blocks (layers), those with the least influence on --data.",
+    ),
+]
+
 RandomWeights = Annotated[
     bool, typer.Option("--random-weights", help="Prune the random weights that a model is built with.")
 ]

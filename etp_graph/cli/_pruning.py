@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from etp_graph._config import require
+from etp_graph.budget import Budget
 from etp_graph.checkpoint import save
 from etp_graph.criteria import COLLECTED, find_criterion, magnitude
+from etp_graph.depth import shorten_
+from etp_graph.errors import BudgetError
 from etp_graph.export import huggingface, require_free, restrict_plan
 from etp_graph.latency import benchmark
 from etp_graph.model import named_tensors
@@ -58,6 +63,14 @@ class PruningRun:
             return score_on_texts(criterion, model, plan, self.texts)
         return find_criterion(criterion).score(model, plan)
 
+    def remove_blocks(self, number: int) -> str:
+        """Remove the residual blocks with the least influence on the texts, or else on the example inputs."""
+        batches = [self.inputs] if self.texts is None else [
+            {"input_ids": window, "use_cache": False} for window in self.texts.scored
+        ]  # fmt: skip
+        result = shorten_(self.found.model, batches, n_blocks=number)
+        return f"removed {', '.join(result.removed)}; the model that skips them differs by {result.error:.1e}"
+
     def comparison(self, dense: nn.Module) -> str:
         """Return perplexity, time and size of the dense and the pruned model, for models of transformers."""
         if not self.found.is_huggingface:
@@ -82,6 +95,24 @@ class PruningRun:
         save(self.found.model, self.out, overwrite=self.overwrite)
         hint = "; --uniform writes a folder that transformers reads" if self.found.is_huggingface else ""
         return f"saved to {self.out}; in Python: etp_graph.load({str(self.out)!r}, build=make_model){hint}"
+
+
+def with_amount(budget: Budget, plan: Plan) -> Budget:
+    """Return a budget with a share of multiply-adds or parameters as an amount, by the plan of the whole model.
+
+    Blocks that are removed first count, so that the share is one of the model that was given.
+
+    Raises:
+        BudgetError: the target is in another quantity.
+    """
+    require(
+        budget.quantity in ("macs", "params") and not budget.measured,
+        f"--remove-blocks goes with a target in multiply-adds or parameters, not with {budget.as_given}.",
+        BudgetError,
+    )
+    amount = budget.largest_amount(plan.amount(budget.quantity))
+    target: dict[str, Any] = {"speed_up": None, "macs": None, "params": None, budget.quantity: amount}
+    return replace(budget, **target)
 
 
 @contextmanager

@@ -185,3 +185,26 @@ def test_texts_are_for_language_models(folder: Path, texts: Path, tmp_path: Path
     )
     assert code == 1
     assert "causal language models" in err
+
+
+def test_blocks_are_removed_before_units_and_count_in_the_target(folder: Path, texts: Path, tmp_path: Path) -> None:
+    allowed = int(target(folder, 0.6))
+    out = tmp_path / "out"
+    code, text, error = invoke(
+        "prune", f"hf:{folder}", "--params", "0.6", "--uniform", "--data", str(texts), "--remove-blocks", "1",
+        "--out", str(out),
+    )  # fmt: skip
+    assert code == 0, error
+    assert "removed model.layers." in text
+    assert "shorter" in text
+    again = transformers.AutoModelForCausalLM.from_pretrained(out)
+    assert again.config.num_hidden_layers == 1
+    assert again.num_parameters() <= allowed
+    for options, reason in (
+        (["--speed-up-latency", "2", "--remove-blocks", "1"], "--remove-blocks goes with"),
+        (["--params", "0.5", "--remove-blocks", "2"], "one entry of each container stays"),
+    ):
+        code, _, error = invoke("prune", f"hf:{folder}", *options, "--out", str(tmp_path / "no"))
+        assert code == 1
+        assert reason in " ".join(error.split())
+    assert not (tmp_path / "no").exists()
