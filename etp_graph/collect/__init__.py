@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
+from ._batches import naming_batch
 from ._collectors import Observations, UnwatchedGroups, activations, gradients, watch
 from ._own_labels import OwnLabels
 from ._statistics import OBSERVED, Observed, Statistic, needs_backward
@@ -21,6 +22,7 @@ __all__ = [
     "activations",
     "filters_only",
     "gradients",
+    "naming_batch",
     "needs_backward",
     "silence_",
     "unwatched_groups",

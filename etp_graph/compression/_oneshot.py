@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, TypeVar, Unpack
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from etp_graph._config import require
 from etp_graph.budget import Budget, Rank, Targets, allocate, show_targets
-from etp_graph.collect import Observations, OwnLabels, needs_backward, watch
+from etp_graph.collect import Observations, OwnLabels, naming_batch, needs_backward, watch
 from etp_graph.criteria import Score, find_criterion
 from etp_graph.errors import ScoreError
 from etp_graph.graph import require_plan_alone, trace
@@ -109,8 +110,9 @@ def oneshot_(
     repeatable = _repeatable(batches)
     first = next(iter(repeatable), None)
     require(first is not None, "batches is empty: pass at least one batch of example inputs.", ScoreError)
-    if loss is None and (criterion is None or needs_backward(find_criterion(criterion).observes)):
-        loss = OwnLabels() if _returns_logits(model, first) else None
+    has_logits = _returns_logits(model, first)
+    if loss is None and has_logits and (criterion is None or needs_backward(find_criterion(criterion).observes)):
+        loss = OwnLabels()
     method = _method(criterion, loss)
     _require_loss(method, loss)
     goal = budget_of(budget, method, targets)
@@ -160,11 +162,8 @@ def _method(criterion: str | Score | None, loss: Loss | None) -> Method:
 
 def _returns_logits(model: nn.Module, batch: Any) -> bool:
     """Return True if the output of the model has a field ``logits``, as classifiers and language models have."""
-    with eval_mode(model), torch.no_grad():
-        try:
-            output = run_model(model, batch)
-        except (RuntimeError, TypeError, ValueError, IndexError, AssertionError):
-            return False  # the tracer says what is wrong
+    with eval_mode(model), torch.no_grad(), naming_batch(1):
+        output = run_model(model, batch)
     found = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
     return isinstance(found, Tensor)
 
@@ -194,12 +193,12 @@ def _calibrate(
         if method.observes != "gradients":  # gradients of activations do not need those of weights
             model.requires_grad_(False)
         with eval_mode(model), torch.set_grad_enabled(gradients), watch(model, plan, method.criterion_name) as record:
-            for batch in batches:
-                if gradients and loss is not None:
-                    model.zero_grad(set_to_none=True)
-                    torch.autograd.backward(loss(model, batch))
-                else:
-                    run_model(model, batch)
+            for number, batch in enumerate(batches, start=1):
+                model.zero_grad(set_to_none=True)
+                with nullcontext() if loss is not None and not isinstance(loss, OwnLabels) else naming_batch(number):
+                    found = run_model(model, batch) if loss is None or not gradients else loss(model, batch)
+                if gradients:
+                    torch.autograd.backward(found)
     finally:
         for parameter, gradient, trained in before:
             parameter.requires_grad_(trained)

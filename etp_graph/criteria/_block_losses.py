@@ -15,13 +15,13 @@ ROUNDS = 32
 def surgeon_losses(second: Tensor, weight: Tensor, unit: Tensor) -> Tensor:
     """Return the loss of each unit at the time of its removal, the least important unit first, float64 [units].
 
-    Unit u at the positions B costs ``½ tr(([M⁻¹]_BB)⁻¹ Γ_BB)``. The units with the least losses are removed, and M⁻¹
-    and Γ become those of the layer after compensation (Hassibi & Stork 1993, eq. 5; Frantar & Alistarh 2022, eq. 4).
-    This repeats until all are removed. A loss is at least that of the units removed before, so that the scores keep the
-    order.
+    Unit u at the positions B costs ``½ tr((([M⁻¹]_BB)⁻¹ − λ I) Γ_BB)``, which is zero for a silent unit. The units with
+    the least losses are removed, and M⁻¹ and Γ become those of the layer after compensation (Hassibi & Stork 1993, eq.
+    5; Frantar & Alistarh 2022, eq. 4). This repeats until all are removed. A loss is at least that of the units removed
+    before, so that the scores keep the order.
 
     Args:
-        second: E x xᵀ of the inputs of a layer, float64 [positions, positions]; M is this plus a ridge.
+        second: E x xᵀ of the inputs of a layer, float64 [positions, positions]; M is this plus a ridge, λ I.
         weight: Γ = Wᵀ G W, float64 [positions, positions]. G weighs errors of the outputs: the identity, or the second
             moment of the gradients, with which Γ is the second moment of the gradients by the inputs.
         unit: the unit of each position, int64 [positions].
@@ -33,7 +33,7 @@ def surgeon_losses(second: Tensor, weight: Tensor, unit: Tensor) -> Tensor:
     found, alive = second.new_zeros(n_units), torch.ones(n_units, dtype=torch.bool, device=second.device)
     step, least = -(-n_units // ROUNDS), second.new_zeros(())
     while bool(alive.any()):
-        losses = _block_losses(inverse, weight, unit, alive)
+        losses = _block_losses(inverse, weight, unit, alive, damping)
         values, gone = losses.sort(stable=True)
         count = min(step, int(alive.sum()))
         least = torch.maximum(least, values[:count])
@@ -44,7 +44,7 @@ def surgeon_losses(second: Tensor, weight: Tensor, unit: Tensor) -> Tensor:
     return found
 
 
-def _block_losses(inverse: Tensor, weight: Tensor, unit: Tensor, alive: Tensor) -> Tensor:
+def _block_losses(inverse: Tensor, weight: Tensor, unit: Tensor, alive: Tensor, damping: float) -> Tensor:
     """Return the loss of each unit, float64 [units]; infinite for those that were removed."""
     order, widths = unit.argsort(stable=True), torch.bincount(unit, minlength=len(alive))
     starts = widths.cumsum(0) - widths
@@ -54,7 +54,8 @@ def _block_losses(inverse: Tensor, weight: Tensor, unit: Tensor, alive: Tensor) 
         at = order[starts[units].unsqueeze(1) + torch.arange(width, device=order.device)]
         rows, columns = at.unsqueeze(2), at.unsqueeze(1)
         solved = torch.linalg.solve(inverse[rows, columns], weight[rows, columns])
-        losses[units] = solved.diagonal(dim1=1, dim2=2).sum(1).clamp_min(0) / 2
+        errors = solved - damping * weight[rows, columns]
+        losses[units] = errors.diagonal(dim1=1, dim2=2).sum(1).clamp_min(0) / 2
     return losses
 
 

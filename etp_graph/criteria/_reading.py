@@ -32,14 +32,12 @@ class ReadingStatistic(Statistic):
 @torch.no_grad()
 def reading_columns(site: WatchPoint, module: nn.Module) -> Tensor:
     """Return the weights of a layer that read each position of a site, float64 [positions, outputs]."""
-    weight = getattr(module, "weight", None)
+    weight: Tensor | None = getattr(module, "weight", None)
     if site.side == "output" or not isinstance(weight, Tensor) or weight.ndim < 2:
         return torch.ones(len(site.index), 1, dtype=torch.float64)
     rows_read = counting_attributes(module).out == "nf" or isinstance(module, nn.modules.conv._ConvTransposeNd)
     by_input = weight.detach().movedim(0 if rows_read else 1, 0).flatten(1)
-    if by_input.shape[0] <= int(
-        site.index.max()
-    ):  # a grouped convolution: each input channel is read by its group only
+    if by_input.shape[0] <= int(site.index.max()):  # a grouped convolution; each group reads its own inputs
         return _grouped_columns(site, module, weight.detach())
     return by_input[site.index.to(weight.device)].double()
 
@@ -47,5 +45,5 @@ def reading_columns(site: WatchPoint, module: nn.Module) -> Tensor:
 def _grouped_columns(site: WatchPoint, module: nn.Module, weight: Tensor) -> Tensor:
     groups = int(module.groups)  # type: ignore[arg-type]
     split = weight.unflatten(0, (groups, -1))  # [groups, outputs, inputs of a group, *kernel]
-    by_input = split.movedim(2, 1).flatten(0, 1).flatten(1)
+    by_input: Tensor = split.movedim(2, 1).flatten(0, 1).flatten(1)
     return by_input[site.index.to(weight.device)].double()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from etp_graph._config import require, require_count, require_number
+from etp_graph.collect import naming_batch
 from etp_graph.errors import ScoreError
 from etp_graph.model import (
     eval_mode,
@@ -209,14 +210,8 @@ def _record(
     with eval_mode(model), without_autocast(), without_attention_fast_path():
         for number, batch in enumerate(batches, start=1):
             mode.begin_batch(batch.get("attention_mask") if isinstance(batch, Mapping) else None)
-            try:
-                with mode:
-                    run_model(model, batch)
-            except (RuntimeError, TypeError, ValueError, IndexError, AssertionError) as error:
-                raise ScoreError(
-                    f"batch {number}: the model does not run on it ({type(error).__name__}: {str(error)[:200]}). Pass "
-                    "what the model takes: a tensor, a tuple of arguments or a dict of keyword arguments."
-                ) from error
+            with naming_batch(number), mode:
+                run_model(model, batch)
     require(number > 0, "batches is empty: pass at least one batch of example inputs.", ScoreError)
     for place, reader in mode.readers.items():
         require(

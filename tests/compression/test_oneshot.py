@@ -102,3 +102,78 @@ def test_gradients_of_the_user_stay_also_after_an_error() -> None:
         etp.oneshot_(model, data, speed_up=1.5, criterion="taylor", loss=failing)
     assert all(p.grad is gradient for p, gradient in zip(model.parameters(), kept, strict=True))
     assert all(bool((gradient == 1).all()) for gradient in kept)
+
+
+class WithLogits(nn.Module):
+    """A classifier of tokens that returns a field ``logits``, as models of transformers do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.hidden, self.last = nn.Embedding(20, 12), nn.Linear(12, 32), nn.Linear(32, 20)
+
+    def forward(self, tokens: Tensor) -> dict[str, Tensor]:
+        return {"logits": self.last(self.hidden(self.table(tokens)).relu())}
+
+
+def tokens(count: int = 3) -> list[dict[str, Tensor]]:
+    return [{"tokens": torch.randint(20, (4, 16))} for _ in range(count)]
+
+
+def test_models_with_logits_need_no_loss_and_keep_their_flags() -> None:
+    model, data = WithLogits(), tokens()
+    model.table.weight.requires_grad_(False)
+    other = copy.deepcopy(model)
+    found = etp.oneshot_(model, data, params=0.7)
+    same = etp.oneshot_(other, data, params=0.7, criterion="fisher", loss=etp.collect.OwnLabels())
+    assert all(torch.equal(a, same.selection.keep[name]) for name, a in found.selection.keep.items())
+    assert [p.requires_grad for p in model.parameters()] == [False, True, True, True, True]
+    assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize("criterion", ["fisher", "kron_obs", "obs", "wanda", "flap", "taylor"])
+def test_units_that_are_silent_go_first(criterion: str) -> None:
+    model, data = WithLogits(), tokens()
+    model.hidden.bias.data[5:15] = -1e3  # the ReLU is never open
+    found = etp.oneshot_(model, data, params=0.75, criterion=criterion)
+    keep = found.selection.keep["hidden"]
+    assert int((~keep).sum()) > 3 and not bool((~keep)[[*range(5), *range(15, 32)]].any())
+
+
+def test_recorded_moments_give_the_same_model_as_the_batches() -> None:
+    model, data = WithLogits(), tokens()
+    other = copy.deepcopy(model)
+    moments = etp.recovery.input_moments(model, etp.trace(model, data[0]), data)
+    etp.oneshot_(model, data, params=0.7, compensate=moments)
+    etp.oneshot_(other, data, params=0.7)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("criterion", ["fisher", "kron_obs", "obs", "wanda", "flap", "magnitude"])
+@pytest.mark.parametrize("bad", ["vocabulary", "NaN", "second batch"])
+def test_bad_batches_change_nothing(bad: str, criterion: str) -> None:
+    model, data = WithLogits(), tokens()
+    if bad == "vocabulary":
+        data = [{"tokens": torch.full((4, 16), 25)}]
+    elif bad == "NaN":
+        model.table.weight.data[3] = torch.nan
+        data = [{"tokens": torch.full((4, 16), 3)}]
+    else:
+        data[1] = {"tokens": torch.full((4, 16), 25)}
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(etp.EtpError):
+        etp.oneshot_(model, data, params=0.7, criterion=criterion)
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(value, before[name], rtol=0, atol=0, equal_nan=True)
+    assert all(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize("ridge", [1e-3, 0.0])
+def test_fewer_samples_than_units_and_singular_moments_have_a_solution(ridge: float) -> None:
+    model = WithLogits()
+    data = [{"tokens": torch.tensor([[1, 2], [2, 1]])}]  # two different inputs for 32 units
+    dense = copy.deepcopy(model)
+    found = etp.oneshot_(model, data, params=0.7, criterion="kron_obs", ridge=ridge)
+    assert found.compensation is not None and found.compensation.layers[0].after < 0.05
+    assert all(bool(p.isfinite().all()) for p in model.parameters())
+    error = (model(**data[0])["logits"] - dense(**data[0])["logits"]).norm() / dense(**data[0])["logits"].norm()
+    assert float(error) < 0.05

@@ -1,0 +1,99 @@
+"""Pruning of a language model without training: every method meets the size, and an interrupted series continues."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks.common.records import read_records
+from benchmarks.llm import run, texts
+from benchmarks.llm.methods import METHODS, Experiment, Method
+
+VOCABULARY = 64
+
+
+def tokenize(text: str, **options: Any) -> dict[str, Tensor]:
+    """One token for each character."""
+    return {"input_ids": torch.tensor([[ord(c) % VOCABULARY for c in text]])}
+
+
+def build() -> Any:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=8,
+        num_key_value_heads=4, max_position_embeddings=32,
+    )  # fmt: skip
+    return LlamaForCausalLM(config).eval()
+
+
+@pytest.fixture(autouse=True)
+def toy(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "".join(chr(33 + (i * i + i // 7) % 60) for i in range(4000))
+    monkeypatch.setattr(texts, "read_text", lambda part: text)
+    monkeypatch.setattr(texts, "LENGTH", 16)
+    monkeypatch.setattr(run, "load_smollm2", lambda: (build(), tokenize))
+
+
+def start(folder: Path, *words: str) -> list[dict[str, Any]]:
+    run.main([*words, "--results", str(folder / "llm.jsonl"), "--out", str(folder / "llm.md")])
+    return read_records(folder / "llm.jsonl")
+
+
+def test_every_method_meets_the_size_and_has_a_row(tmp_path: Path) -> None:
+    records = start(tmp_path, "--shares", "0.7")
+    dense, *rows = records
+    assert dense["config"]["method"] == "dense"
+    assert {one["config"]["method"] for one in rows} == set(METHODS)
+    for one in rows:
+        whole, left = one["params"]
+        biases = 32 * 4 if METHODS[one["config"]["method"]].made_good == "mean" else 0  # two layers in each block
+        assert left - biases <= one["embedding"] + 0.7 * (whole - one["embedding"])
+        assert left > one["embedding"] + 0.6 * (whole - one["embedding"])
+        assert one["perplexity"]["ptb"] > 1
+    page = (tmp_path / "llm.md").read_text(encoding="utf8")
+    assert all(f"| `{name}` |" in page for name in METHODS)
+
+
+def test_runs_that_have_a_line_are_not_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    start(tmp_path, "--shares", "0.8", "--methods", "random", "wanda-sp")
+    page = (tmp_path / "llm.md").read_text(encoding="utf8")
+    monkeypatch.setattr(run, "load_smollm2", lambda: pytest.fail("nothing is missing"))
+    assert len(start(tmp_path, "--shares", "0.8", "--methods", "random", "wanda-sp")) == 3
+    assert (tmp_path / "llm.md").read_text(encoding="utf8") == page
+
+
+def test_the_same_seed_gives_the_same_figures(tmp_path: Path) -> None:
+    found = []
+    for number in range(2):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        records = start(folder, "--shares", "0.8", "--methods", "random", "fisher+weights")
+        found.append([one["perplexity"] for one in records])
+    assert found[0] == found[1]
+
+
+def test_new_biases_are_all_that_the_mean_changes() -> None:
+    model = build()
+    tokens = torch.arange(16).view(1, 16)
+    experiment: Experiment = run.experiment_of(copy.deepcopy(model), tokenize, 0)
+    method = Method(criterion="random", made_good="mean")
+    pruned, _ = experiment.prune(method, int(0.8 * model.num_parameters()))
+    bare, _ = experiment.prune(Method(criterion="random"), int(0.8 * model.num_parameters()))
+    with torch.no_grad():
+        for layer in (*pruned.modules(), *bare.modules()):  # the two differ by the biases alone
+            if getattr(layer, "bias", None) is not None:
+                layer.bias.zero_()
+        torch.testing.assert_close(pruned(tokens).logits, bare(tokens).logits)
+
+
+def test_shares_are_between_0_and_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        start(tmp_path, "--shares", "1.5")
+    assert "between 0 and 1" in capsys.readouterr().err
