@@ -19,6 +19,7 @@ MORE = {
     "latency": ("Latency", "compares the speed-up in multiply-adds with that in time, and checks budgets in time"),
     "scale": ("Scale", "measures what the force sends and costs on several ranks, and models it for up to 1,024 GPUs"),
     "export": ("Export", "exports pruned models with `torch.export`, `torch.compile` and ONNX"),
+    "serving": ("A served language model", "runs a pruned SmolLM2 in engines without this library"),
     "study": ("The study behind `etp`", "compares `etp` with variants of it that differ in one thing each"),
     "gradual": ("Single weights or whole units", "compares masks on weights, removed units and a narrow network"),
     "papers": ("Beside the papers", "compares the runs with the figures of the papers, row by row"),

@@ -34,7 +34,8 @@ def chosen_kinds(prune: str | Sequence[str] | None) -> frozenset[str]:
     kinds = {prune} if isinstance(prune, str) else set(prune)
     unknown = sorted(kinds - set(KINDS) - {"all"})
     if unknown or not kinds:
-        raise PlanError(f"prune={prune!r} names no kind of unit; the kinds are {', '.join(KINDS)}, and 'all'.")
+        hint = " Whole blocks are found and removed by etp_graph.depth." if "blocks" in unknown else ""
+        raise PlanError(f"prune={prune!r} names no kind of unit; the kinds are {', '.join(KINDS)}, and 'all'.{hint}")
     if "all" in kinds:
         return frozenset(KINDS)
     return frozenset(kinds | ({"conv-groups"} if "channels" in kinds else set()))

@@ -65,6 +65,8 @@ def set_record(model: nn.Module, record: SurgeryRecord) -> None:
     if narrower and callable(getattr(type(model), "save_pretrained", None)):
         # on the instance and not on the class, which others use; copies of the model get it too
         model.__dict__["save_pretrained"] = MethodType(save_pretrained, model)
+    else:
+        model.__dict__.pop("save_pretrained", None)
 
 
 def save_pretrained(model: Any, *args: Any, **options: Any) -> Any:

@@ -336,6 +336,8 @@ def test_what_cannot_go_is_refused_and_nothing_changes() -> None:
         etp.depth.shorten_(model, [inputs], n_blocks=1, criterion="loss")
     with pytest.raises(PlanError, match="no residual block"):
         etp.depth.find_blocks(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), torch.randn(2, 4))
+    with pytest.raises(PlanError, match=r"removed by etp_graph\.depth"):
+        etp.trace(model, inputs, prune=["neurons", "blocks"])
     t5, inputs = make("t5")
     assert "encoder.block.0" not in {block.name for block in etp.depth.find_blocks(t5, inputs)}
     with pytest.raises(EquivalenceError, match=r"encoder\.block\.0"):

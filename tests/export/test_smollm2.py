@@ -22,15 +22,13 @@ def test_smollm2_at_two_sizes(tmp_path: Path) -> None:
     text.write_text(
         "\n".join(["the company said it expects to sell its stake in the unit by the end of the year"] * 60)
     )
-    plan = etp.trace(model, etp.export.huggingface_inputs(model), check=False)
-    scores = run.scores_of(model, tokenizer, text.read_text(), plan)
-    options = argparse.Namespace(prompts=2, tokens=8)
+    options = argparse.Namespace(prompts=2, tokens=8, site=[])
     starts = worker.prompts_of(tokenizer, text.read_text(), options.prompts)
-    for share in (0.8, 0.6):
-        pruned = run.pruned_copy(model, plan, scores, share, 32)
+    for share, way in ((0.8, "width"), (0.8, "depth"), (0.6, "both")):
+        pruned = run.pruned_copy(model, tokenizer, text.read_text(), share, way, 32)
         assert 0.95 * share < pruned.num_parameters() / model.num_parameters() <= share
-        folder = etp.export.huggingface(pruned, tmp_path / f"at-{share}", tokenizer)
+        folder = etp.export.huggingface(pruned, tmp_path / f"{way}-{share}", tokenizer)
         found = run.run_engine(folder, "transformers", text, options)
         assert found["class"] == "LlamaForCausalLM"
         assert found["parameters"] == pruned.num_parameters()
-        assert found["tokens"] == [worker.continue_greedily(pruned, start, options.tokens) for start in starts]
+        assert found["tokens"] == worker.continue_greedily(pruned, starts, options.tokens)
