@@ -20,6 +20,7 @@ MORE = {
     "scale": ("Scale", "measures what the force sends and costs on several ranks, and models it for up to 1,024 GPUs"),
     "export": ("Export", "exports pruned models with `torch.export`, `torch.compile` and ONNX"),
     "study": ("The study behind `etp`", "compares `etp` with variants of it that differ in one thing each"),
+    "llm": ("A language model without training", "compares methods that prune SmolLM2-135M without training it"),
     "gradual": ("Single weights or whole units", "compares masks on weights, removed units and a narrow network"),
     "papers": ("Beside the papers", "compares the runs with the figures of the papers, row by row"),
 }
