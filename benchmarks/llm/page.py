@@ -22,9 +22,9 @@ parameters stays. Embeddings are not counted and not pruned. No method trains.
 
 LIMITS = """## Limits
 
-- A layer has three groups of heads, so it loses a third of them or none. Methods that take the same share of every group
-  remove one group of each layer at 80 % and 70 %. A large part of their loss comes from this. The rows *neurons* keep all
-  heads.
+- A layer has three groups of heads, so it loses a third of them or none. Methods that take the same share of every
+  group remove one group of each layer at 80 %. A large part of their loss may come from this. The rows *neurons*
+  keep all heads.
 - The texts are short, so that one run takes minutes on one core. Perplexities of other windows are not comparable.
 
 """
