@@ -29,6 +29,7 @@ class Method:
         made_good: ``"nothing"``; ``"mean"``: the mean of what is lost goes into new biases; ``"weights"``: least
             squares.
         scope, rank: as of :class:`etp_graph.Budget`.
+        heads: whether heads may go, too.
         source: where the method comes from.
     """
 
@@ -36,6 +37,7 @@ class Method:
     made_good: Literal["nothing", "mean", "weights"] = "nothing"
     scope: Literal["global", "local"] = "local"
     rank: Literal["score", "score_per_mac"] = "score"
+    heads: bool = True
     source: str = ""
 
 
@@ -43,6 +45,8 @@ METHODS: Mapping[str, Method] = {
     "random": Method(criterion="random", source="control; the same share of every group"),
     "magnitude": Method(criterion="magnitude", source="group norm; the same share of every group"),
     "wanda-sp": Method(criterion="wanda", source="An et al. 2024, section 5; the same share of every group"),
+    "magnitude, neurons": Method(criterion="magnitude", heads=False, source="as `magnitude`, heads stay"),
+    "wanda-sp, neurons": Method(criterion="wanda", heads=False, source="as `wanda-sp`, heads stay"),
     "flap": Method(criterion="flap", made_good="mean", scope="global", source="An et al. 2024"),
     "taylor": Method(criterion="taylor", source="Molchanov et al. 2019; the same share of every group"),
     "fisher": Method(criterion="fisher", scope="global", rank="score_per_mac", source="this library's default"),
@@ -84,12 +88,14 @@ class Experiment:
     def prune(self, method: Method, params: int) -> tuple[Any, etp.Selection]:
         """A pruned copy with at most this many parameters, and the units that stay."""
         scores = self._score(method.criterion)
-        model = copy.deepcopy(self.model)
+        model, plan = copy.deepcopy(self.model), self.plan
+        if not method.heads:
+            plan = plan.lock({group.name: "heads stay" for group in plan.prunable if group.kind == "heads"})
         budget = etp.Budget(params=params, scope=method.scope, rank=method.rank)
         if method.made_good == "mean":
             return self._with_biases(model, scores, budget)
         done = etp.oneshot_(
-            model, self.batches, budget=budget, criterion=_given(scores), plan=self.plan, ridge=RIDGE, progress=False,
+            model, self.batches, budget=budget, criterion=_given(scores), plan=plan, ridge=RIDGE, progress=False,
             compensate=self._recorded() if method.made_good == "weights" else False,
         )  # fmt: skip
         return model, done.selection

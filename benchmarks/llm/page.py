@@ -20,6 +20,15 @@ parameters stays. Embeddings are not counted and not pruned. No method trains.
 
 """
 
+LIMITS = """## Limits
+
+- A layer has three groups of heads, so it loses a third of them or none. Methods that take the same share of every
+  group remove one group of each layer at 80 %. A large part of their loss may come from this. The rows *neurons*
+  keep all heads.
+- The texts are short, so that one run takes minutes on one core. Perplexities of other windows are not comparable.
+
+"""
+
 TERMS = """## Terms
 
 - *Perplexity*: exp of the mean cross-entropy of a token given those before it in a window of 256 tokens, {ptb:,} tokens
@@ -47,7 +56,7 @@ def page(records: Sequence[Record]) -> str:
     body = HEAD + _summary(rows, dense, shares)
     for text, title in (("ptb", "Penn Treebank"), ("sst2", "SST-2")):
         body += f"## Perplexity on {title}, divided by that of the dense model\n\n{_table(rows, dense, shares, text)}\n"
-    return body + _terms(rows)
+    return body + LIMITS + _terms(rows)
 
 
 def _ratios(rows: Sequence[Record], dense: Record, method: str, share: float, text: str) -> list[float]:
