@@ -7,8 +7,8 @@ groups have no meaning.
 Scores do not depend on the order of slices. If the units of a group are permuted, their scores are permuted in the same
 way, except for ``random`` and the torque in index order, which depend on the position of a unit in its group.
 
-Each criterion is one file of this package, which registers itself. A criterion of your own is a function that
-``register`` or ``register_criterion`` adds to the table.
+Each criterion is one file of this package or of ``from_activations``, which registers itself. A criterion of your own is
+a function that ``register`` or ``register_criterion`` adds to the table.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ from __future__ import annotations
 import pkgutil
 from importlib import import_module
 
-from ._activation import activation
 from ._bn_scale import bn_scale
 from ._common import Normalize
-from ._f_statistic import f_statistic
 from ._filter_magnitude import filter_magnitude
-from ._fisher import fisher
-from ._flap import flap
 from ._fpgm import fpgm
-from ._hrank import hrank
-from ._kron_obs import kron_obs
 from ._lamp import lamp
 from ._magnitude import magnitude
-from ._obs import obs
 from ._random import random
 from ._registry import COLLECTED, CRITERIA, Criterion, Score, find_criterion, register, register_criterion, temporary
 from ._taylor import taylor
 from ._torque import Forced, etp, torque
-from ._wanda import wanda
 from ._whc import whc
+from .from_activations._activation import activation
+from .from_activations._f_statistic import f_statistic
+from .from_activations._fisher import fisher
+from .from_activations._flap import flap
+from .from_activations._hrank import hrank
+from .from_activations._kron_obs import kron_obs
+from .from_activations._obs import obs
+from .from_activations._wanda import wanda
 
 __all__ = [
     "COLLECTED",

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from etp_graph import collect, criteria, trace
 from etp_graph.collect import OwnLabels
-from etp_graph.criteria import _block_losses
-from etp_graph.criteria._block_losses import surgeon_losses
+from etp_graph.criteria.from_activations import _block_losses
+from etp_graph.criteria.from_activations._block_losses import surgeon_losses
 from etp_graph.errors import ScoreError
 from etp_graph.plan import Plan
 

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from etp_graph.collect import Observations, Statistic, WatchPoint
+from etp_graph.criteria._common import recorded
+from etp_graph.criteria._registry import register_criterion
 from etp_graph.plan import Plan
 
 from ._block_losses import surgeon_losses
-from ._common import recorded
 from ._obs import finite_moment, vectors_of
-from ._registry import register_criterion
 
 
 class Factors(Statistic):

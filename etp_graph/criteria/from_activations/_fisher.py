@@ -7,10 +7,9 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from etp_graph.collect import Observations, Statistic, WatchPoint
+from etp_graph.criteria._common import recorded
+from etp_graph.criteria._registry import register_criterion
 from etp_graph.plan import Plan
-
-from ._common import recorded
-from ._registry import register_criterion
 
 
 class Gates(Statistic):

@@ -6,11 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from etp_graph.collect import Observations, Statistic, WatchPoint
+from etp_graph.criteria._common import Normalize, normalized, recorded
+from etp_graph.criteria._registry import register_criterion
 from etp_graph.errors import ScoreError
 from etp_graph.plan import Plan
-
-from ._common import Normalize, normalized, recorded
-from ._registry import register_criterion
 
 
 class Ranks(Statistic):

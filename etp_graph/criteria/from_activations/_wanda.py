@@ -5,11 +5,11 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from etp_graph.collect import Observations, WatchPoint
+from etp_graph.criteria._common import Normalize, normalized, recorded
+from etp_graph.criteria._registry import register_criterion
 from etp_graph.plan import Plan
 
-from ._common import Normalize, normalized, recorded
 from ._reading import ReadingStatistic
-from ._registry import register_criterion
 
 
 class WeightedNorms(ReadingStatistic):

@@ -6,10 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from etp_graph.collect import Observations, Statistic, WatchPoint
+from etp_graph.criteria._common import Normalize, normalized, recorded
+from etp_graph.criteria._registry import register_criterion
 from etp_graph.plan import Plan
-
-from ._common import Normalize, normalized, recorded
-from ._registry import register_criterion
 
 
 class Magnitudes(Statistic):

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from etp_graph.collect import Observations, WatchPoint
+from etp_graph.criteria._common import recorded
+from etp_graph.criteria._registry import register_criterion
 from etp_graph.plan import Plan
 
-from ._common import recorded
 from ._reading import ReadingStatistic
-from ._registry import register_criterion
 
 
 class Fluctuations(ReadingStatistic):
