@@ -19,6 +19,7 @@ from benchmarks.contest.variants import ETP, STUDY
 from benchmarks.papers import reproduce
 from benchmarks.report import run as report
 from benchmarks.report.index import index
+from benchmarks.serving import page as serving_page
 from benchmarks.study import run as study
 from benchmarks.weights_or_units import page as gradual_page
 from tests.support.models.benchmark_toy import RECIPE, fields_of
@@ -151,6 +152,8 @@ def test_committed_results_give_the_committed_records(tmp_path: Path) -> None:
     (tmp_path / "study.md").write_text(study.page(found, remarks), encoding="utf8")
     (tmp_path / "study-tables.md").write_text(study.tables(found), encoding="utf8")
     (tmp_path / "gradual.md").write_text(gradual_page.page(read_records(RUNS / "gradual.jsonl")), encoding="utf8")
+    served = serving_page.page(read_records(RUNS.parent / "serving.jsonl"))
+    (tmp_path / "serving.md").write_text(served, encoding="utf8")
     report.measured(RUNS.parent, tmp_path)
     written = sorted(tmp_path.glob("*.md"))
     assert {"gradual", "papers", "scale", "speed", "speed-measurements", "latency", "study"} <= {
