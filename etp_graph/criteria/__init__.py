@@ -7,8 +7,8 @@ groups have no meaning.
 Scores do not depend on the order of slices. If the units of a group are permuted, their scores are permuted in the same
 way, except for ``random`` and the torque in index order, which depend on the position of a unit in its group.
 
-Each criterion is one file of this package or of ``from_activations``, which registers itself. A criterion of your own is
-a function that ``register`` or ``register_criterion`` adds to the table.
+Each criterion is one file of this package or of ``from_activations``, which registers itself. A criterion of your own
+is a function that ``register`` or ``register_criterion`` adds to the table.
 """
 
 from __future__ import annotations
