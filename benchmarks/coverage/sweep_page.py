@@ -10,7 +10,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks.common.markdown import as_row
-from benchmarks.coverage.sources import missing_packages
+from benchmarks.coverage.sources import cases, missing_packages
 
 Line = Mapping[str, Any]
 
@@ -106,7 +106,8 @@ def _findings(built: Sequence[Line]) -> list[str]:
 
 def _limits(built: Sequence[Line], rest: Sequence[Line]) -> list[str]:
     found = [
-        f"- {len(built)} models were measured, in a random order. {len(rest)} more could not be built and run.",
+        f"- {len(built) + len(rest)} of the {sum(1 for _ in cases())} models that are listed were tried. {len(rest)} of "
+        "these could not be built and run. The others were not checked.",
         "- Weights are random, and most models are small versions. The record says nothing about accuracy.",
     ]
     if absent := missing_packages():
