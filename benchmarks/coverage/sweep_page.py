@@ -100,14 +100,14 @@ def _findings(built: Sequence[Line]) -> list[str]:
         f"- {outcomes['exact']} of {len(built)} models are exact. The others: {other or 'none'}.",
         f"- {half} of {len(built)} models ({half / len(built):.0%}) have at least half of their parameters prunable by "
         "default.",
-        f"- On {refuted} models the check of `trace` locked groups that the tracer alone would have got wrong.",
+        f"- On {refuted} model{chr(115) * (refuted != 1)} the check of `trace` locked groups that the tracer alone would have got wrong.",
     ]
 
 
 def _limits(built: Sequence[Line], rest: Sequence[Line]) -> list[str]:
     found = [
-        f"- {len(built) + len(rest)} of the {sum(1 for _ in cases())} models that are listed were tried. {len(rest)} of "
-        "these could not be built and run. The others were not checked.",
+        f"- {len(built) + len(rest)} of the {sum(1 for _ in cases())} models that are listed were tried. {len(rest)} "
+        "of these could not be built and run. The others were not checked.",
         "- Weights are random, and most models are small versions. The record says nothing about accuracy.",
     ]
     if absent := missing_packages():
