@@ -100,7 +100,7 @@ def _findings(built: Sequence[Line]) -> list[str]:
         f"- {outcomes['exact']} of {len(built)} models are exact. The others: {other or 'none'}.",
         f"- {half} of {len(built)} models ({half / len(built):.0%}) have at least half of their parameters prunable by "
         "default.",
-        f"- On {refuted} model{chr(115) * (refuted != 1)} the check of `trace` locked groups that the tracer alone would have got wrong.",
+        f"- Models on which the check of `trace` locked groups that the tracer alone would have got wrong: {refuted}.",
     ]
 
 
