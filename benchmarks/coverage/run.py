@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common.processes import add_arguments, add_models, begin, measure_all, models
+from benchmarks.coverage import sweep
 from benchmarks.coverage.page import write_page
 from benchmarks.models import registry
 
@@ -120,7 +121,12 @@ def _shapes(x: Any) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    if "--sweep" in words:
+        sweep.main([word for word in words if word != "--sweep"])
+        return
     parser = argparse.ArgumentParser(prog="python -m benchmarks coverage", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--sweep", action="store_true", help="all that the libraries list instead; see --sweep --help")
     add_models(parser)
     parser.add_argument("--our-limit-seconds", type=float, default=600.0, help="for each of our measurements")
     add_arguments(parser, results=RESULTS, out=Path("docs/results/coverage.md"), limit=60.0)

@@ -1,0 +1,59 @@
+"""The sweep over models that the libraries list: one line for each, whatever happens to its process."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import etp_graph as etp
+from benchmarks.coverage import sources, sweep
+from benchmarks.coverage.measure import describe_plan
+from benchmarks.coverage.sources._common import NotBuilt, first_that_runs
+from benchmarks.coverage.sweep_page import write_sweep_page
+
+
+def test_the_share_counts_each_parameter_once() -> None:
+    model = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    found = describe_plan(etp.trace(model, torch.randn(2, 5)), model)
+    assert found["prunable"] == round((5 * 8 + 8 + 8 * 3) / (5 * 8 + 8 + 8 * 3 + 3), 4)
+    assert found["locked"] == {"feeds the model's output": round(3 / (5 * 8 + 8 + 8 * 3 + 3), 4)}
+    assert found["in_no_group"] == 0
+
+
+def test_the_first_inputs_that_run_are_taken() -> None:
+    model, inputs = first_that_runs([lambda: nn.Linear(3, 2)], lambda model: [torch.ones(1, 4), torch.ones(1, 3)])
+    assert model(inputs).shape == (1, 2)
+    with pytest.raises(NotBuilt, match="shapes"):
+        first_that_runs([lambda: nn.Linear(3, 2)], lambda model: [torch.ones(1, 4)])
+
+
+def _die(*arguments: object) -> None:
+    os._exit(3)
+
+
+def test_a_process_that_dies_has_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweep, "measure_into", _die)
+    case = sources.Case(source="pyg", name="GCNConv", family="torch-geometric")
+    line = sweep.run_apart(multiprocessing.get_context("fork"), case, seconds=30, gibibytes=4)  # type: ignore[arg-type]
+    assert line["key"] == "pyg:GCNConv"
+    assert line["outcome"] == "killed"
+
+
+def test_the_page_counts_the_last_line_of_each_model(tmp_path: Path) -> None:
+    line = {"key": "pyg:A", "family": "torch-geometric", "seconds": 1.0}
+    good = {**line, "outcome": "exact", "prunable": 0.9, "in_no_group": 0.0, "locked": {}, "trace_seconds": 0.5}
+    write_sweep_page([{**line, "outcome": "exception", "message": "TypeError"}, good], tmp_path / "page.md")
+    text = (tmp_path / "page.md").read_text(encoding="utf8")
+    assert "1 of 1 models are exact" in text
+    assert "TypeError" not in text
+
+
+@pytest.mark.parametrize("source", sources.SOURCES)
+def test_names_are_different(source: str) -> None:
+    keys = [case.key for case in sources.cases((source,))]
+    assert len(set(keys)) == len(keys)
