@@ -36,7 +36,8 @@ def literal(node: ast.expr | None) -> str | None:
     if isinstance(node, ast.BoolOp):
         return literal(node.values[-1])
     if isinstance(node, ast.JoinedStr):
-        return max((p.value for p in node.values if isinstance(p, ast.Constant)), key=len, default=None)  # type: ignore[type-var]
+        pieces = [str(p.value) for p in node.values if isinstance(p, ast.Constant)]
+        return max(pieces, key=len, default=None)
     return None
 
 
@@ -77,10 +78,12 @@ def test_every_reason_stands_on_the_page(reason: str) -> None:
 class Between(nn.Module):
     """Two linear layers, and an operator between them."""
 
+    stored: Tensor
+
     def __init__(self, operator: Callable[[Between, Tensor], Tensor], out: int) -> None:
         super().__init__()
         self.first, self.last, self.operator = nn.Linear(5, 32), nn.Linear(out, 3), operator
-        self.half, self.parts, self.scale, self.plain = 16, 2, 0.25, torch.ones(32)
+        self.width, self.parts, self.scale, self.plain = 16, 2, 0.25, torch.ones(32)
         self.register_buffer("stored", torch.randn(32, generator=torch.Generator().manual_seed(0)))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -91,11 +94,11 @@ class Between(nn.Module):
 Case = tuple[str, int, Callable[[Between, Tensor], Tensor], Callable[[Between, Tensor], Tensor]]
 OPENED: list[Case] = [
     ("is split into pieces of fixed widths", 16, lambda m, h: torch.mul(*h.split([16, 16], -1)),
-     lambda m, h: torch.mul(*h.split([m.half, m.half], -1))),
+     lambda m, h: torch.mul(*h.split([m.width, m.width], -1))),
     ("is split into pieces of fixed widths", 16, lambda m, h: torch.mul(*h.split([16, 16], -1)),
      lambda m, h: torch.mul(*h.chunk(2, -1))),
-    ("is taken by fixed positions (slice)", 16, lambda m, h: h[..., :16].relu(), lambda m, h: h[..., : m.half].relu()),
-    ("is taken from the end", 16, lambda m, h: h[..., -16:].relu(), lambda m, h: h[..., : m.half].relu()),
+    ("is taken by fixed positions (slice)", 16, lambda m, h: h[..., :16].relu(), lambda m, h: h[..., : m.width].relu()),
+    ("is taken from the end", 16, lambda m, h: h[..., -16:].relu(), lambda m, h: h[..., : m.width].relu()),
     ("their number is used as a value", 32, lambda m, h: h / h.shape[-1] ** 0.5, lambda m, h: h * m.scale),
     ("is combined with a tensor of fixed width", 32, lambda m, h: h * m.plain, lambda m, h: h * m.stored),
     ("writes their number (16)", 32, lambda m, h: h.view(2, 7, 2, 16).transpose(2, 3).flatten(2),

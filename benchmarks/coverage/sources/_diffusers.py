@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
@@ -86,7 +87,7 @@ def family(name: str) -> str:
 
 def build(name: str) -> tuple[nn.Module, Any]:
     """Return the model with latents, a time step and the conditions that it takes."""
-    import diffusers
+    diffusers = import_module("diffusers")
 
     config, sort = _ROWS[name]
     return first_that_runs([lambda: getattr(diffusers, name)(**config)], lambda model: [_inputs(sort)])
@@ -95,7 +96,7 @@ def build(name: str) -> tuple[nn.Module, Any]:
 def _inputs(sort: str) -> Any:
     """Return inputs by what a forward takes."""
     time, latents, text = torch.tensor([7]), noise(1, 4, 8, 8), noise(1, 5, 24)
-    return {
+    makers: Mapping[str, Callable[[], Any]] = {
         "image": lambda: (noise(1, 3, 16, 16), time),
         "text": lambda: (noise(1, 4, 16, 16), time, text),
         "picture": lambda: noise(1, 3, 32, 32),
@@ -114,4 +115,5 @@ def _inputs(sort: str) -> Any:
         },
         "text_latents": lambda: {"hidden_states": latents, "encoder_hidden_states": text, "timestep": time / 10},
         "uvit": lambda: (torch.randint(0, 31, (1, 4, 4)), text, noise(1, 24), torch.zeros(1, 2)),
-    }[sort]()  # fmt: skip
+    }  # fmt: skip
+    return makers[sort]()

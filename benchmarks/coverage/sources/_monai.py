@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
@@ -72,7 +73,7 @@ def family(name: str) -> str:
 
 def build(name: str) -> tuple[nn.Module, Any]:
     """Return the network with a small volume or image."""
-    from monai.networks import nets
+    nets = import_module("monai.networks.nets")
 
     config, shape = _ROWS[name]
     return first_that_runs([lambda: getattr(nets, name)(**config)], lambda model: [noise(*shape)])

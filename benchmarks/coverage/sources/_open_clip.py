@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from functools import cache
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
@@ -21,7 +22,7 @@ def names() -> list[str]:
     """Return one name of each kind of towers, of those that need no files from a hub."""
     if find_spec("open_clip") is None:
         return []
-    import open_clip
+    open_clip = import_module("open_clip")
 
     found: dict[tuple[Any, ...], str] = {}
     for name in open_clip.list_models():
@@ -46,7 +47,7 @@ def family(name: str) -> str:
 
 def build(name: str) -> tuple[nn.Module, Any]:
     """Return the model with an image and a text of its length."""
-    import open_clip
+    open_clip = import_module("open_clip")
 
     config = copy.deepcopy(open_clip.get_model_config(name))
     vision, text = config["vision_cfg"], config["text_cfg"]

@@ -96,7 +96,7 @@ def build(name: str) -> tuple[nn.Module, Any]:
         torch.manual_seed(0)
         return ConvNet(cls(**_arguments(name, cls)), width)
 
-    widths = (_OUT, _WIDTH, 4 * _OUT, 2 * _OUT, 3 * _OUT, 3 * _WIDTH, 2 * _WIDTH)
+    widths: tuple[int, ...] = (_OUT, _WIDTH, 4 * _OUT, 2 * _OUT, 3 * _OUT, 3 * _WIDTH, 2 * _WIDTH)
     if name in ("WLConvContinuous", "SimpleConv", "LGConv", "APPNP"):
         widths = (_WIDTH,)
     for width in widths:

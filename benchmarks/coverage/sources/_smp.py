@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
@@ -17,9 +18,9 @@ def names() -> list[str]:
     """Return ``ARCHITECTURE/ENCODER``."""
     if find_spec("segmentation_models_pytorch") is None:
         return []
-    from segmentation_models_pytorch import MODEL_ARCHITECTURES_MAPPING
+    smp = import_module("segmentation_models_pytorch")
 
-    return [f"{architecture}/{encoder}" for architecture in MODEL_ARCHITECTURES_MAPPING for encoder in _ENCODERS]
+    return [f"{architecture}/{encoder}" for architecture in smp.MODEL_ARCHITECTURES_MAPPING for encoder in _ENCODERS]
 
 
 def family(name: str) -> str:
@@ -29,7 +30,7 @@ def family(name: str) -> str:
 
 def build(name: str) -> tuple[nn.Module, Any]:
     """Return the model without pretrained weights. DPT takes encoders of timm alone."""
-    import segmentation_models_pytorch as smp
+    smp = import_module("segmentation_models_pytorch")
 
     architecture, _, encoder = name.partition("/")
     encoder = "tu-vit_tiny_patch16_224" if architecture == "dpt" else encoder

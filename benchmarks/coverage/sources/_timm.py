@@ -67,11 +67,13 @@ def build(name: str) -> tuple[nn.Module, Any]:
     """Return the model with images of 64, 96 or 128 pixels, or of the size that it was designed for."""
     import timm
 
-    _, height, _ = timm.get_pretrained_cfg(name).input_size
-    fixed = timm.get_pretrained_cfg(name).fixed_input_size
+    config: Any = timm.get_pretrained_cfg(name)
+    _, height, _ = config.input_size
 
     def make() -> nn.Module:
         model: nn.Module = timm.create_model(name, pretrained=False)
         return model
 
-    return first_that_runs([make], lambda model: square_images([height] if fixed else [64, 96, 128, 160, height]))
+    return first_that_runs(
+        [make], lambda model: square_images([height] if config.fixed_input_size else [64, 96, 128, 160, height])
+    )

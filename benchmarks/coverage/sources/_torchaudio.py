@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
@@ -25,7 +26,7 @@ def family(name: str) -> str:
 
 def build(name: str) -> tuple[nn.Module, Any]:
     """Return a small version of the model."""
-    from torchaudio import models  # type: ignore[import-not-found]
+    models = import_module("torchaudio.models")
 
     makers = {
         "wav2letter": (lambda: models.Wav2Letter(num_classes=9, num_features=20), torch.randn(1, 20, 60)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from functools import cache
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
@@ -32,10 +33,10 @@ def names() -> list[str]:
     """Return the model types that have a class of a task or a base class."""
     if find_spec("transformers") is None:
         return []
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+    auto = import_module("transformers.models.auto.configuration_auto")
 
     with_class = {name for head in _HEADS for name in _mapping(head)}
-    return sorted(set(CONFIG_MAPPING_NAMES) & with_class)
+    return sorted(set(auto.CONFIG_MAPPING_NAMES) & with_class)
 
 
 def family(name: str) -> str:
@@ -50,7 +51,7 @@ def build(name: str) -> tuple[nn.Module, Any]:
     Raises:
         NotBuilt: no class of the configuration could be built and run.
     """
-    import transformers
+    transformers = import_module("transformers")
 
     transformers.logging.set_verbosity_error()
     said = []

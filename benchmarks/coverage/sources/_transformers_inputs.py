@@ -139,7 +139,8 @@ def _with_image_tokens(model: nn.Module, text: dict[str, Any], others: dict[str,
     ids[0, 2 : 2 + count] = token
     more = {"attention_mask": torch.ones_like(ids)} if "attention_mask" in text else {}
     wanted = arguments_of(model.forward)
-    kinds = {n: (ids == token).long() for n in ("token_type_ids", "mm_token_type_ids") if n in wanted}
+    names_ = ("token_type_ids", "mm_token_type_ids")
+    kinds: dict[str, Any] = {n: (ids == token).long() for n in names_ if n in wanted}
     yield {"input_ids": ids, **more, **others, **kinds}
 
 
@@ -157,7 +158,7 @@ def _count_features(model: nn.Module, others: dict[str, Any]) -> int | None:
         except Exception:  # noqa: BLE001, S112 - shapes that do not fit are tried with the next inputs
             continue
         found = getattr(found, "pooler_output", None) if not isinstance(found, Tensor | list | tuple) else found
-        parts = list(found) if isinstance(found, list | tuple) else [found]
-        if parts and all(isinstance(p, Tensor) for p in parts):
+        parts = [p for p in (found if isinstance(found, list | tuple) else [found]) if isinstance(p, Tensor)]
+        if parts:
             return sum(p.numel() // p.shape[-1] for p in parts)
     return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from functools import cache
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -33,10 +34,10 @@ def family(name: str) -> str:
 
 def build(name: str) -> tuple[nn.Module, Any]:
     """Return the network with an image of 64 or 128 pixels."""
-    from ultralytics import RTDETR, YOLO
+    ultralytics = import_module("ultralytics")
 
     def make() -> nn.Module:
-        model: nn.Module = (RTDETR if name.startswith("rtdetr") else YOLO)(f"{name}.yaml").model
+        model: nn.Module = (ultralytics.RTDETR if name.startswith("rtdetr") else ultralytics.YOLO)(f"{name}.yaml").model
         return model
 
     with contextlib.redirect_stdout(None):
