@@ -14,6 +14,7 @@ from benchmarks.contest.verdicts import VERDICTS, as_times, better_methods, diff
 
 MORE = {
     "coverage": ("Coverage", "checks the plan of each model of the registry, beside plain Torch-Pruning"),
+    "coverage-sweep": ("Coverage of models that nobody chose", "checks the default call on models that libraries list"),
     "graph-sources": ("Two sources of plans", "compares the plans of labels with those of Torch-Pruning's graph"),
     "speed": ("Speed", "measures the cost of the force, of plans, of budgets and of surgery"),
     "latency": ("Latency", "compares the speed-up in multiply-adds with that in time, and checks budgets in time"),
