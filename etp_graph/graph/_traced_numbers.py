@@ -137,6 +137,28 @@ class TracedInt(int):
     def __ne__(self, other: object) -> bool:
         return not self == other
 
+    def __lt__(self, other: int) -> bool:
+        return int.__lt__(self, self._ordered(other, flips=True))
+
+    def __ge__(self, other: int) -> bool:
+        return int.__ge__(self, self._ordered(other, flips=True))
+
+    def __le__(self, other: int) -> bool:
+        return int.__le__(self, self._ordered(other, flips=False))
+
+    def __gt__(self, other: int) -> bool:
+        return int.__gt__(self, self._ordered(other, flips=False))
+
+    def _ordered(self, other: int, *, flips: bool) -> int:
+        """Note a comparison of order with an equal number, which is returned.
+
+        ``flips``: the answer is another one if this number gets smaller. Only then does a plain number matter, but an
+        attribute has to follow in any case: it is lowered together with the size, or the size falls below it.
+        """
+        if self.alive and int.__eq__(self, other) is True and (flips or isinstance(other, TracedInt)):
+            _note_comparison(self, other)
+        return other
+
     def note_value(self) -> None:
         """Note that the value of the number enters a computation."""
         if self.alive:

@@ -29,7 +29,7 @@ from etp_graph.plan import Op
 
 from . import _recurrent as recurrent
 from ._experts import follow_mixture, follow_routed
-from ._operators import compact_label, labelled_dims
+from ._operators import Operand, compact_label, label_of_elementwise, labelled_dims
 from ._products import follow_attention
 from ._terms import ProductTerm
 
@@ -82,13 +82,13 @@ def _follow_mixing_layer(tracker: Tracker, func: Any, args: Any, kwargs: Any, ou
     tracker.set(out, compact_label(made_out.view(shape)))
 
 
-def _add_cost_term(tracker: Tracker, name: str, ref: TensorView, coefficient: int) -> int:
-    """Add a cost term for a weight or a part of one, and return its number."""
-    axes = (ref.axis(0), ref.axis(1))
-    if all(tracker.weights.shape(tensor)[axis] == ref.shape[dim] for dim, (tensor, axis) in enumerate(axes)):
+def _add_cost_term(tracker: Tracker, name: str, ref: TensorView, coefficient: int, first: int = 0) -> int:
+    """Add a cost term for a weight or a part of one, and return its number. Its matrix axes begin at ``first``."""
+    axes = (ref.axis(first), ref.axis(first + 1))
+    if all(tracker.weights.shape(tensor)[axis] == ref.shape[first + d] for d, (tensor, axis) in enumerate(axes)):
         tracker.ops.append(Op(name=name, coefficient=coefficient, axes=axes))
     else:
-        tracker.ops.append(ProductTerm(name, (coefficient, *ref.shape[:2]), ()))
+        tracker.ops.append(ProductTerm(name, (coefficient, *ref.shape[first : first + 2]), ()))
     return len(tracker.ops) - 1
 
 
@@ -206,26 +206,41 @@ def _follow_embedding(tracker: Tracker, func: Any, args: Any, kwargs: Any, out: 
 
 
 def stored_matrix(tracker: Tracker, name: str, args: Any, out: Tensor) -> bool:
-    """Treat ``x @ w`` with a stored matrix, or a view of one, as a dense layer. Return True if it is one."""
-    *added, x, weight = args[:3] if name.startswith("add") else args[:2]
-    ref = tracker.weights.view_of(weight) if name in ("mm", "addmm") else None
-    if ref is None or tracker.weights.stored_name(x) is not None:
+    """Treat ``x @ w`` with a stored matrix or stack of matrices, or a view of one, as a dense layer.
+
+    The matrices of a stack read the same units, and position j of their results is one unit. Return True if ``w`` is
+    stored.
+    """
+    *added, x, weight = args[:3] if name.startswith(("add", "badd")) else args[:2]
+    ref = tracker.weights.view_of(weight) if name in ("mm", "addmm", "bmm", "baddbmm") else None
+    if ref is None or tracker.weights.stored_name(x) is not None or _has_own_matrices(tracker, x):
         return False
-    layer = tracker.weights.owner(ref, tracker.modules)
-    term = _add_cost_term(tracker, layer.name, ref, x.shape[0])
+    layer, first = tracker.weights.owner(ref, tracker.modules), weight.ndim - 2
+    term = _add_cost_term(tracker, layer.name, ref, prod(x.shape[:-1]), first)
     into = tracker.channels(x, -1)
-    made = tracker.weights.produce(tracker.labels, layer, [ref], 1, "neurons")
+    made = tracker.weights.produce(tracker.labels, layer, [ref], first + 1, "neurons")
     _write_cost_units(tracker, term, (into, made))
-    tracker.weights.add_axis(tracker.labels, ref, 0, into)
-    tracker.labels.inputs.add(ref.axis(0))
+    tracker.weights.add_axis(tracker.labels, ref, first, into)
+    tracker.labels.inputs.add(ref.axis(first))
     reason = tracker.weights.fixed.get(ref.name)
     if reason:
         tracker.labels.lock(made, reason)
         tracker.labels.lock(into, reason)
+    label = made.view([-1 if d == out.ndim - 1 else 1 for d in range(out.ndim)])
     for bias in added:
-        tracker.weights.add_vector(tracker.labels, bias, made, axis=bias.ndim - 1)
-    tracker.set(out, compact_label(made.view(1, -1)))
+        if tracker.weights.view_of(bias) is None:  # an activation, as in the residual connection of GCNII
+            both = [Operand(bias.shape, tracker.get(bias)), Operand(out.shape, label)]
+            label = label_of_elementwise(tracker.labels, both, out.shape, tracker.where)
+        else:
+            tracker.weights.add_vector(tracker.labels, bias, made, axis=bias.ndim - 1)
+    tracker.set(out, None if label is None else compact_label(label))
     return True
+
+
+def _has_own_matrices(tracker: Tracker, x: Tensor) -> bool:
+    """Return True if units lie along the stack (heads with a matrix each): their rule is that of products."""
+    label = tracker.get(x)
+    return x.ndim == 3 and label is not None and 0 in labelled_dims(label)
 
 
 def follow_deformable(tracker: Tracker, args: Any, out: Tensor) -> bool:

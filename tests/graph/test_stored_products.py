@@ -1,0 +1,115 @@
+"""Products with stored matrices and stacks of them, and widths that the code compares by order."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import etp_graph as etp
+
+EDGES = torch.randint(0, 20, (2, 60), generator=torch.Generator().manual_seed(0))
+IMAGES = torch.randn(20, 6, generator=torch.Generator().manual_seed(1))
+
+
+class Around(nn.Module):
+    """A layer of width 8 between two others."""
+
+    def __init__(self, layer: nn.Module, *, twice: bool = False) -> None:
+        super().__init__()
+        self.before, self.layer, self.after, self.twice = nn.Linear(6, 8), layer, nn.Linear(8, 3), twice
+
+    def forward(self, x: Tensor, *rest: Tensor) -> Tensor:
+        h = torch.relu(self.before(x))
+        return self.after(torch.relu(self.layer(h, h, *rest) if self.twice else self.layer(h, *rest)))
+
+
+class Stack(nn.Module):
+    """Four matrices that read the same units; their results are added up."""
+
+    def __init__(self, *, bias: bool) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, 8, 8))
+        self.bias = nn.Parameter(torch.randn(4, 1, 8)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.unsqueeze(0).expand(4, -1, -1)
+        out = torch.bmm(wide, self.weight) if self.bias is None else torch.baddbmm(self.bias, wide, self.weight)
+        return torch.relu(out).sum(0)
+
+
+class Residual(nn.Module):
+    """A product that is added to its own input, as in GCNII."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(8, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.addmm(x, x, self.weight, beta=0.7, alpha=0.3)
+
+
+class Padding(nn.Module):
+    """Pads inputs that are narrower than it expects."""
+
+    def __init__(self, width: int | None) -> None:
+        super().__init__()
+        self.width, self.inner = width, nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        width = 8 if self.width is None else self.width
+        if x.shape[1] < width:
+            x = nn.functional.pad(x, (0, width - x.shape[1]))
+        return self.inner(x)
+
+
+def assert_open(model: nn.Module, *inputs: Tensor, group: str = "before") -> None:
+    """Assert that a group can be pruned by the plan alone, without the check, and that masking equals pruning."""
+    plan = etp.trace(model.eval(), inputs, check=False)
+    assert {each.name: each.locked for each in plan.groups}[group] is None
+    etp.verify(model, plan, inputs)
+    scores = etp.criteria.random(model, plan)
+    selection = etp.allocate(model, plan, scores, budget=etp.Budget(params=0.6))
+    predicted = etp.cost(model, plan, selection)
+    etp.prune_(model, plan, selection)
+    again = etp.cost(model, etp.trace(model, inputs, check=False))
+    assert (again.macs, again.params) == (predicted.macs, predicted.params)
+    assert model(*inputs).shape == (20, 3)
+
+
+@pytest.mark.parametrize("layer", [Stack(bias=False), Stack(bias=True), Residual(), Padding(8)], ids=repr)
+def test_layers_with_stored_products_and_compared_widths_are_open(layer: nn.Module) -> None:
+    assert_open(Around(layer), IMAGES)
+
+
+@pytest.mark.parametrize("name", ["arma", "gated", "gcn2", "gcn2-own-weights"])
+def test_graph_convolutions_are_open(name: str) -> None:
+    pyg = pytest.importorskip("torch_geometric.nn")
+    layer, twice = {
+        "arma": lambda: (pyg.ARMAConv(8, 8, num_stacks=2, num_layers=2), False),
+        "gated": lambda: (pyg.GatedGraphConv(8, num_layers=3), False),
+        "gcn2": lambda: (pyg.GCN2Conv(8, alpha=0.5, theta=0.3, layer=1), True),
+        "gcn2-own-weights": lambda: (pyg.GCN2Conv(8, alpha=0.5, theta=0.3, layer=1, shared_weights=False), True),
+    }[name]()
+    assert_open(Around(layer, twice=twice), IMAGES, EDGES)
+
+
+def test_a_width_that_is_below_a_plain_number_after_surgery_is_locked() -> None:
+    plan = etp.trace(Around(Padding(None)).eval(), IMAGES, check=False)
+    assert {group.name: group.locked for group in plan.groups}["before"] is not None
+
+
+class AtMost(nn.Module):
+    """Refuses inputs that are wider than it expects."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert x.shape[1] <= 8
+        return self.inner(x)
+
+
+def test_an_upper_bound_of_a_width_locks_nothing() -> None:
+    assert_open(Around(AtMost()), IMAGES)
