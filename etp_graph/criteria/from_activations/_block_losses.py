@@ -28,7 +28,7 @@ def surgeon_losses(second: Tensor, weight: Tensor, unit: Tensor) -> Tensor:
     """
     size, n_units = len(second), int(unit.max()) + 1 if len(unit) else 0
     damping = RIDGE * float(second.diagonal().mean()) or 1.0  # dead inputs: any value, because nothing is lost
-    inverse = torch.linalg.inv(second + damping * torch.eye(size).to(second))
+    inverse = torch.linalg.inv(second + damping * torch.eye(size, dtype=second.dtype, device=second.device))
     inverse, weight = (inverse + inverse.mT) / 2, weight.clone()
     found, alive = second.new_zeros(n_units), torch.ones(n_units, dtype=torch.bool, device=second.device)
     step, least = -(-n_units // ROUNDS), second.new_zeros(())

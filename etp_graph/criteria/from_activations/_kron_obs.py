@@ -24,8 +24,8 @@ class Factors(Statistic):
     def __init__(self, site: WatchPoint) -> None:
         super().__init__(site)
         size = len(site.index)
-        self._inputs = torch.zeros(0, 0)
-        self._gradients = torch.zeros(0, 0)
+        self._inputs = torch.zeros(0, 0, device="cpu")
+        self._gradients = torch.zeros(0, 0, device="cpu")
         self._shape = (size, size)
         self._count = 0
 

@@ -34,7 +34,7 @@ def reading_columns(site: WatchPoint, module: nn.Module) -> Tensor:
     """Return the weights of a layer that read each position of a site, float64 [positions, outputs]."""
     weight: Tensor | None = getattr(module, "weight", None)
     if site.side == "output" or not isinstance(weight, Tensor) or weight.ndim < 2:
-        return torch.ones(len(site.index), 1, dtype=torch.float64)
+        return torch.ones(len(site.index), 1, dtype=torch.float64, device="cpu")
     rows_read = counting_attributes(module).out == "nf" or isinstance(module, nn.modules.conv._ConvTransposeNd)
     by_input = weight.detach().movedim(0 if rows_read else 1, 0).flatten(1)
     if by_input.shape[0] <= int(site.index.max()):  # a grouped convolution; each group reads its own inputs
