@@ -226,7 +226,7 @@ def stored_matrix(tracker: Tracker, name: str, args: Any, out: Tensor) -> bool:
     if reason:
         tracker.labels.lock(made, reason)
         tracker.labels.lock(into, reason)
-    label = made.view([-1 if d == out.ndim - 1 else 1 for d in range(out.ndim)])
+    label: Tensor | None = made.view([-1 if d == out.ndim - 1 else 1 for d in range(out.ndim)])
     for bias in added:
         if tracker.weights.view_of(bias) is None:  # an activation, as in the residual connection of GCNII
             both = [Operand(bias.shape, tracker.get(bias)), Operand(out.shape, label)]
