@@ -30,7 +30,7 @@ nitpick_ignore_regex = [
     ("py:.*", r"(torch|torch_pruning|lightning|transformers|collections|contextlib|os|pathlib)\..*"),
     ("py:class", r"etp_graph\.(standins\._registry|model\._layer_table)\.M|BoolTensor"),
     ("py:class", r"etp_graph\.(criteria\._registry\.S|forces\.F|schedules\.S|budget\._register\.F|_config\.Registry)"),
-    ("py:class", r"etp_graph\.integrations\.transformers\.Model"),
+    ("py:class", r"etp_graph\.(integrations\.transformers\.Model|recovery\._readers\.(Place|Reader))"),
     ("py:class", r"etp_graph\.(collect\._statistics\.Statistic|budget\._budget\.Targets|budget\._register\.F)"),
     ("py:class", r"etp_graph\.plan\._quantities\.Target|[A-Z][A-Za-z]+|tuple\[str"),
 ]
