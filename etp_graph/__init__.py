@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from importlib import metadata as _metadata
+
 from etp_graph import collect, criteria, depth, export, forces, methods, recovery, schedules
-from etp_graph._version import __version__ as __version__
 from etp_graph.budget import Budget, LatencyMissed, allocate
 from etp_graph.checkpoint import load, save
 from etp_graph.compression import CompressResult, OneShotResult, Phase, SpeedUpDiverges, compress, oneshot_
@@ -78,6 +79,16 @@ __all__ = [
     "trace",
     "verify",
 ]
+
+
+def _installed_version() -> str:
+    try:
+        return _metadata.version("etp-graph")
+    except _metadata.PackageNotFoundError:  # a checkout that was never installed
+        return "0+unknown"
+
+
+__version__ = _installed_version()
 
 
 def __dir__() -> list[str]:

@@ -13,9 +13,9 @@ import typer
 from rich.console import Console
 from torch import nn
 
+from etp_graph import __version__
 from etp_graph._config import require, require_choice
 from etp_graph._text import si
-from etp_graph._version import __version__
 from etp_graph.budget import Budget, allocate
 from etp_graph.errors import BudgetError, CheckpointError, EtpError, ScoreError
 from etp_graph.graph import trace

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from etp_graph._version import __version__
+from etp_graph import __version__
 
 
 def machine_record(libraries: Iterable[str], *, accelerator: bool = True) -> dict[str, str]:
