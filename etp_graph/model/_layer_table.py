@@ -173,11 +173,21 @@ _NO_COUNTS = frozenset(
 
 
 def is_editable(module: nn.Module, name: str) -> bool:
-    """Return True if surgery may write this integer attribute. In a layer of the table, it must count units."""
+    """Return True if surgery may write this integer attribute. In a layer of the table, it must count units.
+
+    A subclass may have attributes of its own that count units, such as the experts of a router that is a linear layer.
+    """
     row = counting_attributes(module)
     if row != CountingAttributes():
-        return name in (row.out, row.into, row.groups, "proj_size")
+        return name in (row.out, row.into, row.groups, "proj_size") or _is_of_subclass(module, name)
     return name not in _NO_COUNTS or not type(module).__module__.startswith("torch.nn.")
+
+
+def _is_of_subclass(module: nn.Module, name: str) -> bool:
+    """Return True if the class is not PyTorch's own, and PyTorch's own class has no attribute of this name."""
+    own = [cls for cls in type(module).__mro__ if cls.__module__.startswith("torch.nn.")]
+    constants = {constant for cls in own for constant in getattr(cls, "__constants__", ())}
+    return type(module) not in own and own[0] is not nn.Module and name not in _NO_COUNTS | constants
 
 
 _SIZES: MutableMapping[type[nn.Module], Mapping[str, int]] = WeakKeyDictionary()

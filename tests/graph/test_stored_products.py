@@ -113,3 +113,20 @@ class AtMost(nn.Module):
 
 def test_an_upper_bound_of_a_width_locks_nothing() -> None:
     assert_open(Around(AtMost()), IMAGES)
+
+
+class Router(nn.Linear):
+    """A linear layer with a size of its own, such as the number of experts."""
+
+    def __init__(self) -> None:
+        super().__init__(8, 8)
+        self.width = 8
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).view(-1, self.width)
+
+
+def test_a_size_that_a_subclass_of_a_layer_has_of_its_own_is_lowered() -> None:
+    model = Around(Router())
+    assert_open(model, IMAGES, group="layer")
+    assert model.layer.width == model.layer.out_features < 8
