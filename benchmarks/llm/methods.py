@@ -49,9 +49,10 @@ METHODS: Mapping[str, Method] = {
     "wanda-sp, neurons": Method(criterion="wanda", heads=False, source="as `wanda-sp`, heads stay"),
     "flap": Method(criterion="flap", made_good="mean", scope="global", source="An et al. 2024"),
     "taylor": Method(criterion="taylor", source="Molchanov et al. 2019; the same share of every group"),
-    "fisher": Method(criterion="fisher", scope="global", rank="score_per_mac", source="this library's default"),
+    "fisher": Method(criterion="fisher", scope="global", rank="score_per_mac", source="this library"),
     "fisher+weights": Method(
-        criterion="fisher", made_good="weights", scope="global", rank="score_per_mac", source="this library's default"
+        criterion="fisher", made_good="weights", scope="global", rank="score_per_mac",
+        source=f"this library: `oneshot_` with `ridge={RIDGE:g}`",
     ),
     "kron-obs": Method(criterion="kron_obs", scope="global", rank="score_per_mac", source="this library"),
     "kron-obs+weights": Method(

@@ -10,6 +10,9 @@ from benchmarks.llm.methods import METHODS
 
 DENSE = "dense"
 
+SHARES = (0.8, 0.9, 0.7, 0.5)
+"""Shares of the parameters that stay, embeddings not counted; the one with published anchors first."""
+
 HEAD = """# A language model pruned without training
 
 SmolLM2-135M-Instruct (30 layers, weights of 4 bits read as float32) loses heads and neurons until a share of its
@@ -25,6 +28,7 @@ LIMITS = """## Limits
 - A layer has three groups of heads, so it loses a third of them or none. Methods that take the same share of every
   group remove one group of each layer at 80 %. A large part of their loss may come from this. The rows *neurons*
   keep all heads.
+- The command has not run everything that it would: {missing}.
 - The texts are short, so that one run takes minutes on one core. Perplexities of other windows are not comparable.
 
 """
@@ -56,7 +60,15 @@ def page(records: Sequence[Record]) -> str:
     body = HEAD + _summary(rows, dense, shares)
     for text, title in (("ptb", "Penn Treebank"), ("sst2", "SST-2")):
         body += f"## Perplexity on {title}, divided by that of the dense model\n\n{_table(rows, dense, shares, text)}\n"
-    return body + LIMITS + _terms(rows)
+    return body + LIMITS.format(missing=_missing(rows, shares)) + _terms(rows)
+
+
+def _missing(rows: Sequence[Record], shares: Sequence[float]) -> str:
+    """What the command would still run, so that nobody takes the table for the whole comparison."""
+    there = {(one["config"]["method"], one["config"]["share"]) for one in rows}
+    names = [f"`{name}`" for name in METHODS if any((name, share) not in there for share in shares)]
+    others = [f"{share:.0%}" for share in SHARES if share not in shares]
+    return f"methods {', '.join(names) or 'none'}; shares {', '.join(others) or 'none'}"
 
 
 def _ratios(rows: Sequence[Record], dense: Record, method: str, share: float, text: str) -> list[float]:

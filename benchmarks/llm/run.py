@@ -20,14 +20,11 @@ from rich.console import Console
 import etp_graph as etp
 from benchmarks.common.records import PAGES, Record, append_record, read_records
 from benchmarks.llm.methods import METHODS, Experiment
-from benchmarks.llm.page import DENSE, page
+from benchmarks.llm.page import DENSE, SHARES, page
 from benchmarks.llm.texts import drawn_windows, first_windows, perplexity
 from benchmarks.models.smollm2 import load_smollm2
 
 RESULTS = Path("benchmarks/results/llm.jsonl")
-
-SHARES = (0.8, 0.9, 0.7, 0.5)
-"""Shares of the parameters that stay, embeddings not counted; the one with published anchors first."""
 
 CALIBRATION, TEST, OTHER = 16, 8, 4
 """Number of windows."""

@@ -8,14 +8,16 @@ from typing import Any
 from ._batches import naming_batch
 from ._collectors import Observations, UnwatchedGroups, activations, gradients, watch
 from ._own_labels import OwnLabels
-from ._statistics import OBSERVED, Observed, Statistic, needs_backward
-from ._watch_points import WatchPoint, filters_only, silence_, unwatched_groups
+from ._statistics import OBSERVED, BackwardStatistic, Observed, RunningMean, Statistic, needs_backward
+from ._watch_points import WatchPoint, filters_only, out_axis, positions_by_width, silence_, unwatched_groups
 
 __all__ = [
     "OBSERVED",
+    "BackwardStatistic",
     "Observations",
     "Observed",
     "OwnLabels",
+    "RunningMean",
     "Statistic",
     "UnwatchedGroups",
     "WatchPoint",
@@ -24,6 +26,8 @@ __all__ = [
     "gradients",
     "naming_batch",
     "needs_backward",
+    "out_axis",
+    "positions_by_width",
     "silence_",
     "unwatched_groups",
     "watch",

@@ -26,10 +26,8 @@ from etp_graph.plan import Plan
 from etp_graph.units import Units
 
 from ._padding import PaddingMasks
-from ._statistics import OBSERVED, Statistic, needs_backward
+from ._statistics import OBSERVED, BackwardStatistic, Statistic, needs_backward
 from ._watch_points import WatchPoint, watch_points
-
-_AND_BACK = {False: "", True: " and its loss.backward()"}
 
 
 class UnwatchedGroups(UserWarning):
@@ -75,8 +73,9 @@ class Observations:
         found = self.values.get(name)
         if found is None:
             kept = f"has {quoted(self.values)}" if self.values else "is empty"
+            back = " and its loss.backward()" if needs_backward(OBSERVED.get(name)) else ""
             raise ScoreError(
-                f"{name}: the record {kept}: run at least one batch{_AND_BACK[needs_backward(OBSERVED.get(name))]} "
+                f"{name}: the record {kept}: run at least one batch{back} "
                 f"inside of the collector's with block (with {name!r} among its names), or in the phase 'calibrate' of "
                 "compress, and read it afterwards."
             )
@@ -142,7 +141,7 @@ def activations(model: nn.Module, plan: Plan, *names: str) -> Iterator[Observati
     for _, statistic in running:
         module = model.get_submodule(statistic.site.module)
         statistic.begin(module)
-        if statistic.backward:
+        if isinstance(statistic, BackwardStatistic):
             handles.append(_register_join(module, statistic, padding))
         else:
             handles.append(module.register_forward_hook(_see(statistic, current, padding), with_kwargs=True))
@@ -191,7 +190,7 @@ def _see(statistic: Statistic, labels: list[Tensor | None], padding: PaddingMask
     return hook
 
 
-def _register_join(module: nn.Module, statistic: Statistic, padding: PaddingMasks) -> Any:
+def _register_join(module: nn.Module, statistic: BackwardStatistic, padding: PaddingMasks) -> Any:
     """Add the activations and their gradients to a statistic in the backward of each call of the module."""
     site = statistic.site
 

@@ -21,11 +21,9 @@ class Statistic(ABC):
 
     Attributes:
         labelled: whether it needs the label of each sample.
-        backward: whether it needs the gradient of the loss. :meth:`join` is then called in place of :meth:`update`.
     """
 
     labelled: ClassVar[bool] = False
-    backward: ClassVar[bool] = False
 
     def __init__(self, site: WatchPoint) -> None:
         self.site = site
@@ -38,13 +36,39 @@ class Statistic(ABC):
     def update(self, values: Tensor, labels: Tensor | None) -> None:
         """Add a batch: ``values`` [samples, positions, places...], ``labels`` int64 [samples]."""
 
-    def join(self, values: Tensor, gradients: Tensor) -> None:
-        """Add a batch of activations and the gradients of the loss by them, both [samples, positions, places...]."""
-        raise NotImplementedError
-
     @abstractmethod
     def result(self) -> Tensor:
         """Return the statistic of each unit of the site, float64 [units]."""
+
+
+class BackwardStatistic(Statistic):
+    """Statistic of activations and of the gradients of the loss by them. Each batch needs a backward."""
+
+    def update(self, values: Tensor, labels: Tensor | None) -> None:
+        """Do nothing: activations alone do not tell how the loss changes."""
+
+    @abstractmethod
+    def join(self, values: Tensor, gradients: Tensor) -> None:
+        """Add a batch of activations and the gradients of the loss by them, both [samples, positions, places...]."""
+
+
+class RunningMean:
+    """Mean of a tensor over batches of different sizes, in float64."""
+
+    def __init__(self) -> None:
+        self._total: Tensor | None = None
+        self._count = 0
+
+    def add(self, total: Tensor, count: int) -> None:
+        """Add the sum over ``count`` items."""
+        self._total = total.double() if self._total is None else self._total + total
+        self._count += count
+
+    @property
+    def value(self) -> Tensor:
+        """The mean of all items that were added; there is at least one batch."""
+        assert self._total is not None
+        return self._total / max(self._count, 1)
 
 
 Observed = type[Statistic] | Literal["gradients"]
@@ -56,4 +80,4 @@ OBSERVED: Registry[Observed] = Registry("statistic", error=ScoreError)
 
 def needs_backward(observed: Observed | None) -> bool:
     """Return True if a criterion that observes this needs a backward pass of each batch."""
-    return observed == "gradients" or (isinstance(observed, type) and observed.backward)
+    return observed == "gradients" or (isinstance(observed, type) and issubclass(observed, BackwardStatistic))

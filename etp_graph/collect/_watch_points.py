@@ -70,13 +70,22 @@ class WatchPoint:
 
     def matrices(self, values: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield units of equal width, as indices [k] into ``units``, with their values [samples, k, width, places]."""
-        order = self.local.argsort(stable=True)
-        widths = torch.bincount(self.local, minlength=len(self.units))
-        starts = widths.cumsum(0) - widths
-        for width in widths.unique().tolist():
-            chosen = (widths == width).nonzero().flatten()
-            places = order[starts[chosen].unsqueeze(1) + torch.arange(width, device="cpu")]
+        for chosen, places in positions_by_width(self.local, len(self.units)):
             yield chosen, values[:, places.to(values.device)]
+
+
+def positions_by_width(unit: Tensor, n_units: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield units with equally many positions, int64 [k], and their positions, int64 [k, width].
+
+    Args:
+        unit: the unit of each position, int64 [positions].
+        n_units: number of units.
+    """
+    order, widths = unit.argsort(stable=True), torch.bincount(unit, minlength=n_units)
+    starts = widths.cumsum(0) - widths
+    for width in widths.unique().tolist():
+        chosen = (widths == width).nonzero().flatten()
+        yield chosen, order[starts[chosen].unsqueeze(1) + torch.arange(width, device=unit.device)]
 
 
 def watch_points(model: nn.Module, plan: Plan) -> tuple[WatchPoint, ...]:
@@ -122,7 +131,7 @@ def _readers_by_weight(model: nn.Module, group: Group, known: set[str]) -> list[
         if name == "weight" and home not in known:
             module = model.get_submodule(home)
             row = counting_attributes(module)
-            if row.out == "nf" and row.into is not None and piece.axis != _out_axis(module):
+            if row.out == "nf" and row.into is not None and piece.axis != out_axis(module):
                 attribute = Attribute(module=home, name=row.into, item=None, index=piece.index, unit=piece.unit)
                 found.append((attribute, module))
     return found
@@ -156,7 +165,7 @@ def silence_(model: nn.Module, plan: Plan, gone: Tensor) -> None:
 def _producing_slices(model: nn.Module, group: Group) -> list[Slice]:
     """Return each slice that produces units of a group: the filters of the units, and their biases."""
     rows = [(a, model.get_submodule(a.module)) for a in group.attributes if a.module != ACTIVATION]
-    axes = {a.module: _out_axis(m) for a, m in rows if a.name == counting_attributes(m).out}
+    axes = {a.module: out_axis(m) for a, m in rows if a.name == counting_attributes(m).out}
     found: list[Slice] = []
     for piece in group.slices:
         home = piece.tensor.rpartition(".")[0].removesuffix(".parametrizations.weight")
@@ -179,6 +188,6 @@ def filters_only(model: nn.Module, plan: Plan) -> Plan:
     return replace(plan, groups=tuple(map(with_filters, plan.groups)))
 
 
-def _out_axis(module: nn.Module) -> int:
+def out_axis(module: nn.Module) -> int:
     """Return the axis of a layer's weight that belongs to its output."""
     return int(isinstance(module, _ConvTransposeNd | nn.Embedding) or counting_attributes(module).out == "nf")

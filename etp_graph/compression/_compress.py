@@ -20,7 +20,7 @@ from etp_graph.methods import Method, check_rounds, get
 from etp_graph.model import Outputs
 from etp_graph.plan import CostModel, Plan
 from etp_graph.schedules import Iterative, Schedule
-from etp_graph.surgery import bare_copies
+from etp_graph.surgery import bare_copies, list_copies
 
 from ._journal import Journal, check_dense, weights_digest
 from ._progress import Bar
@@ -101,7 +101,7 @@ def compress(
     chosen = _method(method, rounds, schedule)
     goal = budget_of(budget, chosen, targets)
     require_plan_alone(plan, prune=prune, ignore=ignore, outputs=outputs)
-    copies = [also] if isinstance(also, nn.Module) else list(also)
+    copies = list_copies(also)
     if copies and checkpoint is not None:
         raise CheckpointError("also: a checkpoint stores the model alone. Leave out checkpoint, or also.")
     plan = plan or trace(model, example_inputs, prune=prune, ignore=ignore, check=check, outputs=outputs)

@@ -20,7 +20,7 @@ from etp_graph.model import (
     run_outputs,
 )
 from etp_graph.surgery import Optimizers, prepare_block_removal
-from etp_graph.verification import TOLERANCE
+from etp_graph.verification import TOLERANCE, as_real, relative_error
 
 from ._find import Block
 from ._skip import skipped
@@ -83,8 +83,9 @@ def _error(model: nn.Module, inputs: Any, outputs: Outputs, want: dict[str, Tens
         raise EquivalenceError(
             f"{type(model).__name__} does not run without {text} ({type(error).__name__}: {error}): keep these blocks."
         ) from error
-    worst = max((_difference(got[name], value) for name, value in want.items() if name in got), default=float("inf"))
-    if not worst <= TOLERANCE.get(next(iter(want.values())).dtype, 0.05) or got.keys() != want.keys():
+    same = got.keys() == want.keys()
+    worst = relative_error(list(got.values()), list(want.values())) if same else float("inf")
+    if not worst <= TOLERANCE.get(next(model.parameters()).dtype, TOLERANCE[torch.float32]):
         raise EquivalenceError(
             f"without {text} the outputs differ by {worst:.1e} from those of the model that skips these blocks: "
             "other blocks depend on them. Keep them.",
@@ -93,12 +94,6 @@ def _error(model: nn.Module, inputs: Any, outputs: Outputs, want: dict[str, Tens
     return worst
 
 
-def _difference(got: Tensor, want: Tensor) -> float:
-    if got.shape != want.shape:
-        return float("inf")
-    return float((got.double() - want.double()).abs().max()) / max(float(want.double().abs().max()), 1e-30)
-
-
 def _outputs(model: nn.Module, inputs: Any, outputs: Outputs) -> dict[str, Tensor]:
     with torch.no_grad(), restored_state(model), eval_mode(model), private_random(model, 0):
-        return dict(run_outputs(model, inputs, outputs).tensors)
+        return {name: as_real(value) for name, value in run_outputs(model, inputs, outputs).tensors.items()}

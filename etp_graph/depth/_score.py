@@ -121,5 +121,8 @@ def _checked(blocks: Sequence[Block], scores: list[float]) -> Tensor:
     found = torch.tensor(scores, dtype=torch.float64)
     for block, score in zip(blocks, found):
         if not bool(score.isfinite()):
-            raise ScoreError(f"the score of block {block.name!r} is {float(score)}: are there batches, and no NaN?")
+            raise ScoreError(
+                f"the score of block {block.name!r} is {float(score)}: give at least one batch, and check the model "
+                "and the batches for NaN and infinite values."
+            )
     return found

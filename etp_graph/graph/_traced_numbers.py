@@ -138,26 +138,29 @@ class TracedInt(int):
         return not self == other
 
     def __lt__(self, other: int) -> bool:
-        return int.__lt__(self, self._ordered(other, flips=True))
+        self._note_order(other, flips=True)
+        return int.__lt__(self, other)
 
     def __ge__(self, other: int) -> bool:
-        return int.__ge__(self, self._ordered(other, flips=True))
+        self._note_order(other, flips=True)
+        return int.__ge__(self, other)
 
     def __le__(self, other: int) -> bool:
-        return int.__le__(self, self._ordered(other, flips=False))
+        self._note_order(other, flips=False)
+        return int.__le__(self, other)
 
     def __gt__(self, other: int) -> bool:
-        return int.__gt__(self, self._ordered(other, flips=False))
+        self._note_order(other, flips=False)
+        return int.__gt__(self, other)
 
-    def _ordered(self, other: int, *, flips: bool) -> int:
-        """Note a comparison of order with an equal number, which is returned.
+    def _note_order(self, other: int, *, flips: bool) -> None:
+        """Note a comparison of order with an equal number.
 
-        ``flips``: the answer is another one if this number gets smaller. Only then does a plain number matter, but an
-        attribute has to follow in any case: it is lowered together with the size, or the size falls below it.
+        A plain number matters only if the answer ``flips`` when this number gets smaller. An attribute matters in any
+        case: if it does not follow the size, it is larger than the size after surgery.
         """
         if self.alive and int.__eq__(self, other) is True and (flips or isinstance(other, TracedInt)):
             _note_comparison(self, other)
-        return other
 
     def note_value(self) -> None:
         """Note that the value of the number enters a computation."""

@@ -25,6 +25,7 @@ from etp_graph.surgery import (
     Optimizers,
     bare_copies,
     get_record,
+    list_copies,
     list_optimizers,
     prune_,
     require_cuttable,
@@ -285,7 +286,7 @@ class Pruning:
                 f"training goes on after {done} steps, surgery was due after {self.prune_step}, and this model was not "
                 "cut: cut it by the checkpoint's record first (resume), or continue from a checkpoint before surgery."
             )
-        for number, given in enumerate([self.also] if isinstance(self.also, nn.Module) else self.also):
+        for number, given in enumerate(list_copies(self.also)):
             if all(get_record(module).fingerprints != fingerprints for module in given.modules()):
                 raise CheckpointError(
                     f"also[{number}] was not cut as the model was, and the checkpoint does not hold it: keep it with "

@@ -6,7 +6,7 @@ from ._blocks import DENSE_CONFIG, prepare_block_removal
 from ._commit import hold_signals
 from ._cuts import WEIGHT_NORM_DIRECTION, Cut, find_cuts
 from ._optimizer_states import OnUncuttable, Optimizers, list_optimizers, require_full_shapes
-from ._prepare import bare_copies
+from ._prepare import bare_copies, list_copies
 from ._prune import Surgery, prepare_surgery, prune_
 from ._record import (
     Edit,
@@ -33,6 +33,7 @@ __all__ = [
     "find_cuts",
     "get_record",
     "hold_signals",
+    "list_copies",
     "list_optimizers",
     "prepare_block_removal",
     "prepare_surgery",

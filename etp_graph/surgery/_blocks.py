@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from etp_graph._config import require
 from etp_graph.errors import PlanError
+from etp_graph.model import all_tensors
 
 from ._commit import Change
 from ._layer_counts import is_config, layer_counts, layer_numbers, shorten_configs
@@ -109,22 +110,14 @@ def _require_unshared(model: nn.Module, containers: Sequence[_Container]) -> Non
         for one in containers for key, new in one.new_keys.items() if new is None
     )  # fmt: skip
     inside, outside = dict[int, str](), dict[int, str]()
-    for path, module in model.named_modules(remove_duplicate=False):
-        for name, tensor in _own_tensors(module):
-            full = f"{path}.{name}" if path else name
-            (inside if full.startswith(prefixes) else outside)[id(tensor)] = full
+    for name, tensor in all_tensors(model).items():
+        (inside if name.startswith(prefixes) else outside)[id(tensor)] = name
     for key, name in inside.items():
         require(
             key not in outside,
             f"{name} is also {outside.get(key)}, which stays: a block that shares tensors cannot be removed.",
             PlanError,
         )
-
-
-def _own_tensors(module: nn.Module) -> list[tuple[str, Any]]:
-    """Return the parameters and buffers that a module itself holds."""
-    held = {**module._parameters, **module._buffers}
-    return [(name, tensor) for name, tensor in held.items() if tensor is not None]
 
 
 def _numbers(model: nn.Module, one: _Container) -> list[Change]:

@@ -70,6 +70,11 @@ def prepare_model(model: nn.Module, plan: Plan, selection: Selection, keep: Tens
     )
 
 
+def list_copies(also: nn.Module | Iterable[nn.Module]) -> list[nn.Module]:
+    """Return the models of ``also`` as a list; one model may be given alone."""
+    return [also] if isinstance(also, nn.Module) else list(also)
+
+
 def bare_copies(model: nn.Module, plan: Plan, also: nn.Module | Iterable[nn.Module]) -> list[nn.Module]:
     """Return the models of ``also`` without their wrappers.
 
@@ -78,7 +83,7 @@ def bare_copies(model: nn.Module, plan: Plan, also: nn.Module | Iterable[nn.Modu
     """
     found: list[nn.Module] = []
     seen = {id(tensor): "the model" for _, tensor in named_tensors(model)}
-    for number, given in enumerate((also,) if isinstance(also, nn.Module) else also):
+    for number, given in enumerate(list_copies(also)):
         where = f"also[{number}]"
         if not isinstance(given, nn.Module):
             raise PlanError(f"{where}: expected an nn.Module, got {type(given).__name__}.")

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from etp_graph.model import run_model
+
 
 class NotBuilt(Exception):
     """No version of a model could be built small enough, or none of the inputs runs."""
@@ -68,10 +70,7 @@ def _error_of_forward(model: nn.Module, inputs: Any) -> str | None:
     """Return what a forward raises, or ``None``."""
     try:
         with torch.no_grad():
-            if isinstance(inputs, dict):
-                model(**inputs)
-            else:
-                model(*(inputs if isinstance(inputs, tuple) else (inputs,)))
+            run_model(model, inputs)
     except Exception as error:  # noqa: BLE001 - as above
         return _short(error)
     return None

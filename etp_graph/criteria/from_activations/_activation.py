@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from etp_graph.collect import Observations, Statistic, WatchPoint
+from etp_graph.collect import Observations, RunningMean, Statistic, WatchPoint
 from etp_graph.criteria._common import Normalize, normalized, recorded
 from etp_graph.criteria._registry import register_criterion
 from etp_graph.plan import Plan
@@ -16,20 +16,17 @@ class Magnitudes(Statistic):
 
     def __init__(self, site: WatchPoint) -> None:
         super().__init__(site)
-        self._total: Tensor | None = None
-        self._count = 0
+        self._mean = RunningMean()
 
     def update(self, values: Tensor, labels: Tensor | None) -> None:
         """See :class:`Statistic`."""
         total = values.abs().flatten(2).sum((0, 2), dtype=torch.float64)
-        self._total = total if self._total is None else self._total + total
-        self._count += values.numel() // max(values.shape[1], 1)
+        self._mean.add(total, values.numel() // max(values.shape[1], 1))
         self.samples += len(values)
 
     def result(self) -> Tensor:
         """See :class:`Statistic`."""
-        assert self._total is not None
-        return self.site.average(self._total / max(self._count, 1))
+        return self.site.average(self._mean.value)
 
 
 @register_criterion("activation", observes=Magnitudes)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from etp_graph.collect import positions_by_width
+
 RIDGE = 1e-2
 """What is added to the diagonal of the second moment, relative to its mean. It keeps the inverse finite."""
 
@@ -46,12 +48,10 @@ def surgeon_losses(second: Tensor, weight: Tensor, unit: Tensor) -> Tensor:
 
 def _block_losses(inverse: Tensor, weight: Tensor, unit: Tensor, alive: Tensor, damping: float) -> Tensor:
     """Return the loss of each unit, float64 [units]; infinite for those that were removed."""
-    order, widths = unit.argsort(stable=True), torch.bincount(unit, minlength=len(alive))
-    starts = widths.cumsum(0) - widths
     losses = inverse.new_full((len(alive),), torch.inf)
-    for width in widths[alive].unique().tolist():
-        units = ((widths == width) & alive).nonzero().flatten()
-        at = order[starts[units].unsqueeze(1) + torch.arange(width, device=order.device)]
+    for same_width, positions in positions_by_width(unit, len(alive)):
+        stay = alive[same_width]
+        units, at = same_width[stay], positions[stay]
         rows, columns = at.unsqueeze(2), at.unsqueeze(1)
         solved = torch.linalg.solve(inverse[rows, columns], weight[rows, columns])
         errors = solved - damping * weight[rows, columns]

@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from torch import Tensor, nn
 
-from etp_graph.collect import Observations, Statistic, WatchPoint
+from etp_graph.collect import BackwardStatistic, Observations, RunningMean, WatchPoint
 from etp_graph.criteria._common import recorded
 from etp_graph.criteria._registry import register_criterion
 from etp_graph.plan import Plan
 
 
-class Gates(Statistic):
+class Gates(BackwardStatistic):
     """½ E (Σ_j x_j ∂L/∂x_j)² over the positions j of a unit: half the mean square of the gradient by its gate."""
-
-    backward: ClassVar[bool] = True
 
     def __init__(self, site: WatchPoint) -> None:
         super().__init__(site)
-        self._squares: Tensor | None = None
-        self._count = 0
-
-    def update(self, values: Tensor, labels: Tensor | None) -> None:
-        """Do nothing, because activations alone do not tell the change of the loss."""
+        self._squares = RunningMean()
 
     def join(self, values: Tensor, gradients: Tensor) -> None:
         """See :class:`Statistic`."""
@@ -32,15 +24,12 @@ class Gates(Statistic):
         local = self.site.local.to(products.device)
         shape = (len(products), len(self.site.units), products.shape[2])
         gates = products.new_zeros(shape).index_add(1, local, products)
-        total = gates.square().sum((0, 2))
-        self._squares = total if self._squares is None else self._squares + total
-        self._count += shape[0] * shape[2]
+        self._squares.add(gates.square().sum((0, 2)), shape[0] * shape[2])
         self.samples += len(values)
 
     def result(self) -> Tensor:
         """See :class:`Statistic`."""
-        assert self._squares is not None
-        return self._squares / max(self._count, 1) / 2
+        return self._squares.value / 2
 
 
 @register_criterion("fisher", observes=Gates)

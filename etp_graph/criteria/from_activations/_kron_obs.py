@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
-import torch
 from torch import Tensor, nn
 
-from etp_graph.collect import Observations, Statistic, WatchPoint
+from etp_graph.collect import BackwardStatistic, Observations, RunningMean, WatchPoint
 from etp_graph.criteria._common import recorded
 from etp_graph.criteria._registry import register_criterion
 from etp_graph.plan import Plan
@@ -16,37 +13,23 @@ from ._block_losses import surgeon_losses
 from ._obs import finite_moment, vectors_of
 
 
-class Factors(Statistic):
+class Factors(BackwardStatistic):
     """Second moments of the inputs of a layer, and of the gradients of the loss by these inputs."""
-
-    backward: ClassVar[bool] = True
 
     def __init__(self, site: WatchPoint) -> None:
         super().__init__(site)
-        size = len(site.index)
-        self._inputs = torch.zeros(0, 0, device="cpu")
-        self._gradients = torch.zeros(0, 0, device="cpu")
-        self._shape = (size, size)
-        self._count = 0
-
-    def update(self, values: Tensor, labels: Tensor | None) -> None:
-        """Do nothing, because activations alone do not tell the change of the loss."""
+        self._inputs, self._gradients = RunningMean(), RunningMean()
 
     def join(self, values: Tensor, gradients: Tensor) -> None:
         """See :class:`Statistic`."""
-        if not self.samples:
-            self._inputs = values.new_zeros(self._shape, dtype=torch.float64)
-            self._gradients = torch.zeros_like(self._inputs)
-        inputs, slopes = vectors_of(values), vectors_of(gradients)
-        self._inputs.addmm_(inputs.mT, inputs)
-        self._gradients.addmm_(slopes.mT, slopes)
-        self._count += len(inputs)
+        for mean, vectors in ((self._inputs, vectors_of(values)), (self._gradients, vectors_of(gradients))):
+            mean.add(vectors.mT @ vectors, len(vectors))
         self.samples += len(values)
 
     def result(self) -> Tensor:
         """See :class:`Statistic`. Raises :class:`ScoreError` for activations that are not finite."""
-        second = finite_moment("kron_obs", self.site, self._inputs / max(self._count, 1))
-        weight = finite_moment("kron_obs", self.site, self._gradients / max(self._count, 1))
+        second = finite_moment("kron_obs", self.site, self._inputs.value)
+        weight = finite_moment("kron_obs", self.site, self._gradients.value)
         return surgeon_losses(second, weight, self.site.local.to(second.device))
 
 

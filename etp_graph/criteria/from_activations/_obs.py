@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from etp_graph.collect import Observations, WatchPoint
+from etp_graph.collect import Observations, RunningMean, WatchPoint
 from etp_graph.criteria._common import Normalize, normalized, recorded
 from etp_graph.criteria._registry import register_criterion
 from etp_graph.errors import ScoreError
@@ -19,21 +19,17 @@ class Residuals(ReadingStatistic):
 
     def __init__(self, site: WatchPoint) -> None:
         super().__init__(site)
-        self._gram: Tensor | None = None
-        self._count = 0
+        self._gram = RunningMean()
 
     def update(self, values: Tensor, labels: Tensor | None) -> None:
         """See :class:`Statistic`."""
         vectors = vectors_of(values)
-        gram = vectors.mT @ vectors
-        self._gram = gram if self._gram is None else self._gram + gram
-        self._count += len(vectors)
+        self._gram.add(vectors.mT @ vectors, len(vectors))
         self.samples += len(values)
 
     def result(self) -> Tensor:
         """See :class:`Statistic`. Raises :class:`ScoreError` for activations that are not finite."""
-        assert self._gram is not None
-        second = finite_moment("obs", self.site, self._gram / max(self._count, 1))
+        second = finite_moment("obs", self.site, self._gram.value)
         columns = self.columns.to(second.device)
         return surgeon_losses(second, columns @ columns.mT, self.site.local.to(second.device))
 

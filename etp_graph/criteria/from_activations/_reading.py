@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from etp_graph.collect import Statistic, WatchPoint
-from etp_graph.model import counting_attributes
+from etp_graph.collect import Statistic, WatchPoint, out_axis
 
 
 class ReadingStatistic(Statistic):
@@ -35,8 +34,7 @@ def reading_columns(site: WatchPoint, module: nn.Module) -> Tensor:
     weight: Tensor | None = getattr(module, "weight", None)
     if site.side == "output" or not isinstance(weight, Tensor) or weight.ndim < 2:
         return torch.ones(len(site.index), 1, dtype=torch.float64, device="cpu")
-    rows_read = counting_attributes(module).out == "nf" or isinstance(module, nn.modules.conv._ConvTransposeNd)
-    by_input = weight.detach().movedim(0 if rows_read else 1, 0).flatten(1)
+    by_input = weight.detach().movedim(1 - out_axis(module), 0).flatten(1)
     if by_input.shape[0] <= int(site.index.max()):  # a grouped convolution; each group reads its own inputs
         return _grouped_columns(site, module, weight.detach())
     return by_input[site.index.to(weight.device)].double()

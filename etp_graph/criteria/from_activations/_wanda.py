@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from etp_graph.collect import Observations, WatchPoint
+from etp_graph.collect import Observations, RunningMean, WatchPoint
 from etp_graph.criteria._common import Normalize, normalized, recorded
 from etp_graph.criteria._registry import register_criterion
 from etp_graph.plan import Plan
@@ -17,20 +17,17 @@ class WeightedNorms(ReadingStatistic):
 
     def __init__(self, site: WatchPoint) -> None:
         super().__init__(site)
-        self._squares: Tensor | None = None
-        self._count = 0
+        self._squares = RunningMean()
 
     def update(self, values: Tensor, labels: Tensor | None) -> None:
         """See :class:`Statistic`."""
         total = values.double().square().flatten(2).sum((0, 2))
-        self._squares = total if self._squares is None else self._squares + total
-        self._count += values.numel() // max(values.shape[1], 1)
+        self._squares.add(total, values.numel() // max(values.shape[1], 1))
         self.samples += len(values)
 
     def result(self) -> Tensor:
         """See :class:`Statistic`."""
-        assert self._squares is not None
-        norms = (self._squares / max(self._count, 1)).sqrt()
+        norms = self._squares.value.sqrt()
         return self.summed(norms * self.columns.abs().sum(1).to(norms.device))
 
 
