@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from etp_graph._config import quoted
 from etp_graph.errors import ScoreError
+from etp_graph.model import undone
 from etp_graph.plan import Plan
 from etp_graph.units import Units
 
@@ -136,21 +137,25 @@ def activations(model: nn.Module, plan: Plan, *names: str) -> Iterator[Observati
         current[0] = record.take_labels()
         padding.clear()
 
-    handles = [model.register_forward_pre_hook(begin)]
-    padding = PaddingMasks(model)
-    for _, statistic in running:
-        module = model.get_submodule(statistic.site.module)
-        statistic.begin(module)
-        if isinstance(statistic, BackwardStatistic):
-            handles.append(_register_join(module, statistic, padding))
-        else:
-            handles.append(module.register_forward_hook(_see(statistic, current, padding), with_kwargs=True))
-    try:
-        yield record
-    finally:
+    handles: list[Any] = []
+    padding = PaddingMasks()
+
+    def remove_hooks() -> None:
         padding.close()
         for handle in handles:
             handle.remove()
+
+    with undone(remove_hooks):
+        handles.append(model.register_forward_pre_hook(begin))
+        padding.watch(model)
+        for _, statistic in running:
+            module = model.get_submodule(statistic.site.module)
+            statistic.begin(module)
+            if isinstance(statistic, BackwardStatistic):
+                handles.append(_register_join(module, statistic, padding))
+            else:
+                handles.append(module.register_forward_hook(_see(statistic, current, padding), with_kwargs=True))
+        yield record
     for name in chosen:
         seen = [statistic for key, statistic in running if key == name and statistic.samples]
         if seen:
@@ -258,13 +263,18 @@ def gradients(model: nn.Module, plan: Plan, name: str = "taylor") -> Iterator[Ob
         raise ScoreError(f"{name}: {quoted(frozen)} get no gradient: set requires_grad, or lock their groups.")
     record = Observations()
     sums = _Sums(units)
-    handles = [model.register_forward_pre_hook(lambda module, args: sums.end())]
-    handles += [w.register_hook(sums.adder(key, w)) for key, w in parameters.items() if w.requires_grad]
-    try:
-        yield record
-    finally:
+    handles: list[Any] = []
+
+    def remove_hooks() -> None:
         for handle in handles:
             handle.remove()
+
+    with undone(remove_hooks):
+        handles.append(model.register_forward_pre_hook(lambda module, args: sums.end()))
+        for key, w in parameters.items():
+            if w.requires_grad:
+                handles.append(w.register_hook(sums.adder(key, w)))
+        yield record
     sums.end()
     if missing := sorted(needed & parameters.keys() - sums.seen) if sums.batches else []:
         raise ScoreError(f"{name}: no backward reached {quoted(missing)}: train them, or lock their groups.")

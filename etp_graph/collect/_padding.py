@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack
 from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 _KEEPS = "attention_mask"
 """Argument whose positive entries mark data."""
@@ -22,19 +22,19 @@ class PaddingMasks:
 
     The tokens at a watch point are those of the innermost module around it that gets a mask. So the encoder and the
     decoder of one model may have different masks.
-
-    Args:
-        model: the model whose modules are seen.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self) -> None:
         self._masks: dict[str, Tensor | None] = {}
-        self._handles = ExitStack()
+        self._handles: list[RemovableHandle] = []
+
+    def watch(self, model: nn.Module) -> None:
+        """Register hooks on the modules that get a mask, until :meth:`close`."""
         for name, module in model.named_modules():
             argument = _mask_argument(module)
             if argument is not None:
                 hook = self._noter(name, argument)
-                self._handles.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
+                self._handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
 
     def clear(self) -> None:
         """Forget the masks of the last forward."""
@@ -42,7 +42,8 @@ class PaddingMasks:
 
     def close(self) -> None:
         """Remove the hooks."""
-        self._handles.close()
+        for handle in self._handles:
+            handle.remove()
 
     def _noter(self, name: str, argument: str) -> Any:
         def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

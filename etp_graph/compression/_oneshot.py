@@ -18,10 +18,10 @@ from etp_graph.criteria import Score, find_criterion
 from etp_graph.errors import ScoreError
 from etp_graph.graph import require_plan_alone, trace
 from etp_graph.methods import Method
-from etp_graph.model import Outputs, eval_mode, run_model
+from etp_graph.model import Outputs, eval_mode, run_model, undone
 from etp_graph.plan import Cost, Plan, Selection, cost
-from etp_graph.recovery import Compensation, InputMoments, compensate_, reestimate_batch_norms_
-from etp_graph.surgery import prune_
+from etp_graph.recovery import Compensation, InputMoments, prepare_batch_norms, prepare_compensation
+from etp_graph.surgery import PreparedChanges, prepare_surgery
 
 from ._compress import budget_of
 from ._progress import Bar
@@ -80,8 +80,8 @@ def oneshot_(
     """Prune a model to a budget without training it, in place.
 
     The steps are those of :func:`etp_graph.trace`, :func:`etp_graph.collect.watch` (if the criterion needs data),
-    :func:`etp_graph.allocate`, :func:`etp_graph.recovery.compensate_` and :func:`etp_graph.prune_`. If a step up to
-    compensation raises an error, the model is unchanged.
+    :func:`etp_graph.allocate`, :func:`etp_graph.recovery.compensate_` and :func:`etp_graph.prune_`. If a step raises an
+    exception, the model is unchanged.
 
     Args:
         model: the dense model. It runs in eval mode.
@@ -124,16 +124,32 @@ def oneshot_(
         chosen = run.step("allocate", lambda: allocate(model, used, scores, budget=goal, example_inputs=first))
         dense, pruned = cost(model, used), cost(model, used, chosen)
         fits, norms = None, 0
-        if compensate is not False:
-            data = repeatable if compensate is True else compensate
-            fits = run.step("compensate", lambda: compensate_(model, used, chosen, data, ridge=ridge))
-        run.step("prune", lambda: prune_(model, used, chosen))
-        if batch_norms:
-            norms = run.step("batch norms", lambda: reestimate_batch_norms_(model, repeatable))
+        pending: list[PreparedChanges] = []
+        with undone(lambda: _undo_all(pending)):
+            if compensate is not False:
+                data = repeatable if compensate is True else compensate
+                fits, changes = run.step(
+                    "compensate", lambda: prepare_compensation(model, used, chosen, data, ridge=ridge)
+                )
+                pending.append(changes)
+                changes.commit()
+            surgery = run.step("prune", lambda: prepare_surgery(model, used, chosen))
+            pending.append(surgery)
+            surgery.commit()
+            if batch_norms:
+                norms, changes = run.step("batch norms", lambda: prepare_batch_norms(model, repeatable))
+                pending.append(changes)
+                changes.commit()
+            pending = []
     return OneShotResult(
         plan=used, selection=chosen, dense=dense, pruned=pruned, compensation=fits, norms=norms,
         seconds=run.seconds,
     )  # fmt: skip
+
+
+def _undo_all(pending: Sequence[PreparedChanges]) -> None:
+    for changes in reversed(pending):
+        changes.undo()
 
 
 class _Steps:
@@ -189,7 +205,13 @@ def _calibrate(
         return None
     gradients = needs_backward(method.observes)
     before = [(p, p.grad, p.requires_grad) for p in model.parameters()]
-    try:
+
+    def restore() -> None:
+        for parameter, gradient, trained in before:
+            parameter.requires_grad_(trained)
+            parameter.grad = gradient
+
+    with undone(restore):
         if method.observes != "gradients":  # gradients of activations do not need those of weights
             model.requires_grad_(False)
         with eval_mode(model), torch.set_grad_enabled(gradients), watch(model, plan, method.criterion_name) as record:
@@ -199,9 +221,5 @@ def _calibrate(
                     found = run_model(model, batch) if loss is None or not gradients else loss(model, batch)
                 if gradients:
                     torch.autograd.backward(found)
-    finally:
-        for parameter, gradient, trained in before:
-            parameter.requires_grad_(trained)
-            parameter.grad = gradient
     record.read(method.criterion_name, plan)
     return record

@@ -65,8 +65,8 @@ def remove_blocks_(
     surgery = prepare_block_removal(model, names, optimizer=optimizer)
     with skipped(model, names):
         want = _outputs(model, example_inputs, outputs)
-    surgery.commit()
     try:
+        surgery.commit()
         error = _error(model, example_inputs, outputs, want, names)
     except BaseException:
         surgery.undo()
@@ -79,6 +79,8 @@ def _error(model: nn.Module, inputs: Any, outputs: Outputs, want: dict[str, Tens
     text = ", ".join(names)
     try:
         got = _outputs(model, inputs, outputs)
+    except MemoryError:
+        raise
     except Exception as error:
         raise EquivalenceError(
             f"{type(model).__name__} does not run without {text} ({type(error).__name__}: {error}): keep these blocks."

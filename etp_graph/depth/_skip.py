@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from etp_graph.model import undone
 
 from ._find import first_tensor
 
@@ -14,9 +17,15 @@ from ._find import first_tensor
 @contextmanager
 def skipped(model: nn.Module, names: Iterable[str]) -> Iterator[None]:
     """Let each of the named blocks return its input inside this context. It still runs; what it adds is dropped."""
-    with ExitStack() as hooks:
-        for name in names:
-            hooks.callback(model.get_submodule(name).register_forward_hook(_return_input, with_kwargs=True).remove)
+    hooks: list[RemovableHandle] = []
+
+    def remove_hooks() -> None:
+        for hook in hooks:
+            hook.remove()
+
+    with undone(remove_hooks):
+        blocks = map(model.get_submodule, names)
+        hooks.extend(block.register_forward_hook(_return_input, with_kwargs=True) for block in blocks)
         yield
 
 

@@ -16,7 +16,7 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor, nn
 
-from etp_graph.model import sizes_of_class
+from etp_graph.model import sizes_of_class, undone
 
 from ._traced_numbers import Numbers, Origin, SizeInt, TracedInt, noted_numbers
 
@@ -105,7 +105,17 @@ def counted_sizes(model: nn.Module) -> Iterator[Numbers]:
 def _marked_attributes(model: nn.Module) -> Iterator[None]:
     before: list[tuple[nn.Module, str, Any]] = []
     of_class: list[tuple[nn.Module, str, int]] = []
-    try:
+
+    def restore() -> None:
+        for module, name, value in before:
+            if _same(module.__dict__.get(name), value):  # else a forward has set another value, which stays
+                module.__dict__[name] = value
+        for module, name, value in of_class:
+            if _same(module.__dict__.get(name), value):
+                del module.__dict__[name]
+        _forget_origins(model)
+
+    with undone(restore):
         for module_name, module in model.named_modules():
             if isinstance(module, torch.jit.ScriptModule):
                 continue
@@ -119,14 +129,6 @@ def _marked_attributes(model: nn.Module) -> Iterator[None]:
                     before.append((module, name, int(value) if isinstance(value, CountedInt) else value))
                     module.__dict__[name] = marked
         yield
-    finally:
-        for module, name, value in before:
-            if _same(module.__dict__.get(name), value):  # else a forward has set another value, which stays
-                module.__dict__[name] = value
-        for module, name, value in of_class:
-            if _same(module.__dict__.get(name), value):
-                del module.__dict__[name]
-        _forget_origins(model)
 
 
 _DEPTH, _LONG = 3, 10_000

@@ -332,5 +332,10 @@ def run_followed(trackers: Trackers, example_inputs: Any, *, containers: bool = 
         example_inputs: as of ``trace``.
         containers: run the modules that have submodules in training mode.
     """
-    with eval_mode(trackers.model, containers=containers), trackers.running, Functions(trackers), Operators(trackers):
+    with (
+        eval_mode(trackers.model, containers=containers),
+        trackers.running.watching(),
+        Functions(trackers),
+        Operators(trackers),
+    ):
         return run_outputs(trackers.model, example_inputs, trackers.outputs, every_mode=not containers)

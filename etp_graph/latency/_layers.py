@@ -228,7 +228,7 @@ def record_calls(model: nn.Module, plan: Plan, example_inputs: Any) -> tuple[lis
     watched = {modules[name]: name for name in weights}
     with (
         eval_mode(model), preserved_rng(model), without_attention_fast_path(), plain_forward(model), torch.no_grad(),
-        ModuleStack(model) as running, _Watch(running, others) as watch, _inputs(watched, note),
+        ModuleStack(model).watching() as running, _Watch(running, others) as watch, _inputs(watched, note),
     ):  # fmt: skip
         run_model(model, inputs)
     called = {layer.name for layer in layers}

@@ -34,6 +34,7 @@ from ._random_state import RNG, SEEDED, capture_rng, preserved_rng, restore_rng_
 from ._run import ModuleStack, convert_inputs, run_model, tensors_of
 from ._shards import Shards, any_sharded, is_sharded, local_part, local_ranges
 from ._tensors import all_tensors, copy_model, first_names, named_tensors, persistent_names
+from ._undone import undone
 from ._wrappers import after_gradients, inner_optimizer, plain_forward, require_bare
 from ._written_state import ModelState, restored_state
 
@@ -95,6 +96,7 @@ __all__ = [
     "run_with_closed_experts",
     "sizes_of_class",
     "tensors_of",
+    "undone",
     "unit_mean",
     "without_attention_fast_path",
     "without_autocast",

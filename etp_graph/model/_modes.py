@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import BaseTorchFunctionMode, TorchFunctionMode
 
+from ._undone import undone
+
 
 class _Collector:
     """Python's cyclic garbage collector, switched off while any thread needs it off.
@@ -22,23 +24,23 @@ class _Collector:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._users = 0
+        self._users = set[object]()
         self._was_on = False
 
-    def switch_off(self) -> None:
-        """Switch the collector off, and note whether it was on before the first thread came."""
+    def switch_off(self, user: object) -> None:
+        """Switch the collector off, and note whether it was on before the first user came."""
         with self._lock:
-            if self._users == 0:
+            if not self._users:
                 self._was_on = gc.isenabled()
-                gc.disable()
-            self._users += 1
+            self._users.add(user)
+            gc.disable()
 
-    def release(self) -> None:
-        """Switch the collector on again if this was the last thread."""
+    def release(self, user: object) -> None:
+        """Switch the collector on again if this was the last user. A second call does nothing new."""
         with self._lock:
-            self._users -= 1
-            if self._users == 0 and self._was_on:
+            if self._users == {user} and self._was_on:
                 gc.enable()
+            self._users.discard(user)
 
 
 _COLLECTOR = _Collector()
@@ -51,11 +53,10 @@ def without_garbage_collection() -> Iterator[None]:
     Each collection scans the objects of all imported libraries. Without it a trace of ResNet-50 takes about 20 % less
     time. Memory is freed as before by counting references; only circles wait until the collector is on again.
     """
-    _COLLECTOR.switch_off()
-    try:
+    user = object()
+    with undone(lambda: _COLLECTOR.release(user)):
+        _COLLECTOR.switch_off(user)
         yield
-    finally:
-        _COLLECTOR.release()
 
 
 @contextmanager
@@ -66,13 +67,15 @@ def eval_mode(model: nn.Module, *, containers: bool = False) -> Iterator[None]:
     run. Norms, dropout and stochastic depth stay in eval mode.
     """
     before = [(module, module.training) for module in model.modules()]
-    try:
+
+    def restore() -> None:
+        for module, training in before:
+            module.training = training
+
+    with undone(restore):
         for module, _ in before:
             module.training = containers and any(True for _ in module.children()) and not module._buffers
         yield
-    finally:
-        for module, training in before:
-            module.training = training
 
 
 def without_attention_fast_path() -> TorchFunctionMode:

@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ._random_state import SEEDED, changed_generators, generator_states, restore_generators_, seed_numpy_and_python_
+from ._undone import undone
 
 _SWAP = threading.Lock()
 """Held while an operator that accepts no generator runs with the state of a private one in the global generator."""
@@ -162,15 +163,17 @@ def kept_generators(model: nn.Module, *, seed: int | None = None) -> Iterator[se
         A set that afterwards holds the names of the global generators that changed: ``"numpy"``, ``"python"``, ...
     """
     before, alone, changed = generator_states(model), threading.active_count() == 1, set[str]()
-    try:
+
+    def restore() -> None:
+        changed.update(changed_generators(before))
+        still_alone = alone and threading.active_count() == 1
+        seeded = {name: state for name, state in before.items() if seed is not None and name in SEEDED}
+        restore_generators_(before if still_alone else seeded)
+
+    with undone(restore):
         if seed is not None:
             seed_numpy_and_python_(seed)
         yield changed
-    finally:
-        changed |= changed_generators(before)
-        if not (alone and threading.active_count() == 1):
-            before = {name: state for name, state in before.items() if seed is not None and name in SEEDED}
-        restore_generators_(before)
 
 
 @contextmanager

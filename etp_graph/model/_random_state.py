@@ -14,15 +14,15 @@ from torch import Tensor, nn
 
 from etp_graph.errors import CheckpointError
 
+from ._undone import undone
+
 
 @contextmanager
 def preserved_rng(model: nn.Module) -> Iterator[None]:
     """Restore the random generators of PyTorch (CPU, the model's devices), NumPy and Python after this context."""
     before = generator_states(model)
-    try:
+    with undone(lambda: restore_generators_(before)):
         yield
-    finally:
-        restore_generators_(before)
 
 
 _GENERATORS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.hooks import RemovableHandle
 
 from etp_graph.errors import PlanError
+
+from ._undone import undone
 
 
 def run_model(model: nn.Module, example_inputs: Any) -> Any:
@@ -67,32 +70,37 @@ def convert_inputs(example_inputs: Any, *, like: Tensor) -> Any:
 
 
 class ModuleStack:
-    """Inside this context :attr:`modules` is the stack of modules whose forward is running, outermost first.
+    """Stack of the modules whose forward is running, while a model is watched.
 
     Hooks are put on the modules of one model only: hooks on all modules of the process would also see the forwards of
     other threads. They run before the hooks of the user, whose order stays.
 
     Args:
         model: the model whose modules are seen.
+
+    Attributes:
+        modules: the modules, outermost first.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.modules: list[nn.Module] = []
         self._model = model
-        self._handles = ExitStack()
 
-    def __enter__(self) -> ModuleStack:
-        with ExitStack() as handles:
+    @contextmanager
+    def watching(self) -> Iterator[ModuleStack]:
+        """Keep :attr:`modules` up to date inside this context."""
+        handles: list[RemovableHandle] = []
+
+        def remove_hooks() -> None:
+            for handle in handles:
+                handle.remove()
+            self.modules.clear()
+
+        with undone(remove_hooks):
             for module in self._model.modules():
-                handles.callback(module.register_forward_pre_hook(self._enter_module, prepend=True).remove)
-                leave = module.register_forward_hook(self._leave_module, prepend=True, always_call=True)
-                handles.callback(leave.remove)
-            self._handles = handles.pop_all()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._handles.close()
-        self.modules.clear()
+                handles.append(module.register_forward_pre_hook(self._enter_module, prepend=True))
+                handles.append(module.register_forward_hook(self._leave_module, prepend=True, always_call=True))
+            yield self
 
     def _enter_module(self, module: nn.Module, args: object) -> None:
         self.modules.append(module)

@@ -12,6 +12,8 @@ from torch.optim import Optimizer
 
 from etp_graph.errors import ForceError, PlanError
 
+from ._undone import undone
+
 _PARALLEL = ("DistributedDataParallel", "DataParallel")
 
 
@@ -47,11 +49,11 @@ def plain_forward(model: nn.Module) -> Iterator[None]:
     check would then run in low precision, and a copy of the model would call the forward of the original.
     """
     wrapped = "_original_forward" in model.__dict__ and "forward" in model.__dict__
-    kept = {name: model.__dict__.pop(name) for name in ("forward", "_original_forward")} if wrapped else {}
-    try:
+    kept = {name: model.__dict__[name] for name in ("forward", "_original_forward")} if wrapped else {}
+    with undone(lambda: model.__dict__.update(kept)):
+        for name in kept:
+            del model.__dict__[name]
         yield
-    finally:
-        model.__dict__.update(kept)
 
 
 def after_gradients(

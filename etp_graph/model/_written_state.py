@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import is_lazy
 
+from ._undone import undone
+
 _STRUCTURE = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
 
 _INTERNAL = frozenset(vars(nn.Module()))
@@ -126,13 +128,10 @@ class ModelState:
 @contextmanager
 def restored_state(model: nn.Module) -> Iterator[ModelState]:
     """Undo what is written to the model inside. After an exception built modules, too, are as they were."""
-    state = ModelState(model)
-    try:
+    state, succeeded = ModelState(model), False
+    with undone(lambda: state.restore(keep_built=succeeded)):
         yield state
-    except BaseException:
-        state.restore(keep_built=False)
-        raise
-    state.restore(keep_built=True)
+        succeeded = True
 
 
 class _ModuleState:

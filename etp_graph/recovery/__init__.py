@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from ._batch_norms import reestimate_batch_norms_
-from ._compensate import Compensation, InputMoments, LayerFit, compensate_, input_moments
+from ._batch_norms import prepare_batch_norms, reestimate_batch_norms_
+from ._compensate import Compensation, InputMoments, LayerFit, compensate_, input_moments, prepare_compensation
 
-__all__ = ["Compensation", "InputMoments", "LayerFit", "compensate_", "input_moments", "reestimate_batch_norms_"]
+__all__ = [
+    "Compensation",
+    "InputMoments",
+    "LayerFit",
+    "compensate_",
+    "input_moments",
+    "prepare_batch_norms",
+    "prepare_compensation",
+    "reestimate_batch_norms_",
+]

@@ -23,6 +23,7 @@ from etp_graph.model import (
     without_autocast,
 )
 from etp_graph.plan import Plan, Positions, Selection, with_no_unit
+from etp_graph.surgery import PreparedChanges, writing
 
 from ._least_squares import solve
 from ._readers import EMBEDDING, Place, Reader, RecordReaders
@@ -113,7 +114,27 @@ def compensate_(
         PlanError: the plan is not of this model.
         SelectionError: the selection violates a constraint of a group.
         ScoreError: there are no batches, the model does not run on one, activations are not finite, or weights are on
-            the meta device or sharded. The model is unchanged.
+            the meta device or sharded. The model is unchanged, as after any other exception.
+    """
+    found, changes = prepare_compensation(model, plan, selection, batches, ridge=ridge, places=places)
+    changes.commit()
+    return found
+
+
+@torch.no_grad()
+def prepare_compensation(
+    model: nn.Module,
+    plan: Plan,
+    selection: Selection,
+    batches: Iterable[Any] | InputMoments,
+    *,
+    ridge: float = 1e-3,
+    places: int = 4096,
+) -> tuple[Compensation, PreparedChanges]:
+    """Do all of :func:`compensate_` that can fail, and change nothing. The arguments are those of :func:`compensate_`.
+
+    Raises:
+        PlanError, SelectionError, ScoreError: as :func:`compensate_`.
     """
     plan.check(model)
     selection.check(plan)
@@ -130,9 +151,8 @@ def compensate_(
         kept = lossy.get(place.parameter, {}).get(reader.in_axis)
         if kept is not None and place.parameter not in skipped:
             fits.append(_fit(reader, kept, tensors, values, ridge))
-    for name, value in values.items():
-        tensors[name].copy_(value)
-    return Compensation(tuple(fits), skipped)
+    changes = [writing(tensors[name], value) for name, value in values.items()]
+    return Compensation(tuple(fits), skipped), PreparedChanges(changes)
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from torch import nn
 
 from etp_graph.errors import PlanError
+from etp_graph.model import undone
 
 from ._registry import StandIn, class_name, standin
 
@@ -16,16 +17,18 @@ from ._registry import StandIn, class_name, standin
 def standing_in(model: nn.Module, *, views_only: bool = False) -> Iterator[None]:
     """Replace the classes of all modules by their stand-ins inside this context; with ``views_only``, only by views."""
     before: list[tuple[nn.Module, StandIn]] = []
-    try:
+
+    def restore() -> None:
+        for module, cls in before:
+            module.__class__ = cls
+
+    with undone(restore):
         for module in model.modules():
             found = standin(module)
             if found is not None and (found[1] or not views_only):
                 before.append((module, type(module)))
                 module.__class__ = found[0]
         yield
-    finally:
-        for module, cls in before:
-            module.__class__ = cls
 
 
 def replace_(model: nn.Module, names: Sequence[str]) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from ._blocks import DENSE_CONFIG, prepare_block_removal
-from ._commit import hold_signals
+from ._commit import PreparedChanges, hold_signals, writing
 from ._cuts import WEIGHT_NORM_DIRECTION, Cut, find_cuts
 from ._optimizer_states import OnUncuttable, Optimizers, list_optimizers, require_full_shapes
 from ._prepare import bare_copies, list_copies
-from ._prune import Surgery, prepare_surgery, prune_
+from ._prune import prepare_surgery, prune_
 from ._record import (
     Edit,
     SurgeryRecord,
@@ -27,7 +27,7 @@ __all__ = [
     "Edit",
     "OnUncuttable",
     "Optimizers",
-    "Surgery",
+    "PreparedChanges",
     "SurgeryRecord",
     "bare_copies",
     "find_cuts",
@@ -46,4 +46,5 @@ __all__ = [
     "require_full_shapes",
     "set_record",
     "write_attribute",
+    "writing",
 ]

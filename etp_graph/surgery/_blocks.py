@@ -15,10 +15,9 @@ from etp_graph._config import require
 from etp_graph.errors import PlanError
 from etp_graph.model import all_tensors
 
-from ._commit import Change
+from ._commit import Change, PreparedChanges
 from ._layer_counts import is_config, layer_counts, layer_numbers, shorten_configs
 from ._optimizer_states import Optimizers, list_optimizers
-from ._prune import Surgery
 from ._record import SurgeryRecord, get_record, remove_record, set_record
 
 DENSE_CONFIG = "_etp_dense_config"
@@ -48,7 +47,7 @@ class _Container:
         return {**dict.fromkeys(keys), **{key: str(i) if numbered else key for i, key in enumerate(kept)}}
 
 
-def prepare_block_removal(model: nn.Module, names: Iterable[str], *, optimizer: Optimizers = None) -> Surgery:
+def prepare_block_removal(model: nn.Module, names: Iterable[str], *, optimizer: Optimizers = None) -> PreparedChanges:
     """Prepare the removal of blocks; nothing changes before the commit.
 
     The blocks after a removed one move up: their names, the numbers of layers that modules and the configuration hold,
@@ -67,7 +66,7 @@ def prepare_block_removal(model: nn.Module, names: Iterable[str], *, optimizer: 
     containers = _containers(model, list(names))
     optimizers = list_optimizers(optimizer)
     _require_unshared(model, containers)
-    return Surgery(
+    return PreparedChanges(
         [
             *chain.from_iterable(_numbers(model, one) for one in containers),
             *_configs(model, containers),

@@ -13,6 +13,7 @@ from types import FrameType
 from typing import Any
 
 import torch
+from torch import Tensor
 
 _ATTEMPTS = 5
 """Number of exceptions in a row after which undoing one change is given up. An interrupt from outside is one."""
@@ -29,6 +30,31 @@ class Change:
 
     apply: Callable[[], object]
     undo: Callable[[], object]
+
+
+def writing(tensor: Tensor, values: Tensor) -> Change:
+    """Return the change of all values of a tensor, which stays the same object and keeps its shape."""
+    target, old = tensor.detach(), tensor.detach().clone()
+    return Change(lambda: target.copy_(values), lambda: target.copy_(old))
+
+
+class PreparedChanges:
+    """Changes of which everything is ready: checks are done, and all new tensors exist. Nothing has changed yet.
+
+    Args:
+        changes: in the order in which they are made.
+    """
+
+    def __init__(self, changes: Sequence[Change]) -> None:
+        self._changes = changes
+
+    def commit(self) -> None:
+        """Make all changes. If an exception interrupts it, nothing has changed."""
+        commit_changes(self._changes)
+
+    def undo(self) -> None:
+        """Undo a commit: everything is as before. Without a commit it does nothing."""
+        undo_changes(self._changes)
 
 
 def commit_changes(changes: Sequence[Change]) -> None:

@@ -10,24 +10,9 @@ from torch import nn
 from etp_graph.errors import PlanError
 from etp_graph.plan import Plan, Selection, with_no_unit
 
-from ._commit import Change, commit_changes, undo_changes
+from ._commit import PreparedChanges
 from ._optimizer_states import OnUncuttable, Optimizers, check_choice, check_held, list_optimizers, prepare_states
 from ._prepare import PreparedModel, bare_copies, prepare_model
-
-
-class Surgery:
-    """Surgery of which everything is ready: checks are done, and all new tensors exist. Nothing has changed yet."""
-
-    def __init__(self, changes: list[Change]) -> None:
-        self._changes = changes
-
-    def commit(self) -> None:
-        """Make all changes. If an exception interrupts it, nothing has changed."""
-        commit_changes(self._changes)
-
-    def undo(self) -> None:
-        """Undo a commit: models, gradients, optimizers and records are as before."""
-        undo_changes(self._changes)
 
 
 def prepare_surgery(
@@ -38,7 +23,7 @@ def prepare_surgery(
     optimizer: Optimizers = None,
     also: nn.Module | Iterable[nn.Module] = (),
     on_uncuttable: OnUncuttable = "refuse",
-) -> Surgery:
+) -> PreparedChanges:
     """Do all of :func:`prune_` that can fail, and change nothing. The arguments are those of :func:`prune_`.
 
     Raises:
@@ -61,7 +46,7 @@ def prepare_surgery(
     prepared = (first, *rest)
     attributes = [change for one in prepared for change in one.attributes]
     tensors = [change for one in prepared for change in one.tensors]
-    return Surgery([*attributes, *states, *tensors, *(one.record for one in prepared)])
+    return PreparedChanges([*attributes, *states, *tensors, *(one.record for one in prepared)])
 
 
 def prune_(

@@ -64,12 +64,13 @@ class Masked(TorchFunctionMode):
             self._by_module.setdefault(id(model.get_submodule(module)), {})[0 if item is None else item] = kept
 
     def __enter__(self) -> Masked:
-        self._running.__enter__()
+        self._watching = self._running.watching()
+        self._watching.__enter__()
         return super().__enter__()  # type: ignore[no-any-return, no-untyped-call]
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)  # type: ignore[no-untyped-call]
-        self._running.__exit__(*error)
+        self._watching.__exit__(*error)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

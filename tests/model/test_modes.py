@@ -57,7 +57,7 @@ def test_hooks_of_the_user_keep_their_order_and_see_the_stack() -> None:
     model[0].register_forward_hook(lambda *_: seen.append(f"after {len(stack.modules)}"))
     model[0].register_forward_pre_hook(lambda *_: seen.append(f"second {len(stack.modules)}"))
     before = [list(m._forward_pre_hooks.values()) + list(m._forward_hooks.values()) for m in model.modules()]
-    with ModuleStack(model) as stack:
+    with ModuleStack(model).watching() as stack:
         nn.Linear(2, 2)(torch.ones(2))  # a module of another model
         assert not stack.modules
         model(torch.ones(2))
@@ -88,7 +88,7 @@ def test_modules_that_are_left_by_an_exception_leave_the_stack(error: type[BaseE
     model = Catching(error)
     outer, depths = nn.Sequential(model, nn.ReLU()), list[int]()
     outer[1].register_forward_hook(lambda *_: depths.append(len(stack.modules)))
-    with ModuleStack(outer) as stack:
+    with ModuleStack(outer).watching() as stack:
         outer(torch.ones(2))
     assert depths == [1], "the root alone is running"
 
