@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from etp_graph.errors import PlanError
 from etp_graph.plan import Plan, Selection
-from etp_graph.surgery import OnUncuttable, Optimizers, Surgery, hold_signals, prepare_surgery
+from etp_graph.surgery import OnUncuttable, Optimizers, PreparedChanges, hold_signals, prepare_surgery
 
 from ._agreement import Group, agree_on_selection, raise_everywhere
 
@@ -54,7 +54,7 @@ def prune_(
         SelectionError: the selection violates a constraint of the plan; raised on all ranks, no model has changed.
     """
     chosen = agree_on_selection(model, plan, selection, group)
-    ready: list[Surgery] = []
+    ready: list[PreparedChanges] = []
 
     def prepare() -> None:
         ready.append(prepare_surgery(model, plan, chosen, optimizer=optimizer, also=also, on_uncuttable=on_uncuttable))
@@ -64,7 +64,7 @@ def prune_(
     return chosen
 
 
-def _commit_everywhere(surgery: Surgery, group: Group | None) -> None:
+def _commit_everywhere(surgery: PreparedChanges, group: Group | None) -> None:
     """Commit on all ranks. If one fails, or does not answer, undo it on this one."""
     try:
         raise_everywhere(surgery.commit, "No model was changed.", group, PlanError)

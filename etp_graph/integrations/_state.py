@@ -25,6 +25,9 @@ _KEY = "etp_graph"
 
 _SUM = "sha256"
 
+_MAX_BYTES = 2**30
+"""Largest file that is read. A state holds a few numbers for each unit."""
+
 
 def write_state(state: Mapping[str, Any], folder: Path) -> None:
     """Write the result of :meth:`Pruning.state` into an existing folder, completely or not at all.
@@ -57,6 +60,9 @@ def read_state(folder: Path) -> dict[str, Any]:
             f"{folder}: holds no {STATE_FILE}. Name a checkpoint that was written while the callback was in use."
         )
     reader = JsonReader(CheckpointError, "Restore it, or use another checkpoint.")
+    size = file.stat().st_size
+    if size > _MAX_BYTES:
+        reader.refuse(str(file), f"{size} bytes where at most {_MAX_BYTES} are expected")
     try:
         with safe_open(file, framework="pt") as stream:
             metadata = stream.metadata() or {}

@@ -132,6 +132,14 @@ def test_files_of_two_checkpoints_are_not_mixed(folders: dict[str, Path], tmp_pa
     assert not resume(folder, {})
 
 
+def test_a_file_that_no_state_can_fill_is_refused_before_it_is_read(folders: dict[str, Path], tmp_path: Path) -> None:
+    folder = copied(folders["before"], tmp_path / "large")
+    with (folder / STATE_FILE).open("r+b") as stream:
+        stream.truncate(2**41)  # a hole, which takes no space on the disk
+    with pytest.raises(etp.CheckpointError, match="2199023255552 bytes where at most"):
+        read_state(folder)
+
+
 def test_a_resume_that_is_refused_leaves_a_linear_model_alone(folders: dict[str, Path]) -> None:
     model = nn.Linear(3, 3)
     before = describe(model)

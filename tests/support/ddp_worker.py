@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel as DDP
 import etp_graph as etp
 from etp_graph import distributed, methods
 from etp_graph.distributed import _ddp
-from etp_graph.surgery import Surgery
+from etp_graph.surgery import PreparedChanges
 from etp_graph.surgery._commit import Change
 
 STEPS, PRUNE, BATCH = 6, 3, 8
@@ -200,13 +200,13 @@ def failing(at: str) -> Iterator[None]:
         raise MemoryError("no room")
 
     if at == "commit":
-        changes = Surgery.commit
+        changes = PreparedChanges.commit
 
-        def half_way(surgery: Surgery) -> None:
+        def half_way(surgery: PreparedChanges) -> None:
             surgery._changes.insert(2, Change(fail, lambda: None))
             changes(surgery)
 
-        place, name, value = Surgery, "commit", half_way
+        place, name, value = PreparedChanges, "commit", half_way
     else:
         place, name, value = _ddp, at, fail
     before = getattr(place, name)
