@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ._checkpoint import describe_model, load, read_weights, save, save_into
+from ._checkpoint import describe_model, load, save, save_into
 from ._files import (
     locate_folder,
     move_into_place,
@@ -16,6 +16,7 @@ from ._files import (
 from ._manifest import DTYPES, MANIFEST_FILE, WEIGHTS_FILE, Manifest, parse_manifest, read_manifest
 from ._restore import restore_
 from ._sealed import READER, FileSum, sealed, unsealed
+from ._weights_file import read_weights
 
 __all__ = [
     "DTYPES",

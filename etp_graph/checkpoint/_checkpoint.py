@@ -13,8 +13,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as parse_weights
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -28,6 +26,7 @@ from ._manifest import DTYPES, MANIFEST_FILE, WEIGHTS_FILE, Manifest, TensorInfo
 from ._restore import check_supported, restore_
 from ._sealed import FileSum
 from ._temporary import temporary_beside
+from ._weights_file import read_weights
 
 
 def save(model: nn.Module, path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
@@ -132,7 +131,7 @@ def load(
     manifest, loaded, own = read_stable(path, lambda folder: _read_parts(folder, with_class=build is None))
     model = own or (build if isinstance(build, nn.Module) else build())  # type: ignore[misc]
     if manifest is not None:
-        restore_(model, manifest, loaded)
+        restore_(model, manifest, loaded, owned=True)
     if dtype is not None:
         _convert(model, persistent_names(model) if manifest is None else (*manifest.tensors, *manifest.aliases), dtype)
     return model if device is None else model.to(device)
@@ -237,23 +236,3 @@ def _version(library: str) -> str:
         return version(library)
     except PackageNotFoundError:
         return "unknown"
-
-
-def read_weights(file: Path, manifest: Manifest) -> dict[str, Tensor]:
-    """Read the stored tensors, and check that they are exactly those of the manifest.
-
-    The file is read once, so that the checksum holds for the parsed bytes.
-    """
-    data = FileSum(manifest.n_bytes, manifest.sha256).read(file)
-    try:
-        loaded = parse_weights(data)
-    except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"{file}: not a safetensors file ({error}). Restore it from a copy.") from error
-    found = {
-        name: TensorInfo(shape=tuple(t.shape), dtype=str(t.dtype).removeprefix("torch.")) for name, t in loaded.items()
-    }
-    for name in found.keys() | manifest.tensors.keys():
-        if found.get(name) != manifest.tensors.get(name):
-            has, says = found.get(name), manifest.tensors.get(name)
-            raise CheckpointError(f"{file}: holds {name!r} as {has}, the manifest says {says}. Restore both files.")
-    return loaded

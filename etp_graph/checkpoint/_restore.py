@@ -49,11 +49,17 @@ def check_supported(model: object, *, sharded: bool = False) -> None:
             raise CheckpointError(f"{name} was made in inference mode; build the model outside torch.inference_mode().")
 
 
-def restore_(model: nn.Module, manifest: Manifest, loaded: Mapping[str, Tensor]) -> None:
+def restore_(model: nn.Module, manifest: Manifest, loaded: Mapping[str, Tensor], *, owned: bool = False) -> None:
     """Turn the original architecture into the saved model, or raise :class:`CheckpointError` and change nothing.
 
     Values on the meta device only set the shapes of an architecture on the meta device. Buffers that are not stored
     keep their values.
+
+    Args:
+        model: the architecture.
+        manifest: describes the saved model.
+        loaded: its tensors by name.
+        owned: nobody else holds the tensors, so that they may become those of the model; else they are copied.
     """
     check_supported(model)
     if get_record(model) != SurgeryRecord():
@@ -61,7 +67,7 @@ def restore_(model: nn.Module, manifest: Manifest, loaded: Mapping[str, Tensor])
     with ExitStack() as undo:
         for names in manifest.record.blocks:
             _remove_blocks(model, names, undo)
-        _restore_units(model, manifest, loaded)
+        _restore_units(model, manifest, loaded, owned=owned)
         undo.pop_all()
 
 
@@ -75,7 +81,7 @@ def _remove_blocks(model: nn.Module, names: Iterable[str], undo: ExitStack) -> N
     surgery.commit()
 
 
-def _restore_units(model: nn.Module, manifest: Manifest, loaded: Mapping[str, Tensor]) -> None:
+def _restore_units(model: nn.Module, manifest: Manifest, loaded: Mapping[str, Tensor], *, owned: bool) -> None:
     """Give an architecture that has the blocks of the saved model its widths and values, or change nothing."""
     tensors = all_tensors(model)
     stored_as = {name: name for name in manifest.tensors} | dict(manifest.aliases)
@@ -86,7 +92,7 @@ def _restore_units(model: nn.Module, manifest: Manifest, loaded: Mapping[str, Te
     _check_edits(model, manifest.record.edits)
     _check_standins(model, manifest.record.standins)
     with torch.inference_mode(False), torch.no_grad():
-        staged = {name: _staged_value(tensors[name], value) for name, value in loaded.items()}
+        staged = {name: _staged_value(tensors[name], value, owned=owned) for name, value in loaded.items()}
         _put_tensors(model, manifest.record, tensors, {name: staged[first] for name, first in stored_as.items()})
 
 
@@ -172,15 +178,21 @@ def _check_edits(model: nn.Module, edits: Iterable[Edit]) -> None:
             raise CheckpointError(f"{where} is {value!r}, and cannot become {edit.value}: build the unpruned original.")
 
 
-def _staged_value(old: Tensor, value: Tensor) -> Tensor:
-    """Return the value on the device and in the memory format of the old tensor."""
+def _staged_value(old: Tensor, value: Tensor, *, owned: bool) -> Tensor:
+    """Return the value on the device and in the memory format of the old tensor; maybe the value itself if owned."""
     device = value.device if value.is_meta else torch.device("cpu") if old.is_meta else old.device
+    if owned and value.device == device and _order(old) == _order(value) and value.is_contiguous():
+        return value
     if old.shape == value.shape:
         new = torch.empty_like(old, device=device, requires_grad=False)
     else:
-        order = sorted(range(old.ndim), key=lambda axis: -old.stride()[axis])
-        new = torch.empty_permuted(value.shape, order, dtype=old.dtype, device=device)
+        new = torch.empty_permuted(value.shape, _order(old), dtype=old.dtype, device=device)
     return new.copy_(value)
+
+
+def _order(tensor: Tensor) -> list[int]:
+    """Return the axes in the order of the memory, the slowest first."""
+    return sorted(range(tensor.ndim), key=lambda axis: -tensor.stride()[axis])
 
 
 def _put_tensors(

@@ -84,14 +84,15 @@ class FileSum:
     def read(self, file: Path) -> bytes:
         """Return the content of the file. Raise :class:`CheckpointError` if it is not the one that was written."""
         content = read_file(file, limit=self.n_bytes)
-        self._require(FileSum.of_bytes(content), file)
+        self.require(FileSum.of_bytes(content), file)
         return content
 
     def check(self, file: Path) -> None:
         """Raise :class:`CheckpointError` if the file is not the one that was written. It is read in pieces."""
-        self._require(FileSum.of_file(file), file)
+        self.require(FileSum.of_file(file), file)
 
-    def _require(self, found: FileSum, file: Path) -> None:
+    def require(self, found: FileSum, file: Path) -> None:
+        """Raise :class:`CheckpointError` if a file has another sum."""
         if found != self:
             raise CheckpointError(
                 f"{file}: its SHA-256 is not the one that was written down, it was damaged or swapped. {RESTORE}"
