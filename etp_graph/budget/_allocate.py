@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from etp_graph.errors import BudgetError, PlanError, ScoreError
-from etp_graph.latency import WallClock
+from etp_graph.latency import NextToken, WallClock
 from etp_graph.plan import CostModel, Ints, Plan, Selection
 
 from ._budget import Budget
@@ -59,7 +59,8 @@ def allocate(model: nn.Module, plan: Plan, scores: Tensor, *, budget: Budget, ex
             raise BudgetError(
                 f"{budget.as_given} is measured with real inputs: give allocate(..., example_inputs=...)."
             )
-        return LatencySearch(model, plan, values, budget, example_inputs, _solve, WallClock()).run()
+        inputs = NextToken(example_inputs) if budget.decode else example_inputs
+        return LatencySearch(model, plan, values, budget, inputs, _solve, WallClock()).run()
     levels, gone, _ = _levels_to_target(plan, values, budget)
     return Selection.from_flat(plan, torch.from_numpy(levels.keep(gone)))
 

@@ -110,6 +110,8 @@ class Budget:
             what the unit alone saves of the quantity that the target limits; for a latency target, of the saved MACs.
             ``None``: the rank of the method, or ``score`` if there is no method.
         kv_tokens: with ``memory_mb``, number of tokens, of all samples together, whose keys and values the cache holds.
+        decode: a latency target is the time of one more token after the example inputs of a language model, with their
+            keys and values in a cache, in place of the time of their forward.
         tolerance: accepted relative deviation of a measured latency from its target; not used for other targets.
         uniform: groups of one kind with equally many units keep equally many, each the best of its own. A configuration
             with one value for all layers (``intermediate_size``) then describes the pruned model. ``True`` for all
@@ -134,6 +136,7 @@ class Budget:
     tolerance: float = 0.1
     uniform: Uniform = False
     kv_tokens: int = 0
+    decode: bool = False
 
     def __post_init__(self) -> None:
         for rule in fields(self):
@@ -158,6 +161,12 @@ class Budget:
         require(
             not self.kv_tokens or self.memory_mb is not None,
             f"kv_tokens={self.kv_tokens} belongs to memory_mb=, found {self.as_given}: leave one of them out.",
+            BudgetError,
+        )
+        require(type(self.decode) is bool, f"decode={self.decode!r}: give True or False.", BudgetError)
+        require(
+            not self.decode or self.measured,
+            f"decode=True belongs to latency_ms= or speed_up_latency=, found {self.as_given}: leave one of them out.",
             BudgetError,
         )
         require_number("max_ratio", self.max_ratio, 0, 1, BudgetError)
@@ -255,7 +264,7 @@ class Budget:
         """Return the same rules with the target ``goal``, an amount of the quantity that is counted."""
         target = find_quantity(self.counted).amount_target
         value = goal if target.scale == 1 else goal / target.scale
-        return replace(self, **{**_NO_TARGET, target.keyword: value})  # type: ignore[arg-type]
+        return replace(self, decode=False, **{**_NO_TARGET, target.keyword: value})  # type: ignore[arg-type]
 
     def with_cost(self, cost: Cost) -> Budget:
         """Return the same rules with what ``cost`` counts as the target, as :meth:`with_count` does."""

@@ -83,7 +83,7 @@ class _Hashed:
         with torch.inference_mode(False):  # else the tensors could never train
             flat = torch.empty(info.n_bytes, dtype=torch.uint8, device="cpu")
             if info.n_bytes:
-                self._fill(memoryview(flat.numpy()))
+                self._fill(memoryview(flat.numpy()))  # type: ignore[arg-type]  # numpy's stubs say that it is no buffer
             return flat.view(DTYPES[info.dtype]).view(info.shape)
 
     def sum(self) -> FileSum:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from ._benchmark import Latency, WallClock, benchmark
+from ._benchmark import Decoding, Latency, WallClock, benchmark
 from ._clock import Timer, steady_conditions
+from ._decoding import NextToken
 from ._layers import record_calls
 from ._tables import TimedCosts, preferred_multiple
 
 __all__ = [
+    "Decoding",
     "Latency",
+    "NextToken",
     "TimedCosts",
     "Timer",
     "WallClock",

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields
-from typing import Any, overload
+from typing import Any, Literal, overload
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from etp_graph.errors import EtpError
 from etp_graph.model import named_tensors
 
 from ._clock import Work, device_of, forwards, peak_memory, seconds_in_turns, seconds_of, steady_conditions
+from ._decoding import NextToken
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,9 +75,31 @@ class Latency:
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decoding:
+    """Time of a language model that generates; made by :func:`benchmark` with ``decode=True``.
+
+    Attributes:
+        prefill: one forward of the prompt.
+        token: one more token, with the keys and values of the prompt in a cache. Its throughput is tokens a second.
+    """
+
+    prefill: Latency
+    token: Latency
+
+    def __str__(self) -> str:
+        return f"prefill {self.prefill}\ntoken   {self.token}"
+
+
 @overload
 def benchmark(
-    model: nn.Module, example_inputs: Any, *, repetitions: int = 30, warm_up: int = 3, threads: int | None = None
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    repetitions: int = 30,
+    warm_up: int = 3,
+    threads: int | None = None,
+    decode: Literal[False] = False,
 ) -> Latency: ...
 
 
@@ -88,7 +111,32 @@ def benchmark(
     repetitions: int = 30,
     warm_up: int = 3,
     threads: int | None = None,
+    decode: Literal[False] = False,
 ) -> tuple[Latency, ...]: ...
+
+
+@overload
+def benchmark(
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    repetitions: int = 30,
+    warm_up: int = 3,
+    threads: int | None = None,
+    decode: Literal[True],
+) -> Decoding: ...
+
+
+@overload
+def benchmark(
+    model: Sequence[nn.Module],
+    example_inputs: Any,
+    *,
+    repetitions: int = 30,
+    warm_up: int = 3,
+    threads: int | None = None,
+    decode: Literal[True],
+) -> tuple[Decoding, ...]: ...
 
 
 def benchmark(
@@ -98,7 +146,8 @@ def benchmark(
     repetitions: int = 30,
     warm_up: int = 3,
     threads: int | None = None,
-) -> Latency | tuple[Latency, ...]:
+    decode: bool = False,
+) -> Latency | Decoding | tuple[Latency, ...] | tuple[Decoding, ...]:
     """Measure a forward in eval mode, without gradients and without garbage collection.
 
     Several models take turns, so that other load on the machine slows all of them alike and their ratios stay
@@ -106,20 +155,40 @@ def benchmark(
 
     Args:
         model: a model, or a list or tuple of models on one device.
-        example_inputs: as for :func:`etp_graph.trace`; tensors are moved to each model's device and dtype.
+        example_inputs: as for :func:`etp_graph.trace`; tensors are moved to each model's device and dtype. Or
+            :class:`etp_graph.latency.NextToken`.
         repetitions: number of timed forwards of each model, at least 1.
         warm_up: number of forwards of each model before the timed ones, which fill caches; at least 0.
         threads: number of PyTorch threads during the measurement; default: the present number.
+        decode: the example inputs are a prompt of a model of transformers that generates. Measure its forward, and one
+            more token with a cache.
 
     Returns:
-        One :class:`Latency`, or a tuple with one for each model.
+        One :class:`Latency`, with ``decode`` one :class:`Decoding`, or a tuple with one for each model.
 
     Raises:
-        EtpError: a number is out of its range, there is no model, or a model has tensors on the meta device.
+        EtpError: a number is out of its range, there is no model, a model has tensors on the meta device, or, with
+            ``decode``, returns no cache that can forget a token.
     """
     several = not isinstance(model, nn.Module)
     models = tuple(model) if isinstance(model, Sequence) else (model,)
     _check(models, repetitions=repetitions, warm_up=warm_up, threads=threads)
+
+    def measure(inputs: Any) -> tuple[Latency, ...]:
+        return _measured(models, inputs, repetitions=repetitions, warm_up=warm_up, threads=threads)
+
+    if not decode:
+        found = measure(example_inputs)
+        return found if several else found[0]
+    tokens = measure(NextToken(example_inputs))  # first, because it may refuse the prompt
+    pairs = zip(measure(example_inputs), tokens, strict=True)
+    both = tuple(Decoding(prefill=prefill, token=token) for prefill, token in pairs)
+    return both if several else both[0]
+
+
+def _measured(
+    models: Sequence[nn.Module], example_inputs: Any, *, repetitions: int, warm_up: int, threads: int | None
+) -> tuple[Latency, ...]:
     with ExitStack() as stack:
         stack.enter_context(steady_conditions(threads))
         calls = [stack.enter_context(forwards(each, example_inputs)) for each in models]
@@ -137,7 +206,7 @@ def benchmark(
                 repetitions=repetitions, device=str(device),
             )
         )  # fmt: skip
-    return tuple(found) if several else found[0]
+    return tuple(found)
 
 
 def _check(models: Sequence[nn.Module], **numbers: int | None) -> None:
@@ -161,7 +230,8 @@ def _check(models: Sequence[nn.Module], **numbers: int | None) -> None:
 
 def _items(example_inputs: Any) -> int:
     """Return the length of the first axis of the first input tensor; 1 if there is none."""
-    tensors = [leaf for leaf in tree_leaves(example_inputs) if isinstance(leaf, Tensor)]
+    given = example_inputs.prompt if isinstance(example_inputs, NextToken) else example_inputs
+    tensors = [leaf for leaf in tree_leaves(given) if isinstance(leaf, Tensor)]
     return tensors[0].shape[0] if tensors and tensors[0].ndim else 1
 
 

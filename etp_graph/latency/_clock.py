@@ -14,6 +14,8 @@ from torch import nn
 
 from etp_graph.model import convert_inputs, eval_mode, named_tensors, preserved_rng, run_model
 
+from ._decoding import NextToken, next_token_call
+
 Call = Callable[[], object]
 
 
@@ -42,7 +44,16 @@ def steady_conditions(threads: int | None = None) -> Iterator[None]:
 
 @contextmanager
 def forwards(model: nn.Module, example_inputs: Any) -> Iterator[Call]:
-    """Set the model to eval mode inside the context; yield a function that runs one forward."""
+    """Set the model to eval mode inside the context; yield a function that runs one forward.
+
+    Args:
+        model: the model.
+        example_inputs: its inputs, or :class:`NextToken`.
+    """
+    if isinstance(example_inputs, NextToken):
+        with eval_mode(model), preserved_rng(model):
+            yield next_token_call(model, example_inputs.prompt)
+        return
     like = next((tensor for _, tensor in named_tensors(model) if tensor.is_floating_point()), None)
     inputs = example_inputs if like is None else convert_inputs(example_inputs, like=like)
     with eval_mode(model), preserved_rng(model):

@@ -24,18 +24,15 @@ from torch.utils._pytree import tree_leaves, tree_map
 from etp_graph.model import (
     ATTRIBUTES_BY_NAME,
     ModuleStack,
-    convert_inputs,
     counting_attributes,
-    eval_mode,
     named_tensors,
     plain_forward,
     preserved_rng,
-    run_model,
     without_attention_fast_path,
 )
 from etp_graph.plan import Op, Plan
 
-from ._clock import Call, device_of
+from ._clock import Call, device_of, forwards
 
 _GATES = {"LSTM": 4, "GRU": 3, "RNN_TANH": 1, "RNN_RELU": 1}
 
@@ -224,13 +221,12 @@ def record_calls(model: nn.Module, plan: Plan, example_inputs: Any) -> tuple[lis
         )  # fmt: skip
 
     like = next((tensor for _, tensor in named_tensors(model) if tensor.is_floating_point()), None)
-    inputs = example_inputs if like is None else convert_inputs(example_inputs, like=like)
     watched = {modules[name]: name for name in weights}
     with (
-        eval_mode(model), preserved_rng(model), without_attention_fast_path(), plain_forward(model), torch.no_grad(),
+        without_attention_fast_path(), plain_forward(model), torch.no_grad(), forwards(model, example_inputs) as run,
         ModuleStack(model).watching() as running, _Watch(running, others) as watch, _inputs(watched, note),
     ):  # fmt: skip
-        run_model(model, inputs)
+        run()
     called = {layer.name for layer in layers}
     for op in plan.ops:  # linear layers that are not called, because another module uses their weight (attention)
         if op.name in weights and op.name not in called and isinstance(modules[op.name], nn.Linear):

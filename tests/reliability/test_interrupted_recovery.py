@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -16,11 +16,21 @@ import etp_graph as etp
 from etp_graph.depth import remove_blocks_
 from etp_graph.errors import ScoreError
 from etp_graph.recovery import compensate_, reestimate_batch_norms_
-from tests.support.faults.injected_faults import describe, line_sites, run_with_fault_at_line
+from tests.support.faults.injected_faults import Site, describe, line_sites, run_with_fault_at_line
 
 ERRORS = [KeyboardInterrupt, MemoryError]
 SAMPLED = 40
 """Number of lines at which a fast test interrupts each call, besides the last ones."""
+
+
+def chosen_lines(sites: Sequence[Site], *, every: bool) -> list[int]:
+    """Return when to interrupt: a sample, or each line of the library the first and the last time that it runs."""
+    last = range(max(0, len(sites) - 40), len(sites))
+    if not every:
+        return sorted({*range(0, len(sites), max(1, len(sites) // SAMPLED)), *last})
+    late = {site: number for number, site in enumerate(sites)}
+    first = {site: number for number, site in reversed(list(enumerate(sites)))}
+    return sorted({*first.values(), *late.values(), *last})
 
 
 class Block(nn.Module):
@@ -110,9 +120,7 @@ def test_an_exception_at_any_line(
     done = without_objects(describe(finished))
     model = net()
     sites = line_sites(lambda: call(model))
-    last = range(max(0, len(sites) - 40), len(sites))
-    chosen = range(len(sites)) if every else sorted({*range(0, len(sites), len(sites) // SAMPLED), *last})
-    complete = 0
+    complete, chosen = 0, chosen_lines(sites, every=every)
     for at in chosen:
         model = net()
         before = describe(model)
@@ -131,8 +139,7 @@ def test_looking_at_a_model_leaves_it_alone_at_any_line(name: str, every: bool, 
     call(model)  # fills the caches of functions, whose lines then run no more
     sites = line_sites(lambda: call(model))
     before = world(model)
-    first = {site: number for number, site in reversed(list(enumerate(sites)))}
-    chosen = range(len(sites)) if every else sorted({*sorted(first.values())[::6], *range(len(sites) - 20, len(sites))})
+    chosen = chosen_lines(sites, every=every)
     for at in chosen:
         assert run_with_fault_at_line(lambda: call(model), at, KeyboardInterrupt), at
         assert world(model) == before, f"line {at} of {len(sites)}: {sites[at]}"
