@@ -7,7 +7,7 @@ from typing import Any
 
 from ._batches import naming_batch
 from ._collectors import Observations, UnwatchedGroups, activations, gradients, watch
-from ._own_labels import OwnLabels
+from ._own_labels import OwnLabels, logits_of
 from ._statistics import OBSERVED, BackwardStatistic, Observed, RunningMean, Statistic, needs_backward
 from ._watch_points import WatchPoint, filters_only, out_axis, positions_by_width, silence_, unwatched_groups
 
@@ -24,6 +24,7 @@ __all__ = [
     "activations",
     "filters_only",
     "gradients",
+    "logits_of",
     "naming_batch",
     "needs_backward",
     "out_axis",

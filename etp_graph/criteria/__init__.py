@@ -24,6 +24,7 @@ from ._lamp import lamp
 from ._magnitude import magnitude
 from ._random import random
 from ._registry import COLLECTED, CRITERIA, Criterion, Score, find_criterion, register, register_criterion, temporary
+from ._sensitivity import sensitivity
 from ._taylor import taylor
 from ._torque import Forced, etp, torque
 from ._whc import whc
@@ -60,6 +61,7 @@ __all__ = [
     "random",
     "register",
     "register_criterion",
+    "sensitivity",
     "taylor",
     "temporary",
     "torque",
