@@ -4,26 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from time import perf_counter
-from typing import Any, TypeVar, Unpack
+from typing import Any, Literal, TypeVar, Unpack, get_args
 
 import torch
 from torch import Tensor, nn
 
-from etp_graph._config import require
+from etp_graph._config import require, require_choice
 from etp_graph.budget import Budget, Rank, Targets, allocate, show_targets
 from etp_graph.collect import Observations, OwnLabels, naming_batch, needs_backward, watch
-from etp_graph.criteria import Score, find_criterion
-from etp_graph.errors import ScoreError
+from etp_graph.criteria import Score, find_criterion, sensitivity
+from etp_graph.errors import BudgetError, PlanError, ScoreError
 from etp_graph.graph import require_plan_alone, trace
 from etp_graph.methods import Method
 from etp_graph.model import Outputs, eval_mode, run_model, undone
 from etp_graph.plan import Cost, Plan, Selection, cost
 from etp_graph.recovery import Compensation, InputMoments, prepare_batch_norms, prepare_compensation
-from etp_graph.surgery import PreparedChanges, prepare_surgery
+from etp_graph.surgery import PreparedChanges, prepare_block_removal, prepare_surgery
 
 from ._compress import budget_of
+from ._depth import Depth
 from ._progress import Bar
 
 T = TypeVar("T")
@@ -33,6 +34,8 @@ Loss = Callable[[nn.Module, Any], Tensor]
 
 _ESTIMATES_OF_LOSS = ("fisher", "kron_obs")
 """Criteria that estimate how much the loss grows with each unit, so that their scores can be divided by a saving."""
+
+Allocation = Literal["scores", "sensitivity"]
 
 _STEPS = ("trace", "calibrate", "allocate", "compensate", "prune", "batch norms")
 
@@ -48,6 +51,9 @@ class OneShotResult:
         compensation: the fit of each layer, or ``None`` if nothing was compensated.
         norms: number of batch norms that were measured anew.
         seconds: time of each step, by its name.
+        removed_blocks: names of the blocks that were removed, as they were called before.
+        divergences: for each number of blocks that was tried, the divergence of the pruned model from the dense one,
+            or the growth of the loss.
     """
 
     plan: Plan
@@ -57,6 +63,8 @@ class OneShotResult:
     compensation: Compensation | None
     norms: int
     seconds: dict[str, float]
+    removed_blocks: tuple[str, ...] = ()
+    divergences: dict[int, float] = field(default_factory=dict)
 
 
 @show_targets
@@ -70,6 +78,8 @@ def oneshot_(
     ridge: float = 1e-3,
     batch_norms: bool = False,
     loss: Loss | None = None,
+    allocation: Allocation = "scores",
+    blocks: int | Sequence[int] = 0,
     plan: Plan | None = None,
     prune: str | Sequence[str] | None = None,
     ignore: str | Sequence[str] = (),
@@ -97,13 +107,19 @@ def oneshot_(
             (:func:`etp_graph.recovery.reestimate_batch_norms_`); for use without compensation.
         loss: function of (model, batch) that returns the loss, for criteria that read gradients. Without it a model
             that returns a field ``logits`` gets labels of its own (:class:`etp_graph.collect.OwnLabels`).
+        allocation: how groups compare: by their ``scores`` under the rules of the budget, or by their ``sensitivity``,
+            the measured growth of the loss when a share of each is removed (:func:`etp_graph.criteria.sensitivity`).
+        blocks: number of residual blocks (layers of a transformer) that are removed before units, see
+            :func:`etp_graph.depth.shorten_`. Of several numbers the one is kept whose pruned model is closest to the
+            dense one on the batches. The budget is that of the dense model.
         plan: a plan of this model. By default it is traced on the first batch.
         prune, ignore, outputs: as for :func:`etp_graph.trace`.
         progress: show a progress bar if stdout is a terminal.
         targets: the target, ``speed_up=2`` for example, see :class:`etp_graph.Budget`. Give exactly one, or ``budget``.
 
     Raises:
-        PlanError, BudgetError: as the functions above.
+        PlanError, BudgetError: as the functions above. Also, if blocks are removed: a plan or recorded moments are
+            given, which are those of the whole model, or the target is measured.
         ScoreError: there are no batches, the criterion cannot be computed, or it needs a loss that is not given.
     """
     require_plan_alone(plan, prune=prune, ignore=ignore, outputs=outputs)
@@ -115,36 +131,94 @@ def oneshot_(
         loss = OwnLabels()
     method = _method(criterion, loss)
     _require_loss(method, loss)
+    require_choice("allocation", allocation, get_args(Allocation), BudgetError)
     goal = budget_of(budget, method, targets)
-    with Bar(len(_STEPS), show=progress) as bar:
+    if allocation == "sensitivity" and goal.rank is None:
+        goal = replace(goal, rank="score_per_mac")
+    depth = Depth(model, repeatable, blocks, loss, goal)
+    require(
+        not depth.asked or (plan is None and isinstance(compensate, bool)),
+        "blocks= changes the model before it is traced: leave out plan=, and give compensate=True or False.",
+        PlanError,
+    )
+    pending: list[PreparedChanges] = []
+    with Bar(len(_STEPS) + depth.n_trials, show=progress) as bar, undone(lambda: _undo_all(pending)):
         run = _Steps(bar)
-        used = run.step("trace", lambda: plan or trace(model, first, prune=prune, ignore=ignore, outputs=outputs))
-        record = run.step("calibrate", lambda: _calibrate(model, used, method, repeatable, loss))
-        scores = method.scores(model, used, record=record)
-        chosen = run.step("allocate", lambda: allocate(model, used, scores, budget=goal, example_inputs=first))
-        dense, pruned = cost(model, used), cost(model, used, chosen)
-        fits, norms = None, 0
-        pending: list[PreparedChanges] = []
-        with undone(lambda: _undo_all(pending)):
-            if compensate is not False:
-                data = repeatable if compensate is True else compensate
-                fits, changes = run.step(
-                    "compensate", lambda: prepare_compensation(model, used, chosen, data, ridge=ridge)
-                )
-                pending.append(changes)
-                changes.commit()
-            surgery = run.step("prune", lambda: prepare_surgery(model, used, chosen))
-            pending.append(surgery)
-            surgery.commit()
-            if batch_norms:
-                norms, changes = run.step("batch norms", lambda: prepare_batch_norms(model, repeatable))
-                pending.append(changes)
-                changes.commit()
-            pending = []
+        work = _Work(
+            method=method, batches=repeatable, loss=loss, compensate=compensate, ridge=ridge, batch_norms=batch_norms,
+            by_sensitivity=allocation == "sensitivity",
+            trace=lambda one: plan or trace(one, first, prune=prune, ignore=ignore, outputs=outputs),
+        )  # fmt: skip
+        dense = None
+        if depth.asked:
+            whole = run.step("trace", lambda: work.trace(model))
+            dense, goal = cost(model, whole), depth.absolute(goal, cost(model, whole))
+        names = depth.choose(lambda copied, tried: _prune(copied, tried, goal, work, _Steps(None), []), run.step)
+        found = _prune(model, names, goal, work, run, pending)
+        pending = []
+    return replace(
+        found, dense=dense or found.dense, seconds=run.seconds, removed_blocks=names, divergences=depth.found
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Work:
+    """What is done to a model, whatever its depth.
+
+    Attributes:
+        trace: returns the plan of a model.
+        by_sensitivity: compare groups by the measured growth of the loss.
+
+    The others are those of :func:`oneshot_`.
+    """
+
+    trace: Callable[[nn.Module], Plan]
+    method: Method
+    batches: Iterable[Any]
+    loss: Loss | None
+    compensate: bool | InputMoments
+    ridge: float
+    batch_norms: bool
+    by_sensitivity: bool
+
+
+def _prune(
+    model: nn.Module, blocks: Sequence[str], goal: Budget, work: _Work, run: _Steps, pending: list[PreparedChanges]
+) -> OneShotResult:
+    """Remove blocks and units of a model in place. What was changed is in ``pending``, which can undo it."""
+    if blocks:
+        removal = run.step("blocks", lambda: prepare_block_removal(model, blocks))
+        pending.append(removal)
+        removal.commit()
+    used = run.step("trace", lambda: work.trace(model))
+    record = run.step("calibrate", lambda: _calibrate(model, used, work.method, work.batches, work.loss))
+    scores = work.method.scores(model, used, record=record)
+    if work.by_sensitivity:
+        order, own = scores, None if isinstance(work.loss, OwnLabels) else work.loss
+        scores = run.step(
+            "sensitivity", lambda: sensitivity(model, used, order, work.batches, loss=own, progress=False)
+        )
+    example = next(iter(work.batches))
+    chosen = run.step("allocate", lambda: allocate(model, used, scores, budget=goal, example_inputs=example))
+    dense, pruned = cost(model, used), cost(model, used, chosen)
+    fits, norms = None, 0
+    if work.compensate is not False:
+        data = work.batches if work.compensate is True else work.compensate
+        fits, changes = run.step(
+            "compensate", lambda: prepare_compensation(model, used, chosen, data, ridge=work.ridge)
+        )
+        pending.append(changes)
+        changes.commit()
+    surgery = run.step("prune", lambda: prepare_surgery(model, used, chosen))
+    pending.append(surgery)
+    surgery.commit()
+    if work.batch_norms:
+        norms, changes = run.step("batch norms", lambda: prepare_batch_norms(model, work.batches))
+        pending.append(changes)
+        changes.commit()
     return OneShotResult(
-        plan=used, selection=chosen, dense=dense, pruned=pruned, compensation=fits, norms=norms,
-        seconds=run.seconds,
-    )  # fmt: skip
+        plan=used, selection=chosen, dense=dense, pruned=pruned, compensation=fits, norms=norms, seconds=run.seconds
+    )
 
 
 def _undo_all(pending: Sequence[PreparedChanges]) -> None:
@@ -153,19 +227,21 @@ def _undo_all(pending: Sequence[PreparedChanges]) -> None:
 
 
 class _Steps:
-    """Steps of a run, timed and shown in a progress bar."""
+    """Steps of a run, timed and shown in a progress bar, if there is one."""
 
-    def __init__(self, bar: Bar) -> None:
+    def __init__(self, bar: Bar | None) -> None:
         self.seconds: dict[str, float] = {}
         self._bar = bar
 
     def step(self, name: str, action: Callable[[], T]) -> T:
         """Run a step and return its result."""
-        self._bar.begin(name)
+        if self._bar is not None:
+            self._bar.begin(name)
         begin = perf_counter()
         found = action()
-        self.seconds[name] = perf_counter() - begin
-        self._bar.end()
+        self.seconds[name] = self.seconds.get(name, 0.0) + perf_counter() - begin
+        if self._bar is not None:
+            self._bar.end()
         return found
 
 

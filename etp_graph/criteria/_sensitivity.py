@@ -10,31 +10,26 @@ sensitivity analysis per layer as in Li et al. 2017, "Pruning filters for effici
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
 
 from etp_graph._config import require, require_number
-from etp_graph.collect import logits_of, naming_batch
+from etp_graph.collect import Divergence, same_conditions
 from etp_graph.errors import ScoreError
-from etp_graph.model import copy_model, eval_mode, private_random, run_model, without_autocast
+from etp_graph.model import copy_model
 from etp_graph.plan import Group, Plan
 from etp_graph.standins import standing_in
 from etp_graph.verification import Masked
 
 Loss = Callable[[nn.Module, Any], Tensor]
 """Runs the model on a batch and returns the loss, a scalar."""
-
-_KEPT = 2**28
-"""Largest number of logits of the dense model that is kept; more of them are computed anew for each trial."""
 
 
 @torch.no_grad()
@@ -84,7 +79,7 @@ def sensitivity(
     for share in shares:
         require_number("shares", share, 0, 1, ScoreError)
         require(share > 0, "shares: 0 removes nothing; give shares in (0, 1].", ScoreError)
-    measure = _divergence(model, held) if loss is None else _loss_increase(model, held, loss)
+    measure = Divergence(model, held) if loss is None else _loss_increase(model, held, loss)
     found = torch.ones(plan.n_units, dtype=torch.float64)
     spans = {group.name: span for group, span in plan.spans()}
     groups = [group for group in plan.prunable if group.n_units > 1]
@@ -144,16 +139,9 @@ def _slope(a: tuple[int, float], b: tuple[int, float]) -> float:
     return (b[1] - a[1]) / (b[0] - a[0])
 
 
-@contextmanager
-def _same_conditions(model: nn.Module) -> Iterator[None]:
-    """Run the model in eval mode, with the same random numbers each time and without autocast."""
-    with eval_mode(model), private_random(model, 0), without_autocast():
-        yield
-
-
 def _loss_increase(model: nn.Module, batches: Sequence[Any], loss: Loss) -> Callable[[nn.Module], float]:
     def mean(one: nn.Module) -> float:
-        with _same_conditions(one):
+        with same_conditions(one):
             return float(np.mean([float(loss(one, batch)) for batch in batches]))
 
     dense = mean(model)
@@ -161,39 +149,3 @@ def _loss_increase(model: nn.Module, batches: Sequence[Any], loss: Loss) -> Call
         np.isfinite(dense), "the loss of the dense model is not finite: check the batches and the loss.", ScoreError
     )
     return lambda one: mean(one) - dense
-
-
-def _divergence(model: nn.Module, batches: Sequence[Any]) -> Callable[[nn.Module], float]:
-    """Return a function that gives the mean divergence of a model's predictions from those of the dense model."""
-
-    def log_chances(one: nn.Module) -> Iterator[Tensor]:
-        with _same_conditions(one):
-            for number, batch in enumerate(batches, start=1):
-                with naming_batch(number):
-                    logits = logits_of(run_model(one, batch))
-                found = F.log_softmax(logits if logits.dtype == torch.float64 else logits.float(), -1).flatten(0, -2)
-                yield found[_counted(batch, len(found))]
-
-    kept: list[Tensor] | None = []
-    size = 0
-    for part in log_chances(model):
-        require(bool(part.isfinite().all()), "the logits of the dense model are NaN or infinite.", ScoreError)
-        size += part.numel()
-        if kept is not None:
-            kept.append(part)
-        if size > _KEPT:
-            kept = None
-
-    def divergence(one: nn.Module) -> float:
-        dense = iter(kept) if kept is not None else log_chances(model)
-        pairs = zip(dense, log_chances(one), strict=True)
-        sums = [(float(F.kl_div(b, a, log_target=True, reduction="sum").double()), len(a)) for a, b in pairs]
-        return sum(total for total, _ in sums) / max(sum(count for _, count in sums), 1)
-
-    return divergence
-
-
-def _counted(batch: Any, n_rows: int) -> Any:
-    """Return which rows of logits count: those whose ``attention_mask`` is positive, if there is one of this size."""
-    mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
-    return mask.flatten() > 0 if isinstance(mask, Tensor) and mask.numel() == n_rows else slice(None)

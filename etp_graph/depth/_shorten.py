@@ -62,6 +62,29 @@ def shorten_(
         ScoreError: a score is not finite.
         EquivalenceError: as for :func:`remove_blocks_`.
     """
+    chosen, scores = choose_blocks(model, batches, n_blocks=n_blocks, criterion=criterion, loss=loss)
+    error = remove_blocks_(model, chosen, batches[0], optimizer=optimizer)
+    return Shortened(removed=tuple(block.name for block in chosen), scores=tuple(scores), error=error)
+
+
+def choose_blocks(
+    model: nn.Module,
+    batches: Sequence[Any],
+    *,
+    n_blocks: int,
+    criterion: Criterion = "influence",
+    loss: Loss | None = None,
+) -> tuple[list[Block], list[float]]:
+    """Choose the residual blocks that :func:`shorten_` removes, and change nothing.
+
+    The first ones are those that are chosen for a smaller number.
+
+    Returns:
+        The blocks in the order of choice, and the score of each of them when it was chosen.
+
+    Raises:
+        PlanError, ScoreError: as :func:`shorten_`.
+    """
     require(bool(batches), "no batches: give inputs that score the blocks.", PlanError)
     require_count("n_blocks", n_blocks, 1, PlanError)
     require_choice("criterion", criterion, ("influence", "loss"), PlanError)
@@ -85,8 +108,7 @@ def shorten_(
         least = int(found.argmin())
         chosen.append(free[least])
         scores.append(float(found[least]))
-    error = remove_blocks_(model, chosen, batches[0], optimizer=optimizer)
-    return Shortened(removed=tuple(block.name for block in chosen), scores=tuple(scores), error=error)
+    return chosen, scores
 
 
 def _is_last(model: nn.Module, block: Block, chosen: Sequence[Block]) -> bool:
