@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 
+import torch
 from torch import Tensor, nn
 
 from ._shards import is_sharded
@@ -22,8 +24,11 @@ def all_tensors(model: nn.Module) -> dict[str, Tensor]:
     return found | dict(model.named_buffers(remove_duplicate=False))
 
 
-def copy_model(model: nn.Module) -> nn.Module:
+def copy_model(model: nn.Module, *, share: bool = False) -> nn.Module:
     """Copy a model. Weights that each forward computes anew (by hooks) are copied without their graph.
+
+    With ``share=True`` the parameters are new objects on the same memory, for a copy whose parameters get other values
+    by ``.data = ...`` only, as surgery does it. Buffers are copied, because a forward may write them.
 
     ``copy.deepcopy`` refuses tensors with a graph. It calls itself about eight times for each level of nested modules,
     so inner modules are copied before those that hold them: models of many levels would exceed Python's stack.
@@ -32,9 +37,56 @@ def copy_model(model: nn.Module) -> nn.Module:
     values += [item for value in values if isinstance(value, list) for item in value]
     computed = [value for value in values if isinstance(value, Tensor) and not value.is_leaf]
     memo: dict[int, object] = {id(tensor): tensor.detach().clone() for tensor in computed}
+    if share:
+        memo |= {id(p): _on_same_memory(p) for p in model.parameters() if type(p) is nn.Parameter}
     for module in reversed(list(model.modules())):
+        _copy_module(module, memo)
+    found = memo[id(model)]
+    assert isinstance(found, nn.Module)
+    return found
+
+
+_OWN_WAYS = frozenset(
+    "__deepcopy__ __getstate__ __setstate__ __reduce__ __reduce_ex__ __getnewargs__ __getnewargs_ex__ __slots__ "
+    "__new__".split()
+)
+"""What a class defines if it is copied in a way of its own."""
+
+_CONSTANT = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size)
+
+
+def _copy_module(module: nn.Module, memo: dict[int, object]) -> None:
+    """Copy a module whose submodules are copied already, as ``copy.deepcopy`` does but without its detours.
+
+    Most attributes of a module are numbers and empty dictionaries of hooks. That makes a copy several times as fast.
+    """
+    if id(module) in memo:
+        return
+    if not _is_copied_as_usual(type(module)):
         copy.deepcopy(module, memo)
-    return copy.deepcopy(model, memo)
+        return
+    new = type(module).__new__(type(module))
+    memo[id(module)] = new
+    for name, value in vars(module).items():
+        kind = type(value)
+        if kind in _CONSTANT:
+            held: object = value
+        elif kind in (dict, OrderedDict, set, list) and not value:
+            held = memo[id(value)] = kind()
+        else:
+            held = copy.deepcopy(value, memo)
+        new.__dict__[name] = held
+    memo.setdefault(id(memo), []).append(module)  # type: ignore[union-attr,attr-defined]  # as deepcopy keeps it alive
+
+
+def _is_copied_as_usual(cls: type[nn.Module]) -> bool:
+    return all(_OWN_WAYS.isdisjoint(vars(base)) for base in cls.__mro__ if base not in (object, nn.Module))
+
+
+def _on_same_memory(parameter: nn.Parameter) -> nn.Parameter:
+    found = nn.Parameter(parameter.detach(), requires_grad=parameter.requires_grad)
+    found.__dict__.update(parameter.__dict__)
+    return found
 
 
 def persistent_names(model: nn.Module) -> set[str]:

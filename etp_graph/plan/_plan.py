@@ -42,7 +42,7 @@ class Op:
     axes: tuple[tuple[str, int], ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, weakref_slot=True)
 class Plan:
     """All groups of a model, with the tensors and attributes that hold their units; no weights.
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from math import prod
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +19,8 @@ from ._groups import Group, Index, as_tensor, index_length
 from ._plan import Plan
 
 Ints = npt.NDArray[np.int64]
+
+T = TypeVar("T")
 
 NO_UNIT = -1
 """Number that stands for "no unit", "no group" and "no level" wherever such numbers are stored.
@@ -101,6 +105,13 @@ class SlicedAxis:
         return self.spread(values).view(shape)
 
 
+_KNOWN: WeakKeyDictionary[Plan, dict[Any, Any]] = WeakKeyDictionary()
+"""Maps that were made for a plan. Surgery, masking and costs of one plan read the same ones."""
+
+_MANY = 2**22
+"""Number of positions of all sliced axes up to which the maps of a plan are kept as long as the plan."""
+
+
 class Positions:
     """Which units lie at the positions of a plan's tensors and attributes: the one owner of index arithmetic.
 
@@ -119,6 +130,30 @@ class Positions:
     @cached_property
     def axes(self) -> dict[str, tuple[SlicedAxis, ...]]:
         """The sliced axes of each tensor, by its name."""
+        known = self._known("axes", self._cpu_axes, _layers_of_axes)
+        if torch.device(self.device).type == "cpu":
+            return known
+        return {
+            tensor: tuple(SlicedAxis(part.tensor, part.axis, self._moved(part.maps)) for part in parts)
+            for tensor, parts in known.items()
+        }
+
+    def _moved(self, maps: tuple[LongTensor, ...]) -> tuple[LongTensor, ...]:
+        return tuple(layer.to(self.device) for layer in maps)  # type: ignore[misc]
+
+    def _known(self, what: str, make: Callable[[], T], layers: Callable[[T], Iterator[Tensor]]) -> T:
+        """Return what was made for this plan before, if any. Plans of very many positions are not remembered."""
+        kept = _KNOWN.setdefault(self.plan, {})
+        key = what, self.passive, self.locked
+        if key in kept:
+            found: T = kept[key]
+            return found
+        found = make()
+        if sum(len(layer) for layer in layers(found)) <= _MANY:
+            kept[key] = found
+        return found
+
+    def _cpu_axes(self) -> dict[str, tuple[SlicedAxis, ...]]:
         pieces: dict[tuple[str, int], list[PlacedUnits]] = {}
         for group, start in self._included_groups():
             for piece in group.slices:
@@ -127,13 +162,16 @@ class Positions:
                     held.append(PlacedUnits(piece.index, piece.unit, start))
         found: dict[str, list[SlicedAxis]] = {}
         for (tensor, axis), held in pieces.items():
-            maps = tuple(m.to(self.device) for m in maps_of(held, self.plan.tensors[tensor][axis]))
-            found.setdefault(tensor, []).append(SlicedAxis(tensor, axis, maps))  # type: ignore[arg-type]
+            maps = tuple(maps_of(held, self.plan.tensors[tensor][axis]))
+            found.setdefault(tensor, []).append(SlicedAxis(tensor, axis, maps))
         return {tensor: tuple(parts) for tensor, parts in found.items()}
 
     @cached_property
     def attributes(self) -> dict[tuple[str, str, int | None], list[LongTensor]]:
         """The maps [number of positions] of each counted attribute, by (module, name, item)."""
+        return self._known("attributes", self._made_attributes, lambda found: chain.from_iterable(found.values()))
+
+    def _made_attributes(self) -> dict[tuple[str, str, int | None], list[LongTensor]]:
         found: dict[tuple[str, str, int | None], list[PlacedUnits]] = {}
         for group, start in self._included_groups():
             for a in group.attributes:
@@ -145,6 +183,10 @@ class Positions:
         for group, span in self.plan.spans():
             if self.locked or group.locked is None:
                 yield group, span.start
+
+
+def _layers_of_axes(axes: dict[str, tuple[SlicedAxis, ...]]) -> Iterator[Tensor]:
+    return chain.from_iterable(part.maps for parts in axes.values() for part in parts)
 
 
 def with_no_unit(values: Tensor, neutral: float | bool) -> Tensor:

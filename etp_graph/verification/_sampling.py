@@ -54,7 +54,7 @@ def randomize_(model: nn.Module, *, seed: int = 0) -> None:
             value = torch.rand(tensor.shape, generator=generator, device="cpu") + 0.5
         elif tensor.ndim >= 2 and name.endswith(("weight", "original1", "weight_v")):
             fan_in = max(tensor[0].numel(), 1)
-            value = torch.randn(tensor.shape, generator=generator, device="cpu") * (1.0 / fan_in) ** 0.5
+            value = torch.randn(tensor.shape, generator=generator, device="cpu").mul_((1.0 / fan_in) ** 0.5)
         else:
             value = torch.randn(tensor.shape, generator=generator, device="cpu") * 0.2
         tensor.copy_(value.to(tensor.dtype))

@@ -19,6 +19,7 @@ from etp_graph.model import (
     convert_inputs,
     copy_model,
     eval_mode,
+    named_tensors,
     plain_forward,
     private_random,
     run_outputs,
@@ -35,6 +36,9 @@ from ._sampling import random_selection, randomize_
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4}
 """Largest relative error that counts as equal."""
+
+SCREENED = 5e-6
+"""Largest relative error in float32 that rounding explains. That of right plans of deep models was at most 2.3e-6."""
 
 _STEP = 1e-6
 """Step of the finite differences, for parameters of about 1."""
@@ -88,10 +92,10 @@ class Trials:
     def _dense_outputs(self) -> list[Tensor]:
         """Return the outputs of a copy, because a model may keep what it computes."""
         with torch.no_grad():
-            found = self._outputs(copy_model(self.model))
+            found = self._outputs(copy_model(self.model, share=True))
             if self.seed_others or self._draws_outside_torch(found):
                 self.seed_others = True
-                found = self._outputs(copy_model(self.model))
+                found = self._outputs(copy_model(self.model, share=True))
         return found
 
     def _draws_outside_torch(self, found: list[Tensor]) -> bool:
@@ -209,11 +213,12 @@ class Trials:
         generator = torch.Generator().manual_seed(self.seed)
         selection = random_selection(self.plan, groups, ratio, generator)
         keep = selection.flat(self.plan)
-        masked, choices = copy_model(self.model), Choices(tolerance=TOLERANCE[self.dtype])
+        masked, choices = copy_model(self.model, share=True), Choices(tolerance=TOLERANCE[self.dtype])
+        _give_own_memory(masked, self.plan)
         with Masked(masked, self.plan, keep), standing_in(masked, views_only=True):
             want, want_grads = self._run(masked, choices)
         del masked  # keep one copy at a time, because memory may not suffice for two
-        pruned = copy_model(self.model)
+        pruned = copy_model(self.model, share=True)
         try:
             prune_(pruned, self.plan, selection)
             got, got_grads = self._run(pruned, Choices(choices, tolerance=TOLERANCE[self.dtype]))
@@ -248,6 +253,14 @@ class Trials:
             for t in out
             if t.requires_grad and t.is_floating_point()
         )
+
+
+def _give_own_memory(model: nn.Module, plan: Plan) -> None:
+    """Give the parameters that units slice memory of their own, in a copy that shares it with another model."""
+    tensors = dict(named_tensors(model))
+    for name in Positions(plan).axes:
+        if isinstance(tensors[name], nn.Parameter):
+            tensors[name].data = tensors[name].data.clone()
 
 
 def _gradient_error(got: dict[str, Tensor], want: dict[str, Tensor], plan: Plan, keep: Tensor) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,11 +24,11 @@ from etp_graph.model import (
 from etp_graph.plan import Plan, Selection
 from etp_graph.standins import standing_in
 
-from ._comparison import as_real, relative_error
+from ._comparison import as_real, count_unusable, relative_error
 from ._masked import Masked
 from ._memory import available_memory, real_inputs
 from ._repeats import copy_with_shared_blocks, count_numbers, find_repeated_blocks
-from ._trials import TOLERANCE, Trials
+from ._trials import SCREENED, TOLERANCE, Trials
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,9 +122,27 @@ def verify(
 
 
 def lock_what_fails(model: nn.Module, plan: Plan, example_inputs: Any) -> Plan:
-    """Return the plan with every group locked that fails the check of :func:`verify`; the reason is its error."""
-    judge = Trials(model, plan, example_inputs, gradients=False, randomize=True, seed=0)
-    return _lock_failing(judge)
+    """Return the plan with every group locked that fails the check of :func:`verify`; the reason is its error.
+
+    A trial runs in float32 first. It counts as passed if the outputs differ by less than :data:`SCREENED`, which
+    rounding explains. Any larger difference is judged in float64, as by :func:`verify`.
+    """
+    return _lock_failing(
+        lambda plan: Trials(model, plan, example_inputs, gradients=False, randomize=True, seed=0),
+        plan,
+        _screen(model, plan, example_inputs),
+    )
+
+
+def _screen(model: nn.Module, plan: Plan, example_inputs: Any) -> Trials | None:
+    """Return trials in float32, or ``None`` if the model computes nothing of use in float32."""
+    try:
+        screen = Trials(
+            model, plan, example_inputs, gradients=False, randomize=True, seed=0, dtypes=(torch.float32,)
+        )  # fmt: skip
+    except RuntimeError:
+        return None
+    return None if count_unusable(screen.dense) else screen
 
 
 def lock_what_fails_in_blocks(model: nn.Module, plan: Plan, example_inputs: Any) -> Plan:
@@ -148,14 +166,26 @@ def lock_what_fails_in_blocks(model: nn.Module, plan: Plan, example_inputs: Any)
     names = [name for name, _ in named_tensors(judge.model)]
     reduced = repeated.reduce_plan(plan, names, next(judge.model.parameters()).device.type)
     judge.plan = reduced
-    checked = _lock_failing(judge)
+    checked = _lock_failing(lambda _: judge, reduced)
     locks = {group.name: group.locked for group in checked.groups if reduced[group.name].locked is None}
     return plan.lock(repeated.repeat_locks({name: why for name, why in locks.items() if why is not None}))
 
 
-def _lock_failing(judge: Trials) -> Plan:
-    plan = judge.plan
+def _lock_failing(make: Callable[[Plan], Trials], plan: Plan, screen: Trials | None = None) -> Plan:
+    """Lock the groups that fail.
+
+    Args:
+        make: makes the trials that judge, once they are needed.
+        plan: the plan.
+        screen: faster trials, after which a judgement may not be needed.
+    """
+    judge: Trials | None = None
     for ratio in (0.5, 0.0, 1.0):  # 0 and 1 find operators that only accept some sizes
+        if screen is not None:
+            screen.plan = plan
+            if not plan.prunable or screen.trial(plan.prunable, ratio).error <= SCREENED:
+                continue
+        judge = judge or make(plan)
         while plan.prunable and not (trial := judge.trial(plan.prunable, ratio)).good:
             plan = plan.lock(
                 {g.name: f"check failed: {why}" for g, why in judge.groups_that_fail(plan.prunable, ratio, trial)}
