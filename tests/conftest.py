@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -26,3 +26,25 @@ def _registries() -> Iterator[None]:
     """No test sees what another one registered, such as the example pages of the docs."""
     with temporary_entries():
         yield
+
+
+_COUNTED = pytest.StashKey[list[str]]()
+
+
+@pytest.fixture
+def tell(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """Return a function that adds a line to the end of the run."""
+
+    def add(text: str) -> None:
+        request.config.stash.setdefault(_COUNTED, []).append(f"{request.node.name}: {text}")
+
+    return add
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Print the lines."""
+    counted = config.stash.get(_COUNTED, [])
+    if counted:
+        terminalreporter.section("counted")
+        for line in counted:
+            terminalreporter.line(line)
