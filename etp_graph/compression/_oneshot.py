@@ -145,7 +145,7 @@ def oneshot_(
     with Bar(len(_STEPS) + depth.n_trials, show=progress) as bar, undone(lambda: _undo_all(pending)):
         run = _Steps(bar)
         work = _Work(
-            method=method, batches=repeatable, loss=loss, compensate=compensate, ridge=ridge, batch_norms=batch_norms,
+            method=method, batches=repeatable, example=first, loss=loss, compensate=compensate, ridge=ridge, batch_norms=batch_norms,
             by_sensitivity=allocation == "sensitivity",
             trace=lambda one: plan or trace(one, first, prune=prune, ignore=ignore, outputs=outputs),
         )  # fmt: skip
@@ -167,6 +167,7 @@ class _Work:
 
     Attributes:
         trace: returns the plan of a model.
+        example: the first batch.
         by_sensitivity: compare groups by the measured growth of the loss.
 
     The others are those of :func:`oneshot_`.
@@ -175,6 +176,7 @@ class _Work:
     trace: Callable[[nn.Module], Plan]
     method: Method
     batches: Iterable[Any]
+    example: Any
     loss: Loss | None
     compensate: bool | InputMoments
     ridge: float
@@ -198,8 +200,7 @@ def _prune(
         scores = run.step(
             "sensitivity", lambda: sensitivity(model, used, order, work.batches, loss=own, progress=False)
         )
-    example = next(iter(work.batches))
-    chosen = run.step("allocate", lambda: allocate(model, used, scores, budget=goal, example_inputs=example))
+    chosen = run.step("allocate", lambda: allocate(model, used, scores, budget=goal, example_inputs=work.example))
     dense, pruned = cost(model, used), cost(model, used, chosen)
     fits, norms = None, 0
     if work.compensate is not False:
