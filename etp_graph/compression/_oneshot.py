@@ -145,7 +145,8 @@ def oneshot_(
     with Bar(len(_STEPS) + depth.n_trials, show=progress) as bar, undone(lambda: _undo_all(pending)):
         run = _Steps(bar)
         work = _Work(
-            method=method, batches=repeatable, example=first, loss=loss, compensate=compensate, ridge=ridge, batch_norms=batch_norms,
+            method=method, batches=repeatable, example=first, loss=loss, compensate=compensate, ridge=ridge,
+            batch_norms=batch_norms,
             by_sensitivity=allocation == "sensitivity",
             trace=lambda one: plan or trace(one, first, prune=prune, ignore=ignore, outputs=outputs),
         )  # fmt: skip
