@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from etp_graph.graph.rules._operators import Reading, compact_label, labelled_dims
-from etp_graph.plan import NO_UNIT, Attribute, Group, Index, Slice
+from etp_graph.plan import NO_UNIT, Attribute, Group, Index, Slice, add_line
 
 from ._labels import Labels, Locks
 from ._ties import ResolvedRuns, resolve_ties
@@ -62,8 +62,9 @@ def build_groups(labels: Labels, bare: dict[str, Tensor], facet: Reading = "inne
         g = int(group_of[together.units[0, 0]])
         groups[g] = replace(groups[g], blocks=len(together.units), min_units=together.min_units)
     _set_minimums(groups, labels, root, group_of)
-    for ids, blocks, where in labels.blocks:
-        _keep_blocks_equal(groups, root[ids], group_of, position, blocks, where)
+    for ids, blocks, where, line in labels.blocks:
+        uneven = f"its channels do not fill the {blocks} normalisation groups of {where} evenly"
+        _keep_blocks_equal(groups, root[ids], group_of, position, blocks, add_line(uneven, line))
     return tuple(groups)
 
 
@@ -141,7 +142,8 @@ def _table_places(labels: Labels, name: str, small: Tensor, numel: int, locks: L
     Lock the units if they do not lie along one axis, or if the axis is read at fixed positions.
     """
     dims = labelled_dims(small)
-    reason = f"meets several axes of the parameter {name}" if len(dims) > 1 or numel > 1 else None
+    several = add_line(f"meets several axes of the parameter {name}", labels.read_at.get(name))
+    reason = several if len(dims) > 1 or numel > 1 else None
     if len(dims) == 1:
         at = labels.pinned.get((name, dims[0]))
         reason = None if at is None else f"{name} {at}"
@@ -174,7 +176,8 @@ def _partition_units(
         signature.index_add_(0, place.units, torch.full_like(place.units, _hash_place(place.key)))
     for number, together in enumerate(tied):
         signature[together.units] = _hash_place(number)  # tied units form one group, on whatever axes they lie
-    keys = (signature[units] + locks.code[units] * _SPREAD).numpy()
+    kind = torch.tensor(locks.kinds, device="cpu")[locks.code]  # lines of the code do not tell units apart
+    keys = (signature[units] + kind[units] * _SPREAD).numpy()
     _, first, number_of, sizes = np.unique(keys, return_index=True, return_inverse=True, return_counts=True)
     order = np.argsort(first)  # groups in the order of their first units
     group = np.argsort(order)[number_of]
@@ -253,9 +256,9 @@ def take_free_name(name: str, taken: set[str]) -> str:
 
 
 def _keep_blocks_equal(
-    groups: list[Group], units: Tensor, group_of: Tensor, position: Tensor, blocks: int, where: str
+    groups: list[Group], units: Tensor, group_of: Tensor, position: Tensor, blocks: int, reason: str
 ) -> None:
-    """Make all normalisation groups of ``where`` keep equally many channels. Lock groups that cannot ensure this."""
+    """Make all normalisation groups keep equally many channels. Lock groups that cannot ensure this."""
     owners = torch.unique(group_of[units]).tolist()
     if owners == [NO_UNIT]:
         return
@@ -263,7 +266,6 @@ def _keep_blocks_equal(
         return
     for owner in owners:
         if owner != NO_UNIT and groups[owner].locked is None:
-            reason = f"its channels do not fill the {blocks} normalisation groups of {where} evenly"
             groups[owner] = replace(groups[owner], locked=reason)
 
 

@@ -11,7 +11,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from etp_graph.graph.rules._dispatch import FOLLOWED, Call, label_of_result
+from etp_graph.graph.rules._dispatch import FOLLOWED, Call, given_arguments, label_of_result
 from etp_graph.graph.rules._layer_rules import follow_deformable, rule_of_layer, stored_matrix
 from etp_graph.graph.rules._operators import (
     ELEMENTWISE,
@@ -27,7 +27,8 @@ from etp_graph.graph.rules._terms import ProductTerm
 from etp_graph.model import ChosenOutputs, eval_mode, run_outputs
 from etp_graph.plan import Op
 
-from ._counted_sizes import NEW, written_sizes
+from ._counted_sizes import NEW, is_counted, written_sizes
+from ._labels import at_running_line
 from ._traced_numbers import ReadSize, TracedInt, current_numbers, note_operands
 from ._tracker import Tracker, Trackers
 
@@ -170,6 +171,11 @@ class Operation:
     pointwise: bool
     followed: bool
 
+    @property
+    def given(self) -> dict[str, Any]:
+        """The arguments by name, with the defaults of the operator."""
+        return given_arguments(self.func, self.args, self.kwargs)
+
     @classmethod
     def of(cls, func: Any, args: Any, kwargs: Any, out: Any, tensors: list[Tensor]) -> Operation:
         """Make the description of a call and its result."""
@@ -196,6 +202,7 @@ class OperationFollower:
         if seen.name == "deform_conv2d" and follow_deformable(tracker, seen.args, seen.out):
             return
         if seen.name in VIEWS and tracker.bare_base(seen.tensors[0]) is not None:
+            self._pin_fixed_ends()
             return
         self._note_stored()
         self._price()
@@ -216,6 +223,28 @@ class OperationFollower:
             if found is not None and not _fits(found, tensor):
                 raise LabelDoesNotFit(f"label {list(found.shape)} for a result {list(tensor.shape)}")
             tracker.set(tensor, found)
+
+    def _pin_fixed_ends(self) -> None:
+        """Pin the axis of a bare parameter that is cut at a plain number: the code would cut a shorter axis there, too.
+
+        A slice that only leaves out its first positions is right, because these hold no units.
+        """
+        tracker, seen = self.tracker, self.seen
+        x, given, sizes = seen.tensors[0], seen.given, tracker.sizes
+        if seen.name not in ("slice", "split", "split_with_sizes") or x.shape == seen.outs[0].shape:
+            return
+        dim = given["dim"] % x.ndim
+        if seen.name == "slice":
+            start, end, step = given["start"] or 0, given["end"], given["step"]
+            cut = start < 0 or step != 1 or (end is not None and 0 <= end < x.shape[dim])
+            fixed = cut and (sizes is None or dim not in sizes.follow)
+        else:
+            held = None if sizes is None or sizes.pieces is None else sizes.pieces.get(dim)
+            fixed = not any(map(is_counted, held)) if held is not None else seen.name == "split_with_sizes"
+        ref = tracker.weights.view_of(x) if fixed else None
+        if ref is not None:
+            reason = at_running_line(f"is taken by fixed positions in {tracker.where}")
+            tracker.labels.pinned.setdefault(ref.axis(dim), reason)
 
     def _labels(self, call: Call) -> list[Tensor | None]:
         """Return the label of every output of the call."""
@@ -242,7 +271,7 @@ class OperationFollower:
                 continue
             stored = weights.stored_name(t)
             if stored is not None:
-                self.tracker.used_outside_layers.add(stored)
+                self.tracker.note_used_outside(stored)
 
     def _select(self) -> None:
         """Label the result of a ``select``.
@@ -257,7 +286,8 @@ class OperationFollower:
             return
         dim %= x.ndim
         if label.shape[dim] > 1 and not tracker.labels.holds_whole_runs(label, dim):
-            tracker.locks_if_used[out] = (label, f"is taken by fixed positions (select) in {tracker.where}")
+            reason = at_running_line(f"is taken by fixed positions (select) in {tracker.where}")
+            tracker.locks_if_used[out] = (label, reason)
         else:
             tracker.set(out, compact_label(label.select(dim, at if label.shape[dim] > 1 else 0)))
 

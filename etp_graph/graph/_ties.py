@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from etp_graph.plan import add_line
+
 from ._labels import EqualRuns, Locks, connected_components
 
 
@@ -43,15 +45,16 @@ def resolve_ties(ties: Iterable[EqualRuns], root: Tensor, locks: Locks) -> list[
         units = torch.unique(torch.cat(rows))
         blocks = _distinct_runs(rows)
         reason = locks.first(units)
-        where = mine[0].where
+        where, line = mine[0].where, mine[0].line
         if blocks is None:
-            locks.add(units, f"the layers of {where} share units in a way that leaves them unequal")
+            unequal = f"the layers of {where} share units in a way that leaves them unequal"
+            locks.add(units, add_line(unequal, line))
             continue
         floor = max(-(-tie.floor * blocks.shape[1] // tie.units.shape[1]) for tie in mine)
         if len(blocks) == 1 and floor == 1:
             continue  # the same constraints as for units without a tie
         if floor >= blocks.shape[1]:
-            reason = reason or f"the hidden size of {where} stays above the size of its projections"
+            reason = reason or add_line(f"the hidden size of {where} stays above the size of its projections", line)
         if reason is not None:
             locks.replace(units, reason)
         tied.append(ResolvedRuns(blocks, len(blocks) * floor))

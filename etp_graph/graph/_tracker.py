@@ -25,11 +25,11 @@ from etp_graph.graph.rules._operators import (
     labelled_dims,
 )
 from etp_graph.graph.rules._terms import ProductTerm
-from etp_graph.model import ModelState, ModuleStack, Outputs, PrivateRandom
-from etp_graph.plan import Op, name_norm
+from etp_graph.model import ModelState, ModuleStack, Outputs, PrivateRandom, running_line
+from etp_graph.plan import Op, add_line, name_norm
 
 from ._counted_sizes import CountedInt, Sizes, is_counted, read_size
-from ._labels import Labels
+from ._labels import Labels, at_running_line
 from ._shape_only import ShapeOnly
 from ._traced_numbers import Numbers, ReadSize, current_numbers
 from ._weights import StoredTensors, TensorView
@@ -70,7 +70,7 @@ class Tracker:
         self.n_norms = 0
         self.bare: dict[str, Tensor] = {}
         self.readers: dict[str, None] = {}
-        self.used_outside_layers: set[str] = set()
+        self.used_outside_layers: dict[str, str | None] = {}
         self.multiplied: Any = WeakTensorKeyDictionary()
         self.locks_if_used: Any = WeakTensorKeyDictionary()
         self.routes: Any = WeakTensorKeyDictionary()
@@ -190,7 +190,7 @@ class Tracker:
                     self.labels.count(size.origin, piece)
                 elif is_counted(size) and sliced and size.whole is not None:
                     self._tie_parts(ids, size)
-                elif not is_counted(size):
+                elif not is_counted(size) and not self.labels.holds_whole_runs(label, dim):
                     self.labels.lock(piece, f"is split into pieces of fixed widths in {self.where}")
 
     def _make_like(self, out: Tensor, dim: int, number: int) -> None:
@@ -246,19 +246,20 @@ class Tracker:
             label = self._label_of_size(found)
             if label is not None and labelled_dims(label) == [found.dim] and self.weights.may_count(attribute):
                 self.labels.count(attribute, label.flatten())
-        for source, times in numbers.values.items():
+        for (source, line), times in numbers.values.items():
             if times > 0 and isinstance(source, int):
                 found = numbers.sizes[source]
                 reason = f"their number is used as a value, such as a scale, in {found.where}"
-                self.labels.lock(self._label_of_size(found), reason)
+                self.labels.lock(self._label_of_size(found), add_line(reason, line))
             elif times > 0 and not isinstance(source, int):
                 module, name, _ = source
                 path = f"{module}.{name}" if module else name
                 reason = f"their number ({path}) is used as a value, such as a scale"
-                self.labels.lock(self.labels.attributes.get(source), reason)
-        for number in numbers.fixed:
+                self.labels.lock(self.labels.attributes.get(source), add_line(reason, line))
+        for number, line in numbers.fixed.items():
             found = numbers.sizes[number]
-            self.labels.lock(self._label_of_size(found), f"their number is compared with a fixed one in {found.where}")
+            reason = f"their number is compared with a fixed one in {found.where}"
+            self.labels.lock(self._label_of_size(found), add_line(reason, line))
 
     def _label_of_size(self, found: ReadSize) -> Tensor | None:
         label = found.labels[-1 if self.reading == "outer" else 0]
@@ -274,7 +275,13 @@ class Tracker:
         """
         for (name, _), ids in self.labels.axes.items():
             if name in self.used_outside_layers and ".parametrizations." not in name:
-                self.labels.lock(ids, f"{name} is also used outside its layer")
+                line = self.used_outside_layers[name]
+                self.labels.lock(ids, add_line(f"{name} is also used outside its layer", line))
+
+    def note_used_outside(self, name: str) -> None:
+        """Note that an operator outside the layer table uses a stored tensor, and the first line that does."""
+        if name not in self.used_outside_layers:
+            self.used_outside_layers[name] = running_line()
 
     def note_output(self, entry: str, tensor: Tensor) -> None:
         """Note the units that an entry of the model's output shows."""
@@ -291,6 +298,7 @@ class Tracker:
 
     def lock_all(self, values: Any, reason: str) -> None:
         """Lock every unit in any tensor among the values. Mark bare parameters among them as fixed."""
+        reason = at_running_line(reason)
         for tensor in tree_leaves(values):
             if isinstance(tensor, Tensor) and self.weights.bare_name(tensor) is None:
                 self.labels.lock(self.label_of.get(tensor), reason)
@@ -313,7 +321,7 @@ class Tracker:
             if (base := self.bare_base(tensor)) is not None and base is not tensor:
                 self.lock_all([base], reason)
             if (stored := self.weights.stored_name(tensor)) is not None:
-                self.used_outside_layers.add(stored)
+                self.note_used_outside(stored)
             self.set(tensor, None)
 
 

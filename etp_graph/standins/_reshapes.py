@@ -55,7 +55,8 @@ def _rewritten(cls: type[nn.Module]) -> type[nn.Module] | None:
     if not freed.changed:
         return None
     body: dict[str, Any] = {}
-    code = compile(tree, f"<{cls.__module__}.{cls.__qualname__}.forward of etp_graph>", "exec")
+    ast.increment_lineno(tree, function.__code__.co_firstlineno - 1)  # lock reasons name lines of the class's own file
+    code = compile(tree, function.__code__.co_filename, "exec")
     exec(code, function.__globals__, body)  # noqa: S102 - the class's own source with sizes written as -1
     return subclass(cls, body)
 

@@ -56,11 +56,7 @@ class Call:
     @property
     def given(self) -> dict[str, Any]:
         """The arguments by name, with the defaults of the operator."""
-        found: dict[str, Any] = {argument.name: argument.default_value for argument in self.func._schema.arguments}
-        names = [argument.name for argument in self.func._schema.arguments]
-        found.update(zip(names, self.args, strict=False))
-        found.update(self.kwargs)
-        return found
+        return given_arguments(self.func, self.args, self.kwargs)
 
     @property
     def label(self) -> Tensor:
@@ -72,6 +68,14 @@ class Call:
         if sum(operand.label is not None for operand in self.operands) > 1 or self.operands[0].label is None:
             raise UnknownOperator
         return self.operands[0].label
+
+
+def given_arguments(func: Any, args: Any, kwargs: Any) -> dict[str, Any]:
+    """Return the arguments of an operator by name, with its defaults."""
+    found: dict[str, Any] = {argument.name: argument.default_value for argument in func._schema.arguments}
+    found.update(zip(list(found), args, strict=False))
+    found.update(kwargs)
+    return found
 
 
 def label_of_result(call: Call) -> Any:

@@ -23,6 +23,7 @@ from etp_graph.model import (
     mixture,
     norm_over_units,
     routed,
+    running_line,
     unit_mean,
 )
 from etp_graph.plan import Op
@@ -172,7 +173,7 @@ def _follow_channelwise_layer(tracker: Tracker, func: Any, args: Any, kwargs: An
         if row.trailing or (func is F.group_norm and call["num_groups"] == 1):
             tracker.labels.normalised.append(ids)
         if func is F.group_norm and call["num_groups"] > 1:
-            tracker.labels.blocks.append((ids, call["num_groups"], tracker.where))
+            tracker.labels.blocks.append((ids, call["num_groups"], tracker.where, running_line()))
     tracker.set(out, label)
 
 
