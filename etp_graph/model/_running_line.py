@@ -1,12 +1,14 @@
-"""Find the line of a model's code that runs."""
+"""Find the line of a model's code that runs, or that failed."""
 
 from __future__ import annotations
 
+import linecache
 import os
 import sys
 import sysconfig
 from functools import cache
 from pathlib import Path
+from traceback import walk_tb
 from types import FrameType
 
 import torch
@@ -37,6 +39,23 @@ def running_line() -> str | None:
             found = frame
         frame = frame.f_back
     return None if frame is None or found is None else f"{_short_name(found.f_code.co_filename)}:{found.f_lineno}"
+
+
+def failing_line(error: BaseException) -> tuple[str, str] | None:
+    """Return the innermost line of the model's code that an exception left, as ``net.py:12``, and its source.
+
+    If the exception did not pass through the model's own code, return the line that raised it. Return ``None`` if it
+    was not raised.
+    """
+    frames = list(walk_tb(error.__traceback__))
+    starts = [at for at, (frame, _) in enumerate(frames) if frame.f_code is _MODEL_STARTS]
+    inside = frames[starts[-1] if starts else 0 :]
+    own = [(frame, number) for frame, number in inside if _short_name(frame.f_code.co_filename)]
+    if not frames:
+        return None
+    frame, number = (own or frames)[-1]
+    file = frame.f_code.co_filename
+    return f"{_short_name(file) or Path(file).name}:{number}", linecache.getline(file, number).strip()
 
 
 @cache
