@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from math import gcd
 
 import numpy as np
 import numpy.typing as npt
@@ -15,8 +16,8 @@ from torch import Tensor
 from etp_graph.graph.rules._operators import Reading, compact_label, labelled_dims
 from etp_graph.plan import NO_UNIT, Attribute, Group, Index, Slice, add_line
 
-from ._labels import Labels, Locks
-from ._ties import ResolvedRuns, resolve_ties
+from ._labels import EqualRuns, Labels, Locks
+from ._ties import ResolvedRuns, connected_sets, resolve_ties
 
 Ints = npt.NDArray[np.int64]
 
@@ -43,7 +44,11 @@ def build_groups(labels: Labels, bare: dict[str, Tensor], facet: Reading = "inne
     units = _units_by_producer(labels, root)
     places = list(_iter_places(labels, bare, root, units, locks))
     tied = resolve_ties(labels.ties.values(), root, locks)
-    group_of, position, reasons = _partition_units(root, units, places, locks, tied)
+    parts = _partition_units(root, units, places, locks, tied)
+    if joined := list(_ties_of_norms(labels, root, units, *parts)):
+        tied = resolve_ties([*labels.ties.values(), *joined], root, locks)
+        parts = _partition_units(root, units, places, locks, tied)
+    group_of, position, reasons = parts
     n_groups = len(reasons)
     slices, attributes = _slices_and_attributes(places, group_of, position, n_groups)
     sizes = torch.bincount(group_of[units], minlength=n_groups).tolist() if len(units) else []
@@ -197,6 +202,34 @@ def _partition_units(
     )
 
 
+def _ties_of_norms(
+    labels: Labels, root: Tensor, units: Tensor, group_of: Tensor, position: Tensor, reasons: Sequence[str | None]
+) -> Iterator[EqualRuns]:
+    """Yield a tie for groups that a group norm joins, as one over a concatenation does.
+
+    If equal runs of their units stay equally long, every normalisation group keeps equally many channels. The runs are
+    as long as all norms of these groups allow.
+    """
+    spans = [(root[ids], len(ids) // n, where, line) for ids, n, where, line in labels.blocks]
+    owners = [set(group_of[ids].tolist()) for ids, *_ in spans]
+    joining = [i for i, mine in enumerate(owners) if len(mine) > 1 and NO_UNIT not in mine]
+    joining = [i for i in joining if all(reasons[owner] is None for owner in owners[i])]
+    if not joining:
+        return
+    for members in connected_sets([owners[i] for i in joining], len(reasons)):
+        found = [spans[joining[m]] for m in members]
+        together = sorted(set().union(*(owners[joining[m]] for m in members)))
+        own = [units[group_of[units] == owner] for owner in together]
+        lengths = [len(each) for each in own]
+        for ids, width, *_ in found:
+            at = position[ids]
+            starts = ((group_of[ids][1:] != group_of[ids][:-1]) | (at[1:] != at[:-1] + 1)).nonzero().flatten() + 1
+            lengths += [width, int(at[0]), *starts.tolist(), *at[starts].tolist()]
+        if (size := gcd(*lengths)) > 1:
+            ordered = [each[position[each].argsort()] for each in own]
+            yield EqualRuns(torch.cat(ordered).view(-1, size), 1, found[0][2], found[0][3])
+
+
 def _hash_place(key: object) -> int:
     """Return a number for a place. The sum over the places of a unit identifies this set of places."""
     return int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=8).digest(), "little", signed=True)
@@ -276,19 +309,12 @@ def _apply_blocks(groups: list[Group], owner: int, positions: Tensor, blocks: in
     table.index_put_((block, positions), torch.ones_like(positions), accumulate=True)
     if bool((table == table[0]).all()):
         return True  # every unit has equally many channels in every block
-    if group.n_units % blocks:
+    # Blocks within which all units lie in the same normalisation groups, equally often.
+    starts = (table[:, 1:] != table[:, :-1]).any(0).nonzero().flatten() + 1
+    size = gcd(group.n_units // group.blocks, *starts.tolist())
+    fine = group.n_units // size
+    if size == 1 and group.n_units > max(blocks, group.blocks):
         return False
-    expected = torch.arange(group.n_units, device="cpu") // (group.n_units // blocks)
-    alone = (table > 0).sum(0) == 1
-    if (
-        not bool(alone.all())
-        or not torch.equal(table.argmax(0), expected)
-        or int(table.max()) != int(table.sum(0).min())
-    ):
-        return False
-    fine, coarse = max(blocks, group.blocks), min(blocks, group.blocks)
-    if fine % coarse:
-        return False
-    full = f"each of its units fills one of {fine} normalisation groups" if fine == group.n_units else None
+    full = f"each of its units fills one of {fine} normalisation groups" if size == 1 else None
     groups[owner] = replace(group, blocks=fine, min_units=max(group.min_units, fine), locked=group.locked or full)
     return True

@@ -39,7 +39,7 @@ def resolve_ties(ties: Iterable[EqualRuns], root: Tensor, locks: Locks) -> list[
     tied: list[ResolvedRuns] = []
     if not (known := list(ties)):
         return tied
-    for members in _connected_sets([set(root[tie.units].flatten().tolist()) for tie in known], len(root)):
+    for members in connected_sets([set(root[tie.units].flatten().tolist()) for tie in known], len(root)):
         mine = [known[m] for m in members]
         rows = [row for tie in mine for row in root[tie.units]]
         units = torch.unique(torch.cat(rows))
@@ -61,7 +61,7 @@ def resolve_ties(ties: Iterable[EqualRuns], root: Tensor, locks: Locks) -> list[
     return tied
 
 
-def _connected_sets(sets: Sequence[set[int]], n_labels: int) -> list[list[int]]:
+def connected_sets(sets: Sequence[set[int]], n_labels: int) -> list[list[int]]:
     """Group the sets that are linked by common members, and return the indices of the sets in each group."""
     pairs = [(n_labels + i, member) for i, members in enumerate(sets) for member in members]
     a, b = torch.tensor(pairs, dtype=torch.int64, device="cpu").view(-1, 2).unbind(1)

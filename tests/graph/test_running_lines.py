@@ -114,7 +114,7 @@ class Uneven(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.a, self.b, self.norm = nn.Conv2d(3, 6, 1), nn.Conv2d(3, 10, 1), nn.GroupNorm(4, 16)
+        self.a, self.b, self.norm = nn.Conv2d(3, 5, 1), nn.Conv2d(3, 11, 1), nn.GroupNorm(4, 16)
         self.c, self.last = nn.Conv2d(16, 5, 1), nn.Conv2d(5, 2, 1)
 
     def forward(self, x: Tensor) -> Tensor:
