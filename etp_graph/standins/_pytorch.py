@@ -104,7 +104,8 @@ class MultiheadAttention(nn.MultiheadAttention):
         if gone:
             scores = weights.new_zeros(len(weights), 1, *weights.shape[2:]) if mask is None else mask
             found = found + gone * scores.softmax(-1).mean(1)
-        return found / total
+        averaged: Tensor = found / total
+        return averaged
 
 
 def _joined(attn_mask: Tensor | None, key_padding_mask: Tensor | None, q: Tensor, k: Tensor) -> Tensor | None:

@@ -212,6 +212,17 @@ CASES: dict[str, Case] = {
                     a=conv(3, 8, 3), b=conv(4, 5, 1)),
         {"a": 4}, END,
     ),
+    "view by the size of other units": Case(
+        lambda: Net(lambda n, x: (n.b(y := n.a(x)), n.d(n.c(x).view(len(x), y.shape[1]))),
+                    a=nn.Linear(6, 8), b=nn.Linear(8, 3), c=nn.Linear(6, 8), d=nn.Linear(8, 3)),
+        {}, {"a": "gives the size of other units", "c": "gives the size of other units", "b": OUTPUT, "d": OUTPUT},
+        (image(4, 6),),
+    ),
+    "view by the size of the same units": Case(
+        lambda: Net(lambda n, x: n.b(((y := n.a(x)) + n.c(x)).view(len(x), 1, y.shape[1])),
+                    a=nn.Linear(6, 8), b=nn.Linear(8, 3), c=nn.Linear(6, 8)),
+        {"a": 8}, END, (image(4, 6),),
+    ),
     "narrow to halves by the shape": Case(
         lambda: Net(lambda n, x: n.b((y := n.a(x)).narrow(1, 0, y.shape[1] // 2)
                                      * y.narrow(1, y.shape[1] // 2, y.shape[1] // 2)),
