@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from etp_graph.graph.rules._dispatch import FOLLOWED, Call, given_arguments, label_of_result
-from etp_graph.graph.rules._layer_rules import follow_deformable, rule_of_layer, stored_matrix
+from etp_graph.graph.rules._layer_rules import follow_deformable, note_gathered, rule_of_layer, stored_matrix
 from etp_graph.graph.rules._operators import (
     ELEMENTWISE,
     MOVEMENT,
@@ -42,6 +42,12 @@ VIEWS = frozenset(
     "view unsqueeze squeeze permute transpose t expand select slice split split_with_sizes unbind alias detach".split()
 )
 """Operators that make views. A view of a bare parameter gets its labels when it is used."""
+
+SAME_VALUES = frozenset("view _unsafe_view expand alias detach clone".split())
+"""Operators whose result has the values of their operand in the same order."""
+
+STACKS = frozenset(("index", "index_select"))
+"""Operators that may choose matrices of a stored stack."""
 
 LEAVING = frozenset("numpy __array__ tolist data_ptr __dlpack__".split())
 """Methods that pass values out of PyTorch, where calls cannot be intercepted."""
@@ -204,6 +210,9 @@ class OperationFollower:
         if seen.name in VIEWS and tracker.bare_base(seen.tensors[0]) is not None:
             self._pin_fixed_ends()
             return
+        self._note_gathered()
+        if seen.name in STACKS:
+            note_gathered(tracker, seen.name, seen.args, seen.outs[0])
         self._note_stored()
         self._price()
         self._note_products()
@@ -223,6 +232,17 @@ class OperationFollower:
             if found is not None and not _fits(found, tensor):
                 raise LabelDoesNotFit(f"label {list(found.shape)} for a result {list(tensor.shape)}")
             tracker.set(tensor, found)
+
+    def _note_gathered(self) -> None:
+        """Pass on what a tensor of matrices chosen by an index is, if the call leaves its shape. Else note its use."""
+        gathered = self.tracker.gathered
+        for tensor in self.seen.tensors:
+            if tensor not in gathered:
+                continue
+            if self.seen.name in SAME_VALUES and self.seen.outs[0].shape == tensor.shape:
+                gathered[self.seen.outs[0]] = gathered[tensor]
+            else:
+                self.tracker.note_used_outside(gathered[tensor].name)
 
     def _pin_fixed_ends(self) -> None:
         """Pin the axis of a bare parameter that is cut at a plain number: the code would cut a shorter axis there, too.
@@ -268,6 +288,8 @@ class OperationFollower:
             if self.seen.followed and (
                 t in self.tracker.label_of or weights.embedding_name(t) or weights.vector_name(t)
             ):
+                continue
+            if self.seen.outs and self.seen.outs[0] in self.tracker.gathered:
                 continue
             stored = weights.stored_name(t)
             if stored is not None:

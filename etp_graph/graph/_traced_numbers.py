@@ -116,6 +116,11 @@ class TracedInt(int):
         return made
 
     @property
+    def is_read(self) -> bool:
+        """Whether the integer was read from the model, not computed."""
+        return False
+
+    @property
     def alive(self) -> bool:
         """Whether the number belongs to the model that this thread traces. Others come out of caches of functions."""
         numbers = current_numbers()
@@ -243,14 +248,14 @@ def _note_values(sources: frozenset[Source], line: str | None, times: int = 1) -
 def _note_comparison(number: TracedInt, other: object) -> None:
     """Note that a size equals an attribute, or a number that is not traced."""
     numbers = current_numbers()
-    if numbers is None or len(number.sources) != 1 or not getattr(number, "is_read", False):
+    if numbers is None or len(number.sources) != 1 or not number.is_read:
         return
     (source,) = number.sources
     if not isinstance(other, TracedInt):
         if isinstance(source, int):
             numbers.fixed.setdefault(source, running_line())
         return
-    if len(other.sources) == 1 and getattr(other, "is_read", False):
+    if len(other.sources) == 1 and other.is_read:
         (second,) = other.sources
         if isinstance(source, int) and not isinstance(second, int):
             numbers.compared.append((second, source))
@@ -261,7 +266,10 @@ def _note_comparison(number: TracedInt, other: object) -> None:
 class SizeInt(TracedInt):
     """Size of an activation along its units, as ``x.shape`` or ``x.size`` gave it."""
 
-    is_read = True
+    @property
+    def is_read(self) -> bool:
+        """Whether the integer was read from the model, not computed."""
+        return True
 
 
 def _derived(name: str) -> Callable[[TracedInt, Any], Any]:

@@ -31,7 +31,8 @@ from etp_graph.plan import Op, add_line, name_norm
 from ._counted_sizes import CountedInt, Sizes, is_counted, read_size
 from ._labels import Labels, at_running_line
 from ._shape_only import ShapeOnly
-from ._traced_numbers import Numbers, ReadSize, TracedInt, current_numbers
+from ._traced_numbers import Numbers, ReadSize, current_numbers
+from ._view_sizes import ViewSizes
 from ._weights import StoredTensors, TensorView
 
 
@@ -51,9 +52,10 @@ class Tracker:
         sizes: sizes written in the running call.
         multiplied: elementwise products of tensors. If such a tensor is summed, it counts as multiply-adds.
         deferred: tensors with units and a reason. The units are locked if anything but the tensor's shape is used.
+        gathered: tensors that hold matrices of a stored stack, chosen by an index, each with its view of the stack.
         routes: outputs of a router, with the labels of its experts.
         known: compact labels of activations.
-        sized: (number of a size, labels along the dimension of a view whose size it gives, reason).
+        view_sizes: sizes of views and of new tensors that the code computes.
         cached: bytes of each tensor of the cache that the model returns, for one token of one sample.
         readers: modules whose Python code read the value of a tensor, for messages.
         modules: the stack of running modules, outermost first.
@@ -74,9 +76,10 @@ class Tracker:
         self.used_outside_layers: dict[str, str | None] = {}
         self.multiplied: Any = WeakTensorKeyDictionary()
         self.locks_if_used: Any = WeakTensorKeyDictionary()
+        self.gathered: Any = WeakTensorKeyDictionary()
         self.routes: Any = WeakTensorKeyDictionary()
         self.label_of: Any = WeakTensorKeyDictionary()
-        self.sized: list[tuple[int, Tensor | None, str]] = []
+        self.view_sizes = ViewSizes()
         self.cached: list[Op | ProductTerm] = []
 
     def split_readings(self) -> None:
@@ -92,9 +95,10 @@ class Tracker:
         """Take the inner reading, and return a copy of this tracker that takes the outer one."""
         outer = copy(self)
         outer.labels, outer.weights = self.labels.copy(), self.weights.copy()
-        for name in ("ops", "uncounted", "bare", "used_outside_layers", "readers", "sized"):
+        outer.view_sizes = self.view_sizes.copy()
+        for name in ("ops", "uncounted", "bare", "used_outside_layers", "readers"):
             setattr(outer, name, copy(getattr(self, name)))
-        for name in ("multiplied", "locks_if_used", "routes", "label_of"):
+        for name in ("multiplied", "locks_if_used", "gathered", "routes", "label_of"):
             setattr(outer, name, WeakTensorKeyDictionary(dict(getattr(self, name).items())))
         self.reading, outer.reading = "inner", "outer"
         return outer
@@ -175,34 +179,14 @@ class Tracker:
                     self._count(size, out, dim, x)
                 elif not isinstance(x, Tensor) and (number := read_size(size)) is not None:
                     self._make_like(out, dim, number)
-            self._note_sized(x, out, sizes.named)
+                elif not isinstance(x, Tensor):
+                    reason = f"gives the size of a new tensor in {self.where}"
+                    self.view_sizes.note(size, out.shape, dim, self.label_of.get(out), reason)
+                if isinstance(x, Tensor) and x.numel() == out.numel():
+                    reason = f"their number gives the size of other units in {self.where}"
+                    self.view_sizes.note(size, out.shape, dim, self.label_of.get(out), reason)
         for dim, ends in (sizes.pieces or {}).items():
             self._count_pieces(x, dim, ends, sliced=isinstance(out, Tensor), parts=sizes.parts)
-
-    def _note_sized(self, x: Any, out: Tensor, named: Sequence[int]) -> None:
-        """Note the dimensions of a view whose sizes the code computes from sizes of activations."""
-        if not isinstance(x, Tensor) or x.numel() != out.numel():
-            return
-        label = self.label_of.get(out)
-        for dim, size in enumerate(named):
-            for source in size.sources if isinstance(size, TracedInt) and size.alive else ():
-                if isinstance(source, int):
-                    along = None if label is None or label.shape[dim] == 1 else self.channels(out, dim)
-                    reason = f"their number gives the size of other units in {self.where}"
-                    self.sized.append((source, along, at_running_line(reason)))
-
-    def _lock_other_sizes(self, numbers: Numbers) -> None:
-        """Lock units whose number gives the size of a view along other units, or along none, and those other units."""
-        read = [(self._label_of_size(numbers.sizes[number]), along, why) for number, along, why in self.sized]
-        if not any(source is not None for source, *_ in read):
-            return
-        root, _ = self.labels.resolve()
-        for source, along, why in read:
-            if source is None:
-                continue
-            if along is None or not bool(torch.isin(root[along], root[source[source > 0]]).all()):
-                self.labels.lock(source, why)
-                self.labels.lock(along, why)
 
     def _count_pieces(self, x: Tensor, dim: int, ends: Sequence[Any], *, sliced: bool, parts: bool) -> None:
         """Record what the sizes of the pieces of ``x`` along a dimension say about its units."""
@@ -284,7 +268,8 @@ class Tracker:
                 path = f"{module}.{name}" if module else name
                 reason = f"their number ({path}) is used as a value, such as a scale"
                 self.labels.lock(self.labels.attributes.get(source), add_line(reason, line))
-        self._lock_other_sizes(numbers)
+        self.view_sizes.lock_other_units(self.labels, lambda number: self._label_of_size(numbers.sizes[number]))
+        self.view_sizes.count_products(self.labels)
         for number, line in numbers.fixed.items():
             found = numbers.sizes[number]
             reason = f"their number is compared with a fixed one in {found.where}"

@@ -24,7 +24,7 @@ _INTERNAL = frozenset(vars(nn.Module()))
 """Attributes that every module has. Those of them that a forward may write are the structure."""
 
 _HOOKS = tuple(name for name in sorted(_INTERNAL) if name.startswith(("_forward_", "_backward_")))
-"""Tables of hooks. Models of transformers register hooks in their first forward, and an attribute says that they did."""
+"""Tables of hooks. Models of transformers register hooks in their first forward, and an attribute says so."""
 
 _OPAQUE = (type, types.ModuleType, types.FunctionType, types.MethodType, types.BuiltinFunctionType, nn.Module, Tensor)
 
