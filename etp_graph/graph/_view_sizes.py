@@ -62,9 +62,9 @@ class ViewSizes:
                 labels.lock(along, why)
 
     def count_products(self, labels: Labels) -> None:
-        """Unite the units along axes whose size is the same product of attributes, one of which counts them.
+        """Unite the units along axes whose size is the same product or sum of attributes, which count them.
 
-        Lock the units if none of the attributes does, and units whose attribute gives the size of something else.
+        Lock the units if the attributes do not, and units whose attribute gives the size of something else.
         """
         same: dict[tuple[tuple[Origin, ...], int], Tensor] = {}
         for attributes, along, why in self.derived:
@@ -76,6 +76,7 @@ class ViewSizes:
             if along is None:
                 right = len(counted) != 1  # a quotient of two numbers of the same units stays as it is
             else:
-                right = len(counted) == 1 and torch.equal(root[counted[0]].unique(), root[along].unique())
+                whole = len(counted) == 1 or sum(map(len, counted)) == len(along)  # one of a product, all of a sum
+                right = whole and bool(counted) and torch.equal(root[torch.cat(counted)].unique(), root[along].unique())
             for ids in () if right else (along, *counted):
                 labels.lock(ids, why)

@@ -44,8 +44,8 @@ def running_line() -> str | None:
 def failing_line(error: BaseException) -> tuple[str, str] | None:
     """Return the innermost line of the model's code that an exception left, as ``net.py:12``, and its source.
 
-    If the exception did not pass through the model's own code, return the line that raised it. Return ``None`` if it
-    was not raised.
+    If the exception did not pass through the model's own code, return the line that raised it. Return ``None`` if
+    this library raised it, or if it was not raised.
     """
     frames = list(walk_tb(error.__traceback__))
     starts = [at for at, (frame, _) in enumerate(frames) if frame.f_code is _MODEL_STARTS]
@@ -55,6 +55,8 @@ def failing_line(error: BaseException) -> tuple[str, str] | None:
         return None
     frame, number = (own or frames)[-1]
     file = frame.f_code.co_filename
+    if Path(file).is_relative_to(_THROUGH[1]):
+        return None
     return f"{_short_name(file) or Path(file).name}:{number}", linecache.getline(file, number).strip()
 
 
