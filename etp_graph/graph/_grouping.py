@@ -13,10 +13,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from etp_graph.graph.rules._operators import Reading, compact_label, labelled_dims
+from etp_graph.graph.rules._operators import compact_label, labelled_dims
 from etp_graph.plan import NO_UNIT, Attribute, Group, Index, Slice, add_line
 
-from ._labels import EqualRuns, Labels, Locks
+from ._labels import EqualRuns, Labels, Locks, Reading
 from ._ties import ResolvedRuns, connected_sets, resolve_ties
 
 Ints = npt.NDArray[np.int64]

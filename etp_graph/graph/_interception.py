@@ -368,10 +368,13 @@ def tensors_in(value: Any) -> list[Tensor]:
 
 
 def _operand(tensor: Tensor, label: Tensor | None) -> Operand:
-    """Return the operand. A dimension expanded from size 1 gets size 1, because it can be expanded to any width."""
-    if label is not None or tensor.layout != torch.strided or 0 not in tensor.stride():
+    """Return the operand. Without a label, a dimension expanded from size 1 gets size 1."""
+    if tensor.layout != torch.strided or 0 not in tensor.stride():
         return Operand(tensor.shape, label)
-    return Operand(torch.Size(1 if st == 0 else s for s, st in zip(tensor.shape, tensor.stride(), strict=True)), None)
+    held = [1] * tensor.ndim if label is None else label.shape
+    expanded = tuple(d for d, stride in enumerate(tensor.stride()) if stride == 0 and held[d] == 1)
+    operand = Operand(tensor.shape, label, expanded)
+    return operand.without_label() if label is None else operand
 
 
 def run_followed(trackers: Trackers, example_inputs: Any, *, containers: bool = False) -> ChosenOutputs:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from copy import copy
 from dataclasses import dataclass, field, fields
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -18,6 +19,9 @@ from etp_graph.plan import add_line, without_line
 
 FEEDS_OUTPUT = "feeds the model's output"
 """Lock reason of units that the model's outputs show."""
+
+Reading = Literal["inner", "outer"]
+"""Reading of a folded unit axis: which of the axes that a view makes of it holds the units."""
 
 TensorAxis = tuple[str, int]
 
@@ -112,6 +116,7 @@ class Labels:
         multiples: (labels, n): the number of these units that stay must be a multiple of n.
         guesses: (attribute, labels, dimension) of views of bare parameters. The attribute gives the size of the
             dimension, and counts units if the dimension turns out to hold units.
+        reading: the reading that these labels belong to; ``None`` until a call depends on it.
         shown: (entry, labels) of every tensor that counts as an output of the model.
     """
 
@@ -133,6 +138,7 @@ class Labels:
     multiples: list[tuple[Tensor, int]] = field(default_factory=list)
     guesses: list[tuple[AttributeKey, Tensor, int]] = field(default_factory=list)
     shown: list[tuple[str, Tensor]] = field(default_factory=list)
+    reading: Reading | None = None
     _next: int = 1
     _pairs: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     _locks: list[tuple[Tensor, str]] = field(default_factory=list)

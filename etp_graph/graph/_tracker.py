@@ -18,7 +18,6 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from etp_graph.graph.rules._operators import (
-    Reading,
     ReadingsDiffer,
     UnknownOperator,
     compact_label,
@@ -29,7 +28,7 @@ from etp_graph.model import ModelState, ModuleStack, Outputs, PrivateRandom, run
 from etp_graph.plan import Op, add_line, name_norm
 
 from ._counted_sizes import CountedInt, Sizes, is_counted, read_size
-from ._labels import Labels, at_running_line
+from ._labels import Labels, Reading, at_running_line
 from ._shape_only import ShapeOnly
 from ._traced_numbers import Numbers, ReadSize, current_numbers
 from ._view_sizes import ViewSizes
@@ -40,8 +39,6 @@ class Tracker:
     """Labels, cost terms and notes of one or more forward passes of a model.
 
     Attributes:
-        facet: the reading, ``"inner"`` or ``"outer"``: which of the axes that a view folds out of a unit axis holds
-            the units. ``None`` until a call depends on it.
         labels: labels of the units.
         ops: cost terms.
         uncounted: names of the operators that ran and are not in the cost.
@@ -64,7 +61,6 @@ class Tracker:
     def __init__(self, model: nn.Module, modules: list[nn.Module] | None = None) -> None:
         self.model = model
         self.modules = [] if modules is None else modules
-        self.reading: Reading | None = None
         self.labels = Labels()
         self.weights = StoredTensors(model)
         self.ops: list[Op | ProductTerm] = []
@@ -81,6 +77,14 @@ class Tracker:
         self.label_of: Any = WeakTensorKeyDictionary()
         self.view_sizes = ViewSizes()
         self.cached: list[Op | ProductTerm] = []
+
+    @property
+    def reading(self) -> Reading | None:
+        """The reading: which of the axes that a view folds out of a unit axis holds the units.
+
+        ``None`` until a call depends on it.
+        """
+        return self.labels.reading
 
     def split_readings(self) -> None:
         """Require a reading. Call this before the tracker is changed.
@@ -100,7 +104,7 @@ class Tracker:
             setattr(outer, name, copy(getattr(self, name)))
         for name in ("multiplied", "locks_if_used", "gathered", "routes", "label_of"):
             setattr(outer, name, WeakTensorKeyDictionary(dict(getattr(self, name).items())))
-        self.reading, outer.reading = "inner", "outer"
+        self.labels.reading, outer.labels.reading = "inner", "outer"
         return outer
 
     @property

@@ -85,7 +85,8 @@ def label_of_result(call: Call) -> Any:
         UnknownOperator: no rule can follow the units.
     """
     if call.pointwise:
-        return label_of_elementwise(call.tracker.labels, call.operands, call.outs[0].shape, call.tracker.where)
+        labels, where = call.tracker.labels, call.tracker.where
+        return label_of_elementwise(labels, call.operands, call.outs[0].shape, where, may_split=True)
     if call.name not in _RULES:
         raise UnknownOperator
     return _RULES[call.name](call)

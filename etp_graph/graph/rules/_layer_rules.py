@@ -299,8 +299,8 @@ def _norm_over_units(tracker: Tracker, func: Any, args: Any, kwargs: Any, out: T
     if not tensors:
         tracker.note_norm(None if label is None or label.shape[dim] == 1 else tracker.channels(x, dim))
     if label is None or label.shape[dim] == 1:
-        tracker.lock_all((x, *tensors), f"is normalised over fixed channels in {tracker.where}")
-        tracker.set(out, None)
+        tracker.lock_all(tensors, f"is normalised over fixed channels in {tracker.where}")
+        tracker.set(out, label)  # each of the units, such as heads, is normalised by itself
         return
     ids = tracker.channels(x, dim)
     for tensor in tensors:

@@ -218,6 +218,18 @@ CASES: dict[str, Case] = {
         {}, {"a": "gives the size of other units", "c": "gives the size of other units", "b": OUTPUT, "d": OUTPUT},
         (image(4, 6),),
     ),
+    "view by a plain number": Case(
+        lambda: Net(lambda n, x: n.b(n.a(x).view(len(x), 1, 8)), a=nn.Linear(6, 8), b=nn.Linear(8, 3)),
+        {}, {"a": "writes their number (8)", **END}, (image(4, 6),),
+    ),
+    "expanded by a plain number": Case(
+        lambda: Net(lambda n, x: n.b(n.a(x)[:, None].expand(4, 2, 8).mean(1)), a=nn.Linear(6, 8), b=nn.Linear(8, 3)),
+        {}, {"a": "writes their number (8)", **END}, (image(4, 6),),
+    ),
+    "expanded by -1": Case(
+        lambda: Net(lambda n, x: n.b(n.a(x)[:, None].expand(4, 2, -1).mean(1)), a=nn.Linear(6, 8), b=nn.Linear(8, 3)),
+        {"a": 8}, END, (image(4, 6),),
+    ),
     "view by the size of the same units": Case(
         lambda: Net(lambda n, x: n.b(((y := n.a(x)) + n.c(x)).view(len(x), 1, y.shape[1])),
                     a=nn.Linear(6, 8), b=nn.Linear(8, 3), c=nn.Linear(6, 8)),
