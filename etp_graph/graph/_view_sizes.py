@@ -77,6 +77,9 @@ class ViewSizes:
                 right = len(counted) != 1  # a quotient of two numbers of the same units stays as it is
             else:
                 whole = len(counted) == 1 or sum(map(len, counted)) == len(along)  # one of a product, all of a sum
-                right = whole and bool(counted) and torch.equal(root[torch.cat(counted)].unique(), root[along].unique())
+                units = root[torch.cat(counted)] if counted else root[:0]
+                right = whole and bool(torch.isin(units, root[along]).all())
+                if right:  # what else lies there is a constant part of the sum
+                    labels.lock(along[~torch.isin(root[along], units)], why)
             for ids in () if right else (along, *counted):
                 labels.lock(ids, why)

@@ -223,7 +223,7 @@ def label_of_join(labels: Labels, name: str, operands: Sequence[Operand], dim: i
                 torch.Size((*o.shape[:dim], 1, *o.shape[dim:])),
                 None if o.label is None else o.label.unsqueeze(dim),
                 tuple(d + (d >= dim) for d in o.expanded),
-            )  # fmt: skip
+            )
             for o in operands
         ]
     operands = [o for o in operands if len(o.shape) == max(len(p.shape) for p in operands)]
@@ -273,8 +273,8 @@ def run_on_labels(
             if sizes and sizes.pieces and not sizes.parts
             else _tie_pieces(labels, name, label, moved, args, kwargs, where)
         )
-    if name == "expand":
-        _lock_written_numbers(labels, moved, sizes, where)
+    if name == "expand" and (small := compact_label(moved)) is not None:
+        _lock_written_numbers(labels, small, sizes, where)
     if name in ("view", "_unsafe_view", "reshape", "_reshape_alias", "pixel_shuffle"):
         survives = moved.ndim - 3 if name == "pixel_shuffle" else None
         return _tie_folded(labels, moved, dims, where, survives, facet, sizes)
