@@ -80,6 +80,20 @@ def test_a_part_that_all_heads_share_does_not_lock_them(how: str) -> None:
     assert etp.verify(model, plan, x).error < 1e-10
 
 
+@pytest.mark.parametrize("stored", [False, True])
+def test_units_stay_open_if_only_the_other_operand_is_broadcast(stored: bool) -> None:
+    def run(n: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+        gate = n.table if stored else n.g(x.mean((2, 3)))[:, None, None]
+        return n.b((n.a(x) * gate).relu()), n.d(n.g(x.mean((2, 3))))
+
+    model = Net(run, a=nn.Conv2d(3, 8, 1), b=nn.Conv2d(8, 2, 1), g=nn.Linear(3, 6), d=nn.Linear(6, 2))
+    model.table = nn.Parameter(torch.randn(6))
+    x = torch.randn(2, 3, 6, 6)
+    plan = etp.trace(model, x, check=False)
+    assert [group.name for group in plan.prunable] == (["a", "g"] if stored else ["a"])
+    assert etp.verify(model, plan, x).error < 1e-10
+
+
 @pytest.mark.parametrize("swapped", [False, True])
 def test_of_two_axes_of_units_one_stays_open(swapped: bool) -> None:
     def run(n: Any, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -112,13 +112,15 @@ def label_of_elementwise(
 ) -> Tensor | None:
     """Unite the labels of the operands position by position, and return the compact label of the result.
 
-    Lock units that are broadcast over other units, or that meet an operand of fixed size. Of units along two axes, the
-    inner reading keeps those along the last one, the outer reading those along the first one.
+    Lock units that are broadcast over other units, or that meet an operand of fixed size. Of units along two axes,
+    those of operands that are not broadcast stay. If that leaves several axes or none, the inner reading keeps the
+    units along the last axis, and the outer reading those along the first one.
 
     Raises:
         ReadingsDiffer: there are units along two axes, no reading yet, and ``may_split`` is True.
     """
-    aligned = _with_units_on_one_axis(labels, [_align_dims(op, len(out)) for op in operands], where, may_split)
+    aligned = [_align_dims(op, len(out)) for op in operands]
+    aligned = _with_units_on_one_axis(labels, aligned, out, where, may_split)
     dims = {d for _, label in aligned if label is not None for d in labelled_dims(label)}
     result: Tensor | None = None
     for shape, label in sorted(aligned, key=lambda pair: 0 if pair[1] is None else pair[1].numel()):
@@ -142,20 +144,33 @@ def label_of_elementwise(
 
 
 def _with_units_on_one_axis(
-    labels: Labels, aligned: list[tuple[tuple[int, ...], Tensor | None]], where: str, may_split: bool
+    labels: Labels,
+    aligned: list[tuple[tuple[int, ...], Tensor | None]],
+    out: Sequence[int],
+    where: str,
+    may_split: bool,
 ) -> list[tuple[tuple[int, ...], Tensor | None]]:
-    """Lock and drop the labels of operands whose units lie along another axis than the one that the reading keeps."""
-    dims = [labelled_dims(label) for _, label in aligned if label is not None]
+    """Lock and drop the labels of operands whose units lie along another axis than those that are kept.
+
+    Operands that are not broadcast over the units of others are kept. If these lie along several axes, or if there
+    are none, the reading decides.
+    """
+    if len({d for _, label in aligned if label is not None for d in labelled_dims(label)}) < 2:
+        return aligned
+    bound = [(shape, label) for shape, label in aligned if label is not None and not labels.is_unbound(label)]
+    dims = [labelled_dims(label) for _, label in bound]
     axes = {d for now in dims for d in now}
     if len(axes) < 2 or any(len(now) != 1 for now in dims):
         return aligned
-    if labels.reading is None:
+    whole = {now[0] for now, (shape, _) in zip(dims, bound, strict=True) if all(shape[d] == out[d] for d in axes)}
+    candidates = whole or axes
+    if len(candidates) > 1 and labels.reading is None:
         if may_split:
             raise ReadingsDiffer
         return aligned
-    keeps, found = min(axes) if labels.reading == "outer" else max(axes), []
+    keeps, found = min(candidates) if labels.reading == "outer" else max(candidates), []
     for shape, label in aligned:
-        other = label is not None and labelled_dims(label) != [keeps]
+        other = label is not None and labelled_dims(label) != [keeps] and not labels.is_unbound(label)
         labels.lock(label if other else None, f"is broadcast over other units in {where}")
         found.append((shape, None if other else label))
     return found
@@ -229,12 +244,10 @@ def label_of_join(labels: Labels, name: str, operands: Sequence[Operand], dim: i
     operands = [o for o in operands if len(o.shape) == max(len(p.shape) for p in operands)]
     dim %= len(operands[0].shape)
     operands = [o for o in operands if o.shape[dim]] or operands  # empty tensors add nothing
-    if labels.reading is not None and len(operands) > 1:
-        kept = _with_units_on_one_axis(labels, [(tuple(o.shape), o.label) for o in operands], where, may_split=False)
-        operands = [
-            o if label is o.label or dim in o.expanded else o.without_label()
-            for o, (_, label) in zip(operands, kept, strict=True)
-        ]
+    if labels.reading is not None:
+        pairs = [(tuple(1 if d == dim else s for d, s in enumerate(o.shape)), o.label) for o in operands]
+        kept = _with_units_on_one_axis(labels, pairs, pairs[0][0], where, may_split=False)
+        operands = [o if label is o.label else o.without_label() for o, (_, label) in zip(operands, kept, strict=True)]
     dims = {d for o in operands if o.label is not None for d in labelled_dims(o.label)}
     if dims - {dim} and not (dim in dims and all(o.label is None or labels.is_unbound(o.label) for o in operands)):
         if dim in dims:
