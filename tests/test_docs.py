@@ -31,6 +31,7 @@ MADE = ("coverage.md", "speed.md")  # by benchmarks, as everything in results/
 HAND_WRITTEN = [page for page in PAGES if page.name not in MADE and page.parent.name != "results"]
 FENCE = re.compile(r"^```([^\n`]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
+PLACE = re.compile(r"(\.md:)\d+")  # where the code of a snippet stands, which every edit of a page changes
 ERROR = re.compile(r"\d\.\de[-+]\d\d")  # a measured rounding error differs from machine to machine
 
 
@@ -58,8 +59,9 @@ def prose(page: Path) -> str:
 
 
 def same(text: str) -> list[str]:
-    """Lines without measured errors and without trailing spaces."""
-    return [line.rstrip() for line in ERROR.sub("#", text.strip("\n")).splitlines()]
+    """Lines without measured errors, numbers of lines of a page and trailing spaces."""
+    text = PLACE.sub(r"\1#", ERROR.sub("#", text.strip("\n")))
+    return [line.rstrip() for line in text.splitlines()]
 
 
 def commands(page: Path) -> list[list[str]]:

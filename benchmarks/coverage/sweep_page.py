@@ -11,6 +11,7 @@ from typing import Any
 
 from benchmarks.common.markdown import as_row
 from benchmarks.coverage.sources import cases, missing_packages
+from etp_graph.plan import without_line
 
 Line = Mapping[str, Any]
 
@@ -148,7 +149,8 @@ def _reasons(built: Sequence[Line]) -> list[str]:
 
 
 def _kind_of(reason: str) -> str:
-    """Return a reason without names of modules and numbers."""
+    """Return a reason without names of modules, lines of code and numbers."""
+    reason = without_line(reason)
     return re.sub(r"\([^()]*Error[^()]*\).*", "(error)", re.sub(r"'[a-z_.]*[.\d][^']*'|'[a-z_]*\d*'$", "...", reason))[
         :110
     ]
@@ -157,7 +159,7 @@ def _kind_of(reason: str) -> str:
 def _shares(lines: Sequence[Line]) -> str:
     rows = [as_row(("model", "prunable", "in no group", "main reasons")), as_row(["---", "---:", "---:", "---"])]
     for line in sorted(lines, key=lambda line: float(line["prunable"])):
-        main = "; ".join(f"{share:.0%} {reason[:90]}" for reason, share in list(line["locked"].items())[:2])
+        main = "; ".join(f"{share:.0%} {reason[:120]}" for reason, share in list(line["locked"].items())[:2])
         rows.append(as_row((line["key"], f"{line['prunable']:.0%}", f"{line['in_no_group']:.0%}", main)))
     return "\n".join(rows) if lines else "None."
 

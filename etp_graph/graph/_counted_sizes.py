@@ -194,12 +194,14 @@ class Sizes:
         pieces: dimension of the operand -> (start, stop) of the slice, or the sizes of the pieces of a split.
         sliced: the sliced dimensions, as numbered when the slices of ``pieces`` are taken one after the other.
         parts: whether the operand is split into equal parts of a size that an attribute counts.
+        follow: the sliced dimensions of the operand whose ends are read from attributes or from sizes of activations.
     """
 
     named: Sequence[int] = ()
     pieces: dict[int, tuple[Any, ...]] | None = None
     sliced: set[int] = field(default_factory=set)
     parts: bool = False
+    follow: set[int] = field(default_factory=set)
 
     def follows(self, dim: int) -> bool | None:
         """Return True if the call gives the size of a dimension as -1 or by an attribute; ``None`` if it gives none."""
@@ -242,14 +244,18 @@ def _split(x: Tensor, args: Sequence[Any], kwargs: dict[str, Any]) -> Sizes | No
     names = ("split_size_or_sections", "split_size", "split_sizes")
     sizes: Any = args[0] if args else next((kwargs[name] for name in names if name in kwargs), ())
     dim = kwargs.get("dim", args[1] if len(args) > 1 else 0) % x.ndim
+    equal = False
     if isinstance(sizes, int):
         if is_counted(sizes) and sizes.whole is not None and int(sizes.whole) == x.shape[dim]:
             return Sizes(pieces={dim: (0, sizes.whole)}, parts=True)
         if is_counted(sizes) and sizes.origin is None:
             return None
+        equal = type(sizes) is int  # a width that is a plain number, unlike the number of pieces of ``chunk``
         rest = x.shape[dim] % sizes
         sizes = [sizes] * (x.shape[dim] // sizes) + ([CountedInt(rest)] if rest else [])
-    return Sizes(pieces={dim: tuple(sizes)}) if _counted(sizes) and sum(sizes) == x.shape[dim] else None
+    if sum(sizes) != x.shape[dim]:
+        return None
+    return Sizes(pieces={dim: tuple(sizes)}) if _counted(sizes) or (equal and len(sizes) > 1) else None
 
 
 def _getitem(x: Tensor, args: Sequence[Any], kwargs: dict[str, Any]) -> Sizes | None:
@@ -266,13 +272,24 @@ def _getitem(x: Tensor, args: Sequence[Any], kwargs: dict[str, Any]) -> Sizes | 
             shift += 1
         elif isinstance(entry, slice):
             ends = (entry.start or 0, entry.stop)
+            if isinstance(entry.stop, TracedInt):
+                found.follow.add(dim)
             if entry.step in (None, 1) and _counted(ends) and all(e in (0, None) or _counted((e,)) for e in ends):
                 found.pieces[dim] = ends  # type: ignore[index]
                 found.sliced.add(dim + shift)
             dim += 1
         else:
             dim, shift = dim + 1, shift - 1
-    return found if found.pieces else None
+    return found if found.pieces or found.follow else None
+
+
+def _narrow(x: Tensor, args: Sequence[Any], kwargs: dict[str, Any]) -> Sizes | None:
+    given = dict(zip(("dim", "start", "length"), args, strict=False)) | kwargs
+    dim, start, length = given["dim"] % x.ndim, given["start"], given["length"]
+    if isinstance(start, Tensor):
+        return None
+    end = length if not isinstance(start, TracedInt) and start == 0 else start + length
+    return _getitem(x, ((*(slice(None) for _ in range(dim)), slice(start, end)),), {})
 
 
 def _counted(values: Sequence[Any] | None) -> bool:
@@ -281,7 +298,7 @@ def _counted(values: Sequence[Any] | None) -> bool:
 
 _READERS: dict[str, Callable[[Any, Sequence[Any], dict[str, Any]], Sizes | None]] = {
     "view": _view, "reshape": _view, "expand": _view, "unflatten": _unflatten, "split": _split,
-    "split_with_sizes": _split, "__getitem__": _getitem,
+    "split_with_sizes": _split, "__getitem__": _getitem, "narrow": _narrow,
 }  # fmt: skip
 
 NEW = frozenset(("new_zeros", "new_ones", "new_empty", "new_full"))

@@ -6,17 +6,18 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from math import gcd
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from etp_graph.graph.rules._operators import Reading, compact_label, labelled_dims
-from etp_graph.plan import NO_UNIT, Attribute, Group, Index, Slice
+from etp_graph.graph.rules._operators import compact_label, labelled_dims
+from etp_graph.plan import NO_UNIT, Attribute, Group, Index, Slice, add_line
 
-from ._labels import Labels, Locks
-from ._ties import ResolvedRuns, resolve_ties
+from ._labels import EqualRuns, Labels, Locks, Reading
+from ._ties import ResolvedRuns, connected_sets, resolve_ties
 
 Ints = npt.NDArray[np.int64]
 
@@ -43,7 +44,11 @@ def build_groups(labels: Labels, bare: dict[str, Tensor], facet: Reading = "inne
     units = _units_by_producer(labels, root)
     places = list(_iter_places(labels, bare, root, units, locks))
     tied = resolve_ties(labels.ties.values(), root, locks)
-    group_of, position, reasons = _partition_units(root, units, places, locks, tied)
+    parts = _partition_units(root, units, places, locks, tied)
+    if joined := list(_ties_of_norms(labels, root, units, *parts)):
+        tied = resolve_ties([*labels.ties.values(), *joined], root, locks)
+        parts = _partition_units(root, units, places, locks, tied)
+    group_of, position, reasons = parts
     n_groups = len(reasons)
     slices, attributes = _slices_and_attributes(places, group_of, position, n_groups)
     sizes = torch.bincount(group_of[units], minlength=n_groups).tolist() if len(units) else []
@@ -62,8 +67,9 @@ def build_groups(labels: Labels, bare: dict[str, Tensor], facet: Reading = "inne
         g = int(group_of[together.units[0, 0]])
         groups[g] = replace(groups[g], blocks=len(together.units), min_units=together.min_units)
     _set_minimums(groups, labels, root, group_of)
-    for ids, blocks, where in labels.blocks:
-        _keep_blocks_equal(groups, root[ids], group_of, position, blocks, where)
+    for ids, blocks, where, line in labels.blocks:
+        uneven = f"its channels do not fill the {blocks} normalisation groups of {where} evenly"
+        _keep_blocks_equal(groups, root[ids], group_of, position, blocks, add_line(uneven, line))
     return tuple(groups)
 
 
@@ -141,7 +147,8 @@ def _table_places(labels: Labels, name: str, small: Tensor, numel: int, locks: L
     Lock the units if they do not lie along one axis, or if the axis is read at fixed positions.
     """
     dims = labelled_dims(small)
-    reason = f"meets several axes of the parameter {name}" if len(dims) > 1 or numel > 1 else None
+    several = add_line(f"meets several axes of the parameter {name}", labels.read_at.get(name))
+    reason = several if len(dims) > 1 or numel > 1 else None
     if len(dims) == 1:
         at = labels.pinned.get((name, dims[0]))
         reason = None if at is None else f"{name} {at}"
@@ -174,7 +181,8 @@ def _partition_units(
         signature.index_add_(0, place.units, torch.full_like(place.units, _hash_place(place.key)))
     for number, together in enumerate(tied):
         signature[together.units] = _hash_place(number)  # tied units form one group, on whatever axes they lie
-    keys = (signature[units] + locks.code[units] * _SPREAD).numpy()
+    kind = torch.tensor(locks.kinds, device="cpu")[locks.code]  # lines of the code do not tell units apart
+    keys = (signature[units] + kind[units] * _SPREAD).numpy()
     _, first, number_of, sizes = np.unique(keys, return_index=True, return_inverse=True, return_counts=True)
     order = np.argsort(first)  # groups in the order of their first units
     group = np.argsort(order)[number_of]
@@ -192,6 +200,34 @@ def _partition_units(
         position,
         [locks.reasons[code] for code in locks.code[units[torch.from_numpy(first[order])]].tolist()],
     )
+
+
+def _ties_of_norms(
+    labels: Labels, root: Tensor, units: Tensor, group_of: Tensor, position: Tensor, reasons: Sequence[str | None]
+) -> Iterator[EqualRuns]:
+    """Yield a tie for groups that a group norm joins, as one over a concatenation does.
+
+    If equal runs of their units stay equally long, every normalisation group keeps equally many channels. The runs are
+    as long as all norms of these groups allow.
+    """
+    spans = [(root[ids], len(ids) // n, where, line) for ids, n, where, line in labels.blocks]
+    owners = [set(group_of[ids].tolist()) for ids, *_ in spans]
+    joining = [i for i, mine in enumerate(owners) if len(mine) > 1 and NO_UNIT not in mine]
+    joining = [i for i in joining if all(reasons[owner] is None for owner in owners[i])]
+    if not joining:
+        return
+    for members in connected_sets([owners[i] for i in joining], len(reasons)):
+        found = [spans[joining[m]] for m in members]
+        together = sorted(set().union(*(owners[joining[m]] for m in members)))
+        own = [units[group_of[units] == owner] for owner in together]
+        lengths = [len(each) for each in own]
+        for ids, width, *_ in found:
+            at = position[ids]
+            starts = ((group_of[ids][1:] != group_of[ids][:-1]) | (at[1:] != at[:-1] + 1)).nonzero().flatten() + 1
+            lengths += [width, int(at[0]), *starts.tolist(), *at[starts].tolist()]
+        if (size := gcd(*lengths)) > 1:
+            ordered = [each[position[each].argsort()] for each in own]
+            yield EqualRuns(torch.cat(ordered).view(-1, size), 1, found[0][2], found[0][3])
 
 
 def _hash_place(key: object) -> int:
@@ -253,9 +289,9 @@ def take_free_name(name: str, taken: set[str]) -> str:
 
 
 def _keep_blocks_equal(
-    groups: list[Group], units: Tensor, group_of: Tensor, position: Tensor, blocks: int, where: str
+    groups: list[Group], units: Tensor, group_of: Tensor, position: Tensor, blocks: int, reason: str
 ) -> None:
-    """Make all normalisation groups of ``where`` keep equally many channels. Lock groups that cannot ensure this."""
+    """Make all normalisation groups keep equally many channels. Lock groups that cannot ensure this."""
     owners = torch.unique(group_of[units]).tolist()
     if owners == [NO_UNIT]:
         return
@@ -263,7 +299,6 @@ def _keep_blocks_equal(
         return
     for owner in owners:
         if owner != NO_UNIT and groups[owner].locked is None:
-            reason = f"its channels do not fill the {blocks} normalisation groups of {where} evenly"
             groups[owner] = replace(groups[owner], locked=reason)
 
 
@@ -274,19 +309,12 @@ def _apply_blocks(groups: list[Group], owner: int, positions: Tensor, blocks: in
     table.index_put_((block, positions), torch.ones_like(positions), accumulate=True)
     if bool((table == table[0]).all()):
         return True  # every unit has equally many channels in every block
-    if group.n_units % blocks:
+    # Blocks within which all units lie in the same normalisation groups, equally often.
+    starts = (table[:, 1:] != table[:, :-1]).any(0).nonzero().flatten() + 1
+    size = gcd(group.n_units // group.blocks, *starts.tolist())
+    fine = group.n_units // size
+    if size == 1 and group.n_units > max(blocks, group.blocks):
         return False
-    expected = torch.arange(group.n_units, device="cpu") // (group.n_units // blocks)
-    alone = (table > 0).sum(0) == 1
-    if (
-        not bool(alone.all())
-        or not torch.equal(table.argmax(0), expected)
-        or int(table.max()) != int(table.sum(0).min())
-    ):
-        return False
-    fine, coarse = max(blocks, group.blocks), min(blocks, group.blocks)
-    if fine % coarse:
-        return False
-    full = f"each of its units fills one of {fine} normalisation groups" if fine == group.n_units else None
+    full = f"each of its units fills one of {fine} normalisation groups" if size == 1 else None
     groups[owner] = replace(group, blocks=fine, min_units=max(group.min_units, fine), locked=group.locked or full)
     return True

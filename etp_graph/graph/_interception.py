@@ -11,8 +11,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from etp_graph.graph.rules._dispatch import FOLLOWED, Call, label_of_result
-from etp_graph.graph.rules._layer_rules import follow_deformable, rule_of_layer, stored_matrix
+from etp_graph.graph.rules._dispatch import FOLLOWED, Call, given_arguments, label_of_result
+from etp_graph.graph.rules._layer_rules import follow_deformable, note_gathered, rule_of_layer, stored_matrix
 from etp_graph.graph.rules._operators import (
     ELEMENTWISE,
     MOVEMENT,
@@ -27,7 +27,8 @@ from etp_graph.graph.rules._terms import ProductTerm
 from etp_graph.model import ChosenOutputs, eval_mode, run_outputs
 from etp_graph.plan import Op
 
-from ._counted_sizes import NEW, written_sizes
+from ._counted_sizes import NEW, is_counted, written_sizes
+from ._labels import at_running_line
 from ._traced_numbers import ReadSize, TracedInt, current_numbers, note_operands
 from ._tracker import Tracker, Trackers
 
@@ -41,6 +42,12 @@ VIEWS = frozenset(
     "view unsqueeze squeeze permute transpose t expand select slice split split_with_sizes unbind alias detach".split()
 )
 """Operators that make views. A view of a bare parameter gets its labels when it is used."""
+
+SAME_VALUES = frozenset("view _unsafe_view expand alias detach clone".split())
+"""Operators whose result has the values of their operand in the same order."""
+
+STACKS = frozenset(("index", "index_select"))
+"""Operators that may choose matrices of a stored stack."""
 
 LEAVING = frozenset("numpy __array__ tolist data_ptr __dlpack__".split())
 """Methods that pass values out of PyTorch, where calls cannot be intercepted."""
@@ -170,6 +177,11 @@ class Operation:
     pointwise: bool
     followed: bool
 
+    @property
+    def given(self) -> dict[str, Any]:
+        """The arguments by name, with the defaults of the operator."""
+        return given_arguments(self.func, self.args, self.kwargs)
+
     @classmethod
     def of(cls, func: Any, args: Any, kwargs: Any, out: Any, tensors: list[Tensor]) -> Operation:
         """Make the description of a call and its result."""
@@ -196,7 +208,11 @@ class OperationFollower:
         if seen.name == "deform_conv2d" and follow_deformable(tracker, seen.args, seen.out):
             return
         if seen.name in VIEWS and tracker.bare_base(seen.tensors[0]) is not None:
+            self._pin_fixed_ends()
             return
+        self._note_gathered()
+        if seen.name in STACKS:
+            note_gathered(tracker, seen.name, seen.args, seen.outs[0])
         self._note_stored()
         self._price()
         self._note_products()
@@ -216,6 +232,39 @@ class OperationFollower:
             if found is not None and not _fits(found, tensor):
                 raise LabelDoesNotFit(f"label {list(found.shape)} for a result {list(tensor.shape)}")
             tracker.set(tensor, found)
+
+    def _note_gathered(self) -> None:
+        """Pass on what a tensor of matrices chosen by an index is, if the call leaves its shape. Else note its use."""
+        gathered = self.tracker.gathered
+        for tensor in self.seen.tensors:
+            if tensor not in gathered:
+                continue
+            if self.seen.name in SAME_VALUES and self.seen.outs[0].shape == tensor.shape:
+                gathered[self.seen.outs[0]] = gathered[tensor]
+            else:
+                self.tracker.note_used_outside(gathered[tensor].name)
+
+    def _pin_fixed_ends(self) -> None:
+        """Pin the axis of a bare parameter that is cut at a plain number: the code would cut a shorter axis there, too.
+
+        A slice that only leaves out its first positions is right, because these hold no units.
+        """
+        tracker, seen = self.tracker, self.seen
+        x, given, sizes = seen.tensors[0], seen.given, tracker.sizes
+        if seen.name not in ("slice", "split", "split_with_sizes") or x.shape == seen.outs[0].shape:
+            return
+        dim = given["dim"] % x.ndim
+        if seen.name == "slice":
+            start, end, step = given["start"] or 0, given["end"], given["step"]
+            cut = start < 0 or step != 1 or (end is not None and 0 <= end < x.shape[dim])
+            fixed = cut and (sizes is None or dim not in sizes.follow)
+        else:
+            held = None if sizes is None or sizes.pieces is None else sizes.pieces.get(dim)
+            fixed = not any(map(is_counted, held)) if held is not None else seen.name == "split_with_sizes"
+        ref = tracker.weights.view_of(x) if fixed else None
+        if ref is not None:
+            reason = at_running_line(f"is taken by fixed positions in {tracker.where}")
+            tracker.labels.pinned.setdefault(ref.axis(dim), reason)
 
     def _labels(self, call: Call) -> list[Tensor | None]:
         """Return the label of every output of the call."""
@@ -240,9 +289,11 @@ class OperationFollower:
                 t in self.tracker.label_of or weights.embedding_name(t) or weights.vector_name(t)
             ):
                 continue
+            if self.seen.outs and self.seen.outs[0] in self.tracker.gathered:
+                continue
             stored = weights.stored_name(t)
             if stored is not None:
-                self.tracker.used_outside_layers.add(stored)
+                self.tracker.note_used_outside(stored)
 
     def _select(self) -> None:
         """Label the result of a ``select``.
@@ -257,7 +308,8 @@ class OperationFollower:
             return
         dim %= x.ndim
         if label.shape[dim] > 1 and not tracker.labels.holds_whole_runs(label, dim):
-            tracker.locks_if_used[out] = (label, f"is taken by fixed positions (select) in {tracker.where}")
+            reason = at_running_line(f"is taken by fixed positions (select) in {tracker.where}")
+            tracker.locks_if_used[out] = (label, reason)
         else:
             tracker.set(out, compact_label(label.select(dim, at if label.shape[dim] > 1 else 0)))
 
@@ -316,10 +368,13 @@ def tensors_in(value: Any) -> list[Tensor]:
 
 
 def _operand(tensor: Tensor, label: Tensor | None) -> Operand:
-    """Return the operand. A dimension expanded from size 1 gets size 1, because it can be expanded to any width."""
-    if label is not None or tensor.layout != torch.strided or 0 not in tensor.stride():
+    """Return the operand. Without a label, a dimension expanded from size 1 gets size 1."""
+    if tensor.layout != torch.strided or 0 not in tensor.stride():
         return Operand(tensor.shape, label)
-    return Operand(torch.Size(1 if st == 0 else s for s, st in zip(tensor.shape, tensor.stride(), strict=True)), None)
+    held = [1] * tensor.ndim if label is None else label.shape
+    expanded = tuple(d for d, stride in enumerate(tensor.stride()) if stride == 0 and held[d] == 1)
+    operand = Operand(tensor.shape, label, expanded)
+    return operand.without_label() if label is None else operand
 
 
 def run_followed(trackers: Trackers, example_inputs: Any, *, containers: bool = False) -> ChosenOutputs:

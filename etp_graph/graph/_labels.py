@@ -9,12 +9,19 @@ from __future__ import annotations
 
 from copy import copy
 from dataclasses import dataclass, field, fields
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from etp_graph.model import running_line
+from etp_graph.plan import add_line, without_line
+
 FEEDS_OUTPUT = "feeds the model's output"
 """Lock reason of units that the model's outputs show."""
+
+Reading = Literal["inner", "outer"]
+"""Reading of a folded unit axis: which of the axes that a view makes of it holds the units."""
 
 TensorAxis = tuple[str, int]
 
@@ -40,11 +47,13 @@ class EqualRuns:
         units: labels, int64 [runs, size].
         floor: minimum number of units that each run keeps.
         where: the module, for messages.
+        line: the line of the model's code that calls it, for messages.
     """
 
     units: Tensor
     floor: int
     where: str
+    line: str | None = None
 
 
 class Locks:
@@ -53,18 +62,22 @@ class Locks:
     Attributes:
         code: number of the reason of each label, int64 [n_labels]; 0: not locked.
         reasons: the reasons, by number.
+        kinds: for each reason the number of the first one that differs from it in the line of the code alone.
     """
 
     def __init__(self, n_labels: int) -> None:
         self.code = torch.zeros(n_labels, dtype=torch.int64, device="cpu")
         self.reasons: list[str | None] = [None]
+        self.kinds: list[int] = [0]
         self._numbers: dict[str, int] = {}
+        self._kind_of: dict[str, int] = {}
 
     def add(self, units: Tensor, reason: str) -> None:
         """Lock the units that are not locked yet."""
         number = self._numbers.setdefault(reason, len(self.reasons))
         if number == len(self.reasons):
             self.reasons.append(reason)
+            self.kinds.append(self._kind_of.setdefault(without_line(reason), number))
         now = self.code[units]
         self.code[units] = torch.where(now > 0, now, number)
 
@@ -87,7 +100,8 @@ class Labels:
         axes: labels [size] of every tensor axis that holds units.
         attributes: labels [value] of every module attribute that counts units.
         producers: axes that produce units, in the order of execution.
-        blocks: (labels [channels], number of blocks, module name); the blocks must keep equal sizes (group norm).
+        blocks: (labels [channels], number of blocks, module name, line of the code); the blocks must keep equal sizes
+            (group norm).
         inputs: axes of dense layers that hold their input units.
         passive: axes that surgery cuts with their units, but that do not count in the norm of the units.
         folded: labels of the units that are left when a view folds a unit axis into several axes.
@@ -96,18 +110,20 @@ class Labels:
         added: labels of sums of two activations.
         pinned: axes of bare parameters that are read at fixed positions, each with a reason.
         tables: (name, first label, shape) of every bare parameter; each of its entries has a label.
+        read_at: name of a bare parameter -> line of the model's code that reads it first.
         ties: the ties, by the axis that produces the first run.
         floors: (labels, n): at least n of these units must stay.
         multiples: (labels, n): the number of these units that stay must be a multiple of n.
         guesses: (attribute, labels, dimension) of views of bare parameters. The attribute gives the size of the
             dimension, and counts units if the dimension turns out to hold units.
+        reading: the reading that these labels belong to; ``None`` until a call depends on it.
         shown: (entry, labels) of every tensor that counts as an output of the model.
     """
 
     axes: dict[TensorAxis, Tensor] = field(default_factory=dict)
     attributes: dict[AttributeKey, Tensor] = field(default_factory=dict)
     producers: dict[TensorAxis, Producer] = field(default_factory=dict)
-    blocks: list[tuple[Tensor, int, str]] = field(default_factory=list)
+    blocks: list[tuple[Tensor, int, str, str | None]] = field(default_factory=list)
     inputs: set[TensorAxis] = field(default_factory=set)
     passive: set[TensorAxis] = field(default_factory=set)
     folded: list[Tensor] = field(default_factory=list)
@@ -116,11 +132,13 @@ class Labels:
     added: list[Tensor] = field(default_factory=list)
     pinned: dict[TensorAxis, str] = field(default_factory=dict)
     tables: list[tuple[str, int, torch.Size]] = field(default_factory=list)
+    read_at: dict[str, str | None] = field(default_factory=dict)
     ties: dict[TensorAxis, EqualRuns] = field(default_factory=dict)
     floors: list[tuple[Tensor, int]] = field(default_factory=list)
     multiples: list[tuple[Tensor, int]] = field(default_factory=list)
     guesses: list[tuple[AttributeKey, Tensor, int]] = field(default_factory=list)
     shown: list[tuple[str, Tensor]] = field(default_factory=list)
+    reading: Reading | None = None
     _next: int = 1
     _pairs: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     _locks: list[tuple[Tensor, str]] = field(default_factory=list)
@@ -137,6 +155,7 @@ class Labels:
     def label_entries(self, name: str, shape: torch.Size) -> Tensor:
         """Return a new label for each entry of a bare parameter. Entries are united when the parameter meets units."""
         self.tables.append((name, self._next, shape))
+        self.read_at[name] = running_line()
         return self.new_labels(shape.numel()).view(shape)
 
     def is_unbound(self, labels: Tensor) -> bool:
@@ -158,7 +177,7 @@ class Labels:
             inside = line[(line >= first) & (line < first + shape.numel())] - first
             for axis, at in enumerate(torch.unravel_index(inside, shape)):
                 if at.numel() > 1 and bool((at != at[0]).any()):
-                    self.pinned.setdefault((name, axis), reason)
+                    self.pinned.setdefault((name, axis), at_running_line(reason))
 
     def produce(self, producer: Producer, size: int) -> Tensor:
         """Return the labels of a producing axis. The first use creates them, later uses get the same labels."""
@@ -181,9 +200,9 @@ class Labels:
         return torch.where(a == 0, b, a)
 
     def lock(self, labels: Tensor | None, reason: str) -> None:
-        """Lock all units among the labels."""
+        """Lock all units among the labels. The reason gets the line of the model's code that runs, if it has none."""
         if labels is not None and bool((labels > 0).any()):
-            self._locks.append((labels[labels > 0].unique(), reason))
+            self._locks.append((labels[labels > 0].unique(), at_running_line(reason)))
 
     def add_axis(self, axis: TensorAxis, labels: Tensor) -> None:
         """Record that a tensor axis holds these units. If it has units already, unite them with these."""
@@ -257,6 +276,11 @@ class Labels:
         for labels, reason in self._locks:
             locks.add(root[labels], reason)
         return root, locks
+
+
+def at_running_line(reason: str) -> str:
+    """Append the line of the model's code that runs to a reason that names none."""
+    return add_line(reason, running_line())
 
 
 def connected_components(n: int, a: Tensor, b: Tensor) -> Tensor:

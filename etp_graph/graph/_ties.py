@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from etp_graph.plan import add_line
+
 from ._labels import EqualRuns, Locks, connected_components
 
 
@@ -37,28 +39,29 @@ def resolve_ties(ties: Iterable[EqualRuns], root: Tensor, locks: Locks) -> list[
     tied: list[ResolvedRuns] = []
     if not (known := list(ties)):
         return tied
-    for members in _connected_sets([set(root[tie.units].flatten().tolist()) for tie in known], len(root)):
+    for members in connected_sets([set(root[tie.units].flatten().tolist()) for tie in known], len(root)):
         mine = [known[m] for m in members]
         rows = [row for tie in mine for row in root[tie.units]]
         units = torch.unique(torch.cat(rows))
         blocks = _distinct_runs(rows)
         reason = locks.first(units)
-        where = mine[0].where
+        where, line = mine[0].where, mine[0].line
         if blocks is None:
-            locks.add(units, f"the layers of {where} share units in a way that leaves them unequal")
+            unequal = f"the layers of {where} share units in a way that leaves them unequal"
+            locks.add(units, add_line(unequal, line))
             continue
         floor = max(-(-tie.floor * blocks.shape[1] // tie.units.shape[1]) for tie in mine)
         if len(blocks) == 1 and floor == 1:
             continue  # the same constraints as for units without a tie
         if floor >= blocks.shape[1]:
-            reason = reason or f"the hidden size of {where} stays above the size of its projections"
+            reason = reason or add_line(f"the hidden size of {where} stays above the size of its projections", line)
         if reason is not None:
             locks.replace(units, reason)
         tied.append(ResolvedRuns(blocks, len(blocks) * floor))
     return tied
 
 
-def _connected_sets(sets: Sequence[set[int]], n_labels: int) -> list[list[int]]:
+def connected_sets(sets: Sequence[set[int]], n_labels: int) -> list[list[int]]:
     """Group the sets that are linked by common members, and return the indices of the sets in each group."""
     pairs = [(n_labels + i, member) for i, members in enumerate(sets) for member in members]
     a, b = torch.tensor(pairs, dtype=torch.int64, device="cpu").view(-1, 2).unbind(1)

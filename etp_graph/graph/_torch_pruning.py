@@ -304,9 +304,9 @@ class _Writer:
             kind = next((kind for cls, kind in _KINDS.items() if isinstance(module, cls)), "channels")
             self.labels.producers.setdefault(axes[0], Producer(axes[0], side.name, kind))
         if isinstance(module, nn.GroupNorm) and module.num_groups > 1:
-            self.labels.blocks.append((side.ids, module.num_groups, side.name))
+            self.labels.blocks.append((side.ids, module.num_groups, side.name, None))
         if isinstance(module, nn.modules.conv._ConvNd) and module.groups > 1 and not (side.is_in and side.is_out):
-            self.labels.blocks.append((side.ids, module.groups, side.name))
+            self.labels.blocks.append((side.ids, module.groups, side.name, None))
 
     def _add_axis(self, side: _Side, tensor: Tensor, axis: int, ids: Tensor) -> TensorAxis:
         """Record that an axis of a tensor holds these units, and return the axis.

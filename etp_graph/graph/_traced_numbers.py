@@ -19,6 +19,8 @@ from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
+from etp_graph.model import running_line
+
 Origin = tuple[str, str, int | None]
 """Module name, attribute name, entry of a tuple attribute."""
 
@@ -47,17 +49,17 @@ class Numbers:
 
     Attributes:
         model: stands for the model. Caches of functions may keep a number and hand it out in the trace of another one.
-        values: source -> how often its value entered a computation.
+        values: (source, line of the model's code) -> how often its value entered a computation there.
         sizes: the sizes of activations that the code read.
         compared: pairs (attribute, number of a size) that the code compared and that are equal.
-        fixed: numbers of the sizes that the code compared with an equal number that is not traced.
+        fixed: numbers of the sizes that the code compared with an equal number that is not traced, each with the line.
     """
 
     model: object
-    values: Counter[Source] = field(default_factory=Counter)
+    values: Counter[tuple[Source, str | None]] = field(default_factory=Counter)
     sizes: list[ReadSize] = field(default_factory=list)
     compared: list[tuple[Origin, int]] = field(default_factory=list)
-    fixed: set[int] = field(default_factory=set)
+    fixed: dict[int, str | None] = field(default_factory=dict)
 
     def read(self, size: int, found: ReadSize) -> SizeInt:
         """Return the integer for a size that the code reads."""
@@ -114,6 +116,11 @@ class TracedInt(int):
         return made
 
     @property
+    def is_read(self) -> bool:
+        """Whether the integer was read from the model, not computed."""
+        return False
+
+    @property
     def alive(self) -> bool:
         """Whether the number belongs to the model that this thread traces. Others come out of caches of functions."""
         numbers = current_numbers()
@@ -165,7 +172,7 @@ class TracedInt(int):
     def note_value(self) -> None:
         """Note that the value of the number enters a computation."""
         if self.alive:
-            _note_values(self.sources)
+            _note_values(self.sources, running_line())
 
     def __float__(self) -> float:
         self.note_value()
@@ -186,16 +193,17 @@ class TracedFloat(float):
     """Number that was computed from sizes. Its value counts as used, unless it becomes an integer again."""
 
     sources: frozenset[Source]
+    line: str | None
 
     def __new__(cls, value: float, sources: frozenset[Source]) -> TracedFloat:
         """Return the number, and note that its sources are used."""
         made = super().__new__(cls, value)
-        made.sources = sources
-        _note_values(sources)
+        made.sources, made.line = sources, running_line()
+        _note_values(sources, made.line)
         return made
 
     def _as_size(self, value: int) -> int:
-        _note_values(self.sources, -1)
+        _note_values(self.sources, self.line, -1)
         return TracedInt(value, self.sources)
 
     def __int__(self) -> int:
@@ -231,23 +239,23 @@ def note_operands(name: str, values: Any) -> None:
                 item.note_value()
 
 
-def _note_values(sources: frozenset[Source], times: int = 1) -> None:
+def _note_values(sources: frozenset[Source], line: str | None, times: int = 1) -> None:
     numbers = current_numbers()
     for source in sources if numbers is not None else ():
-        numbers.values[source] += times  # type: ignore[union-attr]
+        numbers.values[source, line] += times  # type: ignore[union-attr]
 
 
 def _note_comparison(number: TracedInt, other: object) -> None:
     """Note that a size equals an attribute, or a number that is not traced."""
     numbers = current_numbers()
-    if numbers is None or len(number.sources) != 1 or not getattr(number, "is_read", False):
+    if numbers is None or len(number.sources) != 1 or not number.is_read:
         return
     (source,) = number.sources
     if not isinstance(other, TracedInt):
         if isinstance(source, int):
-            numbers.fixed.add(source)
+            numbers.fixed.setdefault(source, running_line())
         return
-    if len(other.sources) == 1 and getattr(other, "is_read", False):
+    if len(other.sources) == 1 and other.is_read:
         (second,) = other.sources
         if isinstance(source, int) and not isinstance(second, int):
             numbers.compared.append((second, source))
@@ -258,7 +266,10 @@ def _note_comparison(number: TracedInt, other: object) -> None:
 class SizeInt(TracedInt):
     """Size of an activation along its units, as ``x.shape`` or ``x.size`` gave it."""
 
-    is_read = True
+    @property
+    def is_read(self) -> bool:
+        """Whether the integer was read from the model, not computed."""
+        return True
 
 
 def _derived(name: str) -> Callable[[TracedInt, Any], Any]:

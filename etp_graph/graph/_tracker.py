@@ -18,20 +18,20 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from etp_graph.graph.rules._operators import (
-    Reading,
     ReadingsDiffer,
     UnknownOperator,
     compact_label,
     labelled_dims,
 )
 from etp_graph.graph.rules._terms import ProductTerm
-from etp_graph.model import ModelState, ModuleStack, Outputs, PrivateRandom
-from etp_graph.plan import Op, name_norm
+from etp_graph.model import ModelState, ModuleStack, Outputs, PrivateRandom, running_line
+from etp_graph.plan import Op, add_line, name_norm
 
 from ._counted_sizes import CountedInt, Sizes, is_counted, read_size
-from ._labels import Labels
+from ._labels import Labels, Reading, at_running_line
 from ._shape_only import ShapeOnly
 from ._traced_numbers import Numbers, ReadSize, current_numbers
+from ._view_sizes import ViewSizes
 from ._weights import StoredTensors, TensorView
 
 
@@ -39,8 +39,6 @@ class Tracker:
     """Labels, cost terms and notes of one or more forward passes of a model.
 
     Attributes:
-        facet: the reading, ``"inner"`` or ``"outer"``: which of the axes that a view folds out of a unit axis holds
-            the units. ``None`` until a call depends on it.
         labels: labels of the units.
         ops: cost terms.
         uncounted: names of the operators that ran and are not in the cost.
@@ -51,8 +49,10 @@ class Tracker:
         sizes: sizes written in the running call.
         multiplied: elementwise products of tensors. If such a tensor is summed, it counts as multiply-adds.
         deferred: tensors with units and a reason. The units are locked if anything but the tensor's shape is used.
+        gathered: tensors that hold matrices of a stored stack, chosen by an index, each with its view of the stack.
         routes: outputs of a router, with the labels of its experts.
         known: compact labels of activations.
+        view_sizes: sizes of views and of new tensors that the code computes.
         cached: bytes of each tensor of the cache that the model returns, for one token of one sample.
         readers: modules whose Python code read the value of a tensor, for messages.
         modules: the stack of running modules, outermost first.
@@ -61,7 +61,6 @@ class Tracker:
     def __init__(self, model: nn.Module, modules: list[nn.Module] | None = None) -> None:
         self.model = model
         self.modules = [] if modules is None else modules
-        self.reading: Reading | None = None
         self.labels = Labels()
         self.weights = StoredTensors(model)
         self.ops: list[Op | ProductTerm] = []
@@ -70,12 +69,22 @@ class Tracker:
         self.n_norms = 0
         self.bare: dict[str, Tensor] = {}
         self.readers: dict[str, None] = {}
-        self.used_outside_layers: set[str] = set()
+        self.used_outside_layers: dict[str, str | None] = {}
         self.multiplied: Any = WeakTensorKeyDictionary()
         self.locks_if_used: Any = WeakTensorKeyDictionary()
+        self.gathered: Any = WeakTensorKeyDictionary()
         self.routes: Any = WeakTensorKeyDictionary()
         self.label_of: Any = WeakTensorKeyDictionary()
+        self.view_sizes = ViewSizes()
         self.cached: list[Op | ProductTerm] = []
+
+    @property
+    def reading(self) -> Reading | None:
+        """The reading: which of the axes that a view folds out of a unit axis holds the units.
+
+        ``None`` until a call depends on it.
+        """
+        return self.labels.reading
 
     def split_readings(self) -> None:
         """Require a reading. Call this before the tracker is changed.
@@ -90,11 +99,12 @@ class Tracker:
         """Take the inner reading, and return a copy of this tracker that takes the outer one."""
         outer = copy(self)
         outer.labels, outer.weights = self.labels.copy(), self.weights.copy()
+        outer.view_sizes = self.view_sizes.copy()
         for name in ("ops", "uncounted", "bare", "used_outside_layers", "readers"):
             setattr(outer, name, copy(getattr(self, name)))
-        for name in ("multiplied", "locks_if_used", "routes", "label_of"):
+        for name in ("multiplied", "locks_if_used", "gathered", "routes", "label_of"):
             setattr(outer, name, WeakTensorKeyDictionary(dict(getattr(self, name).items())))
-        self.reading, outer.reading = "inner", "outer"
+        self.labels.reading, outer.labels.reading = "inner", "outer"
         return outer
 
     @property
@@ -173,6 +183,12 @@ class Tracker:
                     self._count(size, out, dim, x)
                 elif not isinstance(x, Tensor) and (number := read_size(size)) is not None:
                     self._make_like(out, dim, number)
+                elif not isinstance(x, Tensor):
+                    reason = f"gives the size of a new tensor in {self.where}"
+                    self.view_sizes.note(size, out.shape, dim, self.label_of.get(out), reason)
+                if isinstance(x, Tensor) and x.numel() == out.numel():
+                    reason = f"their number gives the size of other units in {self.where}"
+                    self.view_sizes.note(size, out.shape, dim, self.label_of.get(out), reason)
         for dim, ends in (sizes.pieces or {}).items():
             self._count_pieces(x, dim, ends, sliced=isinstance(out, Tensor), parts=sizes.parts)
 
@@ -190,7 +206,7 @@ class Tracker:
                     self.labels.count(size.origin, piece)
                 elif is_counted(size) and sliced and size.whole is not None:
                     self._tie_parts(ids, size)
-                elif not is_counted(size):
+                elif not is_counted(size) and not self.labels.holds_whole_runs(label, dim):
                     self.labels.lock(piece, f"is split into pieces of fixed widths in {self.where}")
 
     def _make_like(self, out: Tensor, dim: int, number: int) -> None:
@@ -246,19 +262,22 @@ class Tracker:
             label = self._label_of_size(found)
             if label is not None and labelled_dims(label) == [found.dim] and self.weights.may_count(attribute):
                 self.labels.count(attribute, label.flatten())
-        for source, times in numbers.values.items():
+        for (source, line), times in numbers.values.items():
             if times > 0 and isinstance(source, int):
                 found = numbers.sizes[source]
                 reason = f"their number is used as a value, such as a scale, in {found.where}"
-                self.labels.lock(self._label_of_size(found), reason)
+                self.labels.lock(self._label_of_size(found), add_line(reason, line))
             elif times > 0 and not isinstance(source, int):
                 module, name, _ = source
                 path = f"{module}.{name}" if module else name
                 reason = f"their number ({path}) is used as a value, such as a scale"
-                self.labels.lock(self.labels.attributes.get(source), reason)
-        for number in numbers.fixed:
+                self.labels.lock(self.labels.attributes.get(source), add_line(reason, line))
+        self.view_sizes.lock_other_units(self.labels, lambda number: self._label_of_size(numbers.sizes[number]))
+        self.view_sizes.count_products(self.labels)
+        for number, line in numbers.fixed.items():
             found = numbers.sizes[number]
-            self.labels.lock(self._label_of_size(found), f"their number is compared with a fixed one in {found.where}")
+            reason = f"their number is compared with a fixed one in {found.where}"
+            self.labels.lock(self._label_of_size(found), add_line(reason, line))
 
     def _label_of_size(self, found: ReadSize) -> Tensor | None:
         label = found.labels[-1 if self.reading == "outer" else 0]
@@ -274,7 +293,13 @@ class Tracker:
         """
         for (name, _), ids in self.labels.axes.items():
             if name in self.used_outside_layers and ".parametrizations." not in name:
-                self.labels.lock(ids, f"{name} is also used outside its layer")
+                line = self.used_outside_layers[name]
+                self.labels.lock(ids, add_line(f"{name} is also used outside its layer", line))
+
+    def note_used_outside(self, name: str) -> None:
+        """Note that an operator outside the layer table uses a stored tensor, and the first line that does."""
+        if name not in self.used_outside_layers:
+            self.used_outside_layers[name] = running_line()
 
     def note_output(self, entry: str, tensor: Tensor) -> None:
         """Note the units that an entry of the model's output shows."""
@@ -291,6 +316,7 @@ class Tracker:
 
     def lock_all(self, values: Any, reason: str) -> None:
         """Lock every unit in any tensor among the values. Mark bare parameters among them as fixed."""
+        reason = at_running_line(reason)
         for tensor in tree_leaves(values):
             if isinstance(tensor, Tensor) and self.weights.bare_name(tensor) is None:
                 self.labels.lock(self.label_of.get(tensor), reason)
@@ -313,7 +339,7 @@ class Tracker:
             if (base := self.bare_base(tensor)) is not None and base is not tensor:
                 self.lock_all([base], reason)
             if (stored := self.weights.stored_name(tensor)) is not None:
-                self.used_outside_layers.add(stored)
+                self.note_used_outside(stored)
             self.set(tensor, None)
 
 

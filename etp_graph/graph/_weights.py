@@ -24,7 +24,8 @@ class TensorView:
     Attributes:
         name: name of the stored tensor.
         shape: shape of the weight that the layer uses.
-        axes: for each dimension of the weight the axis of the stored tensor; empty if they are the same.
+        axes: for each dimension of the weight the axis of the stored tensor, -1 for a dimension that the view adds;
+            empty if they are the same.
         starts: for each dimension the position on that axis where the view begins; empty if all are 0.
     """
 
@@ -115,16 +116,12 @@ class StoredTensors:
         base = self.base_of(tensor)
         if base is None or (name := self.name(base)) is None or not base.is_contiguous():
             return None
-        offset, starts = tensor.storage_offset() - base.storage_offset(), []
-        for stride, size in zip(base.stride(), base.shape, strict=True):
-            starts.append(offset // stride % size)
-        axes = []
-        for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
-            fits = [d for d, s in enumerate(base.stride()) if s == stride and base.shape[d] >= size and d not in axes]
-            if len(fits) != 1:
-                return None
-            axes.append(fits[0])
-        return TensorView(name, tuple(tensor.shape), tuple(axes), tuple(int(starts[d]) for d in axes))
+        axes = _axes_of_view(tensor, base)
+        if axes is None:
+            return None
+        offset = tensor.storage_offset() - base.storage_offset()
+        starts = [offset // stride % size for stride, size in zip(base.stride(), base.shape, strict=True)]
+        return TensorView(name, tuple(tensor.shape), axes, tuple(int(starts[d]) if d >= 0 else 0 for d in axes))
 
     def stored_name(self, tensor: Tensor) -> str | None:
         """Return the name of the parameter or buffer that a tensor is or is a view of, or ``None``."""
@@ -166,6 +163,10 @@ class StoredTensors:
         """Return the name of a parameter with one axis that belongs to a layer of the layer table; else ``None``."""
         name = self.name(tensor) if tensor.ndim == 1 and isinstance(tensor, nn.Parameter) else None
         return name if name is not None and name not in self._bare and ".parametrizations." not in name else None
+
+    def tensor(self, name: str) -> Tensor:
+        """Return the tensor with a name."""
+        return self._tensors[name]
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Return the shape of a named tensor."""
@@ -282,3 +283,20 @@ class StoredTensors:
                     labels.count((owner.name, attribute, item), ids)
             elif value == len(ids):
                 labels.count((owner.name, attribute, None), ids)
+
+
+def _axes_of_view(tensor: Tensor, base: Tensor) -> tuple[int, ...] | None:
+    """Return the axis of ``base`` behind each dimension of a view, -1 for one of size 1 that the view adds.
+
+    Return ``None`` if a dimension does not lie on one axis.
+    """
+    axes = [-1] * tensor.ndim
+    for long in (True, False):  # a dimension of size 1 may have the stride of several axes: any that is left will do
+        for dim, (size, stride) in enumerate(zip(tensor.shape, tensor.stride(), strict=True)):
+            if (size > 1) is long:
+                fits = [d for d, s in enumerate(base.stride()) if s == stride and base.shape[d] >= size]
+                free = sorted((d for d in fits if d not in axes), key=lambda d: base.shape[d])
+                if long and len(free) != 1:
+                    return None
+                axes[dim] = free[0] if free else -1
+    return tuple(axes)

@@ -32,6 +32,7 @@ from ._outputs import ChosenOutputs, Outputs, UnknownFunction, check_outputs, ou
 from ._private_random import PrivateRandom, kept_generators, private_random
 from ._random_state import RNG, SEEDED, capture_rng, preserved_rng, restore_rng_
 from ._run import ModuleStack, convert_inputs, run_model, tensors_of
+from ._running_line import failing_line, running_line
 from ._shards import Shards, any_sharded, is_sharded, local_part, local_ranges
 from ._tensors import all_tensors, copy_model, first_names, named_tensors, persistent_names
 from ._undone import undone
@@ -68,6 +69,7 @@ __all__ = [
     "copy_model",
     "counting_attributes",
     "eval_mode",
+    "failing_line",
     "first_names",
     "held_size",
     "inner_optimizer",
@@ -94,6 +96,7 @@ __all__ = [
     "run_model",
     "run_outputs",
     "run_with_closed_experts",
+    "running_line",
     "sizes_of_class",
     "tensors_of",
     "undone",

@@ -1,4 +1,4 @@
-"""Undo what a forward writes to its model: attributes, caches and values of tensors.
+"""Undo what a forward writes to its model: attributes, caches, hooks and values of tensors.
 
 A forward may keep what it computed (``if self.features is None: self.features = ...``). A trace skips large products,
 so what it would leave in such a cache is wrong, and after surgery even the right value would be that of another model.
@@ -24,6 +24,9 @@ _STRUCTURE = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_se
 
 _INTERNAL = frozenset(vars(nn.Module()))
 """Attributes that every module has. Those of them that a forward may write are the structure."""
+
+_HOOKS = tuple(name for name in sorted(_INTERNAL) if name.startswith(("_forward_", "_backward_")))
+"""Tables of hooks. Models of transformers register hooks in their first forward, and an attribute says so."""
 
 _OPAQUE = (type, types.ModuleType, types.FunctionType, types.MethodType, types.BuiltinFunctionType, nn.Module, Tensor)
 
@@ -135,12 +138,13 @@ def restored_state(model: nn.Module) -> Iterator[ModelState]:
 
 
 class _ModuleState:
-    """Attributes and structure of one module."""
+    """Attributes, structure and hooks of one module."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
         self._attributes = {name: value for name, value in vars(module).items() if name not in _INTERNAL}
-        self._structure = [_Contents(vars(module)[name], True) for name in _STRUCTURE]
+        tables = (*_STRUCTURE, *(name for name in _HOOKS if name in vars(module)))
+        self._structure = [_Contents(vars(module)[name], True) for name in tables]
         self._signature = _signature(module)
 
     def values(self) -> list[Any]:
@@ -158,7 +162,7 @@ class _ModuleState:
         return _signature(self.module) != self._signature
 
     def restore(self) -> None:
-        """Undo what was written to attributes and structure."""
+        """Undo what was written to attributes, structure and hooks."""
         now = vars(self.module)
         for name in [name for name in now if name not in _INTERNAL and name not in self._attributes]:
             del now[name]

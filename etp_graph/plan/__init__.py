@@ -23,6 +23,7 @@ from ._quantities import (
     memory_quantity,
     whole_axes,
 )
+from ._reasons import add_line, without_line
 from ._selection import LatencyFit, Selection, parse_selection
 from ._table import cost_table
 
@@ -49,6 +50,7 @@ __all__ = [
     "SlicedAxis",
     "Target",
     "Terms",
+    "add_line",
     "add_quantity",
     "as_index",
     "as_tensor",
@@ -67,4 +69,5 @@ __all__ = [
     "parse_selection",
     "whole_axes",
     "with_no_unit",
+    "without_line",
 ]

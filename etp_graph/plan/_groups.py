@@ -11,6 +11,8 @@ from torch import LongTensor, Tensor
 
 from etp_graph.errors import SelectionError
 
+from ._reasons import without_line
+
 MAX_UNITS = 2**26
 """Most units that a file may name. A selection takes a byte for each; models of 400 billion numbers have a tenth."""
 
@@ -86,7 +88,8 @@ class Group:
         blocks: number of blocks, runs of consecutive units of equal length; all blocks keep the same number of units.
         multiple: the number of kept units is a multiple of this.
         min_units: at least this many units are kept.
-        locked: why no unit of this group may be removed, or ``None``.
+        locked: why no unit of this group may be removed, or ``None``. It ends with the line of the model's code, such
+            as ``(net.py:12)``, if there is one. The line does not count in the fingerprint.
         folded: whether a view folds the axis of these units into several axes; not in the JSON or the fingerprint.
     """
 
@@ -149,7 +152,8 @@ def _index_bytes(index: Index) -> bytes:
 
 def group_bytes(group: Group) -> Iterator[bytes]:
     """Yield the content of a group in pieces, for a digest. With many slices this is much faster than JSON."""
-    scalars = (group.name, group.kind, group.n_units, group.blocks, group.multiple, group.min_units, group.locked)
+    reason = None if group.locked is None else without_line(group.locked)
+    scalars = (group.name, group.kind, group.n_units, group.blocks, group.multiple, group.min_units, reason)
     yield repr(scalars).encode()
     for s in group.slices:
         yield f"|{s.tensor}|{s.axis}|{s.passive}|".encode()

@@ -60,7 +60,7 @@ class MultiheadAttention(nn.MultiheadAttention):
         out, weights = self._attend(q, k, v, mask, need_weights)
         out = self.out_proj(out.transpose(1, 2).flatten(2))
         if weights is not None and average_attn_weights:
-            weights = weights.sum(1) / kept(self, "averaged_heads", self.num_heads)
+            weights = self._average(weights, mask)
         if not batched:
             return out.squeeze(0), None if weights is None else weights.squeeze(0)
         return (out if self.batch_first else out.transpose(0, 1)), weights
@@ -93,6 +93,19 @@ class MultiheadAttention(nn.MultiheadAttention):
         weights = (scores if mask is None else scores + mask).softmax(-1)
         weights = F.dropout(weights, dropout, self.training)
         return weights @ v, weights
+
+    def _average(self, weights: Tensor, mask: Tensor | None) -> Tensor:
+        """Return the mean [batch, positions, keys] of the attention weights over the heads before surgery.
+
+        The scores of a removed head are zero, so that it attends to all keys alike that its mask lets through.
+        """
+        total = kept(self, "averaged_heads", self.num_heads)
+        gone, found = total - int(self.num_heads), weights.sum(1)
+        if gone:
+            scores = weights.new_zeros(len(weights), 1, *weights.shape[2:]) if mask is None else mask
+            found = found + gone * scores.softmax(-1).mean(1)
+        averaged: Tensor = found / total
+        return averaged
 
 
 def _joined(attn_mask: Tensor | None, key_padding_mask: Tensor | None, q: Tensor, k: Tensor) -> Tensor | None:

@@ -2,8 +2,9 @@
 
 ``x.reshape(B, N, C)`` and ``qkv.reshape(B, N, 3, self.num_heads, C // self.num_heads)`` are correct for square
 projections only. In a ``reshape`` or ``view`` without a -1, any one size can be replaced by -1 without changing the
-result. This module replaces the size that is computed from the channels of the input. It does so in the forward of
-every class, from any library, whose number of heads is an attribute.
+result. This module replaces the size that is computed from the channels of the input, or the number of heads if it is
+read from another object (``self.config.n_head``), which surgery does not change. It does so in the forward of every
+class, from any library, whose number of heads is an attribute of the module or of such an object.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import re
 import textwrap
 from typing import Any
 
+import torch
 from torch import nn
 
 from ._registry import ROWS, Row, class_name, register_fallback
@@ -27,9 +29,19 @@ _WIDTHS = re.compile(r"^(C|D|E|c|d|dim|channels|embed_dim|hidden_size|hidden_dim
 def reshape_standin(module: nn.Module) -> type[nn.Module] | None:
     """Return a subclass of the module's class with -1 for the width in reshapes; ``None`` if none is needed."""
     has_row = class_name(type(module)) in ROWS
-    if has_row or not any(isinstance(getattr(module, name, None), int) for name in HEADS):
+    if has_row or not (any(isinstance(getattr(module, name, None), int) for name in HEADS) or _holds_heads(module)):
         return None
     return with_open_reshapes(type(module))
+
+
+def _holds_heads(module: nn.Module) -> bool:
+    """Return True if an object that the module holds, such as its configuration, has a number of heads."""
+    objects = [value for value in vars(module).values() if not isinstance(value, _PLAIN)]
+    return any(isinstance(inspect.getattr_static(value, name, None), int) for value in objects for name in HEADS)
+
+
+_PLAIN = (int, float, str, type(None), dict, list, tuple, set, torch.Tensor, nn.Module)
+"""Types of attributes that are not looked into."""
 
 
 _known: dict[type, type[nn.Module] | None] = {}
@@ -55,7 +67,8 @@ def _rewritten(cls: type[nn.Module]) -> type[nn.Module] | None:
     if not freed.changed:
         return None
     body: dict[str, Any] = {}
-    code = compile(tree, f"<{cls.__module__}.{cls.__qualname__}.forward of etp_graph>", "exec")
+    ast.increment_lineno(tree, function.__code__.co_firstlineno - 1)  # lock reasons name lines of the class's own file
+    code = compile(tree, function.__code__.co_filename, "exec")
     exec(code, function.__globals__, body)  # noqa: S102 - the class's own source with sizes written as -1
     return subclass(cls, body)
 
@@ -65,11 +78,13 @@ class _Free(ast.NodeTransformer):
 
     Attributes:
         widths: names of local variables that hold the number of channels of an input, or a part of it.
+        heads: names of local variables that hold the number of heads, read from another object.
     """
 
     def __init__(self) -> None:
         self.changed = False
         self.widths: set[str] = set()
+        self.heads: set[str] = set()
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
         node.decorator_list = []
@@ -81,6 +96,8 @@ class _Free(ast.NodeTransformer):
         target, value = node.targets[0], node.value
         if isinstance(target, ast.Tuple) and _is_shape(value) and len(target.elts) == 3:
             self.widths |= {last.id for last in target.elts[-1:] if isinstance(last, ast.Name)}
+        elif isinstance(target, ast.Name) and _is_heads_of_object(value):
+            self.heads.add(target.id)
         elif isinstance(target, ast.Name) and self._certainty(value):
             self.widths.add(target.id)
         return node
@@ -104,12 +121,22 @@ class _Free(ast.NodeTransformer):
         return node
 
     def _certainty(self, size: ast.expr) -> int:
-        """Return how certainly a size is the number of channels of an input, or an equal part of it; 0: it is not."""
+        """Return how certainly a size is one that the shape of the tensor gives; 0: it is not.
+
+        It is the number of heads in another object, the number of channels of an input, or an equal part of that.
+        """
+        if _is_heads_of_object(size) or (isinstance(size, ast.Name) and size.id in self.heads):
+            return 5
         if isinstance(size, ast.Name):
             return 3 if _WIDTHS.match(size.id) else 2 * (size.id in self.widths)
         if isinstance(size, ast.BinOp) and isinstance(size.op, ast.FloorDiv):
             return 4 * bool(self._certainty(size.left))
         return int(_is_last_size(size))
+
+
+def _is_heads_of_object(value: ast.expr) -> bool:
+    """Return True for the number of heads in an object that the module holds, as in ``self.config.n_head``."""
+    return isinstance(value, ast.Attribute) and value.attr in HEADS and isinstance(value.value, ast.Attribute)
 
 
 def _is_shape(value: ast.expr) -> bool:

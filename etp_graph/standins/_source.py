@@ -104,8 +104,9 @@ def _rewritten(
             if old in source:
                 source = source.replace(old, new)
                 missing.discard((old, new))
-        source = source[source.index("def ") :]  # without decorators
-        code = compile(source, f"<{class_name(cls)}.{name} of etp_graph>", "exec")
+        decorators, _, rest = source.partition("def ")
+        above = function.__code__.co_firstlineno - 1 + decorators.count("\n")
+        code = compile("\n" * above + "def " + rest, function.__code__.co_filename, "exec")  # lines keep their numbers
         world = {**function.__globals__, "kept": value_before_surgery, **scope}
         exec(code, world, body if method else scope)  # noqa: S102 - the library's source, changed by the row
     return None if missing else subclass(cls, body)

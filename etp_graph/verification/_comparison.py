@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import linecache
-import traceback
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+from etp_graph.model import failing_line
+from etp_graph.plan import add_line
 
 
 def as_real(tensor: Tensor) -> Tensor:
@@ -63,11 +64,11 @@ def describe_difference(got: Sequence[Tensor], want: Sequence[Tensor], error: fl
 
 
 def describe_failure(failure: Exception) -> str:
-    """Return type, message and line of code of an exception. Some exceptions have no message of their own."""
-    frames = traceback.extract_tb(failure.__traceback__)
+    """Return type, message and line of the model's code of an exception. Some exceptions have no message."""
     text = f"{failure}".strip()
     found = f"{type(failure).__name__}: {text}" if text else type(failure).__name__
-    if not frames:
+    place = failing_line(failure)
+    if place is None:
         return found
-    line = linecache.getline(frames[-1].filename, frames[-1].lineno or 0).strip()
-    return f"{found} (at {line!r}, {frames[-1].filename}:{frames[-1].lineno})" if line else found
+    line, source = place
+    return add_line(f"{found} at {source!r}" if source else found, line)

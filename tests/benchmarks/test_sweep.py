@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import etp_graph as etp
+from benchmarks.coverage import measure as measure_module
 from benchmarks.coverage import sources, sweep
 from benchmarks.coverage.measure import describe_plan
+from benchmarks.coverage.sources import Case
 from benchmarks.coverage.sources._common import NotBuilt, first_that_runs
 from benchmarks.coverage.sweep_page import write_sweep_page
 
@@ -34,6 +37,22 @@ def test_the_first_inputs_that_run_are_taken() -> None:
 
 def _die(*arguments: object) -> None:
     os._exit(3)
+
+
+@pytest.mark.parametrize(("last", "outcome"), [(lambda y: y, "exact"), (lambda y: y * 0 + 1, "unseen")])
+def test_outputs_that_show_nothing_are_not_wrong(
+    last: Callable[[Tensor], Tensor], outcome: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return last(self.b(self.a(x)))
+
+    monkeypatch.setattr(measure_module, "build", lambda case: (Net().eval(), torch.ones(2, 4)))
+    assert measure_module.measure(Case(source="none", name="net", family="none"))["outcome"] == outcome
 
 
 def test_a_process_that_dies_has_a_line(monkeypatch: pytest.MonkeyPatch) -> None:

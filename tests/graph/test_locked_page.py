@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
-from torch import Tensor, nn
 
 import etp_graph
 from etp_graph.errors import PlanError
+from tests.support.models.remedies import REMEDIES
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "locked.md"
@@ -75,49 +75,40 @@ def test_every_reason_stands_on_the_page(reason: str) -> None:
     assert " ".join(reason.split()) in " ".join(PAGE.read_text(encoding="utf8").split())
 
 
-class Between(nn.Module):
-    """Two linear layers, and an operator between them."""
-
-    stored: Tensor
-
-    def __init__(self, operator: Callable[[Between, Tensor], Tensor], out: int) -> None:
-        super().__init__()
-        self.first, self.last, self.operator = nn.Linear(5, 32), nn.Linear(out, 3), operator
-        self.width, self.parts, self.scale, self.plain = 16, 2, 0.25, torch.ones(32)
-        self.register_buffer("stored", torch.randn(32, generator=torch.Generator().manual_seed(0)))
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.last(self.operator(self, self.first(x)))
-        return out
+def rows() -> dict[str, str]:
+    """Reason -> remedy, of every row of the page."""
+    lines = [line for line in PAGE.read_text(encoding="utf8").splitlines() if line.startswith("|")][2:]
+    cells = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
+    return {first: last for first, _, last in cells}
 
 
-Case = tuple[str, int, Callable[[Between, Tensor], Tensor], Callable[[Between, Tensor], Tensor]]
-OPENED: list[Case] = [
-    ("is split into pieces of fixed widths", 16, lambda m, h: torch.mul(*h.split([16, 16], -1)),
-     lambda m, h: torch.mul(*h.split([m.width, m.width], -1))),
-    ("is split into pieces of fixed widths", 16, lambda m, h: torch.mul(*h.split([16, 16], -1)),
-     lambda m, h: torch.mul(*h.chunk(2, -1))),
-    ("is taken by fixed positions (slice)", 16, lambda m, h: h[..., :16].relu(), lambda m, h: h[..., : m.width].relu()),
-    ("is taken from the end", 16, lambda m, h: h[..., -16:].relu(), lambda m, h: h[..., : m.width].relu()),
-    ("their number is used as a value", 32, lambda m, h: h / h.shape[-1] ** 0.5, lambda m, h: h * m.scale),
-    ("is combined with a tensor of fixed width", 32, lambda m, h: h * m.plain, lambda m, h: h * m.stored),
-    ("writes their number (16)", 32, lambda m, h: h.view(2, 7, 2, 16).transpose(2, 3).flatten(2),
-     lambda m, h: h.view(2, 7, m.parts, -1).transpose(2, 3).flatten(2)),
-]  # fmt: skip
+def test_the_page_is_sorted_by_reason() -> None:
+    found = [reason.strip("`").lower() for reason in rows()]
+    assert found == sorted(found)
 
 
-@pytest.mark.parametrize(("reason", "out", "closed", "opened"), OPENED)
-def test_what_the_page_advises_opens_the_units(
-    reason: str, out: int, closed: Callable[..., Tensor], opened: Callable[..., Tensor]
-) -> None:
-    x = torch.randn(2, 7, 5, generator=torch.Generator().manual_seed(0))
-    assert reason in " ".join(PAGE.read_text(encoding="utf8").split()).replace("(64)", "(16)")
+def quoted(reason: str) -> str:
+    """A reason of the page without marks and figures, as the remedies name it."""
+    return re.sub(r" \(64\)$", "", reason.strip("`"))
+
+
+def test_every_remedy_is_tried() -> None:
+    stay = {reason for reason, remedy in rows().items() if remedy.startswith(("They stay", "Report it"))}
+    assert {quoted(reason) for reason in rows().keys() - stay} == REMEDIES.keys()
+
+
+@pytest.mark.parametrize("reason", REMEDIES)
+@pytest.mark.filterwarnings("ignore")
+def test_what_the_page_advises_opens_the_units(reason: str) -> None:
+    remedy = REMEDIES[reason]
+    pieces = [each.strip(" ()'") for each in re.split(r"NAME|MODULE|OPERATOR|CLASS|PATTERN|\.\.\.|\b\d+\b", reason)]
     try:
-        locked = [group.locked or "" for group in etp_graph.trace(Between(closed, out).eval(), x).groups]
+        plan = etp_graph.trace(remedy.closed().eval(), remedy.x, check=False, **remedy.before)
+        locked = [group.locked or "" for group in plan.groups]
     except PlanError as error:
         locked = [str(error)]
-    assert any(reason in each for each in locked)
-    model = Between(opened, out).eval()
-    plan = etp_graph.trace(model, x)
-    assert any(group.name.startswith("first") for group in plan.prunable)
-    assert etp_graph.verify(model, plan, x).error < 1e-9
+    assert any(all(piece in each for piece in pieces) for each in locked)
+    model = remedy.opened().eval()
+    plan = etp_graph.trace(model, remedy.x, check=False, **remedy.options)
+    assert remedy.group in [group.name for group in plan.prunable]
+    assert etp_graph.verify(model, plan, remedy.x).error < 1e-9

@@ -82,6 +82,98 @@ def test_layers_with_stored_products_and_compared_widths_are_open(layer: nn.Modu
     assert_open(Around(layer), IMAGES)
 
 
+TYPES = torch.randint(0, 3, (60,), generator=torch.Generator().manual_seed(2))
+
+
+class Typed(nn.Module):
+    """A matrix for each type of rows, gathered by the types."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.weight = how, nn.Parameter(torch.randn(3, 8, 8))
+        self.types = TYPES[:20]
+
+    def forward(self, x: Tensor) -> Tensor:
+        chosen = self.weight[self.types] if self.how != "index_select" else self.weight.index_select(0, self.types)
+        if self.how == "also elementwise":
+            return torch.bmm(x.unsqueeze(1), chosen).squeeze(1) + chosen.abs().sum((1, 2))[:, None]
+        if self.how == "turned":
+            return torch.bmm(chosen.mT, x.unsqueeze(2)).squeeze(2)
+        return torch.matmul(x.unsqueeze(-2), chosen).squeeze(-2)
+
+
+@pytest.mark.parametrize("how", ["index", "index_select"])
+def test_matrices_that_an_index_chooses_are_open(how: str) -> None:
+    assert_open(Around(Typed(how)), IMAGES)
+    assert_open(Around(Typed(how)), IMAGES, group="layer")
+
+
+@pytest.mark.parametrize("how", ["also elementwise", "turned"])
+def test_other_uses_of_chosen_matrices_lock(how: str) -> None:
+    model = nn.Sequential(Around(Typed(how)), nn.Linear(3, 5), nn.Linear(5, 2)).eval()
+    plan = etp.trace(model, IMAGES, check=False)
+    assert [group.name for group in plan.prunable if group.name.startswith("0.layer")] == []
+    assert etp.verify(model, plan, IMAGES).error < 1e-10
+
+
+@pytest.mark.parametrize("name", ["fast rgcn", "rgat", "rgat, edges", "arma, one stack"])
+def test_graph_convolutions_with_types_of_edges_are_right(name: str) -> None:
+    pyg = pytest.importorskip("torch_geometric.nn")
+    layer, rest = {
+        "fast rgcn": lambda: (pyg.FastRGCNConv(8, 8, 3), (TYPES,)),
+        "rgat": lambda: (pyg.RGATConv(8, 4, 3, heads=2), (TYPES,)),
+        "rgat, edges": lambda: (pyg.RGATConv(8, 4, 3, heads=2, edge_dim=5), (TYPES, torch.randn(60, 5))),
+        "arma, one stack": lambda: (pyg.ARMAConv(8, 8), ()),
+    }[name]()
+    model = Around(layer).eval()
+    plan = etp.trace(model, (IMAGES, EDGES, *rest), prune="all", check=False)
+    assert plan["before"].locked is None
+    assert etp.verify(model, plan, (IMAGES, EDGES, *rest)).error < 1e-10
+
+
+class Grown(nn.Module):
+    """Fills up its input to a width of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.width, self.inner = 12, nn.Linear(12, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(torch.cat([x, x.new_zeros(len(x), self.width - x.shape[1])], 1))
+
+
+class Flat(nn.Module):
+    """Two layers, whose widths the code writes as the same product of attributes."""
+
+    def __init__(self, *, folds: bool) -> None:
+        super().__init__()
+        self.heads, self.size, self.folds = 2, 4, folds
+        self.a, self.b, self.out = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = self.a(x).view(len(x), self.heads, self.size) if self.folds else self.a(x)
+        return self.out(a.reshape(-1, self.heads * self.size) * self.b(x).view(-1, self.heads * self.size))
+
+
+@pytest.mark.parametrize("layer", [Grown(), Flat(folds=True), Flat(folds=False)])
+def test_sizes_that_are_computed_from_several_numbers_are_right(layer: nn.Module) -> None:
+    model = nn.Sequential(Around(layer), nn.Linear(3, 5), nn.Linear(5, 2)).eval()
+    plan = etp.trace(model, IMAGES, prune="all", check=False)
+    assert etp.verify(model, plan, IMAGES).error < 1e-10
+
+
+def test_a_dense_weight_as_a_convolution_is_open() -> None:
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Linear(8, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.conv1d(x.T[None], self.inner.weight.unsqueeze(-1), self.inner.bias)[0].T
+
+    assert_open(Around(Shared()), IMAGES)
+
+
 @pytest.mark.parametrize("name", ["arma", "gated", "gcn2", "gcn2-own-weights"])
 def test_graph_convolutions_are_open(name: str) -> None:
     pyg = pytest.importorskip("torch_geometric.nn")

@@ -90,12 +90,12 @@ def test_group_norm_keeps_equal_runs_and_says_so() -> None:
 
 
 def test_group_norm_over_uneven_streams_is_locked() -> None:
-    """Three of four normalisation groups hold channels of the first convolution, the last one those of the second."""
+    """One normalisation group holds a channel of each convolution."""
 
     class Joined(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.a, self.b, self.norm = nn.Conv2d(3, 6, 1), nn.Conv2d(3, 2, 1), nn.GroupNorm(4, 8)
+            self.a, self.b, self.norm = nn.Conv2d(3, 5, 1), nn.Conv2d(3, 3, 1), nn.GroupNorm(4, 8)
             self.mid, self.last = nn.Conv2d(8, 4, 1), nn.Conv2d(4, 2, 1)
 
         def forward(self, x: Tensor) -> Tensor:

@@ -160,3 +160,50 @@ def test_equal_outputs_without_an_effect_are_no_proof() -> None:
     with pytest.raises(etp.EquivalenceError, match="changes no output"):
         etp.verify(model, plan, torch.randn(2, 4), randomize=False)
     assert etp.verify(model, plan, torch.randn(2, 4)).effect > 0
+
+
+class Recording(nn.Module):
+    """Registers hooks in its first forward, as models of transformers do to collect hidden states."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 5), nn.Linear(5, 3))
+        self.ready = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: list[Tensor] = []
+        self.layers.found = found
+        if not self.ready:
+            for layer in self.layers:
+                layer.register_forward_hook(lambda module, args, out: self.layers.found.append(out))
+                layer.register_forward_pre_hook(lambda module, args, kwargs: None, with_kwargs=True)
+            self.ready = True
+        out: Tensor = self.layers(x)
+        assert len(found) == 3, "every hook is there once"
+        return out
+
+
+def test_hooks_that_the_first_forward_registers_are_undone() -> None:
+    model, x = Recording(), torch.randn(2, 4)
+    kept = model.layers[0].register_forward_hook(lambda module, args, out: None)
+    etp.trace(model, x)
+    assert not model.ready
+    assert [len(layer._forward_hooks) for layer in model.layers] == [1, 0, 0]
+    assert [len(layer._forward_pre_hooks_with_kwargs) for layer in model.layers] == [0, 0, 0]
+    model(x)
+    model(x)
+    assert [len(layer._forward_hooks) for layer in model.layers] == [2, 1, 1]
+    kept.remove()
+    assert [len(layer._forward_hooks) for layer in model.layers] == [1, 1, 1]
+
+
+def test_hidden_states_of_transformers_after_a_trace() -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.LlamaConfig(
+        vocab_size=11, hidden_size=8, intermediate_size=12, num_hidden_layers=3, num_attention_heads=2
+    )
+    model, ids = transformers.LlamaForCausalLM(config).eval(), torch.tensor([[1, 2, 3]])
+    etp.trace(model, {"input_ids": ids, "output_hidden_states": True}, outputs="logits")
+    found = model(ids, output_hidden_states=True, output_attentions=False).hidden_states
+    assert len(found) == 4
+    assert all(state is not None for state in found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,38 @@ class OfClass(Base):
         return self.o(self.attend(q, k, v).flatten(2))
 
 
+@dataclass
+class Config:
+    n_head: int = 4
+
+
+class InObject(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        del self.num_heads
+        self.config = Config()
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, _ = x.shape
+        q, k, v = (f(x).view(b, n, self.config.n_head, 8) for f in (self.q, self.k, self.v))
+        return self.o(self.attend(q, k, v).flatten(2))
+
+
+class InObjectByWidth(InObject):
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, c = x.shape
+        q, k, v = (f(x).view(b, n, self.config.n_head, c // self.config.n_head) for f in (self.q, self.k, self.v))
+        return self.o(self.attend(q, k, v).reshape(b, n, c))
+
+
+class InObjectLocal(InObject):
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, c = x.shape
+        heads = self.config.n_head
+        q, k, v = (f(x).view(b, n, heads, c // heads) for f in (self.q, self.k, self.v))
+        return self.o(self.attend(q, k, v).reshape(b, n, -1))
+
+
 class OverSpace(Base):
     """Heads over channels of an image, with sizes after them that are no widths."""
 
@@ -83,7 +116,10 @@ def model_with(cls: type[Base]) -> nn.Sequential:
 X = torch.randn(2, 5, 6)
 
 
-@pytest.mark.parametrize("cls", [OtherName, ByIndex, Local, LastSize, OfClass, OverSpace])
+@pytest.mark.parametrize(
+    "cls",
+    [OtherName, ByIndex, Local, LastSize, OfClass, OverSpace, InObject, InObjectByWidth, InObjectLocal],
+)
 def test_heads_can_be_removed_and_the_pruned_model_loads(cls: type[Base], tmp_path: Path) -> None:
     model = model_with(cls)
     plan = etp.trace(model, X)
@@ -98,6 +134,13 @@ def test_heads_can_be_removed_and_the_pruned_model_loads(cls: type[Base], tmp_pa
     loaded = etp.load(tmp_path / "pruned", build=lambda: model_with(cls))
     with torch.no_grad():
         assert torch.equal(loaded(X), out)
+
+
+@pytest.mark.parametrize("cls", [InObject, InObjectByWidth, InObjectLocal])
+def test_what_a_number_in_an_object_fixes_is_locked(cls: type[Base]) -> None:
+    plan = etp.trace(model_with(cls), X, prune="all", check=False)
+    assert [group.kind for group in plan.prunable if group.name.startswith("1.") and group.name != "1.o"] == ["heads"]
+    assert etp.verify(model_with(cls), plan, X).error < 1e-10
 
 
 def test_a_trace_leaves_sizes_of_classes_alone() -> None:

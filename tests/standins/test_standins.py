@@ -230,3 +230,43 @@ def test_pruned_models_are_copied_and_pickled_with_their_classes(name: str) -> N
     for other in (copy.deepcopy(model), torch.load(stream, weights_only=False)):
         assert [type(m) for m in other.modules()] == [type(m) for m in model.modules()]
         assert torch.equal(tensors_of(run_model(other, x))[0], want)
+
+
+class Averaged(nn.Module):
+    """Attention that returns the mean of its weights over the heads."""
+
+    def __init__(self, extra: bool) -> None:
+        super().__init__()
+        self.i, self.o = nn.Linear(6, 12), nn.Linear(12, 3)
+        self.att = nn.MultiheadAttention(12, 4, batch_first=True, add_bias_kv=extra, add_zero_attn=extra)
+
+    def forward(self, x: Tensor, **masks: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.i(x)
+        y, weights = self.att(x, x, x, **masks)
+        return self.o(y), weights
+
+
+@pytest.mark.parametrize("extra", [False, True])
+@pytest.mark.parametrize("masked", [(), ("attn_mask",), ("key_padding_mask",), ("attn_mask", "key_padding_mask")])
+def test_removed_heads_keep_their_share_of_averaged_weights(masked: tuple[str, ...], extra: bool) -> None:
+    torch.manual_seed(0)
+    all_masks = {
+        "attn_mask": torch.randn(5, 5),
+        "key_padding_mask": torch.tensor([[False] * 5, [False] * 3 + [True] * 2]),
+    }
+    model, inputs = Averaged(extra).eval(), {"x": torch.randn(2, 5, 6), **{name: all_masks[name] for name in masked}}
+    for left in (3, 2):  # also of a model that was pruned before
+        plan = etp.trace(model, inputs)
+        heads = next(group for group in plan.prunable if group.kind == "heads")
+        assert etp.verify(model, plan, inputs).error < 1e-9
+        keep = {heads.name: torch.arange(heads.n_units) < left}
+        silent = copy.deepcopy(model)
+        with torch.no_grad():
+            for name, tensor in silent.named_parameters():
+                for piece in heads.slices:
+                    gone = ~keep[heads.name][torch.as_tensor(list(piece.unit))]
+                    if piece.tensor == name:
+                        tensor.index_fill_(piece.axis, torch.as_tensor(list(piece.index))[gone], 0.0)
+            want = silent(**inputs)
+            etp.prune_(model, plan, etp.Selection(keep))
+            torch.testing.assert_close(model(**inputs), want)

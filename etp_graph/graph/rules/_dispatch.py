@@ -56,11 +56,7 @@ class Call:
     @property
     def given(self) -> dict[str, Any]:
         """The arguments by name, with the defaults of the operator."""
-        found: dict[str, Any] = {argument.name: argument.default_value for argument in self.func._schema.arguments}
-        names = [argument.name for argument in self.func._schema.arguments]
-        found.update(zip(names, self.args, strict=False))
-        found.update(self.kwargs)
-        return found
+        return given_arguments(self.func, self.args, self.kwargs)
 
     @property
     def label(self) -> Tensor:
@@ -74,6 +70,14 @@ class Call:
         return self.operands[0].label
 
 
+def given_arguments(func: Any, args: Any, kwargs: Any) -> dict[str, Any]:
+    """Return the arguments of an operator by name, with its defaults."""
+    found: dict[str, Any] = {argument.name: argument.default_value for argument in func._schema.arguments}
+    found.update(zip(list(found), args, strict=False))
+    found.update(kwargs)
+    return found
+
+
 def label_of_result(call: Call) -> Any:
     """Return the label of the result, or of each result.
 
@@ -81,7 +85,8 @@ def label_of_result(call: Call) -> Any:
         UnknownOperator: no rule can follow the units.
     """
     if call.pointwise:
-        return label_of_elementwise(call.tracker.labels, call.operands, call.outs[0].shape, call.tracker.where)
+        labels, where = call.tracker.labels, call.tracker.where
+        return label_of_elementwise(labels, call.operands, call.outs[0].shape, where, may_split=True)
     if call.name not in _RULES:
         raise UnknownOperator
     return _RULES[call.name](call)

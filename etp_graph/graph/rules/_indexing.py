@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from etp_graph.graph._labels import Labels
+from etp_graph.graph._labels import Labels, at_running_line
 
 from ._operators import Operand, UnknownOperator, label_of_elementwise, labelled_dims
 
@@ -47,7 +47,7 @@ def label_of_gather(
     if label.shape[dim] > 1:
         if bare is None or name != "index_select":
             raise UnknownOperator
-        labels.pinned[bare, dim] = f"is taken by fixed positions in {where}"
+        labels.pinned[bare, dim] = at_running_line(f"is taken by fixed positions in {where}")
         return label.index_select(dim, args[2].cpu())
     if name in ("gather", "take_along_dim"):
         index: Tensor = args[2] if len(args) > 2 else kwargs["index"]
@@ -104,7 +104,7 @@ def _label_of_index(
             continue
         if label.shape[dim] > 1:
             if bare is not None:
-                labels.pinned[bare, dim] = f"is taken by fixed positions in {where}"
+                labels.pinned[bare, dim] = at_running_line(f"is taken by fixed positions in {where}")
             elif index.numel() and not index.is_floating_point() and bool((index < 0).all()):
                 tail = label.narrow(dim, label.shape[dim] + int(index.min()), -int(index.min()))
                 labels.lock(tail, f"is taken from the end in {where}")

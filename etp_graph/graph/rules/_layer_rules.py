@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from math import prod
 from typing import Any
 
@@ -23,6 +24,7 @@ from etp_graph.model import (
     mixture,
     norm_over_units,
     routed,
+    running_line,
     unit_mean,
 )
 from etp_graph.plan import Op
@@ -172,7 +174,7 @@ def _follow_channelwise_layer(tracker: Tracker, func: Any, args: Any, kwargs: An
         if row.trailing or (func is F.group_norm and call["num_groups"] == 1):
             tracker.labels.normalised.append(ids)
         if func is F.group_norm and call["num_groups"] > 1:
-            tracker.labels.blocks.append((ids, call["num_groups"], tracker.where))
+            tracker.labels.blocks.append((ids, call["num_groups"], tracker.where, running_line()))
     tracker.set(out, label)
 
 
@@ -208,14 +210,17 @@ def _follow_embedding(tracker: Tracker, func: Any, args: Any, kwargs: Any, out: 
 def stored_matrix(tracker: Tracker, name: str, args: Any, out: Tensor) -> bool:
     """Treat ``x @ w`` with a stored matrix or stack of matrices, or a view of one, as a dense layer.
 
-    The matrices of a stack read the same units, and position j of their results is one unit. Return True if ``w`` is
-    stored.
+    The matrices of a stack read the same units, and position j of their results is one unit. ``w`` may also have been
+    gathered from a stack by an index, as the matrix of the type of each edge. Return True if ``w`` is stored.
     """
     *added, x, weight = args[:3] if name.startswith(("add", "badd")) else args[:2]
-    ref = tracker.weights.view_of(weight) if name in ("mm", "addmm", "bmm", "baddbmm") else None
+    stacked = name in ("mm", "addmm", "bmm", "baddbmm")
+    ref = (tracker.gathered.get(weight) or tracker.weights.view_of(weight)) if stacked else None
     if ref is None or tracker.weights.stored_name(x) is not None or _has_own_matrices(tracker, x):
         return False
     layer, first = tracker.weights.owner(ref, tracker.modules), weight.ndim - 2
+    if -1 in (ref.axis(first)[1], ref.axis(first + 1)[1]):
+        return False
     term = _add_cost_term(tracker, layer.name, ref, prod(x.shape[:-1]), first)
     into = tracker.channels(x, -1)
     made = tracker.weights.produce(tracker.labels, layer, [ref], first + 1, "neurons")
@@ -235,6 +240,20 @@ def stored_matrix(tracker: Tracker, name: str, args: Any, out: Tensor) -> bool:
             tracker.weights.add_vector(tracker.labels, bias, made, axis=bias.ndim - 1)
     tracker.set(out, None if label is None else compact_label(label))
     return True
+
+
+def note_gathered(tracker: Tracker, name: str, args: Any, out: Tensor) -> None:
+    """Note that a result holds matrices of a stored stack, chosen by an index along its first dimension."""
+    stack = args[0]
+    if stack.ndim < 3 or out.ndim != stack.ndim or out.shape[1:] != stack.shape[1:]:
+        return
+    if name == "index_select" and args[1] % stack.ndim != 0:
+        return
+    if name != "index_select" and (args[1][0] is None or any(index is not None for index in args[1][1:])):
+        return
+    ref = tracker.weights.view_of(stack)
+    if ref is not None and tracker.weights.bare_name(tracker.weights.tensor(ref.name)) is not None:
+        tracker.gathered[out] = replace(ref, shape=tuple(out.shape))
 
 
 def _has_own_matrices(tracker: Tracker, x: Tensor) -> bool:
@@ -280,8 +299,8 @@ def _norm_over_units(tracker: Tracker, func: Any, args: Any, kwargs: Any, out: T
     if not tensors:
         tracker.note_norm(None if label is None or label.shape[dim] == 1 else tracker.channels(x, dim))
     if label is None or label.shape[dim] == 1:
-        tracker.lock_all((x, *tensors), f"is normalised over fixed channels in {tracker.where}")
-        tracker.set(out, None)
+        tracker.lock_all(tensors, f"is normalised over fixed channels in {tracker.where}")
+        tracker.set(out, label)  # each of the units, such as heads, is normalised by itself
         return
     ids = tracker.channels(x, dim)
     for tensor in tensors:

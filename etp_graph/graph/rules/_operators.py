@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from etp_graph.graph._counted_sizes import Sizes
-from etp_graph.graph._labels import Labels
+from etp_graph.graph._labels import Labels, Reading
+from etp_graph.graph._traced_numbers import TracedInt
 
 # Element-wise operators without torch.Tag.pointwise, and copies. The labels of their operands are united.
 ELEMENTWISE = frozenset(
@@ -59,9 +60,6 @@ MOVEMENT = frozenset(
 
 JOINS = frozenset(("cat", "stack"))
 
-Reading = Literal["inner", "outer"]
-"""Reading of a folded unit axis: which of the axes that a view makes of it holds the units."""
-
 
 class UnknownOperator(Exception):
     """Error for a call through which no rule can follow the labels."""
@@ -73,10 +71,18 @@ class ReadingsDiffer(Exception):
 
 @dataclass(slots=True)
 class Operand:
-    """Shape and compact label of a tensor argument. The label is ``None`` if all positions are fixed."""
+    """Shape and compact label of a tensor argument. The label is ``None`` if all positions are fixed.
+
+    ``expanded`` are dimensions that are expanded from size 1, so that they can be expanded to any width.
+    """
 
     shape: torch.Size
     label: Tensor | None
+    expanded: tuple[int, ...] = ()
+
+    def without_label(self) -> Operand:
+        """Return the operand with all positions fixed, except in expanded dimensions."""
+        return Operand(torch.Size(1 if d in self.expanded else s for d, s in enumerate(self.shape)), None)
 
 
 def compact_label(label: Tensor) -> Tensor | None:
@@ -97,16 +103,24 @@ def labelled_dims(label: Tensor) -> list[int]:
 def _align_dims(operand: Operand, ndim: int) -> tuple[tuple[int, ...], Tensor | None]:
     """Return shape and label with leading dimensions of size 1, as broadcasting would add them."""
     missing = ndim - len(operand.shape)
-    shape = (1,) * missing + tuple(operand.shape)
+    shape = (1,) * missing + tuple(1 if d in operand.expanded else s for d, s in enumerate(operand.shape))
     return shape, None if operand.label is None else operand.label.reshape((1,) * missing + operand.label.shape)
 
 
-def label_of_elementwise(labels: Labels, operands: Sequence[Operand], out: torch.Size, where: str) -> Tensor | None:
+def label_of_elementwise(
+    labels: Labels, operands: Sequence[Operand], out: torch.Size, where: str, *, may_split: bool = False
+) -> Tensor | None:
     """Unite the labels of the operands position by position, and return the compact label of the result.
 
-    Lock units that are broadcast over other units, or that meet an operand of fixed size.
+    Lock units that are broadcast over other units, or that meet an operand of fixed size. Of units along two axes,
+    those of operands that are not broadcast stay. If that leaves several axes or none, the inner reading keeps the
+    units along the last axis, and the outer reading those along the first one.
+
+    Raises:
+        ReadingsDiffer: there are units along two axes, no reading yet, and ``may_split`` is True.
     """
     aligned = [_align_dims(op, len(out)) for op in operands]
+    aligned = _with_units_on_one_axis(labels, aligned, out, where, may_split)
     dims = {d for _, label in aligned if label is not None for d in labelled_dims(label)}
     result: Tensor | None = None
     for shape, label in sorted(aligned, key=lambda pair: 0 if pair[1] is None else pair[1].numel()):
@@ -127,6 +141,39 @@ def label_of_elementwise(labels: Labels, operands: Sequence[Operand], out: torch
     elif fixed:
         labels.lock(result, f"is combined with a tensor of fixed width in {where}")
     return result
+
+
+def _with_units_on_one_axis(
+    labels: Labels,
+    aligned: list[tuple[tuple[int, ...], Tensor | None]],
+    out: Sequence[int],
+    where: str,
+    may_split: bool,
+) -> list[tuple[tuple[int, ...], Tensor | None]]:
+    """Lock and drop the labels of operands whose units lie along another axis than those that are kept.
+
+    Operands that are not broadcast over the units of others are kept. If these lie along several axes, or if there
+    are none, the reading decides.
+    """
+    if len({d for _, label in aligned if label is not None for d in labelled_dims(label)}) < 2:
+        return aligned
+    bound = [(shape, label) for shape, label in aligned if label is not None and not labels.is_unbound(label)]
+    dims = [labelled_dims(label) for _, label in bound]
+    axes = {d for now in dims for d in now}
+    if len(axes) < 2 or any(len(now) != 1 for now in dims):
+        return aligned
+    whole = {now[0] for now, (shape, _) in zip(dims, bound, strict=True) if all(shape[d] == out[d] for d in axes)}
+    candidates = whole or axes
+    if len(candidates) > 1 and labels.reading is None:
+        if may_split:
+            raise ReadingsDiffer
+        return aligned
+    keeps, found = min(candidates) if labels.reading == "outer" else max(candidates), []
+    for shape, label in aligned:
+        other = label is not None and labelled_dims(label) != [keeps] and not labels.is_unbound(label)
+        labels.lock(label if other else None, f"is broadcast over other units in {where}")
+        found.append((shape, None if other else label))
+    return found
 
 
 def label_of_spatial(labels: Labels, label: Tensor, n_spatial: int) -> Tensor:
@@ -188,13 +235,19 @@ def label_of_join(labels: Labels, name: str, operands: Sequence[Operand], dim: i
         dim %= ndim
         operands = [
             Operand(
-                torch.Size((*o.shape[:dim], 1, *o.shape[dim:])), None if o.label is None else o.label.unsqueeze(dim)
+                torch.Size((*o.shape[:dim], 1, *o.shape[dim:])),
+                None if o.label is None else o.label.unsqueeze(dim),
+                tuple(d + (d >= dim) for d in o.expanded),
             )
             for o in operands
         ]
     operands = [o for o in operands if len(o.shape) == max(len(p.shape) for p in operands)]
     dim %= len(operands[0].shape)
     operands = [o for o in operands if o.shape[dim]] or operands  # empty tensors add nothing
+    if labels.reading is not None:
+        pairs = [(tuple(1 if d == dim else s for d, s in enumerate(o.shape)), o.label) for o in operands]
+        kept = _with_units_on_one_axis(labels, pairs, pairs[0][0], where, may_split=False)
+        operands = [o if label is o.label else o.without_label() for o, (_, label) in zip(operands, kept, strict=True)]
     dims = {d for o in operands if o.label is not None for d in labelled_dims(o.label)}
     if dims - {dim} and not (dim in dims and all(o.label is None or labels.is_unbound(o.label) for o in operands)):
         if dim in dims:
@@ -233,6 +286,8 @@ def run_on_labels(
             if sizes and sizes.pieces and not sizes.parts
             else _tie_pieces(labels, name, label, moved, args, kwargs, where)
         )
+    if name == "expand" and (small := compact_label(moved)) is not None:
+        _lock_written_numbers(labels, small, sizes, where)
     if name in ("view", "_unsafe_view", "reshape", "_reshape_alias", "pixel_shuffle"):
         survives = moved.ndim - 3 if name == "pixel_shuffle" else None
         return _tie_folded(labels, moved, dims, where, survives, facet, sizes)
@@ -295,7 +350,10 @@ def _tie_folded(
     if small is None:
         return moved
     now = labelled_dims(small)
-    if len(now) <= max(len(dims), 1) or labels.is_unbound(small):
+    if labels.is_unbound(small):
+        return small
+    if len(now) <= max(len(dims), 1):
+        _lock_written_numbers(labels, small, sizes, where)
         return small
     if survives is None:
         if facet is None:
@@ -308,6 +366,14 @@ def _tie_folded(
         first = first if d == survives or labels.holds_whole_runs(small, d) else first.narrow(d, 0, 1)
     labels.fold_axis(small, first, f"meets channels of fixed width in {where}")
     return first
+
+
+def _lock_written_numbers(labels: Labels, label: Tensor, sizes: Sizes | None, where: str) -> None:
+    """Lock the units along dimensions whose size is a plain number in the code."""
+    for d in labelled_dims(label) if sizes is not None else ():
+        size = sizes.named[d] if d < len(sizes.named) else 0  # type: ignore[union-attr]
+        if size > 0 and not isinstance(size, TracedInt) and not labels.is_unbound(label):
+            labels.lock(label, f"a view in {where} writes their number ({size})")
 
 
 def _surviving_dim(now: list[int], small: Tensor, facet: Reading, sizes: Sizes | None) -> int:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from etp_graph.graph._labels import EqualRuns, Labels, Producer
 from etp_graph.graph._tracker import Tracker
 from etp_graph.graph._weights import NamedModule
-from etp_graph.model import bind_arguments
+from etp_graph.model import bind_arguments, running_line
 from etp_graph.plan import Op
 
 from ._operators import compact_label, labelled_dims
@@ -219,13 +219,13 @@ def _tie_directions(tracker: Tracker, layer: NamedModule, run: _LayerDirection, 
 
     There must be more hidden units than projections, because PyTorch requires ``proj_size < hidden_size``.
     """
-    labels, floor = tracker.labels, 1
+    labels, floor, line = tracker.labels, 1, running_line()
     if run.hr is not None:
         floor += made.shape[1]
-        labels.ties.setdefault((run.hr, 0), EqualRuns(made, 1, tracker.where))
+        labels.ties.setdefault((run.hr, 0), EqualRuns(made, 1, tracker.where, line))
         if getattr(layer.module, "proj_size", None) == made.shape[1]:
             labels.count((layer.name, "proj_size", None), made[0])
-    labels.ties.setdefault((run.ih, 0), EqualRuns(hidden, floor, tracker.where))
+    labels.ties.setdefault((run.ih, 0), EqualRuns(hidden, floor, tracker.where, line))
 
 
 def _unite_initial_state(tracker: Tracker, state: Tensor, units: Tensor) -> None:

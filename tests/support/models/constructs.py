@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -202,6 +203,61 @@ CASES: dict[str, Case] = {
         lambda: Net(lambda n, x: n.b(n.a(x).split((3, 5), 1)[1]), a=conv(3, 8, 3), b=conv(5, 5, 1)),
         {}, {"a": "fixed widths", "a#2": "fixed widths", **END},
     ),
+    "split into pieces of a plain width": Case(
+        lambda: Net(lambda n, x: n.b(torch.mul(*n.a(x).split(4, 1))), a=conv(3, 8, 3), b=conv(4, 5, 1)),
+        {}, {"a": "fixed widths", **END},
+    ),
+    "split into halves by the shape": Case(
+        lambda: Net(lambda n, x: n.b(torch.mul(*(y := n.a(x)).split(y.shape[1] // 2, 1))),
+                    a=conv(3, 8, 3), b=conv(4, 5, 1)),
+        {"a": 4}, END,
+    ),
+    "view by the size of other units": Case(
+        lambda: Net(lambda n, x: (n.b(y := n.a(x)), n.d(n.c(x).view(len(x), y.shape[1]))),
+                    a=nn.Linear(6, 8), b=nn.Linear(8, 3), c=nn.Linear(6, 8), d=nn.Linear(8, 3)),
+        {}, {"a": "gives the size of other units", "c": "gives the size of other units", "b": OUTPUT, "d": OUTPUT},
+        (image(4, 6),),
+    ),
+    "view by a plain number": Case(
+        lambda: Net(lambda n, x: n.b(n.a(x).view(len(x), 1, 8)), a=nn.Linear(6, 8), b=nn.Linear(8, 3)),
+        {}, {"a": "writes their number (8)", **END}, (image(4, 6),),
+    ),
+    "expanded by a plain number": Case(
+        lambda: Net(lambda n, x: n.b(n.a(x)[:, None].expand(4, 2, 8).mean(1)), a=nn.Linear(6, 8), b=nn.Linear(8, 3)),
+        {}, {"a": "writes their number (8)", **END}, (image(4, 6),),
+    ),
+    "expanded by -1": Case(
+        lambda: Net(lambda n, x: n.b(n.a(x)[:, None].expand(4, 2, -1).mean(1)), a=nn.Linear(6, 8), b=nn.Linear(8, 3)),
+        {"a": 8}, END, (image(4, 6),),
+    ),
+    "view by the size of the same units": Case(
+        lambda: Net(lambda n, x: n.b(((y := n.a(x)) + n.c(x)).view(len(x), 1, y.shape[1])),
+                    a=nn.Linear(6, 8), b=nn.Linear(8, 3), c=nn.Linear(6, 8)),
+        {"a": 8}, END, (image(4, 6),),
+    ),
+    "narrow to halves by the shape": Case(
+        lambda: Net(lambda n, x: n.b((y := n.a(x)).narrow(1, 0, y.shape[1] // 2)
+                                     * y.narrow(1, y.shape[1] // 2, y.shape[1] // 2)),
+                    a=conv(3, 8, 3), b=conv(4, 5, 1)),
+        {"a": 4}, END,
+    ),
+    **{
+        f"a table {name}": Case(
+            partial(lambda cut: Net(lambda n, x: n.b(n.a(x) * cut(n, n.a(x))), a=nn.Linear(6, 8), b=nn.Linear(8, 5),
+                                    v=nn.Parameter(torch.randn(12))), cut),
+            {"a": 8} if is_open else {}, END if is_open else {"a": "v is taken by fixed positions in", **END},
+            (image(4, 6),),
+        )
+        for name, is_open, cut in [
+            ("cut by the shape", True, lambda n, y: n.v[: y.shape[1]]),
+            ("without its first entries", True, lambda n, y: n.v[4:]),
+            ("cut at a number", False, lambda n, y: n.v[:8]),
+            ("cut at two numbers", False, lambda n, y: n.v[2:10]),
+            ("counted from its end", False, lambda n, y: n.v[-8:]),
+            ("narrowed to a number", False, lambda n, y: n.v.narrow(0, 0, 8)),
+            ("split at a number", False, lambda n, y: n.v.split((8, 4))[0]),
+        ]
+    },
     "slice": Case(
         lambda: Net(lambda n, x: n.b(n.a(x)[:, 2:7]), a=conv(3, 8, 3), b=conv(5, 5, 1)),
         {}, {"a": "fixed positions (slice)", "a#2": "fixed positions (slice)", **END},
