@@ -3,6 +3,18 @@
 from __future__ import annotations
 
 from ._batch_norms import reestimate_batch_norms_
-from ._compensate import Compensation, InputMoments, LayerFit, compensate_, input_moments
+from ._compensate import compensate_, input_moments
+from ._fit import Compensation, LayerFit, fit_readers, lossy_axes
+from ._record import InputMoments, record_inputs
 
-__all__ = ["Compensation", "InputMoments", "LayerFit", "compensate_", "input_moments", "reestimate_batch_norms_"]
+__all__ = [
+    "Compensation",
+    "InputMoments",
+    "LayerFit",
+    "compensate_",
+    "fit_readers",
+    "input_moments",
+    "lossy_axes",
+    "record_inputs",
+    "reestimate_batch_norms_",
+]

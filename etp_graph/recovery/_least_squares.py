@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ._moments import SplitMoments
+
 _CUTOFF = 1e-12
 """Eigenvalues below this share of the largest one count as zero, where nothing else makes the problem well posed."""
 
@@ -30,7 +32,7 @@ class Solution:
     total: float
 
 
-def solve(weight: Tensor, mean: Tensor, second: Tensor, kept: Tensor, *, ridge: float) -> Solution:
+def solve(weight: Tensor, moments: SplitMoments, *, ridge: float) -> Solution:
     """Return the weights of the kept features that reproduce the outputs of all features best.
 
     Minimises ``E ||W x - V x_K - b||² + λ ||V - W_K||²`` over V and b, with λ = ridge · mean diagonal of the second
@@ -39,30 +41,33 @@ def solve(weight: Tensor, mean: Tensor, second: Tensor, kept: Tensor, *, ridge: 
 
     Args:
         weight: W, float64 [outputs, features].
-        mean: mean of the features; zero if the layer has no bias, float64 [features].
-        second: their covariance, or second moment if the mean is zero, float64 [features, features].
-        kept: features that stay, bool [features].
+        moments: of the features; covariances if the layer has a bias, else second moments and a mean of zero.
         ridge: weight of the penalty; 0 is the plain least-squares solution of smallest change.
     """
+    kept, mean = moments.kept, moments.mean
     old, gone = weight[:, kept], weight[:, ~kept]
-    inner, cross = second[kept][:, kept], second[~kept][:, kept]
-    change = gone @ _times_inverse(cross, inner, ridge)
+    change = gone @ _times_inverse(moments.cross, moments.inner, ridge)
     shift = gone @ mean[~kept] - change @ mean[kept]
-    lost = _trace(gone, second[~kept][:, ~kept])
-    left = lost - 2 * float((gone @ cross * change).sum()) + _trace(change, inner)
-    return Solution(
-        weight=old + change, shift=shift, lost=lost, left=max(left, 0.0), total=_trace(weight, second)
-    )  # fmt: skip
+    lost, crossed = _trace(gone, moments.outer), gone @ moments.cross
+    left = lost - 2 * float((crossed * change).sum()) + _trace(change, moments.inner)
+    total = _trace(old, moments.inner) + 2 * float((crossed * old).sum()) + lost
+    return Solution(weight=old + change, shift=shift, lost=lost, left=max(left, 0.0), total=total)
 
 
 def _times_inverse(left: Tensor, matrix: Tensor, ridge: float) -> Tensor:
-    """Return ``left (matrix + λ I)⁻¹``; the pseudo-inverse if that matrix is singular."""
+    """Return ``left (matrix + λ I)⁻¹``; the pseudo-inverse if that matrix is singular.
+
+    The matrix is changed and restored, because a copy of it may not fit into memory.
+    """
     size = len(matrix)
     if size == 0:
         return left
-    damping = ridge * float(matrix.diagonal().mean())
+    diagonal = matrix.diagonal()
+    before, damping = diagonal.clone(), ridge * float(diagonal.mean())
     if damping > 0:
-        factor, info = torch.linalg.cholesky_ex(matrix + damping * torch.eye(size).to(matrix))
+        diagonal.add_(damping)
+        factor, info = torch.linalg.cholesky_ex(matrix)
+        diagonal.copy_(before)
         if int(info) == 0:
             solved: Tensor = torch.cholesky_solve(left.mT, factor)
             return solved.mT

@@ -2,8 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SplitMoments:
+    """Moments of features, some of which stay.
+
+    Attributes:
+        kept: the features that stay, bool [features].
+        mean: the means of all, float64 [features].
+        inner: second moment of the kept features, float64 [kept, kept].
+        cross: of the removed with the kept ones, float64 [removed, kept].
+        outer: of the removed features, float64 [removed, removed].
+    """
+
+    kept: Tensor
+    mean: Tensor
+    inner: Tensor
+    cross: Tensor
+    outer: Tensor
 
 
 class Moments:
@@ -32,12 +53,23 @@ class Moments:
         """Return False if a vector held NaN or an infinity."""
         return bool(self.gram.isfinite().all())
 
-    def mean_and_second(self, *, centered: bool) -> tuple[Tensor, Tensor]:
-        """Return the mean [features] and the second moment [features, features].
+    def split(self, kept: Tensor, *, centered: bool) -> SplitMoments:
+        """Return the moments of the features that stay, bool [features], and of the others.
 
-        If ``centered``, the second moment is the covariance. Otherwise the mean is zero.
+        If ``centered``, the second moments are covariances. Otherwise the means are zero.
         """
-        second, mean = self.gram / max(self.count, 1), self.total / max(self.count, 1)
-        if not centered:
-            return torch.zeros_like(mean), second
-        return mean, second - torch.outer(mean, mean)
+        stay, gone = kept.nonzero().flatten(), (~kept).nonzero().flatten()
+        mean = self.total / max(self.count, 1)
+
+        def second(rows: Tensor, columns: Tensor) -> Tensor:
+            found = self.gram[rows.unsqueeze(1), columns].div_(max(self.count, 1))  # a copy of this part alone
+            return found.sub_(torch.outer(mean[rows], mean[columns])) if centered else found
+
+        return SplitMoments(
+            kept=kept, mean=mean if centered else torch.zeros_like(mean), inner=second(stay, stay),
+            cross=second(gone, stay), outer=second(gone, gone),
+        )  # fmt: skip
+
+    def release(self) -> None:
+        """Free the Gram matrix. The moments cannot be used any more."""
+        self.gram = self.gram.new_zeros(0, 0)
