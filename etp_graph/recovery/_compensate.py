@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -107,11 +107,12 @@ def _whole_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _record(
-    model: nn.Module, lossy: Iterable[str], tensors: Mapping[str, Tensor], batches: Iterable[Any], places: int
-) -> InputMoments:
+    model: nn.Module, lossy: Mapping[str, Collection[int]], tensors: Mapping[str, Tensor], batches: Iterable[Any],
+    places: int,
+) -> InputMoments:  # fmt: skip
     """Run the model on all batches and return what was recorded of the layers with these weights."""
     with eval_mode(model):
-        return record_inputs({name: tensors[name] for name in lossy}, tensors, _calls(model, batches), places=places)
+        return record_inputs(lossy, tensors, _calls(model, batches), places=places)
 
 
 def _calls(model: nn.Module, batches: Iterable[Any]) -> Iterator[Call]:

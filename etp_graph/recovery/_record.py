@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -32,21 +32,22 @@ class InputMoments:
 
 
 def record_inputs(
-    readers: Mapping[str, Tensor], tensors: Mapping[str, Tensor], calls: Iterable[Call], *, places: int = 4096
+    lossy: Mapping[str, Collection[int]], tensors: Mapping[str, Tensor], calls: Iterable[Call], *, places: int = 4096
 ) -> InputMoments:
-    """Run calls, and record the inputs of the operators that read some parameters.
+    """Run calls, and record the inputs of the operators that read units.
 
     Args:
-        readers: the parameters that read units, by name.
-        tensors: all tensors among which their biases are, by name.
+        lossy: the axes of each parameter along which units may go, by name.
+        tensors: all tensors among which these parameters and their biases are, by name.
         calls: one for each batch.
         places: as for :func:`compensate_`.
 
     Raises:
         ScoreError: there are no calls, one fails, or inputs are not finite.
     """
-    biases = {name: tensor for name, tensor in tensors.items() if name not in readers}
-    mode, number = RecordReaders(readers, biases, places=places), 0
+    parameters = {name: tensors[name] for name in lossy}
+    biases = {name: tensor for name, tensor in tensors.items() if name not in lossy}
+    mode, number = RecordReaders(parameters, biases, axes=lossy, places=places), 0
     with without_autocast(), without_attention_fast_path():
         for number, (mask, run) in enumerate(calls, start=1):
             mode.begin_batch(mask)
