@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from etp_graph._config import quoted, require
 from etp_graph.errors import PlanError
-from etp_graph.model import all_tensors, first_names, persistent_names
+from etp_graph.model import all_tensors, first_names, named_tensors, persistent_names
 
 from ._inputs import Batch
 from ._source import SourceFolder
@@ -112,6 +112,17 @@ class BlockwiseModel:
         outside = not name.startswith(tuple(f"{block}." for block in self.blocks))
         fill = math.nan if outside and like.dtype.is_floating_point else 0
         return torch.full((), fill, dtype=like.dtype, device=self.device).expand(like.shape)
+
+    @contextmanager
+    def zero_outside(self) -> Iterator[None]:
+        """Hold zeros outside of the blocks, for criteria that look for NaN in all weights."""
+        names = self.names_outside()
+        tensors = dict(named_tensors(self.model))
+        zeros = {
+            name: torch.zeros((), dtype=t.dtype, device=self.device).expand(t.shape) for name, t in tensors.items()
+        }
+        with self.loaded({name: zeros[name] for name in names if name in zeros}):
+            yield
 
     def cast(self, tensor: Tensor) -> Tensor:
         """Return a copy of a tensor on the device, and in the element type in which the model computes."""

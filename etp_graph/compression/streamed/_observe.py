@@ -127,7 +127,8 @@ class Scoring:
                     self._exhaust(block)
                 self._write(block, record)
             else:
-                found = self._method.scores(self._blockwise.model, self._block_plan(block))
+                with self._blockwise.zero_outside():
+                    found = self._method.scores(self._blockwise.model, self._block_plan(block))
                 self._state.write(_scores_file(block), {"scores": self._own(found, block)})
         return None, drop
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import BoolTensor, Tensor, nn
 
 from etp_graph._config import require
 from etp_graph.budget import Budget, allocate
@@ -70,8 +71,9 @@ def _with_accepted_steps(bare: Any, plan: Plan) -> Plan:
     for group in plan.prunable:
         classes.setdefault((group.kind, group.n_units), []).append(group)
     for (_, n_units), groups in classes.items():
-        steps = (step for step in range(1, n_units) if n_units % step == 0 and step % groups[0].multiple == 0)
-        step = next((step for step in steps if _accepts(bare, plan, groups, n_units, step)), None)
+        least = math.lcm(*(group.multiple for group in groups), *(group.blocks for group in groups))
+        steps = (step for step in range(least, n_units, least) if n_units % step == 0)
+        step = next((step for step in steps if _accepts(bare, plan, groups, step)), None)
         names = {group.name for group in groups}
         if step is None:
             plan = plan.lock(dict.fromkeys(names, f"{type(bare).__name__} accepts no smaller number of them"))
@@ -81,16 +83,22 @@ def _with_accepted_steps(bare: Any, plan: Plan) -> Plan:
     return plan
 
 
-def _accepts(bare: Any, plan: Plan, groups: Sequence[Group], n_units: int, step: int) -> bool:
-    """Return True if the class accepts one and two steps less than all units."""
+def _accepts(bare: Any, plan: Plan, groups: Sequence[Group], step: int) -> bool:
+    """Return True if the class accepts one and two steps less than all units, as far as the groups can lose them."""
+    n_units, least = groups[0].n_units, max(group.min_units for group in groups)
     for count in (n_units - step, n_units - 2 * step):
-        if count > 0:
-            keep = {group.name: torch.arange(n_units) < count for group in groups}
+        if count >= max(least, 1):
+            keep = {group.name: _first_of_each_block(group, count) for group in groups}
             try:
-                pruned_config(bare, plan, Selection(keep))  # type: ignore[arg-type]
+                pruned_config(bare, plan, Selection(keep))
             except ExportError:
                 return False
     return True
+
+
+def _first_of_each_block(group: Group, count: int) -> BoolTensor:
+    found = torch.arange(group.n_units // group.blocks) < count // group.blocks
+    return found.repeat(group.blocks)  # type: ignore[return-value]
 
 
 def pruned_config(bare: Any, plan: Plan, selection: Selection) -> Any:
@@ -100,24 +108,33 @@ def pruned_config(bare: Any, plan: Plan, selection: Selection) -> Any:
     return find_config(pruned)
 
 
-def select(bare: nn.Module, plan: Plan, scores: Tensor, budgets: Sequence[Budget]) -> Iterator[tuple[Selection, Cost]]:
-    """Yield the selection and the cost of each budget; each selection is a part of the one before.
+def select(bare: nn.Module, plan: Plan, scores: Tensor, budgets: Sequence[Budget]) -> list[tuple[Selection, Cost]]:
+    """Return the selection and the cost of each budget; each selection is a part of the one before.
 
-    The units that two budgets keep are a prefix of one ranking in each group, so what both keep is such a prefix, too.
+    The smallest model is what its budget alone gives. The units that a budget keeps are the first of the ranking in
+    each group, so that a larger model which keeps at least as many of each group keeps the same and more.
 
     Raises:
-        BudgetError: a budget is out of reach, or keeps more than the one before.
+        BudgetError: a budget is out of reach, or keeps as much as the one before.
     """
-    before = torch.ones(plan.n_units, dtype=torch.bool)
-    largest = None
-    for budget in budgets:
-        chosen = allocate(bare, plan, scores, budget=budget)
-        alone = cost(bare, plan, chosen).params
+    alone = [cost(bare, plan, allocate(bare, plan, scores, budget=budget)).params for budget in budgets]
+    for before, after, budget in zip(alone, alone[1:], budgets[1:], strict=False):
         require(
-            largest is None or alone < largest,
+            after < before,
             f"budget: {budget.as_given} keeps as much as the one before: order them from large to small.",
             BudgetError,
         )
-        largest, before = alone, before & chosen.flat(plan).cpu()
-        nested = Selection.from_flat(plan, before)
-        yield nested, cost(bare, plan, nested)
+    found: list[Selection] = []
+    wider = plan
+    for budget in reversed(budgets):
+        chosen = allocate(bare, wider, scores, budget=budget)
+        found.insert(0, Selection(chosen.keep))
+        wider = _with_floors(plan, chosen)
+    return [(selection, cost(bare, plan, selection)) for selection in found]
+
+
+def _with_floors(plan: Plan, selection: Selection) -> Plan:
+    """Return the plan whose groups keep at least as many units as a selection."""
+    kept = {name: int(keep.sum()) for name, keep in selection.keep.items()}
+    floors = tuple(replace(group, min_units=max(group.min_units, kept.get(group.name, 1))) for group in plan.groups)
+    return replace(plan, groups=floors)

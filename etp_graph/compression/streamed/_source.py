@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -100,11 +100,9 @@ class SourceFolder:
         Raises:
             CheckpointError: the files lack tensors of the class, or hold others than it has.
         """
-        tensors = all_tensors(model)
-        wanted = persistent_names(model)
+        tensors, wanted = all_tensors(model), persistent_names(model)
         first = first_names(tensors, sorted(wanted))
-        rename = max(_renamings(model), key=lambda way: sum(way(name) in self.stored for name in wanted))
-        found = {name: rename(name) for name in wanted if rename(name) in self.stored}
+        found = {name: key for key in self.stored if (name := self._name_of(key, model, wanted)) in wanted}
         groups = {first[name]: key for name, key in found.items()}
         keys = {name: found.get(name, groups.get(first[name], "")) for name in sorted(wanted)}
         self._require_complete([name for name, key in keys.items() if not key], found.values(), model)
@@ -116,6 +114,11 @@ class SourceFolder:
                 CheckpointError,
             )
         return keys
+
+    def _name_of(self, key: str, model: nn.Module, wanted: Collection[str]) -> str:
+        """Return the name in the class of a tensor in the files, which may lack or have that of the base model."""
+        name, prefix = _renamed(key, model), f"{getattr(model, 'base_model_prefix', '')}."
+        return next((way for way in (name, prefix + name, name.removeprefix(prefix)) if way in wanted), name)
 
     def _require_complete(self, missing: list[str], used: Iterable[str], model: nn.Module) -> None:
         ignored = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
@@ -221,7 +224,12 @@ _DTYPES: Mapping[str, torch.dtype] = {
 }  # fmt: skip
 
 
-def _renamings(model: nn.Module) -> list[Callable[[str], str]]:
-    """Return the ways from names of the class to names in files, with or without the name of the base model."""
-    prefix = f"{getattr(model, 'base_model_prefix', '')}."
-    return [str, lambda name: name.removeprefix(prefix), lambda name: prefix + name]
+def _renamed(key: str, model: nn.Module) -> str:
+    """Return a name in files by the rules with which this release of transformers renames them as it loads."""
+    try:
+        loading = import_module("transformers.core_model_loading")
+        rules = import_module("transformers.conversion_mapping").get_model_conversion_mapping(model)
+        found: str = loading.apply_renamings(key, [rule for rule in rules if isinstance(rule, loading.WeightRenaming)])
+    except (ImportError, AttributeError):  # a release without such rules
+        return key
+    return found
