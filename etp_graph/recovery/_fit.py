@@ -130,7 +130,7 @@ def _fit(
     if release:
         reader.moments.release()
     flat = weight.movedim(1, -1).flatten(0, -2) if reader.per_position else weight.flatten(1)
-    found = solve(flat.double(), parts, ridge=ridge)
+    found = solve(flat, parts, ridge=ridge)
     weight[:, kept] = _as_kernel(found.weight, weight[:, kept], per_position=reader.per_position)
     if bias is not None:
         bias.add_(found.shift.to(bias.dtype))

@@ -9,6 +9,9 @@ from torch import Tensor
 
 from ._moments import SplitMoments
 
+_ROWS = 512
+"""Outputs that are solved at once."""
+
 _CUTOFF = 1e-12
 """Eigenvalues below this share of the largest one count as zero, where nothing else makes the problem well posed."""
 
@@ -37,45 +40,69 @@ def solve(weight: Tensor, moments: SplitMoments, *, ridge: float) -> Solution:
 
     Minimises ``E ||W x - V x_K - b||² + λ ||V - W_K||²`` over V and b, with λ = ridge · mean diagonal of the second
     moment of x_K. This is the reconstruction of ThiNet (Luo et al. 2017, equation 9) and channel pruning (He et al.
-    2017, equation 5) with ridge regression around the old weights.
+    2017, equation 5) with ridge regression around the old weights. The outputs are solved some at a time, to save
+    memory.
 
     Args:
-        weight: W, float64 [outputs, features].
+        weight: W [outputs, features].
         moments: of the features; covariances if the layer has a bias, else second moments and a mean of zero.
         ridge: weight of the penalty; 0 is the plain least-squares solution of smallest change.
     """
     kept, mean = moments.kept, moments.mean
-    old, gone = weight[:, kept], weight[:, ~kept]
-    change = gone @ _times_inverse(moments.cross, moments.inner, ridge)
-    shift = gone @ mean[~kept] - change @ mean[kept]
-    lost, crossed = _trace(gone, moments.outer), gone @ moments.cross
-    left = lost - 2 * float((crossed * change).sum()) + _trace(change, moments.inner)
-    total = _trace(old, moments.inner) + 2 * float((crossed * old).sum()) + lost
-    return Solution(weight=old + change, shift=shift, lost=lost, left=max(left, 0.0), total=total)
+    inverse = _Inverse(moments.inner, ridge)
+    found, shift = weight.new_empty(len(weight), int(kept.sum()), dtype=torch.float64), list[Tensor]()
+    lost = left = total = 0.0
+    for rows, part in zip(weight.split(_ROWS), found.split(_ROWS), strict=True):
+        old, gone = rows[:, kept].double(), rows[:, ~kept].double()
+        crossed = gone @ moments.cross
+        change = inverse.times(crossed)
+        shift.append(gone @ mean[~kept] - change @ mean[kept])
+        part_lost, both = _trace(gone, moments.outer), float((crossed * change).sum())
+        lost += part_lost
+        left += part_lost - both - inverse.damping * float(change.square().sum())  # as (inner + λ) change = crossed
+        total += _trace(old, moments.inner) + 2 * float((crossed * old).sum()) + part_lost
+        torch.add(old, change, out=part)
+    return Solution(weight=found, shift=torch.cat(shift), lost=lost, left=max(left, 0.0), total=total)
 
 
-def _times_inverse(left: Tensor, matrix: Tensor, ridge: float) -> Tensor:
-    """Return ``left (matrix + λ I)⁻¹``; the pseudo-inverse if that matrix is singular.
+class _Inverse:
+    """Inverse of ``matrix + λ I``; the pseudo-inverse of ``matrix`` if that is singular or λ is zero.
 
-    The matrix is changed and restored, because a copy of it may not fit into memory.
+    Attributes:
+        damping: λ; zero for the pseudo-inverse.
     """
-    size = len(matrix)
-    if size == 0:
-        return left
+
+    def __init__(self, matrix: Tensor, ridge: float) -> None:
+        self.damping = ridge * float(matrix.diagonal().mean()) if len(matrix) else 0.0
+        self._factor: Tensor | None = None
+        if self.damping > 0:
+            self._factor = _damped_factor(matrix, self.damping)
+        if self._factor is None:
+            self.damping = 0.0
+            values, vectors = torch.linalg.eigh(matrix)
+            floor = _CUTOFF * len(matrix) * float(values[-1].clamp_min(0)) if len(matrix) else 0.0
+            inverse = torch.where(values > floor, 1 / values.clamp_min(floor or 1.0), 0.0)
+            self._pseudo = vectors * inverse @ vectors.mT
+
+    def times(self, left: Tensor) -> Tensor:
+        """Return ``left`` times the inverse."""
+        if self._factor is None:
+            return left @ self._pseudo
+        solved: Tensor = torch.cholesky_solve(left.mT, self._factor)
+        return solved.mT
+
+
+def _damped_factor(matrix: Tensor, damping: float) -> Tensor | None:
+    """Return the Cholesky factor of ``matrix + λ I``, or ``None`` if it has none.
+
+    The diagonal is changed and restored, because a copy of the matrix may not fit into memory.
+    """
     diagonal = matrix.diagonal()
-    before, damping = diagonal.clone(), ridge * float(diagonal.mean())
-    if damping > 0:
-        diagonal.add_(damping)
-        factor, info = torch.linalg.cholesky_ex(matrix)
-        diagonal.copy_(before)
-        if int(info) == 0:
-            solved: Tensor = torch.cholesky_solve(left.mT, factor)
-            return solved.mT
-    values, vectors = torch.linalg.eigh(matrix)
-    floor = _CUTOFF * size * float(values[-1].clamp_min(0))
-    inverse = torch.where(values > floor, 1 / values.clamp_min(floor or 1.0), 0.0)
-    solution: Tensor = left @ vectors * inverse @ vectors.mT
-    return solution
+    before = diagonal.clone()
+    diagonal.add_(damping)
+    factor, info = torch.linalg.cholesky_ex(matrix)
+    diagonal.copy_(before)
+    return factor if int(info) == 0 else None
 
 
 def _trace(weight: Tensor, second: Tensor) -> float:

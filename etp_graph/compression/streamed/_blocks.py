@@ -84,6 +84,11 @@ class BlockwiseModel:
         start = f"{self.blocks[number]}."
         return [name for name in self._stored if name.startswith(start)]
 
+    def tensors_in(self, number: int) -> dict[str, Tensor]:
+        """Return what is held now of the stored tensors of a block: shapes and element types are always right."""
+        tensors = all_tensors(self.model)
+        return {name: tensors[name] for name in self.names_in(number)}
+
     def names_outside(self) -> list[str]:
         """Return the names of the stored tensors that belong to no block."""
         starts = tuple(f"{name}." for name in self.blocks)

@@ -24,6 +24,7 @@ from etp_graph.recovery import Compensation
 
 from ._blocks import BlockwiseModel
 from ._inputs import Batch, digest_of
+from ._memory import return_memory
 from ._observe import HiddenStates, Scoring
 from ._plan import pruned_config, select, trace_blocks
 from ._state import RunState
@@ -97,6 +98,7 @@ class Run:
                 bool(plan.prunable), "no group can be removed block by block: print(trace(...)) says why.", PlanError
             )
             state = self._open(out, plan, overwrite=overwrite)
+            return_memory()
             with Bar(3 * len(self._blockwise.blocks), show=progress) as bar:
                 return self._all_steps(state, bare, plan, bar)
 
@@ -142,7 +144,7 @@ class Run:
             for number, (selection, _) in enumerate(chosen)
         ]
         writer = Writer(
-            hidden, here, sizes, load=self._load, keys=self._keys, ridge=self._ridge, hand_on=not scoring.backward
+            hidden, here, sizes, read=self._read_cast, keys=self._keys, ridge=self._ridge, hand_on=not scoring.backward
         )
         blocks = range(len(self._blockwise.blocks))
         for block in blocks:
@@ -164,9 +166,12 @@ class Run:
     def _read(self, name: str) -> Tensor:
         return self._source.read(self._keys[name])
 
+    def _read_cast(self, name: str) -> Tensor:
+        return self._blockwise.cast(self._read(name))
+
     def _load(self, block: int) -> dict[str, Tensor]:
         """Return the tensors of a block, in the element type in which it computes."""
-        return {name: self._blockwise.cast(self._read(name)) for name in self._blockwise.names_in(block)}
+        return {name: self._read_cast(name) for name in self._blockwise.names_in(block)}
 
 
 class _Steps:
@@ -183,4 +188,5 @@ class _Steps:
             result, drop = action()
             self._state.finish(name, result, drop=drop)
             self._seconds[name] = perf_counter() - begin
+            return_memory()
         self._bar.end()

@@ -7,14 +7,16 @@ file; it is replaced atomically after each step. A step that was killed runs aga
 from __future__ import annotations
 
 import json
+import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load as parse_tensors
-from safetensors.torch import save as tensor_bytes
+from safetensors.torch import save_file
 from torch import Tensor
 
 from etp_graph._json import JsonReader, shorten
@@ -112,13 +114,27 @@ class RunState:
     def write(self, name: str, tensors: Mapping[str, Tensor], *, plain: bool = False) -> None:
         """Write tensors to a file of the step that is running; ``plain`` as transformers writes its own."""
         kept = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-        self.write_bytes(name, tensor_bytes(kept, metadata={"format": "pt"} if plain else None))
+        file = self._folder / name
+        temporary = file.with_name(f".{file.name}.new")  # a killed run leaves it, and the next one replaces it
+        with self._errors(file):
+            save_file(kept, temporary, metadata={"format": "pt"} if plain else None)
+            if plain:
+                shutil.copymode(self._folder / _JOURNAL, temporary)  # safetensors makes its files private
+            with temporary.open("rb") as written:
+                os.fsync(written.fileno())
+            self._sums[name] = FileSum.of_file(temporary)
+            temporary.replace(file)
+
+    @contextmanager
+    def _errors(self, file: Path) -> Iterator[None]:
+        with storage_errors(file, remedy="Free space there, and call it again: it continues."):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            yield
 
     def write_bytes(self, name: str, content: bytes) -> None:
         """Write a file of the step that is running."""
         file = self._folder / name
-        with storage_errors(file, remedy="Free space there, and call it again: it continues."):
-            file.parent.mkdir(parents=True, exist_ok=True)
+        with self._errors(file):
             replace_file(file, content)
         self._sums[name] = FileSum.of_bytes(content)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -46,17 +46,17 @@ class Writer:
         hidden: the hidden states of the dense model.
         plan: the plan.
         sizes: the models to write.
-        load: returns the tensors of a block by number.
+        read: returns a tensor by its name, in the element type of the model.
         keys: the name in the files of each tensor.
         ridge: as for :func:`etp_graph.recovery.compensate_`; ``None`` to change no weights.
         hand_on: whether the hidden states after a block still have to be computed.
     """
 
     def __init__(
-        self, hidden: HiddenStates, plan: Plan, sizes: Sequence[Size], *, load: Callable[[int], dict[str, Tensor]],
+        self, hidden: HiddenStates, plan: Plan, sizes: Sequence[Size], *, read: Callable[[str], Tensor],
         keys: Mapping[str, str], ridge: float | None, hand_on: bool,
     ) -> None:  # fmt: skip
-        self._hidden, self._plan, self._sizes, self._load = hidden, plan, sizes, load
+        self._hidden, self._plan, self._sizes, self._read = hidden, plan, sizes, read
         self._keys, self._ridge, self._hand_on = keys, ridge, hand_on
         self._blockwise, self._state, self._source = hidden.blockwise, hidden.state, hidden.blockwise.source
         self._keeps = [with_no_unit(size.selection.flat(plan).cpu(), True) for size in sizes]
@@ -65,28 +65,44 @@ class Writer:
     @torch.no_grad()
     def write_block(self, block: int) -> tuple[list[Any], list[str]]:
         """Write a block of each size; return what was compensated of each, and the files that go."""
-        dense = self._load(block)
-        with self._blockwise.loaded(dense):
-            recorded = self._record(block, dense)
+        recorded = self._record(block)
         done = []
         for number, size in enumerate(self._sizes):
-            values, fits = dict[str, Tensor](), Compensation((), {})
-            if self._ridge is not None:
-                lossy, last = lossy_axes(self._plan, self._keeps[number], dense), number == len(self._sizes) - 1
-                values, fits = fit_readers(recorded, lossy, dense, ridge=self._ridge, release=last)
-            new, cuts = {**dense, **values}, self._cuts(number, dense)
+            last = number == len(self._sizes) - 1
+            values, fits = self._fit(recorded, block, number, release=last)
+            new, cuts = {**self._load(block), **values}, self._cuts(number, block)
             cut = {name: _cut(tensor, cuts.get(name, {})) for name, tensor in new.items()}
-            self._check(number, block, {name: _masked(tensor, cuts.get(name, {})) for name, tensor in new.items()}, cut)
+            for name, kept in cuts.items():
+                _silence_(new[name], kept)
+            self._check(number, block, new, cut)
+            new.clear()
             self._write_shard(size, block, cut)
             done.append(fit_to_json(fits))
         return done, self._hidden.files("hidden", block) if block > 0 and self._hand_on else []
 
-    def _record(self, block: int, dense: Mapping[str, Tensor]) -> InputMoments:
+    def _load(self, block: int) -> dict[str, Tensor]:
+        return {name: self._read(name) for name in self._blockwise.names_in(block)}
+
+    def _record(self, block: int) -> InputMoments:
         """Run the dense block, and record the inputs of the layers that lose some in the smallest size."""
         batches = self._hidden.batches if self._ridge is not None else self._hidden.batches[:1]
         calls = [(mask_of(batch), partial(self._run, block, number)) for number, batch in enumerate(batches)]
-        lossy = lossy_axes(self._plan, self._keeps[-1], dense) if self._ridge is not None else {}
-        return record_inputs(lossy, dense, calls)
+        lossy = self._lossy(block, len(self._sizes) - 1) if self._ridge is not None else {}
+        dense = self._load(block)
+        with self._blockwise.loaded(dense):
+            return record_inputs(lossy, dense, calls)
+
+    def _lossy(self, block: int, number: int) -> dict[str, dict[int, Tensor]]:
+        return lossy_axes(self._plan, self._keeps[number], self._blockwise.tensors_in(block))
+
+    def _fit(
+        self, recorded: InputMoments, block: int, number: int, *, release: bool
+    ) -> tuple[dict[str, Tensor], Compensation]:
+        """Return the new weights of a block. It is not in memory meanwhile: each weight is read when it is solved."""
+        if self._ridge is None:
+            return {}, Compensation((), {})
+        lossy, names = self._lossy(block, number), self._blockwise.names_in(block)
+        return fit_readers(recorded, lossy, _Read(names, self._read), ridge=self._ridge, release=release)
 
     def _run(self, block: int, number: int) -> None:
         hidden = self._hidden.read("hidden", block, number)
@@ -95,12 +111,13 @@ class Writer:
         if self._hand_on:
             self._hidden.write("hidden", block + 1, number, found)
 
-    def _cuts(self, number: int, dense: Mapping[str, Tensor]) -> dict[str, dict[int, Tensor]]:
+    def _cuts(self, number: int, block: int) -> dict[str, dict[int, Tensor]]:
         """Return the kept positions, bool [size], of each axis of each tensor that loses some."""
         found: dict[str, dict[int, Tensor]] = {}
+        names, device = self._blockwise.names_in(block), self._blockwise.device
         for name, parts in Positions(self._plan).axes.items():
-            if name in dense:
-                kept = {part.axis: part.kept_positions(self._keeps[number]).to(dense[name].device) for part in parts}
+            if name in names:
+                kept = {part.axis: part.kept_positions(self._keeps[number]).to(device) for part in parts}
                 found[name] = {axis: mask for axis, mask in kept.items() if not bool(mask.all())}
         return found
 
@@ -171,13 +188,28 @@ def _cut(tensor: Tensor, kept: Mapping[int, Tensor]) -> Tensor:
     return tensor
 
 
-def _masked(tensor: Tensor, kept: Mapping[int, Tensor]) -> Tensor:
-    if not kept:
-        return tensor
-    found = tensor.clone()
+def _silence_(tensor: Tensor, kept: Mapping[int, Tensor]) -> None:
+    """Set the removed positions to zero."""
     for axis, mask in kept.items():
-        found.index_fill_(axis, (~mask).nonzero().flatten(), 0)
-    return found
+        tensor.index_fill_(axis, (~mask).nonzero().flatten(), 0)
+
+
+class _Read(Mapping[str, Tensor]):
+    """Tensors that are read whenever they are looked up."""
+
+    def __init__(self, names: Sequence[str], read: Callable[[str], Tensor]) -> None:
+        self._names, self._read = names, read
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._read(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 def fit_to_json(done: Compensation) -> Any:
