@@ -7,6 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+_ROWS = 512
+"""Rows of a matrix that are copied at once."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SplitMoments:
@@ -51,7 +54,7 @@ class Moments:
     @property
     def finite(self) -> bool:
         """Return False if a vector held NaN or an infinity."""
-        return bool(self.gram.isfinite().all())
+        return bool(self.gram.diagonal().isfinite().all())  # a square of each number is in it
 
     def split(self, kept: Tensor, *, centered: bool) -> SplitMoments:
         """Return the moments of the features that stay, bool [features], and of the others.
@@ -62,8 +65,13 @@ class Moments:
         mean = self.total / max(self.count, 1)
 
         def second(rows: Tensor, columns: Tensor) -> Tensor:
-            found = self.gram[rows.unsqueeze(1), columns].div_(max(self.count, 1))  # a copy of this part alone
-            return found.sub_(torch.outer(mean[rows], mean[columns])) if centered else found
+            found = self.gram.new_empty(len(rows), len(columns))
+            for part, some in zip(found.split(_ROWS), rows.split(_ROWS), strict=True):  # to save memory
+                torch.index_select(self.gram[some], 1, columns, out=part)
+                part.div_(max(self.count, 1))
+                if centered:
+                    part.sub_(torch.outer(mean[some], mean[columns]))
+            return found
 
         return SplitMoments(
             kept=kept, mean=mean if centered else torch.zeros_like(mean), inner=second(stay, stay),
