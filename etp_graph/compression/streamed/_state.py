@@ -7,7 +7,6 @@ file; it is replaced atomically after each step. A step that was killed runs aga
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -106,10 +105,18 @@ class RunState:
         try:
             known.check(self._folder / name)
         except CheckpointError:
-            if top not in self._targets:
-                raise
-            known.check(self._targets[top] / rest)
+            if top not in self._targets or not self._is_moved(self._targets[top] / rest, known):
+                raise CheckpointError(
+                    f"{self._folder / name}: is missing or damaged. Remove {self._folder} to begin anew."
+                ) from None
             self._moved.add(top)
+
+    def _is_moved(self, file: Path, known: FileSum) -> bool:
+        try:
+            known.check(file)
+        except CheckpointError:
+            return False
+        return True
 
     def write(self, name: str, tensors: Mapping[str, Tensor], *, plain: bool = False) -> None:
         """Write tensors to a file of the step that is running; ``plain`` as transformers writes its own."""
@@ -120,8 +127,6 @@ class RunState:
             save_file(kept, temporary, metadata={"format": "pt"} if plain else None)
             if plain:
                 shutil.copymode(self._folder / _JOURNAL, temporary)  # safetensors makes its files private
-            with temporary.open("rb") as written:
-                os.fsync(written.fileno())
             self._sums[name] = FileSum.of_file(temporary)
             temporary.replace(file)
 
@@ -146,8 +151,10 @@ class RunState:
         """Return the tensors of a file."""
         try:
             return parse_tensors(self._sums[name].read(self._folder / name))
-        except (SafetensorError, KeyError) as error:
-            raise CheckpointError(f"{self._folder / name}: cannot be read. Remove the folder to begin anew.") from error
+        except (CheckpointError, SafetensorError, KeyError) as error:
+            raise CheckpointError(
+                f"{self._folder / name}: is missing or damaged. Remove {self._folder} to begin anew."
+            ) from error
 
     def finish(self, step: str, result: Any = None, *, drop: Iterable[str] = ()) -> None:
         """Note that a step is finished, and remove files that no later step reads."""
