@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import weakref
 from dataclasses import replace
@@ -29,7 +28,7 @@ def in_memory(
     source: Path, family: str, batches: list[Any], streamed: etp.StreamedResult, **options: Any
 ) -> tuple[Any, etp.OneShotResult]:
     """Return the model that ``oneshot_`` prunes with the groups of the streamed plan, and its result."""
-    model = load(source, family)
+    model = load(source, family, dtype=torch.float32)
     data = [{**batch, "use_cache": False} for batch in batches]
     plan = restrict_plan(model, etp.trace(model, data[0], check=False))
     groups = {group.name: group for group in streamed.plan.groups}
@@ -68,18 +67,17 @@ def test_the_weights_are_those_of_the_form_in_memory(family: str, criterion: str
     assert all(fit.after < fit.before for fit in size.compensation.layers)
 
 
-def test_half_precision_is_stored_as_it_was(tmp_path: Path) -> None:
-    model = load(write_causal(tmp_path / "wide"), "llama").to(torch.bfloat16)
+def test_half_precision_is_computed_in_float32_and_stored_as_it_was(tmp_path: Path) -> None:
+    model = load(write_causal(tmp_path / "wide"), "llama", dtype=torch.bfloat16)
     model.save_pretrained(tmp_path / "dense")
     batches = token_batches()
     found = etp.oneshot(tmp_path / "dense", batches, budget=0.8, out=tmp_path / "out", progress=False)
-    again = load(tmp_path / "out", "llama", dtype="auto")
-    assert {value.dtype for value in again.parameters()} == {torch.bfloat16}
-    budget = etp.Budget(params=0.8, uniform=True)
-    other, done = in_memory(tmp_path / "dense", "llama", batches, found, budget=budget)
-    computed = load(tmp_path / "dense", "llama", dtype=torch.float32)
-    assert next(other.parameters()).dtype == torch.float32 or next(computed.parameters()).dtype == torch.float32
-    assert done.pruned.params == found.sizes[0].cost.params
+    other, _ = in_memory(tmp_path / "dense", "llama", batches, found, budget=etp.Budget(params=0.8, uniform=True))
+    wanted = other.state_dict()
+    assert {value.dtype for value in wanted.values()} == {torch.float32}
+    for name, value in load(tmp_path / "out", "llama", dtype="auto").state_dict().items():
+        assert value.dtype == torch.bfloat16
+        assert torch.equal(value, wanted[name].to(torch.bfloat16))
 
 
 def test_sizes_are_nested_and_the_smallest_is_that_of_its_budget_alone(tmp_path: Path) -> None:
@@ -141,7 +139,6 @@ def test_one_block_is_in_memory_at_a_time(tmp_path: Path, monkeypatch: pytest.Mo
 
     def watched(self: Any, key: str) -> Tensor:
         nonlocal most
-        gc.collect()
         blocks = {name for name, held in alive if held() is not None}
         most = max(most, len(blocks | {block_of(key)} - {""}))
         return read(self, key)
@@ -188,8 +185,8 @@ def test_a_number_of_heads_that_the_class_refuses_is_not_chosen(tmp_path: Path) 
     )  # fmt: skip
     transformers.LlamaForCausalLM(config).save_pretrained(tmp_path / "dense")
     found = etp.oneshot(
-        tmp_path / "dense", token_batches(), budget=etp.Budget(params=0.8), prune="heads", criterion="wanda",
+        tmp_path / "dense", token_batches(), budget=etp.Budget(params=0.9), prune="heads", criterion="wanda",
         out=tmp_path / "out", progress=False,
     )  # fmt: skip
-    assert load(tmp_path / "out", "llama").config.num_key_value_heads == 2  # six heads do not divide the width
+    assert load(tmp_path / "out", "llama").config.num_attention_heads == 4  # six do not divide the width
     assert {group.multiple for group in found.plan.prunable} == {2}

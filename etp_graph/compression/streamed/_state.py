@@ -80,7 +80,8 @@ class RunState:
         file = self._folder / _JOURNAL
         where = f"{file}: not a journal"
         keys = ("format", "arguments", "steps", "files")
-        body = unsealed(_READER.require_object(_READER.parse(read_file(file, limit=_MAX_BYTES), where), where), where)
+        found = _READER.require_object(_READER.parse(read_file(file, limit=_MAX_BYTES), where), where)
+        body = unsealed(found, where, _READER)
         body = _READER.require_object(body, where, keys)
         before, now = body["arguments"], self._arguments
         differ = [
