@@ -75,6 +75,7 @@ class _Inverse:
     def __init__(self, matrix: Tensor, ridge: float) -> None:
         self.damping = ridge * float(matrix.diagonal().mean()) if len(matrix) else 0.0
         self._factor: Tensor | None = None
+        self._pseudo: Tensor = matrix
         if self.damping > 0:
             self._factor = _damped_factor(matrix, self.damping)
         if self._factor is None:

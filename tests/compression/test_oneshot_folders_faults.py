@@ -98,7 +98,7 @@ def test_steps_that_are_finished_are_not_repeated(tmp_path: Path, monkeypatch: p
         raise stop
 
     with monkeypatch.context() as patch:
-        patch.setattr("etp_graph.compression.streamed._write.Writer.write_rest", fail)
+        patch.setattr("etp_graph.compression.streamed._write.Writer._write_rest", fail)
         with pytest.raises(RuntimeError, match="stop"):
             prune(source, tmp_path / "out")
     assert list(prune(source, tmp_path / "out").seconds) == ["rest"]
@@ -135,7 +135,7 @@ def test_a_disk_that_is_too_small_is_refused_at_once(tmp_path: Path, monkeypatch
 def stopped(source: Path, out: Path) -> Path:
     """The state of a run that was stopped before the end."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("etp_graph.compression.streamed._write.Writer.write_rest", lambda self: 1 / 0)
+        patch.setattr("etp_graph.compression.streamed._write.Writer._write_rest", lambda self: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             prune(source, out)
     return out.with_name(f".{out.name}.oneshot")

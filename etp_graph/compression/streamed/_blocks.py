@@ -13,7 +13,6 @@ from contextlib import ExitStack, contextmanager
 from functools import wraps
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
@@ -23,6 +22,7 @@ from etp_graph.errors import PlanError
 from etp_graph.model import all_tensors, first_names, named_tensors, persistent_names
 
 from ._inputs import Batch
+from ._memory import untouched
 from ._source import SourceFolder
 
 T = TypeVar("T")
@@ -179,9 +179,7 @@ class BlockwiseModel:
 
     def _rows(self, stored: Tensor, tokens: Tensor) -> Tensor:
         """Return a table of embeddings of which only the rows of some tokens take memory."""
-        rows = tokens.unique()
-        n_bytes = stored.numel() * self.dtype.itemsize
-        table = torch.from_numpy(np.zeros(n_bytes, dtype=np.uint8)).view(self.dtype).view(stored.shape)
+        rows, table = tokens.unique(), untouched(stored.shape, self.dtype)
         table[rows] = stored[rows].to(self.dtype)
         return table
 
@@ -203,7 +201,7 @@ class BlockwiseModel:
     def _run(self, number: int, hidden: Tensor | None, batch: Batch) -> Tensor:
         self._at, self._hidden, self._after = number, hidden, False
         try:
-            self.model(**{k: v.to(self.device) if isinstance(v, Tensor) else v for k, v in batch.items()})
+            self.model(**batch)
         except _Reached as found:
             return found.hidden
         finally:

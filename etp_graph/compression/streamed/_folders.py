@@ -90,7 +90,8 @@ def oneshot(
         loss = OwnLabels()
     method = scoring_method(criterion, loss)
     require_loss(method, loss)
-    found = read_batches(batches, blockwise.model, source.config.get_text_config().vocab_size)
+    vocabulary = source.config.get_text_config().vocab_size
+    found = read_batches(batches, blockwise.model, vocabulary, blockwise.device)
     run = Run(
         blockwise, found, method, loss, budgets=[budget_of(goal, method, {}) for goal in goals], targets=targets,
         ridge=ridge if compensate else None, prune=prune, ignore=ignore,

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from inspect import signature
 from typing import Any
 
+import torch
 from safetensors.torch import save as tensor_bytes
 from torch import Tensor, nn
 
@@ -20,8 +21,8 @@ _TRACED_TOKENS = 32
 """Tokens of the first sample that the plan is traced on. More would only take memory."""
 
 
-def read_batches(batches: Iterable[Any], model: nn.Module, vocabulary: int) -> list[Batch]:
-    """Return the batches as keyword arguments of the model, without a cache.
+def read_batches(batches: Iterable[Any], model: nn.Module, vocabulary: int, device: torch.device) -> list[Batch]:
+    """Return the batches as keyword arguments of the model, on its device and without a cache.
 
     Raises:
         ScoreError: there are none, one is no input of the model, or it holds tokens beyond the vocabulary.
@@ -39,7 +40,7 @@ def read_batches(batches: Iterable[Any], model: nn.Module, vocabulary: int) -> l
             "the tokenizer of the model.",
             ScoreError,
         )
-    return found
+    return [{k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()} for batch in found]
 
 
 def _as_keywords(batch: Any, model: nn.Module, number: int) -> Batch:
@@ -64,7 +65,7 @@ def mask_of(batch: Batch) -> Tensor | None:
 def shortened(batch: Batch) -> Batch:
     """Return the first tokens of the first sample of a batch, without its mask and labels."""
     tokens = batch["input_ids"][:1, :_TRACED_TOKENS]
-    return {"input_ids": tokens, **{key: value for key, value in batch.items() if not isinstance(value, Tensor)}}
+    return {"input_ids": tokens.cpu(), **{key: value for key, value in batch.items() if not isinstance(value, Tensor)}}
 
 
 def digest_of(batches: Iterable[Batch]) -> str:

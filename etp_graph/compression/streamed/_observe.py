@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from etp_graph._config import quoted, require
 from etp_graph.collect import Observations, naming_batch, needs_backward, watch
+from etp_graph.compression._oneshot import Loss
 from etp_graph.errors import ScoreError
 from etp_graph.methods import Method
 from etp_graph.plan import Plan
@@ -17,12 +17,7 @@ from etp_graph.plan import Plan
 from ._blocks import BlockwiseModel
 from ._inputs import Batch, mask_of
 from ._plan import plan_of_block
-from ._state import RunState
-
-Loss = Callable[[nn.Module, Any], Tensor]
-
-Step = Callable[[str, Callable[[], tuple[Any, list[str]]]], None]
-"""Runs a step of this name unless it is finished: what it does returns a result, and the files that go after it."""
+from ._state import RunState, Step
 
 
 class HiddenStates:

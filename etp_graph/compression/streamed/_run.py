@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from etp_graph._config import require
 from etp_graph.budget import Budget
+from etp_graph.collect import needs_backward
 from etp_graph.compression._oneshot import Loss
 from etp_graph.compression._progress import Bar
 from etp_graph.errors import PlanError
@@ -27,8 +28,8 @@ from ._inputs import Batch, digest_of
 from ._memory import return_memory
 from ._observe import HiddenStates, Scoring
 from ._plan import pruned_config, select, trace_blocks
-from ._state import RunState
-from ._write import Size, Writer, fits_from_json
+from ._state import Action, RunState
+from ._write import Size, Writer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +100,8 @@ class Run:
             )
             state = self._open(out, plan, overwrite=overwrite)
             return_memory()
-            with Bar(3 * len(self._blockwise.blocks), show=progress) as bar:
+            passes = 3 if needs_backward(self._method.observes) else 2
+            with Bar(passes * len(self._blockwise.blocks) + passes, show=progress) as bar:
                 return self._all_steps(state, bare, plan, bar)
 
     def _open(self, out: Path, plan: Plan, *, overwrite: bool) -> RunState:
@@ -114,7 +116,7 @@ class Run:
 
     def _most_bytes(self) -> int:
         """Return an upper bound of what the run writes."""
-        config, backward = self._source.config.get_text_config(), self._loss is not None
+        config, backward = self._source.config.get_text_config(), needs_backward(self._method.observes)
         tokens = sum(batch["input_ids"].numel() for batch in self._batches)
         states = tokens * config.hidden_size * self._blockwise.dtype.itemsize
         boundaries = len(self._blockwise.blocks) + 3 if backward else 3
@@ -138,7 +140,7 @@ class Run:
         scoring = Scoring(hidden, here, self._method, self._loss, self._load)
         step("embed", lambda: hidden.embed(self._read))
         scoring.run(step, self._read)
-        chosen = list(select(bare, plan, scoring.scores().to("cpu"), self._budgets))
+        chosen = select(bare, plan, scoring.scores().to("cpu"), self._budgets)
         sizes = [
             Size(top=f"size-{number}", selection=selection, config=pruned_config(bare, plan, selection))
             for number, (selection, _) in enumerate(chosen)
@@ -146,21 +148,15 @@ class Run:
         writer = Writer(
             hidden, here, sizes, read=self._read_cast, keys=self._keys, ridge=self._ridge, hand_on=not scoring.backward
         )
-        blocks = range(len(self._blockwise.blocks))
-        for block in blocks:
-            step(f"write-{block:03d}", lambda block=block: writer.write_block(block))  # type: ignore[misc]
-        step("rest", writer.write_rest)
-        fits = [[state.result(f"write-{block:03d}")[number] for block in blocks] for number in range(len(sizes))]
+        writer.run(step)
+        fits = [writer.fits(number) for number in range(len(sizes))]
         for size in sizes:
             state.publish(size.top)
         state.remove()
         pruned = tuple(
-            PrunedFolder(
-                folder=target, selection=selection, cost=amount,
-                compensation=None if self._ridge is None else fits_from_json(fitted),
-            )
-            for target, (selection, amount), fitted in zip(self._targets, chosen, fits, strict=True)
-        )  # fmt: skip
+            PrunedFolder(folder=target, selection=selection, cost=amount, compensation=done)
+            for target, (selection, amount), done in zip(self._targets, chosen, fits, strict=True)
+        )
         return StreamedResult(plan=plan, dense=cost(bare, plan), sizes=pruned, seconds=self.seconds)
 
     def _read(self, name: str) -> Tensor:
@@ -180,7 +176,7 @@ class _Steps:
     def __init__(self, state: RunState, bar: Bar, seconds: dict[str, float]) -> None:
         self._state, self._bar, self._seconds = state, bar, seconds
 
-    def step(self, name: str, action: Callable[[], tuple[Any, list[str]]]) -> None:
+    def step(self, name: str, action: Action) -> None:
         """Run a step unless it is finished."""
         self._bar.begin(name)
         if name not in self._state:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,13 @@ _JOURNAL = "journal.json"
 _MAX_BYTES = 2**28
 
 _READER = JsonReader(CheckpointError, "Remove the folder to begin anew.")
+
+
+Action = Callable[[], tuple[Any, list[str]]]
+"""What a step does: it returns its result, as JSON can store it, and the files that no later step reads."""
+
+Step = Callable[[str, Action], None]
+"""Runs a step of this name, unless it is finished."""
 
 
 class RunState:

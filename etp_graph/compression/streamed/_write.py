@@ -17,8 +17,10 @@ from etp_graph.plan import Plan, Positions, Selection, with_no_unit
 from etp_graph.recovery import Compensation, InputMoments, LayerFit, fit_readers, lossy_axes, record_inputs
 
 from ._inputs import mask_of
+from ._memory import return_memory
 from ._observe import HiddenStates
 from ._source import INDEX_FILE
+from ._state import Step
 
 _ERROR = {torch.float64: 1e-6, torch.float32: 1e-3}
 """Largest relative difference of the pruned and the masked block; in half precision 0.1."""
@@ -62,8 +64,21 @@ class Writer:
         self._keeps = [with_no_unit(size.selection.flat(plan).cpu(), True) for size in sizes]
         self._pruned = [self._blockwise.like(size.config) for size in sizes]
 
+    def run(self, step: Step) -> None:
+        """Write everything, block by block."""
+        for block in range(len(self._blockwise.blocks)):
+            step(_step_name(block), partial(self._write_block, block))
+        step("rest", self._write_rest)
+
+    def fits(self, number: int) -> Compensation | None:
+        """Return what was compensated in one of the models, by what the steps have stored."""
+        if self._ridge is None:
+            return None
+        blocks = range(len(self._blockwise.blocks))
+        return fits_from_json([self._state.result(_step_name(block))[number] for block in blocks])
+
     @torch.no_grad()
-    def write_block(self, block: int) -> tuple[list[Any], list[str]]:
+    def _write_block(self, block: int) -> tuple[list[Any], list[str]]:
         """Write a block of each size; return what was compensated of each, and the files that go."""
         recorded = self._record(block)
         done = []
@@ -101,6 +116,7 @@ class Writer:
         """Return the new weights of a block. It is not in memory meanwhile: each weight is read when it is solved."""
         if self._ridge is None:
             return {}, Compensation((), {})
+        return_memory()  # that of the block, before the matrices of least squares
         lossy, names = self._lossy(block, number), self._blockwise.names_in(block)
         return fit_readers(recorded, lossy, _Read(names, self._read), ridge=self._ridge, release=release)
 
@@ -157,7 +173,7 @@ class Writer:
         """Return the names in the files of the tensors that belong to no block."""
         return sorted({self._keys[name] for name in self._blockwise.names_outside()})
 
-    def write_rest(self) -> tuple[None, list[str]]:
+    def _write_rest(self) -> tuple[None, list[str]]:
         """Write the tensors that stay as they are, the configuration, and the files of the tokenizer."""
         blocks = self._blockwise.blocks
         for size in self._sizes:
@@ -180,6 +196,10 @@ class Writer:
         config.architectures = [self._source.model_class.__name__]
         text: str = config.to_json_string()
         return text.encode()
+
+
+def _step_name(block: int) -> str:
+    return f"write-{block:03d}"
 
 
 def _cut(tensor: Tensor, kept: Mapping[int, Tensor]) -> Tensor:
