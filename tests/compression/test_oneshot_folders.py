@@ -43,7 +43,7 @@ def in_memory(
     [
         ("llama", None), ("llama", "wanda"), ("llama", "magnitude"), ("llama", "taylor"), ("qwen2", "kron_obs"),
         ("qwen2", "flap"), ("gemma2", None), ("phi3", "obs"), ("gpt2", None), ("gpt2", "wanda"), ("opt", "flap"),
-        ("neox", None),
+        ("neox", None), ("gpt_neo", None),
     ],
 )  # fmt: skip
 def test_the_weights_are_those_of_the_form_in_memory(family: str, criterion: str | None, tmp_path: Path) -> None:

@@ -255,12 +255,17 @@ def test_a_folder_in_use_is_refused_unless_it_may_be_replaced(tmp_path: Path) ->
 
 def test_models_whose_blocks_cannot_run_alone_are_refused(tmp_path: Path) -> None:
     t5 = transformers.T5Config(d_model=16, d_kv=4, d_ff=32, num_layers=2, num_heads=4, vocab_size=64)
-    bloom = transformers.BloomConfig(hidden_size=16, n_layer=2, n_head=4, vocab_size=64)
+    gemma = transformers.Gemma3nTextConfig(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        vocab_size=64, vocab_size_per_layer_input=64, head_dim=8, hidden_size_per_layer_input=8, laurel_rank=4,
+        num_kv_shared_layers=0, activation_sparsity_pattern=[0.0] * 2,
+    )  # fmt: skip
     transformers.T5ForConditionalGeneration(t5).save_pretrained(tmp_path / "t5")
-    transformers.BloomForCausalLM(bloom).save_pretrained(tmp_path / "bloom")
-    for name, words in (("t5", "is no decoder with one list"), ("bloom", "returns 2 tensors, so it cannot run alone")):
+    transformers.Gemma3nForCausalLM(gemma).save_pretrained(tmp_path / "gemma")
+    for name, words in (("t5", "is no decoder with one list"), ("gemma", "cannot run alone")):
         with pytest.raises(PlanError, match=words):
-            prune(tmp_path / name, tmp_path / "out", batches=[torch.randint(3, 64, (2, 8))])
+            prune(tmp_path / name, tmp_path / "out", batches=[torch.randint(3, 64, (2, 8))], budget=0.9)
+        assert not (tmp_path / "out").exists()
 
 
 def test_a_block_that_computes_something_else_is_not_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

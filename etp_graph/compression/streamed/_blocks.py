@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from etp_graph._config import quoted, require
 from etp_graph.errors import PlanError
@@ -26,6 +26,10 @@ from ._memory import untouched
 from ._source import SourceFolder
 
 T = TypeVar("T")
+
+
+_UNKNOWN = torch.full((), math.nan)
+"""Stands for what a block returns beside the hidden states."""
 
 
 class _Reached(BaseException):
@@ -65,7 +69,9 @@ class BlockwiseModel:
         self._first = first_names(tensors, tensors)
         self._stored = persistent_names(self.model)
         self.dtype, self.device = dtype, device
-        self._at, self._returns_tuple, self._after = -1, False, False
+        self._at, self._after = -1, False
+        self._leaves: list[Any] = []
+        self._structure: Any = None
         self._hidden: Tensor | None = None
         fill_buffers(self.model, device)
         self.set_(dict.fromkeys(self._stored))
@@ -76,7 +82,7 @@ class BlockwiseModel:
     def like(self, config: Any) -> BlockwiseModel:
         """Return the model of another configuration whose blocks return the same."""
         found = BlockwiseModel(self.source, config, dtype=self.dtype, device=self.device)
-        found._returns_tuple = self._returns_tuple
+        found._leaves, found._structure = self._leaves, self._structure
         return found
 
     def names_in(self, number: int) -> list[str]:
@@ -227,26 +233,37 @@ class BlockwiseModel:
             args, kwargs = (
                 ((self._hidden, *args[1:]), kwargs) if args else ((), {**kwargs, "hidden_states": self._hidden})
             )
-            raise _Reached(self._only_tensor(number, forward(*args, **kwargs)))
+            output = tree_leaves(forward(*args, **kwargs))
+            raise _Reached(next(leaf for leaf in output if isinstance(leaf, Tensor)))
 
         return call
 
-    def note_returns(self, number: int, output: Any) -> None:
-        """Note whether blocks return a tuple. Raise :class:`PlanError` if they return more than the hidden states."""
-        self._returns_tuple = isinstance(output, tuple)
-        self._only_tensor(number, output)
+    def note_returns(self, number: int, given: Any, output: Any) -> None:
+        """Note in which place of what a block returns the hidden states are: they are the first tensor.
 
-    def _as_returned(self, hidden: Tensor) -> Any:
-        return (hidden,) if self._returns_tuple else hidden
+        Args:
+            number: of the block.
+            given: its arguments.
+            output: what it returns.
 
-    def _only_tensor(self, number: int, output: Any) -> Tensor:
-        tensors = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+        Raises:
+            PlanError: the first tensor that it returns has another shape than the first one that it gets.
+        """
+        leaves, self._structure = tree_flatten(output)
+        self._leaves = [_UNKNOWN if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        shapes = [next((x.shape for x in tree_leaves(v) if isinstance(x, Tensor)), None) for v in (given, output)]
         require(
-            len(tensors) == 1,
-            f"{self.blocks[number]}: returns {len(tensors)} tensors, so it cannot run alone. Use etp_graph.oneshot_.",
+            shapes[0] is not None and shapes[0] == shapes[1],
+            f"{self.blocks[number]}: gets {_text(shapes[0])} and returns {_text(shapes[1])}, so that it cannot run "
+            "alone: use etp_graph.oneshot_.",
             PlanError,
         )
-        return tensors[0]
+
+    def _as_returned(self, hidden: Tensor) -> Any:
+        """Return hidden states as a block does. The other tensors that it returns are not known, and are NaN."""
+        leaves = list(self._leaves)
+        leaves[next(place for place, leaf in enumerate(leaves) if leaf is _UNKNOWN)] = hidden
+        return tree_unflatten(leaves, self._structure)
 
     def _require_independent(self, number: int, others: Any) -> None:
         """Raise :class:`PlanError` if a block gets something else that other weights were needed for, which are NaN."""
@@ -304,7 +321,7 @@ def fill_buffers(model: Any, device: torch.device) -> None:
                 old.shape, math.nan if old.is_floating_point() else 0, dtype=old.dtype, device=device
             )
         if volatile:
-            model._init_weights(module)
+            _initializer(model, name)(module)
         for key in volatile:
             value = module._buffers[key]
             require(
@@ -313,3 +330,15 @@ def fill_buffers(model: Any, device: torch.device) -> None:
                 "etp_graph.oneshot_.",
                 PlanError,
             )
+
+
+def _initializer(model: Any, name: str) -> Callable[[nn.Module], None]:
+    """Return the method of the innermost model around a module that initialises modules."""
+    parts = name.split(".") if name else []
+    around = [model.get_submodule(".".join(parts[:count])) for count in range(len(parts), -1, -1)]
+    found: Callable[[nn.Module], None] = next(one._init_weights for one in around if hasattr(one, "_init_weights"))
+    return found
+
+
+def _text(shape: torch.Size | None) -> str:
+    return "no tensor" if shape is None else f"a tensor {list(shape)}"

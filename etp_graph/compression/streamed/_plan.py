@@ -37,7 +37,9 @@ def trace_blocks(
     bare = build_without_weights(blockwise.source.model_class, blockwise.model.config, blockwise.source.dtype)
     with ExitStack() as stack:
         for number, name in enumerate(blockwise.blocks):
-            stack.callback(bare.get_submodule(name).register_forward_hook(_noter(blockwise, number)).remove)
+            stack.callback(
+                bare.get_submodule(name).register_forward_hook(_noter(blockwise, number), with_kwargs=True).remove
+            )
         plan = trace(bare, shortened(batch), prune=prune, ignore=ignore, check=False)
     plan = plan.lock({group.name: _SPREAD for group in plan.prunable if not _block_of(group, blockwise.blocks)})
     return bare, _with_accepted_steps(bare, restrict_plan(bare, plan))
@@ -47,7 +49,7 @@ _SPREAD = "several blocks hold its units, and they are not in memory together"
 
 
 def _noter(blockwise: BlockwiseModel, number: int) -> Any:
-    return lambda module, args, output: blockwise.note_returns(number, output)
+    return lambda module, args, kwargs, output: blockwise.note_returns(number, (args, kwargs), output)
 
 
 def _block_of(group: Group, blocks: Sequence[str]) -> str | None:

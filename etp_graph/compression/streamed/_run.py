@@ -95,8 +95,11 @@ class Run:
         """Run all steps that are not finished, and return the result."""
         with torch.inference_mode(False), without_autocast():
             bare, plan = trace_blocks(self._blockwise, self._batches[0], prune=self._prune, ignore=self._ignore)
+            reasons = dict.fromkeys(f"{group.name}: {group.locked}" for group in plan.groups if group.locked)
             require(
-                bool(plan.prunable), "no group can be removed block by block: print(trace(...)) says why.", PlanError
+                bool(plan.prunable),
+                f"no group can be removed block by block ({'; '.join(list(reasons)[:3])}): use etp_graph.oneshot_.",
+                PlanError,
             )
             state = self._open(out, plan, overwrite=overwrite)
             return_memory()

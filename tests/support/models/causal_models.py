@@ -25,6 +25,10 @@ CAUSAL: dict[str, tuple[str, str, dict[str, Any]]] = {
     "opt": ("OPTForCausalLM", "OPTConfig", {
         **_SHAPE, "ffn_dim": 48, "max_position_embeddings": 64, "word_embed_proj_dim": 32,
     }),
+    "gpt_neo": ("GPTNeoForCausalLM", "GPTNeoConfig", {
+        "hidden_size": 32, "num_layers": 2, "num_heads": 4, "vocab_size": VOCABULARY, "max_position_embeddings": 64,
+        "attention_types": [[["global", "local"], 1]], "bos_token_id": 0, "eos_token_id": 1,
+    }),
     "neox": ("GPTNeoXForCausalLM", "GPTNeoXConfig", {**_SHAPE, "intermediate_size": 48}),
 }  # fmt: skip
 """Class, class of the configuration, and its values."""
