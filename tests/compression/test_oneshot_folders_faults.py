@@ -80,7 +80,7 @@ def test_a_killed_run_continues_to_the_same_bits(
         prune(source, tmp_path / "whole", criterion=criterion)
     expected, context = bits(tmp_path / "whole"), mp.get_context("fork")
     assert expected
-    for moment in range(1, seen[0] + 1, max(1, seen[0] // 8)):
+    for moment in range(1, seen[0] + 1, max(1, seen[0] // 6)):
         out = tmp_path / f"out-{moment}"
         process = context.Process(target=killed, args=(source, out, moment, criterion))
         process.start()
@@ -151,6 +151,15 @@ def test_the_state_of_another_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"other arguments.*batches"):
         prune(source, tmp_path / "out", batches=token_batches())
     assert bits(state) == before
+
+
+def test_a_folder_with_the_name_of_the_state_is_not_removed(tmp_path: Path) -> None:
+    source, other = write_causal(tmp_path / "dense"), tmp_path / ".out.oneshot" / "mine"
+    other.parent.mkdir()
+    other.write_text("mine")
+    with pytest.raises(CheckpointError, match="holds 'mine', but no run"):
+        prune(source, tmp_path / "out")
+    assert other.read_text() == "mine"
 
 
 @pytest.mark.parametrize("file", ["journal.json", "scores-001.safetensors", "size-0/model-00001-of-00005.safetensors"])

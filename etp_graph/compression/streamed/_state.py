@@ -18,6 +18,7 @@ from safetensors.torch import load as parse_tensors
 from safetensors.torch import save_file
 from torch import Tensor
 
+from etp_graph._config import quoted
 from etp_graph._json import JsonReader, shorten
 from etp_graph.checkpoint import (
     FileSum,
@@ -36,6 +37,9 @@ _FORMAT = 1
 _JOURNAL = "journal.json"
 
 _MAX_BYTES = 2**28
+
+_OWN = ("hidden", "gradient", "scores-", "size-", f".{_JOURNAL}", ".scores-")
+"""Beginnings of the names that a run gives."""
 
 _READER = JsonReader(CheckpointError, "Remove the folder to begin anew.")
 
@@ -73,7 +77,7 @@ class RunState:
         if not self.is_new:
             self._read()
         else:
-            shutil.rmtree(folder, ignore_errors=True)  # a run that was killed in its first step, or as it cleaned up
+            _remove_rest(folder)
 
     def __contains__(self, step: str) -> bool:
         """Return True if the step is finished."""
@@ -203,3 +207,15 @@ class RunState:
         with storage_errors(self._folder):
             self._folder.mkdir(parents=True, exist_ok=True)
             replace_file(self._folder / _JOURNAL, json.dumps(sealed(body)).encode())
+
+
+def _remove_rest(folder: Path) -> None:
+    """Remove what a run left that was killed in its first step, or as it cleaned up.
+
+    Raises:
+        CheckpointError: the folder holds something else.
+    """
+    held = sorted(file.name for file in folder.iterdir()) if folder.is_dir() else []
+    if others := [name for name in held if not name.startswith(_OWN)]:
+        raise CheckpointError(f"{folder}: holds {quoted(others)}, but no run. Choose another folder for out=.")
+    shutil.rmtree(folder, ignore_errors=True)
