@@ -21,6 +21,7 @@ COMMANDS = {
     "export": ("export.run", "Export pruned models with torch.export, torch.compile and ONNX."),
     "serving": ("serving.run", "Prune a real language model, export it, and run it in engines without this library."),
     "llm": ("llm.run", "Prune a real language model without training, by this and other methods."),
+    "llm-streamed": ("llm.streamed", "Prune a language model in a folder without loading it, and measure its memory."),
     "latency": ("latency.run", "Compare the speed-up in multiply-adds with that in time, and check budgets in time."),
     "speed": ("speed.run", "Measure the cost of the force, of plans, of budgets and of surgery."),
     "scale": ("scale.run", "Measure the cost of the force on several ranks, and model it for more."),

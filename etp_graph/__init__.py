@@ -7,7 +7,17 @@ from importlib import metadata as _metadata
 from etp_graph import collect, criteria, depth, export, forces, methods, recovery, schedules
 from etp_graph.budget import Budget, LatencyMissed, allocate
 from etp_graph.checkpoint import load, save
-from etp_graph.compression import CompressResult, OneShotResult, Phase, SpeedUpDiverges, compress, oneshot_
+from etp_graph.compression import (
+    CompressResult,
+    OneShotResult,
+    Phase,
+    PrunedFolder,
+    SpeedUpDiverges,
+    StreamedResult,
+    compress,
+    oneshot,
+    oneshot_,
+)
 from etp_graph.errors import (
     BudgetError,
     CheckpointError,
@@ -49,6 +59,7 @@ __all__ = [
     "Phase",
     "Plan",
     "PlanError",
+    "PrunedFolder",
     "Regularizer",
     "ScoreError",
     "Selection",
@@ -56,6 +67,7 @@ __all__ = [
     "SettingError",
     "Slice",
     "SpeedUpDiverges",
+    "StreamedResult",
     "UnprunableAttention",
     "Verification",
     "allocate",
@@ -69,6 +81,7 @@ __all__ = [
     "forces",
     "load",
     "methods",
+    "oneshot",
     "oneshot_",
     "prune_",
     "recovery",

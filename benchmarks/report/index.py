@@ -23,6 +23,7 @@ MORE = {
     "serving": ("A served language model", "runs a pruned SmolLM2 in engines without this library"),
     "study": ("The study behind `etp`", "compares `etp` with variants of it that differ in one thing each"),
     "llm": ("A language model without training", "compares methods that prune SmolLM2-135M without training it"),
+    "llm-streamed": ("A language model that is not loaded", "measures memory and time of `etp.oneshot` on folders"),
     "gradual": ("Single weights or whole units", "compares masks on weights, removed units and a narrow network"),
     "papers": ("Beside the papers", "compares the runs with the figures of the papers, row by row"),
 }

@@ -8,6 +8,7 @@ from ._phase import Phase
 from ._result import CompressResult, Round, SpeedUpDiverges
 from ._step_files import JOURNAL_FILE, StepResult, model_folder, read_journal, read_plan, read_tensors
 from ._steps import Evaluate, Train
+from .streamed import PrunedFolder, StreamedResult, oneshot
 
 __all__ = [
     "JOURNAL_FILE",
@@ -15,13 +16,16 @@ __all__ = [
     "Evaluate",
     "OneShotResult",
     "Phase",
+    "PrunedFolder",
     "Round",
     "SpeedUpDiverges",
     "StepResult",
+    "StreamedResult",
     "Train",
     "budget_of",
     "compress",
     "model_folder",
+    "oneshot",
     "oneshot_",
     "read_journal",
     "read_plan",

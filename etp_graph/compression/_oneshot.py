@@ -129,8 +129,8 @@ def oneshot_(
     has_logits = _returns_logits(model, first)
     if loss is None and has_logits and (criterion is None or needs_backward(find_criterion(criterion).observes)):
         loss = OwnLabels()
-    method = _method(criterion, loss)
-    _require_loss(method, loss)
+    method = scoring_method(criterion, loss)
+    require_loss(method, loss)
     require_choice("allocation", allocation, get_args(Allocation), BudgetError)
     goal = budget_of(budget, method, targets)
     if allocation == "sensitivity" and goal.rank is None:
@@ -247,7 +247,7 @@ class _Steps:
         return found
 
 
-def _method(criterion: str | Score | None, loss: Loss | None) -> Method:
+def scoring_method(criterion: str | Score | None, loss: Loss | None) -> Method:
     """Return the method that scores with a criterion. Estimates of the loss are divided by what a unit saves."""
     chosen = criterion if criterion is not None else "magnitude" if loss is None else "fisher"
     rank: Rank = "score_per_mac" if chosen in _ESTIMATES_OF_LOSS else "score"
@@ -262,7 +262,7 @@ def _returns_logits(model: nn.Module, batch: Any) -> bool:
     return isinstance(found, Tensor)
 
 
-def _require_loss(method: Method, loss: Loss | None) -> None:
+def require_loss(method: Method, loss: Loss | None) -> None:
     """Raise :class:`ScoreError` if the criterion reads gradients and there is no loss."""
     if needs_backward(method.observes) and loss is None:
         raise ScoreError(

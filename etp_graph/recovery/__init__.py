@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from ._batch_norms import prepare_batch_norms, reestimate_batch_norms_
-from ._compensate import Compensation, InputMoments, LayerFit, compensate_, input_moments, prepare_compensation
+from ._compensate import compensate_, input_moments, prepare_compensation
+from ._fit import Compensation, LayerFit, fit_readers, lossy_axes
+from ._record import InputMoments, record_inputs
 
 __all__ = [
     "Compensation",
     "InputMoments",
     "LayerFit",
     "compensate_",
+    "fit_readers",
     "input_moments",
+    "lossy_axes",
     "prepare_batch_norms",
     "prepare_compensation",
+    "record_inputs",
     "reestimate_batch_norms_",
 ]

@@ -2,8 +2,32 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
+
+_ROWS = 512
+"""Rows of a matrix that are copied at once."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SplitMoments:
+    """Moments of features, some of which stay.
+
+    Attributes:
+        kept: the features that stay, bool [features].
+        mean: the means of all, float64 [features].
+        inner: second moment of the kept features, float64 [kept, kept].
+        cross: of the removed with the kept ones, float64 [removed, kept].
+        outer: of the removed features, float64 [removed, removed].
+    """
+
+    kept: Tensor
+    mean: Tensor
+    inner: Tensor
+    cross: Tensor
+    outer: Tensor
 
 
 class Moments:
@@ -30,14 +54,30 @@ class Moments:
     @property
     def finite(self) -> bool:
         """Return False if a vector held NaN or an infinity."""
-        return bool(self.gram.isfinite().all())
+        return bool(self.gram.diagonal().isfinite().all())  # a square of each number is in it
 
-    def mean_and_second(self, *, centered: bool) -> tuple[Tensor, Tensor]:
-        """Return the mean [features] and the second moment [features, features].
+    def split(self, kept: Tensor, *, centered: bool) -> SplitMoments:
+        """Return the moments of the features that stay, bool [features], and of the others.
 
-        If ``centered``, the second moment is the covariance. Otherwise the mean is zero.
+        If ``centered``, the second moments are covariances. Otherwise the means are zero.
         """
-        second, mean = self.gram / max(self.count, 1), self.total / max(self.count, 1)
-        if not centered:
-            return torch.zeros_like(mean), second
-        return mean, second - torch.outer(mean, mean)
+        stay, gone = kept.nonzero().flatten(), (~kept).nonzero().flatten()
+        mean = self.total / max(self.count, 1)
+
+        def second(rows: Tensor, columns: Tensor) -> Tensor:
+            found = self.gram.new_empty(len(rows), len(columns))
+            for part, some in zip(found.split(_ROWS), rows.split(_ROWS), strict=True):  # to save memory
+                torch.index_select(self.gram[some], 1, columns, out=part)
+                part.div_(max(self.count, 1))
+                if centered:
+                    part.sub_(torch.outer(mean[some], mean[columns]))
+            return found
+
+        return SplitMoments(
+            kept=kept, mean=mean if centered else torch.zeros_like(mean), inner=second(stay, stay),
+            cross=second(gone, stay), outer=second(gone, gone),
+        )  # fmt: skip
+
+    def release(self) -> None:
+        """Free the Gram matrix. The moments cannot be used any more."""
+        self.gram = self.gram.new_zeros(0, 0)

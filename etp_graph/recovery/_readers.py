@@ -6,7 +6,7 @@ projections, layers of other libraries and functional calls on bare parameters a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
@@ -93,6 +93,7 @@ class RecordReaders(TorchDispatchMode):
     Args:
         parameters: by name, those whose input axis may lose units.
         biases: by name, all other parameters; a reader's bias is found among them.
+        axes: by name, the axes that may lose units. The inputs of operators that read along others are not recorded.
         places: at most this many positions of a feature map are used per convolution and batch.
 
     Attributes:
@@ -100,7 +101,14 @@ class RecordReaders(TorchDispatchMode):
         others: parameters that another operator reads, too, or in another way, and the name of that operator.
     """
 
-    def __init__(self, parameters: Mapping[str, Tensor], biases: Mapping[str, Tensor], *, places: int) -> None:
+    def __init__(
+        self,
+        parameters: Mapping[str, Tensor],
+        biases: Mapping[str, Tensor],
+        *,
+        axes: Mapping[str, Collection[int]],
+        places: int,
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.readers: dict[Place, Reader] = {}
         self.others: dict[str, str] = {}
@@ -109,7 +117,7 @@ class RecordReaders(TorchDispatchMode):
         self._by_memory: dict[int, list[tuple[str, Tensor]]] = {}
         for name, tensor in (*biases.items(), *parameters.items()):
             self._by_memory.setdefault(_memory(tensor), []).append((name, tensor))
-        self._places = places
+        self._axes, self._places = axes, places
         self._generator = torch.Generator().manual_seed(0)
         self._last: _Input | None = None
 
@@ -148,7 +156,7 @@ class RecordReaders(TorchDispatchMode):
         if in_axis is None or whole.shape[in_axis] != matrix.shape[0]:
             return None
         place = self._place(name, whole, 1 - in_axis, matrix, rows=matrix.shape[1])
-        moments = self._moments(place, vectors, None, vectors.shape[1])
+        moments = self._moments(place, in_axis, vectors, None, vectors.shape[1])
         if moments.waits:
             moments.add(self._unpadded(vectors))
         return self._reader(place, in_axis, bias, moments.moments)
@@ -163,7 +171,7 @@ class RecordReaders(TorchDispatchMode):
             return self._transposed(name, x, weight)
         geometry = _Geometry(tuple(weight.shape[2:]), tuple(stride), tuple(padding), tuple(dilation))
         place = Place(name, 0, 0, weight.shape[0])
-        moments = self._moments(place, x, geometry, prod(weight.shape[1:]))
+        moments = self._moments(place, 1, x, geometry, prod(weight.shape[1:]))
         if moments.waits:
             moments.add(self._patches(x, geometry))
         return self._reader(place, 1, bias, moments.moments)
@@ -172,7 +180,7 @@ class RecordReaders(TorchDispatchMode):
         """Record a transposed convolution. A bias cannot make good a mean, because borders are reached more seldom."""
         place = Place(name, 1, 0, weight.shape[1])
         channels = x.movedim(-(weight.ndim - 1), -1).flatten(0, -2)
-        moments = self._moments(place, x, None, weight.shape[0])
+        moments = self._moments(place, 0, x, None, weight.shape[0])
         if moments.waits:
             moments.add(channels)
         return self._reader(place, 0, None, moments.moments, per_position=True)
@@ -195,8 +203,10 @@ class RecordReaders(TorchDispatchMode):
             )
         return self.readers[place]
 
-    def _moments(self, place: Place, x: Tensor, geometry: _Geometry | None, features: int) -> _Pending:
+    def _moments(self, place: Place, in_axis: int, x: Tensor, geometry: _Geometry | None, features: int) -> _Pending:
         """Return the moments of an operator's inputs, those of the operator before if both read the same tensor."""
+        if in_axis not in self._axes[place.parameter]:
+            return _Pending(Moments(0, x.device), waits=False)
         known, last = self.readers.get(place), self._last
         if last is not None and last.matches(x, geometry) and (known is None or known.moments is last.moments):
             return _Pending(last.moments, waits=False)

@@ -46,7 +46,7 @@ class Fluctuations(ReadingStatistic):
         """See :class:`Statistic`."""
         assert self._spread is not None
         variance = self._spread / max(self._count, 1)
-        return self.summed(variance * self.columns.square().sum(1).to(variance.device))
+        return self.summed(variance * self.column_sums(2).to(variance.device))
 
 
 @register_criterion("flap", observes=Fluctuations)

@@ -30,7 +30,7 @@ class Residuals(ReadingStatistic):
     def result(self) -> Tensor:
         """See :class:`Statistic`. Raises :class:`ScoreError` for activations that are not finite."""
         second = finite_moment("obs", self.site, self._gram.value)
-        columns = self.columns.to(second.device)
+        columns = self.columns.to(second)
         return surgeon_losses(second, columns @ columns.mT, self.site.local.to(second.device))
 
 

@@ -7,13 +7,16 @@ from torch import Tensor, nn
 
 from etp_graph.collect import Statistic, WatchPoint, out_axis
 
+_ROWS = 512
+"""Positions whose weights are copied at once."""
+
 
 class ReadingStatistic(Statistic):
     """Base class of statistics that join activations with the weights of the layer that reads them.
 
     Attributes:
-        columns: weights that read each position, float64 [positions, outputs]; kernel positions count as outputs. At
-            the output of a layer, where no reader is known, it is 1 for each position.
+        columns: weights that read each position, [positions, outputs]; kernel positions count as outputs. At the output
+            of a layer, where no reader is known, it is 1 for each position.
     """
 
     columns: Tensor
@@ -21,6 +24,11 @@ class ReadingStatistic(Statistic):
     def begin(self, module: nn.Module) -> None:
         """See :class:`Statistic`."""
         self.columns = reading_columns(self.site, module)
+
+    def column_sums(self, power: int) -> Tensor:
+        """Return ``Σ_i |W_ij|^power`` over the outputs i, float64 [positions]."""
+        parts = (part.double().abs().pow(power).sum(1) for part in self.columns.split(_ROWS))  # to save memory
+        return torch.cat(list(parts))
 
     def summed(self, values: Tensor) -> Tensor:
         """Return the sum over the positions of each unit: [positions] -> [units]."""
@@ -30,18 +38,18 @@ class ReadingStatistic(Statistic):
 
 @torch.no_grad()
 def reading_columns(site: WatchPoint, module: nn.Module) -> Tensor:
-    """Return the weights of a layer that read each position of a site, float64 [positions, outputs]."""
+    """Return the weights of a layer that read each position of a site, [positions, outputs]."""
     weight: Tensor | None = getattr(module, "weight", None)
     if site.side == "output" or not isinstance(weight, Tensor) or weight.ndim < 2:
         return torch.ones(len(site.index), 1, dtype=torch.float64, device="cpu")
     by_input = weight.detach().movedim(1 - out_axis(module), 0).flatten(1)
     if by_input.shape[0] <= int(site.index.max()):  # a grouped convolution; each group reads its own inputs
         return _grouped_columns(site, module, weight.detach())
-    return by_input[site.index.to(weight.device)].double()
+    return by_input[site.index.to(weight.device)]
 
 
 def _grouped_columns(site: WatchPoint, module: nn.Module, weight: Tensor) -> Tensor:
     groups = int(module.groups)  # type: ignore[arg-type]
     split = weight.unflatten(0, (groups, -1))  # [groups, outputs, inputs of a group, *kernel]
     by_input: Tensor = split.movedim(2, 1).flatten(0, 1).flatten(1)
-    return by_input[site.index.to(weight.device)].double()
+    return by_input[site.index.to(weight.device)]

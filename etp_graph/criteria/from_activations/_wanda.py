@@ -28,7 +28,7 @@ class WeightedNorms(ReadingStatistic):
     def result(self) -> Tensor:
         """See :class:`Statistic`."""
         norms = self._squares.value.sqrt()
-        return self.summed(norms * self.columns.abs().sum(1).to(norms.device))
+        return self.summed(norms * self.column_sums(1).to(norms.device))
 
 
 @register_criterion("wanda", observes=WeightedNorms)
