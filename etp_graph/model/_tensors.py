@@ -76,7 +76,7 @@ def _copy_module(module: nn.Module, memo: dict[int, object]) -> None:
         else:
             held = copy.deepcopy(value, memo)
         new.__dict__[name] = held
-    memo.setdefault(id(memo), []).append(module)  # type: ignore[union-attr,attr-defined]  # as deepcopy keeps it alive
+    memo.setdefault(id(memo), []).append(module)  # type: ignore[attr-defined]  # as deepcopy keeps it alive
 
 
 def _is_copied_as_usual(cls: type[nn.Module]) -> bool:
