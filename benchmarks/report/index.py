@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
-from benchmarks.common.contestant_names import RIVALS
+from benchmarks.common.contestant_names import RIVALS, UNPRUNED
 from benchmarks.common.markdown import as_row, with_spread
 from benchmarks.common.records import Record
 from benchmarks.common.statistics import Cell, cells
+from benchmarks.contest.gate import GATED, loss_of, pairs_of, refusal_of
 from benchmarks.contest.verdicts import VERDICTS, as_times, better_methods, difference_text, speed_ups_of, verdict_on
 
 MORE = {
@@ -44,24 +46,46 @@ def index(pages: Mapping[str, Sequence[Record]], more: Iterable[str] = (), figur
         more: names of further pages.
         figure: file of the overview.
     """
+    full = {name: records for name, records in pages.items() if records[0]["config"]["scale"] in GATED}
+    short = {name: records for name, records in pages.items() if name not in full}
     lines = [
         "# Results", "",
         "This page lists the records of measurements. Each begins with its command, its findings and its limits; "
         "tables follow. [The protocol](../benchmarks.md) has the rules of the comparison.", "",
-        "## Findings", "", *_verdicts(pages), "",
+        "## Findings", "",
+        "Only tasks at full size count here: whole data sets, and recipes under which the unpruned network keeps its "
+        "accuracy in training on.", "",
+        *_verdicts(full), "",
         "Better and worse mean by more than one standard deviation of the difference over the common seeds.", "",
-        "## Limits", "", *_behind(pages),
-        "- Tasks of the scale `cpu` have parts of the data, narrower networks and short schedules.",
+        "## Limits", "", *_behind(full), *_missing(full), *_harmed(short),
         "- A task with a single seed gives no verdict.", "",
         "## Records", "",
         *(f"- [{MORE[name][0]}]({name}.md) {MORE[name][1]}." for name in more),
-        *(f"- [{records[0]['title']}]({name}.md) {_contents(records)}." for name, records in pages.items()), "",
-        "## Comparison on all tasks", "",
+        *(f"- [{records[0]['title']}]({name}.md) {_contents(records)}." for name, records in full.items()), "",
+        *(["## Comparison at full size", "", *_table(full), ""] if full else []),
+    ]  # fmt: skip
+    if short:
+        lines += [
+            "## Archive: short schedules", "",
+            "These records use parts of the data, narrower networks and minutes of training. They were made to choose "
+            "among variants. Where the unpruned control loses much, they measure how methods get on with a network "
+            "that is being damaged, and support no claim.", "",
+            *_verdicts(short), "",
+            *(f"- [{records[0]['title']}]({name}.md) {_contents(records)}." for name, records in short.items()), "",
+            *([f"![All methods on every task]({figure})", "", _OVERVIEW, ""] if figure else []),
+            *_table(short), "",
+        ]  # fmt: skip
+    return "\n".join(lines)
+
+
+def _table(pages: Mapping[str, Sequence[Record]]) -> list[str]:
+    """The comparison of etp with its rivals on some tasks."""
+    columns = ("task", "metric", "speed-up", "control", "etp", *(f"etp against {name}" for name in RIVALS), "seeds")
+    lines = [
         "The table has the metric of `etp` on the test part and the mean difference to others over the common seeds, "
-        "in the units of the metric. Write it again: `python -m benchmarks report`.", "",
-        *([f"![All methods on every task]({figure})", "", _OVERVIEW, ""] if figure else []),
-        as_row(("task", "metric", "speed-up", "etp", *(f"etp against {name}" for name in RIVALS), "seeds")),
-        as_row(["---"] * (5 + len(RIVALS))),
+        "in the units of the metric. *Control* is what the unpruned network gains on the validation part by the same "
+        "further training. Write it again: `python -m benchmarks report`.", "",
+        as_row(columns), as_row(["---"] * len(columns)),
     ]  # fmt: skip
     for name, records in pages.items():
         found, metric = cells(records), records[0]["metric"]
@@ -69,10 +93,45 @@ def index(pages: Mapping[str, Sequence[Record]], more: Iterable[str] = (), figur
             spread = cell.stage("finetuned")
             against = [difference_text(cell, found, other, metric) for other in RIVALS]
             lines.append(as_row((
-                f"[{records[0]['title']}]({name}.md)", metric["name"], f"{cell.speed_up:g}x",
+                f"[{records[0]['title']}]({name}.md)", metric["name"], f"{cell.speed_up:g}x", _control(records),
                 with_spread(spread, metric), *against, str(spread.n if spread else 0),
             )))  # fmt: skip
-    return "\n".join([*lines, ""])
+    return lines
+
+
+def _control(records: Sequence[Record]) -> str:
+    """By how much the unpruned control is better than its checkpoint on the validation part."""
+    pairs = pairs_of([record for record in records if record["config"]["method"] == UNPRUNED and "val" in record])
+    if not pairs:
+        return "-"
+    metric = records[0]["metric"]
+    gained = -fmean(loss_of(metric, *pair) for pair in pairs)
+    return f"{100 * gained:+.2f}" if metric["percent"] else f"{100 * gained:+.1f} %"
+
+
+def _harmed(pages: Mapping[str, Sequence[Record]]) -> list[str]:
+    """In how many tasks the unpruned control loses more than full size allows."""
+    known = {
+        name: pairs_of([record for record in records if record["config"]["method"] == UNPRUNED and "val" in record])
+        for name, records in pages.items()
+    }  # fmt: skip
+    found = {name: pairs for name, pairs in known.items() if pairs}
+    harmed = [name for name, pairs in found.items() if refusal_of(pages[name][0]["metric"], pairs) is not None]
+    if not found:
+        return []
+    return [
+        f"- In {len(harmed)} of {len(found)} tasks of the archive the unpruned control loses more than 0.3 points (1 % "
+        "of other metrics), which the protocol refuses at full size."
+    ]
+
+
+def _missing(pages: Mapping[str, Sequence[Record]]) -> list[str]:
+    """What full size lacks."""
+    seeds = {name: {record["config"]["seed"] for record in records} for name, records in pages.items()}
+    few = [name for name, found in seeds.items() if len(found) < 3]
+    lines = [f"- {len(pages)} of the planned tasks have runs at full size; `python -m benchmarks contest status` lists "
+             "what is missing."]  # fmt: skip
+    return lines + ([f"- Fewer than three seeds: {', '.join(few)}."] if few else [])
 
 
 def _verdicts(pages: Mapping[str, Sequence[Record]]) -> list[str]:
@@ -86,7 +145,7 @@ def _verdicts(pages: Mapping[str, Sequence[Record]]) -> list[str]:
         rest = "".join(f"; {sort} in {n}" for sort, n in said.items() if sort not in VERDICTS)
         if own:
             lines.append(f"- Against {name}, of {len(own)} tasks and speed-ups: `etp` is {counts}{rest}.")
-    return lines or ["- There are no runs yet."]
+    return lines or ["- There are no runs of `etp` yet."]
 
 
 def _all_of_etp(pages: Mapping[str, Sequence[Record]]) -> list[tuple[Cell, list[Cell], Mapping[str, Any]]]:
@@ -99,6 +158,8 @@ def _behind(pages: Mapping[str, Sequence[Record]]) -> list[str]:
     """In how many tasks and speed-ups another method has a better mean than etp."""
     own = _all_of_etp(pages)
     n = sum(bool(better_methods(cell, found, higher=metric["higher"])) for cell, found, metric in own)
+    if not own:
+        return []
     return [
         f"- In {n} of {len(own)} tasks and speed-ups another method has a better mean than `etp`. "
         "The page of the task names it."

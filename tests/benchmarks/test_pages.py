@@ -129,6 +129,21 @@ def test_index_counts_verdicts() -> None:
     assert "- [a toy](toy.md) compares 4 methods by accuracy at 2x." in text
 
 
+def test_only_full_size_gives_findings_and_a_control_that_loses_is_named() -> None:
+    def control(lost: float) -> dict[str, Any]:
+        body = line("dense", 0, 0.9, speed_up=1.0)
+        return {**body, "val": {"dense": 0.9, "finetuned": 0.9 - lost}}
+
+    full = [{**one, "config": {**one["config"], "scale": "full"}} for one in (*lines(), control(0.001))]
+    text = index({"toy-full": full, "toy": [*lines(), control(0.02)], "other": [*lines(), control(-0.01)]})
+    head, _, archive = text.partition("## Archive: short schedules")
+    assert head.count("- Against Torque (torque), of 1 tasks") == 1 and "toy-full.md" in head
+    assert "In 1 of 2 tasks of the archive the unpruned control loses more than 0.3 points" in head
+    assert "(toy.md)" not in head and "of 2 tasks and speed-ups" in archive
+    assert "| -0.10 |" in head and "| -2.00 |" in archive and "| +1.00 |" in archive
+    assert "Fewer than three seeds: toy-full." in head
+
+
 def test_committed_runs_are_found() -> None:
     assert {"cifar10", "ptb"} <= {file.stem for file in task_files(RUNS)}
 
