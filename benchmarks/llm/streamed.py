@@ -114,7 +114,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--size", choices=SIZES, default="1b", help="default 1b")
     parser.add_argument("--criteria", nargs="+", default=["fisher"], metavar="NAME", help="default fisher")
     parser.add_argument("--share", type=float, default=0.7, help="of the parameters that stay; default 0.7")
-    parser.add_argument("--windows", type=int, default=16, help=f"of {LENGTH} tokens; default 16")
+    parser.add_argument("--windows", type=int, default=4, help=f"of {LENGTH} tokens; default 4")
     parser.add_argument("--folder", type=Path, default=None, help="of the dense model; default: in the cache")
     parser.add_argument("--results", type=Path, default=RESULTS, help="the JSON lines")
     parser.add_argument("--out", type=Path, default=PAGES / "llm-streamed.md", help="the page")

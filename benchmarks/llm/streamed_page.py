@@ -21,6 +21,9 @@ NOTES = """
 - *Peak* is `ru_maxrss` of the process that prunes, with Python, PyTorch and what they share with other processes. After
   the imports it is *imported*.
 - *Folder*: the safetensors files of the dense and of the pruned model.
+- Minutes are of a clock. Other processes ran on the same two cores meanwhile, so an idle machine takes less.
+- There are fewer tokens than inputs of the widest layers, whose least squares the ridge decides. More tokens take more
+  time and disk, and the same memory.
 - The weights are random, so the page says nothing about quality. [A trained model](llm.md) has such figures.
 
 ## What takes the time

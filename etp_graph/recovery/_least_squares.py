@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ._moments import SplitMoments
 
-_ROWS = 512
+_ROWS = 128
 """Outputs that are solved at once."""
 
 _CUTOFF = 1e-12
@@ -21,7 +21,7 @@ class Solution:
     """New weights of the kept features.
 
     Attributes:
-        weight: float64 [outputs, kept].
+        weight: [outputs, kept], in the element type of the old one.
         shift: what the bias gains, float64 [outputs].
         lost: mean square of the output without the removed features, after their mean went into the bias.
         left: the same with the new weights.
@@ -50,7 +50,7 @@ def solve(weight: Tensor, moments: SplitMoments, *, ridge: float) -> Solution:
     """
     kept, mean = moments.kept, moments.mean
     inverse = _Inverse(moments.inner, ridge)
-    found, shift = weight.new_empty(len(weight), int(kept.sum()), dtype=torch.float64), list[Tensor]()
+    found, shift = weight.new_empty(len(weight), int(kept.sum())), list[Tensor]()
     lost = left = total = 0.0
     for rows, part in zip(weight.split(_ROWS), found.split(_ROWS), strict=True):
         old, gone = rows[:, kept].double(), rows[:, ~kept].double()
@@ -61,7 +61,7 @@ def solve(weight: Tensor, moments: SplitMoments, *, ridge: float) -> Solution:
         lost += part_lost
         left += part_lost - both - inverse.damping * float(change.square().sum())  # as (inner + λ) change = crossed
         total += _trace(old, moments.inner) + 2 * float((crossed * old).sum()) + part_lost
-        torch.add(old, change, out=part)
+        part.copy_(old + change)
     return Solution(weight=found, shift=torch.cat(shift), lost=lost, left=max(left, 0.0), total=total)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -52,8 +53,8 @@ class HiddenStates:
                     self.write("hidden", 0, number, self.blockwise.embed(batch))
         return None, []
 
-    def through(self, block: int) -> Iterator[Tensor]:
-        """Run a block on all batches, and write and yield what it returns.
+    def through(self, block: int) -> None:
+        """Run a block on all batches, and write what it returns.
 
         Raises:
             ScoreError: it is not finite.
@@ -63,7 +64,6 @@ class HiddenStates:
                 found = self.blockwise.run_block(block, batch, self.read("hidden", block, number))
             self.require_finite(found, block, number)
             self.write("hidden", block + 1, number, found)
-            yield found
 
     def require_finite(self, found: Tensor, block: int, number: int) -> None:
         """Raise :class:`ScoreError` if what a block returns for tokens that are no padding is not finite."""
@@ -96,40 +96,30 @@ class Scoring:
         self.backward = needs_backward(method.observes)
         self._blockwise, self._state = hidden.blockwise, hidden.state
 
-    @property
-    def steps(self) -> int:
-        """Number of steps that :meth:`run` makes."""
-        n_blocks = len(self._blockwise.blocks)
-        return 2 * n_blocks + 1 if self.backward else n_blocks
-
     def run(self, step: Step, read: Callable[[str], Tensor]) -> None:
         """Run all steps."""
         last = len(self._blockwise.blocks)
         for block in range(last):
-            step(f"{'forward' if self.backward else 'observe'}-{block:03d}", lambda block=block: self._forward(block))  # type: ignore[misc]
+            step(f"{'forward' if self.backward else 'observe'}-{block:03d}", partial(self._forward, block))
         if self.backward:
-            step("head", lambda: self._head(read))
+            step("head", partial(self._head, read))
             for block in reversed(range(last)):
-                step(f"observe-{block:03d}", lambda block=block: self._backward(block))  # type: ignore[misc]
+                step(f"observe-{block:03d}", partial(self._backward, block))
 
     def _forward(self, block: int) -> tuple[None, list[str]]:
         drop = [] if self.backward or block == 0 else self._hidden.files("hidden", block)
         with torch.no_grad(), self._blockwise.loaded(self._load(block)):
             if self.backward:
-                self._exhaust(block)
+                self._hidden.through(block)
             elif self._method.collected:
                 with watch(self._blockwise.model, self._block_plan(block), self._method.criterion_name) as record:
-                    self._exhaust(block)
+                    self._hidden.through(block)
                 self._write(block, record)
             else:
                 with self._blockwise.zero_outside():
                     found = self._method.scores(self._blockwise.model, self._block_plan(block))
                 self._state.write(_scores_file(block), {"scores": self._own(found, block)})
         return None, drop
-
-    def _exhaust(self, block: int) -> None:
-        for _ in self._hidden.through(block):
-            pass
 
     def _head(self, read: Callable[[str], Tensor]) -> tuple[None, list[str]]:
         """Write the gradient of the loss by what the last block returns."""
@@ -139,8 +129,7 @@ class Scoring:
             for number, batch in enumerate(self._hidden.batches):
                 with torch.enable_grad(), naming_batch(number + 1):
                     hidden = self._hidden.read("hidden", last, number).requires_grad_()
-                    found = blockwise.run_head(hidden, lambda batch=batch: self._loss(blockwise.model, batch))  # type: ignore[misc]
-                    torch.autograd.backward(found)
+                    torch.autograd.backward(blockwise.run_head(hidden, partial(self._loss, blockwise.model, batch)))
                 assert hidden.grad is not None
                 self._hidden.write("gradient", last, number, hidden.grad)
         return None, self._hidden.files("hidden", last)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -141,7 +142,7 @@ class Run:
         hidden = HiddenStates(state, self._blockwise, self._batches)
         here = plan.to(self._blockwise.device.type)
         scoring = Scoring(hidden, here, self._method, self._loss, self._load)
-        step("embed", lambda: hidden.embed(self._read))
+        step("embed", partial(hidden.embed, self._read))
         scoring.run(step, self._read)
         chosen = select(bare, plan, scoring.scores().to("cpu"), self._budgets)
         sizes = [
