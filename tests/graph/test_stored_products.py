@@ -155,7 +155,20 @@ class Flat(nn.Module):
         return self.out(a.reshape(-1, self.heads * self.size) * self.b(x).view(-1, self.heads * self.size))
 
 
-@pytest.mark.parametrize("layer", [Grown(), Flat(folds=True), Flat(folds=False)])
+class Pieces(nn.Module):
+    """Splits into a part that an attribute counts and a multiple of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.size, self.ratio = 2, 3
+        self.a, self.b = nn.Linear(2, 8), nn.Linear(6, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = x.split([self.size, self.ratio * self.size], -1)
+        return self.a(first) + self.b(second)
+
+
+@pytest.mark.parametrize("layer", [Grown(), Pieces(), Flat(folds=True), Flat(folds=False)])
 def test_sizes_that_are_computed_from_several_numbers_are_right(layer: nn.Module) -> None:
     model = nn.Sequential(Around(layer), nn.Linear(3, 5), nn.Linear(5, 2)).eval()
     plan = etp.trace(model, IMAGES, prune="all", check=False)
