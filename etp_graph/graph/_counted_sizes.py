@@ -237,7 +237,7 @@ def _unflatten(x: Tensor, args: Sequence[Any], kwargs: dict[str, Any]) -> Sizes 
     if not isinstance(dim, int):
         return None
     dim %= x.ndim
-    return Sizes((*x.shape[:dim], *sizes, *x.shape[dim + 1 :]))
+    return Sizes((*(0 for _ in range(dim)), *sizes, *(0 for _ in range(dim + 1, x.ndim))))
 
 
 def _split(x: Tensor, args: Sequence[Any], kwargs: dict[str, Any]) -> Sizes | None:

@@ -206,7 +206,10 @@ class Tracker:
                     self.labels.count(size.origin, piece)
                 elif is_counted(size) and sliced and size.whole is not None:
                     self._tie_parts(ids, size)
-                elif not is_counted(size) and not self.labels.holds_whole_runs(label, dim):
+                elif is_counted(size):
+                    reason = f"their number gives the size of other units in {self.where}"
+                    self.view_sizes.note(size, piece.shape, 0, piece if bool(piece.any()) else None, reason)
+                elif not self.labels.holds_whole_runs(label, dim):
                     self.labels.lock(piece, f"is split into pieces of fixed widths in {self.where}")
 
     def _make_like(self, out: Tensor, dim: int, number: int) -> None:

@@ -19,12 +19,13 @@ class ViewSizes:
     """The computed sizes of one trace.
 
     Attributes:
-        read: (number of a size of an activation, labels along the axis that it gives the size of, reason).
+        read: (number of a size of an activation, attributes that the size is computed from besides, labels along the
+            axis that it gives the size of, reason).
         derived: (attributes, labels [size] along the axis whose size is computed from them, reason).
     """
 
     def __init__(self) -> None:
-        self.read: list[tuple[int, Tensor | None, str]] = []
+        self.read: list[tuple[int, tuple[Origin, ...], Tensor | None, str]] = []
         self.derived: list[tuple[tuple[Origin, ...], Tensor | None, str]] = []
 
     def copy(self) -> ViewSizes:
@@ -40,10 +41,10 @@ class ViewSizes:
         why = at_running_line(reason)
         along = None if label is None or label.shape[dim] == 1 else label.flatten()
         read = [source for source in size.sources if isinstance(source, int)]
-        self.read += [(source, along, why) for source in read]
+        attributes = tuple(sorted((s for s in size.sources if not isinstance(s, int)), key=repr))
+        self.read += [(source, attributes, along, why) for source in read]
         if not read and not size.is_read and (along is None or len(along) == shape[dim]):
-            attributes = sorted((s for s in size.sources if not isinstance(s, int)), key=repr)
-            self.derived.append((tuple(attributes), along, why))
+            self.derived.append((attributes, along, why))
 
     def lock_other_units(self, labels: Labels, label_of_size: Callable[[int], Tensor | None]) -> None:
         """Lock units whose number gives the size of an axis of other units, or of none, and those other units.
@@ -52,14 +53,19 @@ class ViewSizes:
             labels: labels of the trace.
             label_of_size: returns the labels of the units that a size counts, by its number, or ``None``.
         """
-        found = [(label_of_size(number), along, why) for number, along, why in self.read]
-        root = labels.resolve()[0] if any(source is not None for source, *_ in found) else torch.zeros(0)
-        for source, along, why in found:
+        sources = [label_of_size(number) for number, *_ in self.read]
+        root = labels.resolve()[0] if any(source is not None for source in sources) else torch.zeros(0)
+        for source, (_, attributes, along, why) in zip(sources, self.read, strict=True):
             if source is None:
                 continue
-            if along is None or not bool(torch.isin(root[along], root[source[source > 0]]).all()):
-                labels.lock(source, why)
-                labels.lock(along, why)
+            units = root[source[source > 0]]
+            if along is None:  # a quotient of two numbers of the same units stays as it is
+                counted = [ids for a in attributes if (ids := labels.attributes.get(a)) is not None]
+                right = any(torch.equal(root[ids].unique(), units.unique()) for ids in counted)
+            else:
+                right = bool(torch.isin(root[along], units).all())
+            for ids in () if right else (source, along):
+                labels.lock(ids, why)
 
     def count_products(self, labels: Labels) -> None:
         """Unite the units along axes whose size is the same product or sum of attributes, which count them.

@@ -155,7 +155,47 @@ class Flat(nn.Module):
         return self.out(a.reshape(-1, self.heads * self.size) * self.b(x).view(-1, self.heads * self.size))
 
 
-@pytest.mark.parametrize("layer", [Grown(), Flat(folds=True), Flat(folds=False)])
+class Pieces(nn.Module):
+    """Splits into a part that an attribute counts and a multiple of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.size, self.ratio = 2, 3
+        self.a, self.b = nn.Linear(2, 8), nn.Linear(6, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = x.split([self.size, self.ratio * self.size], -1)
+        return self.a(first) + self.b(second)
+
+
+class OwnHeads(nn.Module):
+    """Folds its own width into heads, whose size the code computes, as einops does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads, self.a, self.b, self.out = 2, nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, v = (self._fold(layer(x)) for layer in (self.a, self.b))
+        return self.out(((q @ q.mT * 0.3).softmax(-1) @ v).transpose(0, 1).flatten(1))
+
+    def _fold(self, y: Tensor) -> Tensor:
+        return torch.reshape(y, (len(y), self.heads, y.shape[1] // self.heads)).transpose(0, 1)
+
+
+def test_a_quotient_of_two_numbers_of_the_same_units_stays_as_it_is() -> None:
+    model = Around(OwnHeads()).eval()
+    plan = etp.trace(model, IMAGES, prune="all", check=False)
+    assert [group.n_units for group in plan.prunable if group.kind == "heads"] == [2]
+    assert etp.verify(model, plan, IMAGES).error < 1e-10
+
+
+def test_other_axes_of_an_unflattened_tensor_are_not_written_numbers() -> None:
+    model = nn.Sequential(nn.Linear(6, 8), nn.Unflatten(0, (4, 5)), nn.Linear(8, 3)).eval()
+    assert [group.n_units for group in etp.trace(model, IMAGES, check=False).prunable] == [8]
+
+
+@pytest.mark.parametrize("layer", [Grown(), Pieces(), Flat(folds=True), Flat(folds=False)])
 def test_sizes_that_are_computed_from_several_numbers_are_right(layer: nn.Module) -> None:
     model = nn.Sequential(Around(layer), nn.Linear(3, 5), nn.Linear(5, 2)).eval()
     plan = etp.trace(model, IMAGES, prune="all", check=False)
