@@ -134,7 +134,7 @@ class Cora(GraphTask):
             # (`python -m benchmarks contest recipe cora`): that would compare methods on a network that is broken.
             others = ~torch.isin(torch.arange(len(x)), torch.cat([self.masks["val"], self.masks["test"]]))
             self.masks["train"] = others.nonzero().flatten()
-            self.title = f"{self.title} with all labels"
+            self.title, self.data = f"{self.title} with all labels", "all labels"
         rows = torch.from_numpy(x)
         self.x = rows / rows.sum(1, keepdim=True).clamp(min=1)
         self.edges = torch.from_numpy(np.ascontiguousarray(edges))
