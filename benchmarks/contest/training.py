@@ -140,6 +140,8 @@ def checkpoint(task: Task, seed: int = 0) -> nn.Module:
         return model.eval()
     settings = {name: value for name, value in asdict(recipe).items() if name in _DENSE}
     key = {"recipe": settings, "task": task.name, "scale": task.scale, "model": _shapes(model)}
+    if task.data:
+        key["data"] = task.data
     if seed:
         key["seed"] = seed
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]

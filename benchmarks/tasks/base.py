@@ -107,6 +107,7 @@ class Task(ABC):
         own_checkpoints: every seed begins with a checkpoint of its own, where little else depends on the seed.
         classes: whether the model's output are logits over classes in its last dimension.
         checkpoint_note: what the checkpoint is.
+        data: names the training data, where a task has others than it once had: a cached checkpoint knows them.
     """
 
     name: str
@@ -119,6 +120,7 @@ class Task(ABC):
     classes = True
     own_checkpoints = False
     checkpoint_note = "trained by this benchmark with seed 0 and cached"
+    data = ""
 
     def __init__(self, scale: Scale) -> None:
         self.scale = scale

@@ -108,7 +108,7 @@ class Tolokers(GraphTask):
 
 
 class Cora(GraphTask):
-    """Topics of papers (Sen et al. 2008) with the public split: 140 labels for training; accuracy."""
+    """Topics of papers (Sen et al. 2008): 140 labels for training, at full size all that are not held out; accuracy."""
 
     name = "cora"
     # At 9x one head of seven features is left of the first layer: which one is good enough differs by points between
@@ -128,6 +128,13 @@ class Cora(GraphTask):
             edges = np.concatenate([z["edges"], z["edges"][:, ::-1]]).T.astype(np.int64)
             self.y = torch.from_numpy(z["y"].astype(np.int64))
             self.masks = {part: torch.from_numpy(z[part].astype(np.int64)) for part in ("train", "val", "test")}
+        if scale == "full":
+            # All labels at hand, the split of Chen et al. 2018 (FastGCN). With the 140 of the public split the dense
+            # network loses 1.6 to 3.8 points of validation accuracy in training on, at any rate and from any checkpoint
+            # (`python -m benchmarks contest recipe cora`): that would compare methods on a network that is broken.
+            others = ~torch.isin(torch.arange(len(x)), torch.cat([self.masks["val"], self.masks["test"]]))
+            self.masks["train"] = others.nonzero().flatten()
+            self.title, self.data = f"{self.title} with all labels", "all labels"
         rows = torch.from_numpy(x)
         self.x = rows / rows.sum(1, keepdim=True).clamp(min=1)
         self.edges = torch.from_numpy(np.ascontiguousarray(edges))
