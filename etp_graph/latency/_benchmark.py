@@ -77,7 +77,7 @@ class Latency:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decoding:
-    """Time of a language model that generates; made by :func:`benchmark` with ``decode=True``.
+    """Time of a language model that generates; made by :func:`etp_graph.benchmark` with ``decode=True``.
 
     Attributes:
         prefill: one forward of the prompt.
