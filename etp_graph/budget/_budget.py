@@ -314,6 +314,7 @@ class Budget:
             ("memory_mb", None),
             ("kv_tokens", 0),
             ("uniform", False),
+            ("decode", False),
         ):  # version 0.1.0 does not know them
             if body[name] == unset:
                 del body[name]
@@ -329,6 +330,8 @@ class Budget:
             cause = shorten(str(error), quote=False)
             raise BudgetError(f"this text is not a budget: {cause}") from error
 
+
+_DEPENDENT = "kv_tokens (beside memory_mb), decode (beside latency_ms and speed_up_latency)"
 
 _NO_TARGET: Mapping[str, None] = dict.fromkeys([*Targets.__annotations__, "registered_target"])
 """The fields of a budget for its target, all ``None``."""
@@ -376,7 +379,7 @@ def _require_one(given: list[str]) -> None:
 
 def _require_known(name: str, known: set[str]) -> None:
     targets = known_targets()
-    rules = ", ".join([*sorted(known - {*_NO_TARGET, "kv_tokens"}), "kv_tokens (beside memory_mb)"])
+    rules = ", ".join([*sorted(known - {*_NO_TARGET, "kv_tokens", "decode"}), _DEPENDENT])
     require(
         name in targets,
         f"a budget has no {shorten(name)}; targets are {', '.join(targets)}, rules are {rules}. {QUANTITIES.remedy}",

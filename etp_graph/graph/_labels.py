@@ -142,6 +142,7 @@ class Labels:
     _next: int = 1
     _pairs: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     _locks: list[tuple[Tensor, str]] = field(default_factory=list)
+    _roots: tuple[tuple[int, int], Tensor] | None = None
 
     def copy(self) -> Labels:
         """Return a copy that later changes of these labels do not affect."""
@@ -161,11 +162,16 @@ class Labels:
     def is_unbound(self, labels: Tensor) -> bool:
         """Return True if all labels other than 0 were made by :meth:`table`."""
         rest = labels[labels > 0]
-        if rest.numel() and not any(first <= int(rest[0]) < first + shape.numel() for _, first, shape in self.tables):
+        if not rest.numel():
+            return True
+        some = int(rest[0])
+        if not any(first <= some < first + shape.numel() for _, first, shape in self.tables):
             return False
-        for _, first, shape in self.tables:
-            rest = rest[(rest < first) | (rest >= first + shape.numel())]
-        return not rest.numel()
+        starts = torch.tensor([first for _, first, _ in self.tables], device="cpu")
+        ends = torch.tensor([first + shape.numel() for _, first, shape in self.tables], device="cpu")
+        order = starts.argsort()
+        at = torch.searchsorted(starts[order], rest, right=True) - 1
+        return bool(((at >= 0) & (rest < ends[order][at.clamp(min=0)])).all())
 
     def pin_axes(self, labels: Tensor, dim: int, reason: str) -> None:
         """Pin each axis of a bare parameter that lies along ``dim``. Units on a pinned axis are locked later."""
@@ -265,14 +271,21 @@ class Labels:
             marks[why == reason][root[labels]] = True
         return marks[True] & ~marks[False]
 
+    def roots(self) -> Tensor:
+        """Return the representative of every label, int64 [number of labels + 1]."""
+        state = len(self._pairs), self._next
+        if self._roots is None or self._roots[0] != state:
+            root = torch.arange(self._next, device="cpu")
+            if self._pairs:
+                a = torch.cat([left for left, _ in self._pairs])
+                b = torch.cat([right for _, right in self._pairs])
+                root = connected_components(self._next, a, b)
+            self._roots = state, root
+        return self._roots[1]
+
     def resolve(self) -> tuple[Tensor, Locks]:
         """Return the representative of every label, int64 [number of labels + 1], and their locks."""
-        root = torch.arange(self._next, device="cpu")
-        if self._pairs:
-            a = torch.cat([left for left, _ in self._pairs])
-            b = torch.cat([right for _, right in self._pairs])
-            root = connected_components(self._next, a, b)
-        locks = Locks(self._next)
+        root, locks = self.roots(), Locks(self._next)
         for labels, reason in self._locks:
             locks.add(root[labels], reason)
         return root, locks

@@ -58,7 +58,7 @@ class _Shown:
 
     def __init__(self, labels: Labels) -> None:
         self._labels = labels
-        self._root, _ = labels.resolve()
+        self._root = labels.roots()
         self._only = labels.locked_only_for(FEEDS_OUTPUT, self._root)
         by_entry: dict[str, list[Tensor]] = {}
         for entry, found in labels.shown:

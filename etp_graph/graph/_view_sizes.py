@@ -54,7 +54,7 @@ class ViewSizes:
             label_of_size: returns the labels of the units that a size counts, by its number, or ``None``.
         """
         sources = [label_of_size(number) for number, *_ in self.read]
-        root = labels.resolve()[0] if any(source is not None for source in sources) else torch.zeros(0)
+        root = labels.roots() if any(source is not None for source in sources) else torch.zeros(0)
         for source, (_, attributes, along, why) in zip(sources, self.read, strict=True):
             if source is None:
                 continue
@@ -76,7 +76,7 @@ class ViewSizes:
         for attributes, along, why in self.derived:
             if along is not None:
                 labels.unite(same.setdefault((attributes, len(along)), along), along, why)
-        root = labels.resolve()[0] if self.derived else torch.zeros(0)
+        root = labels.roots() if self.derived else torch.zeros(0)
         for attributes, along, why in self.derived:
             counted = [ids for a in attributes if (ids := labels.attributes.get(a)) is not None]
             if along is None:

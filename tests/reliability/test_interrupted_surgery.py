@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 import signal
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -214,8 +213,8 @@ def test_ctrl_c_during_the_commit_is_handled_after_it(
                 nonlocal passed
                 passed += 1
                 if passed == at:  # noqa: B023
-                    os.kill(os.getpid(), signal.SIGINT)
-                    os.kill(os.getpid(), signal.SIGINT)
+                    signal.raise_signal(signal.SIGINT)  # os.kill may reach another thread first
+                    signal.raise_signal(signal.SIGINT)  # os.kill may reach another thread first
                 apply()
 
             return original(noisy, undo)  # noqa: B023

@@ -350,10 +350,10 @@ def _tie_folded(
     if small is None:
         return moved
     now = labelled_dims(small)
-    if labels.is_unbound(small):
-        return small
     if len(now) <= max(len(dims), 1):
         _lock_written_numbers(labels, small, sizes, where)
+        return small
+    if labels.is_unbound(small):
         return small
     if survives is None:
         if facet is None:
