@@ -16,7 +16,7 @@ import etp_graph as etp
 from etp_graph.depth import remove_blocks_
 from etp_graph.errors import ScoreError
 from etp_graph.recovery import compensate_, reestimate_batch_norms_
-from tests.support.faults.injected_faults import Site, describe, line_sites, run_with_fault_at_line
+from tests.support.faults.injected_faults import Site, describe, line_sites, run_with_fault_at_line, without_objects
 
 ERRORS = [KeyboardInterrupt, MemoryError]
 SAMPLED = 40
@@ -96,17 +96,6 @@ def world(model: nn.Module) -> list[Any]:
     """What a call may change: the model, its hooks, the global generators, the collector of garbage."""
     hooks = [(name, len(m._forward_pre_hooks), len(m._forward_hooks)) for name, m in model.named_modules()]
     return [describe(model), hooks, torch.get_rng_state().tolist(), random.getstate(), gc.isenabled()]
-
-
-def without_objects(facts: Any) -> Any:
-    """Return facts of two different copies so that they can be compared."""
-    if isinstance(facts, (list, tuple)):
-        return type(facts)(without_objects(part) for part in facts if not (isinstance(part, int) and part > 2**32))
-    if isinstance(facts, type):
-        return facts.__name__
-    if isinstance(facts, dict):
-        return {key: without_objects(part) for key, part in facts.items()}
-    return facts
 
 
 @pytest.mark.parametrize("error", ERRORS)

@@ -20,6 +20,7 @@ from tests.support.faults.injected_faults import (
     describe,
     line_sites,
     run_with_fault_at_line,
+    without_objects,
 )
 
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -96,17 +97,6 @@ def signals() -> Iterator[None]:
     before = {number: signal.getsignal(number) for number in signal.valid_signals()}
     yield
     assert {number: signal.getsignal(number) for number in signal.valid_signals()} == before
-
-
-def without_objects(facts: Any) -> Any:
-    """Return facts of two different copies so that they can be compared."""
-    if isinstance(facts, (list, tuple)):
-        return type(facts)(without_objects(part) for part in facts if not (isinstance(part, int) and part > 2**32))
-    if isinstance(facts, type):
-        return facts.__name__
-    if isinstance(facts, dict):
-        return {key: without_objects(part) for key, part in facts.items()}
-    return facts
 
 
 def assert_whole(case: Case, before: list[Any], pruned: list[Any]) -> bool:
