@@ -94,9 +94,13 @@ def pruned(plan: etp.Plan, selection: etp.Selection) -> list[Any]:
 
 @pytest.fixture
 def signals() -> Iterator[None]:
+    """Ctrl-C raises, also in a process that a shell began in the background and lets ignore it."""
+    outer = signal.signal(signal.SIGINT, signal.default_int_handler)
     before = {number: signal.getsignal(number) for number in signal.valid_signals()}
     yield
-    assert {number: signal.getsignal(number) for number in signal.valid_signals()} == before
+    after = {number: signal.getsignal(number) for number in signal.valid_signals()}
+    signal.signal(signal.SIGINT, outer)
+    assert after == before
 
 
 def assert_whole(case: Case, before: list[Any], pruned: list[Any]) -> bool:
