@@ -150,9 +150,9 @@ def test_committed_runs_are_found() -> None:
 
 @pytest.mark.parametrize("file", task_files(RUNS), ids=lambda file: file.stem)
 def test_committed_runs_give_the_committed_page(file: Path) -> None:
-    remarks = file.with_suffix(".md")
     for scale, records in by_scale(read_records(file)).items():
         name = file.stem if scale == "cpu" else f"{file.stem}-{scale}"
+        remarks = file.with_name(f"{name}.md")
         found = [f"images/{name}-{kind}.png" for kind in ("curve", "latency")]
         shown = [figure for figure in found if (PAGES / figure).exists()]
         text = task_page.page(records, figures=shown, remarks=remarks.read_text() if remarks.exists() else "")
