@@ -101,7 +101,7 @@ def _table(pages: Mapping[str, Sequence[Record]]) -> list[str]:
 
 def _control(records: Sequence[Record]) -> str:
     """By how much the unpruned control is better than its checkpoint on the validation part."""
-    pairs = pairs_of([record for record in records if record["config"]["method"] == UNPRUNED and "val" in record])
+    pairs = _control_pairs(records)
     if not pairs:
         return "-"
     metric = records[0]["metric"]
@@ -109,13 +109,14 @@ def _control(records: Sequence[Record]) -> str:
     return f"{100 * gained:+.2f}" if metric["percent"] else f"{100 * gained:+.1f} %"
 
 
+def _control_pairs(records: Sequence[Record]) -> list[tuple[float, float]]:
+    """The metrics of checkpoint and unpruned control on the validation part, for each seed."""
+    return pairs_of([record for record in records if record["config"]["method"] == UNPRUNED and "val" in record])
+
+
 def _harmed(pages: Mapping[str, Sequence[Record]]) -> list[str]:
     """In how many tasks the unpruned control loses more than full size allows."""
-    known = {
-        name: pairs_of([record for record in records if record["config"]["method"] == UNPRUNED and "val" in record])
-        for name, records in pages.items()
-    }  # fmt: skip
-    found = {name: pairs for name, pairs in known.items() if pairs}
+    found = {name: pairs for name, records in pages.items() if (pairs := _control_pairs(records))}
     harmed = [name for name, pairs in found.items() if refusal_of(pages[name][0]["metric"], pairs) is not None]
     if not found:
         return []
@@ -129,8 +130,9 @@ def _missing(pages: Mapping[str, Sequence[Record]]) -> list[str]:
     """What full size lacks."""
     seeds = {name: {record["config"]["seed"] for record in records} for name, records in pages.items()}
     few = [name for name, found in seeds.items() if len(found) < 3]
-    lines = [f"- {len(pages)} of the planned tasks have runs at full size; `python -m benchmarks contest status` lists "
-             "what is missing."]  # fmt: skip
+    lines = [
+        f"- Tasks with runs at full size: {len(pages)}. `python -m benchmarks contest status` lists what is missing."
+    ]
     return lines + ([f"- Fewer than three seeds: {', '.join(few)}."] if few else [])
 
 

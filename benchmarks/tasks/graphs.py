@@ -131,7 +131,8 @@ class Cora(GraphTask):
         if scale == "full":
             # All labels at hand, the split of Chen et al. 2018 (FastGCN). With the 140 of the public split the dense
             # network lost 1.6 to 3.8 points of validation accuracy in training on, at four rates after 400 steps and at
-            # two after 1,000: methods would have been compared on a network that is broken.
+            # two after 1,000 (`python -m benchmarks contest recipe cora` at commits b20d9e1 and 8a7a2b1). Methods would
+            # have been compared on a network that is broken.
             others = ~torch.isin(torch.arange(len(x)), torch.cat([self.masks["val"], self.masks["test"]]))
             self.masks["train"] = others.nonzero().flatten()
             self.title, self.data = f"{self.title} with all labels", "all labels"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ._architecture import import_transformers, read_plain_config
 from ._checkpoint import describe_model, load, save, save_into
 from ._files import (
     locate_folder,
@@ -26,12 +27,14 @@ __all__ = [
     "FileSum",
     "Manifest",
     "describe_model",
+    "import_transformers",
     "load",
     "locate_folder",
     "move_into_place",
     "parse_manifest",
     "read_file",
     "read_manifest",
+    "read_plain_config",
     "read_stable",
     "read_weights",
     "replace_file",

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from etp_graph._config import quoted
+from etp_graph._config import quoted, require
 from etp_graph.errors import CheckpointError
 from etp_graph.model import all_tensors
 from etp_graph.surgery import DENSE_CONFIG
@@ -92,13 +92,47 @@ def _class_of(file: Path) -> tuple[Any, dict[str, Any]]:
     """Return the class of transformers that a configuration names, and the configuration."""
     body = json.loads(read_file(file, limit=MAX_CONFIG_BYTES))
     name = body["architectures"][0]
-    found = getattr(_transformers(), name)
+    found = getattr(import_transformers(), name)
     if not issubclass(found, nn.Module):
         raise TypeError(f"{name} is no model")
     return found, body
 
 
-def _transformers() -> Any:
+def read_plain_config(file: Path) -> dict[str, Any]:
+    """Return what a ``config.json`` says of a model that its class in transformers can load and that can be pruned.
+
+    Raises:
+        CheckpointError: the file cannot be read, the model needs code of its own, or its weights are quantized or
+            adapters.
+    """
+    try:
+        body = json.loads(file.read_text(encoding="utf8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file}: cannot be read as JSON ({error}). Name a folder of transformers.") from error
+    require(isinstance(body, dict), f"{file}: holds no configuration of transformers.", CheckpointError)
+    require(
+        not body.get("auto_map"),
+        f"{file}: the model needs code of its own (auto_map), which is never run here. Build it in Python, and prune "
+        "it with etp_graph.trace or etp_graph.oneshot_.",
+        CheckpointError,
+    )
+    require(
+        not body.get("quantization_config"),
+        f"{file}: the weights are quantized. Prune the model that they were quantized from, and quantize the result.",
+        CheckpointError,
+    )
+    adapter = file.parent / "adapter_config.json"
+    require(
+        not adapter.is_file(),
+        f"{adapter}: these are adapters. Merge them first (model.merge_and_unload()) and save the merged model.",
+        CheckpointError,
+    )
+    found: dict[str, Any] = body
+    return found
+
+
+def import_transformers() -> Any:
+    """Return the library, or raise :class:`CheckpointError` if it is not installed."""
     try:
         return importlib.import_module("transformers")
     except ModuleNotFoundError as error:

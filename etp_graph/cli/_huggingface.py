@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from etp_graph._config import quoted, require
-from etp_graph.checkpoint import MANIFEST_FILE, load
-from etp_graph.errors import EtpError
+from etp_graph.checkpoint import MANIFEST_FILE, load, read_plain_config
+from etp_graph.errors import CheckpointError, EtpError
 
 _WEIGHTS = ("*.safetensors", "*.bin")
 
@@ -73,28 +73,9 @@ def load_folder(transformers: Any, text: str) -> FolderModel:
 def _checked_config(file: Path) -> Any:
     """Return what a ``config.json`` says, or raise :class:`FolderError` for what cannot be pruned as it is."""
     try:
-        body = json.loads(file.read_text(encoding="utf8"))
-    except (OSError, ValueError) as error:
-        raise FolderError(f"{file}: cannot be read as JSON ({error}).") from error
-    require(isinstance(body, dict), f"{file}: holds no configuration of transformers.", FolderError)
-    require(
-        not body.get("auto_map"),
-        f"{file}: the model needs code of its own (auto_map), which is never run here. Build it in Python, and call "
-        "etp_graph.trace.",
-        FolderError,
-    )
-    require(
-        not body.get("quantization_config"),
-        f"{file}: the weights are quantized. Prune the model that they were quantized from, and quantize the result.",
-        FolderError,
-    )
-    adapter = file.parent / "adapter_config.json"
-    require(
-        not adapter.is_file(),
-        f"{adapter}: these are adapters. Merge them first (model.merge_and_unload()) and save the merged model.",
-        FolderError,
-    )
-    return body
+        return read_plain_config(file)
+    except CheckpointError as error:
+        raise FolderError(str(error)) from error
 
 
 def _class(transformers: Any, file: Path, body: dict[str, Any]) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 
 from ._batches import naming_batch
 from ._collectors import Observations, UnwatchedGroups, activations, gradients, watch
-from ._divergence import Divergence, same_conditions
+from ._divergence import Divergence, loss_growth
 from ._own_labels import OwnLabels
 from ._statistics import OBSERVED, BackwardStatistic, Observed, RunningMean, Statistic, needs_backward
 from ._watch_points import WatchPoint, filters_only, out_axis, positions_by_width, silence_, unwatched_groups
@@ -26,11 +26,11 @@ __all__ = [
     "activations",
     "filters_only",
     "gradients",
+    "loss_growth",
     "naming_batch",
     "needs_backward",
     "out_axis",
     "positions_by_width",
-    "same_conditions",
     "silence_",
     "unwatched_groups",
     "watch",

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from etp_graph._config import quoted
 from etp_graph.errors import ScoreError
-from etp_graph.model import undone
+from etp_graph.model import removing_hooks
 from etp_graph.plan import Plan
 from etp_graph.units import Units
 
@@ -137,17 +137,10 @@ def activations(model: nn.Module, plan: Plan, *names: str) -> Iterator[Observati
         current[0] = record.take_labels()
         padding.clear()
 
-    handles: list[Any] = []
     padding = PaddingMasks()
-
-    def remove_hooks() -> None:
-        padding.close()
-        for handle in handles:
-            handle.remove()
-
-    with undone(remove_hooks):
+    with removing_hooks() as handles:
         handles.append(model.register_forward_pre_hook(begin))
-        padding.watch(model)
+        handles.extend(padding.register(model))
         for _, statistic in running:
             module = model.get_submodule(statistic.site.module)
             statistic.begin(module)
@@ -263,13 +256,7 @@ def gradients(model: nn.Module, plan: Plan, name: str = "taylor") -> Iterator[Ob
         raise ScoreError(f"{name}: {quoted(frozen)} get no gradient: set requires_grad, or lock their groups.")
     record = Observations()
     sums = _Sums(units)
-    handles: list[Any] = []
-
-    def remove_hooks() -> None:
-        for handle in handles:
-            handle.remove()
-
-    with undone(remove_hooks):
+    with removing_hooks() as handles:
         handles.append(model.register_forward_pre_hook(lambda module, args: sums.end()))
         for key, w in parameters.items():
             if w.requires_grad:

@@ -26,24 +26,18 @@ class PaddingMasks:
 
     def __init__(self) -> None:
         self._masks: dict[str, Tensor | None] = {}
-        self._handles: list[RemovableHandle] = []
 
-    def watch(self, model: nn.Module) -> None:
-        """Register hooks on the modules that get a mask, until :meth:`close`."""
+    def register(self, model: nn.Module) -> Iterator[RemovableHandle]:
+        """Register hooks on the modules that get a mask, and yield their handles."""
         for name, module in model.named_modules():
             argument = _mask_argument(module)
             if argument is not None:
                 hook = self._noter(name, argument)
-                self._handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+                yield module.register_forward_pre_hook(hook, with_kwargs=True)
 
     def clear(self) -> None:
         """Forget the masks of the last forward."""
         self._masks.clear()
-
-    def close(self) -> None:
-        """Remove the hooks."""
-        for handle in self._handles:
-            handle.remove()
 
     def _noter(self, name: str, argument: str) -> Any:
         def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -6,12 +6,11 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from etp_graph._config import require, require_count
 from etp_graph.budget import Budget
-from etp_graph.collect import Divergence, OwnLabels, same_conditions
+from etp_graph.collect import loss_growth
 from etp_graph.depth import choose_blocks
 from etp_graph.errors import BudgetError, PlanError
 from etp_graph.model import copy_model
@@ -27,11 +26,11 @@ class Depth:
         model: the dense model.
         batches: example inputs, as of :func:`oneshot_`.
         numbers: the number, or several to try.
-        loss: measures models; ``None`` or labels of the model's own: the divergence does.
+        loss: measures models; see :func:`etp_graph.collect.loss_growth`.
 
     Attributes:
         asked: whether any blocks are to be removed.
-        n_trials: number of models that are pruned to choose the number.
+        n_steps: number of steps that the choice and the removal of blocks take.
         found: what each number was measured to cost.
 
     Raises:
@@ -48,7 +47,8 @@ class Depth:
         self._model, self._batches, self._loss = model, batches, loss
         self._numbers = sorted(set(several))
         self.asked = self._numbers != [0]
-        self.n_trials = len(self._numbers) if len(self._numbers) > 1 else 0
+        trials = len(self._numbers) if len(self._numbers) > 1 else 0
+        self.n_steps = 2 + trials if self.asked else 0  # a trace of the whole model, and the removal
         self.found: dict[int, float] = {}
         require(
             not (self.asked and goal.measured),
@@ -71,30 +71,15 @@ class Depth:
         """
         if not self.asked:
             return ()
-        order = [block.name for block in self._ranked()]
+        batches = list(self._batches)
+        ranked, _ = choose_blocks(self._model, batches, n_blocks=max(self._numbers))
+        order = [block.name for block in ranked]
         if len(self._numbers) == 1:
             return tuple(order)
-        measure = self._measure()
+        measure = loss_growth(self._model, batches, self._loss)
         for number in self._numbers:
             copied = copy_model(self._model)
             prune(copied, order[:number])
             self.found[number] = step(f"blocks: {number}", lambda: measure(copied))  # noqa: B023 - called at once
         best = min(self.found, key=lambda number: (not np.isfinite(self.found[number]), self.found[number]))
         return tuple(order[:best])
-
-    def _ranked(self) -> list[Any]:
-        blocks, _ = choose_blocks(self._model, list(self._batches), n_blocks=max(self._numbers))
-        return blocks
-
-    def _measure(self) -> Callable[[nn.Module], float]:
-        if self._loss is None or isinstance(self._loss, OwnLabels):
-            return Divergence(self._model, list(self._batches))
-        loss = self._loss
-
-        @torch.no_grad()
-        def mean(model: nn.Module) -> float:
-            with same_conditions(model):
-                return float(np.mean([float(loss(model, batch)) for batch in self._batches]))
-
-        before = mean(self._model)
-        return lambda model: mean(model) - before

@@ -52,8 +52,8 @@ class OneShotResult:
         norms: number of batch norms that were measured anew.
         seconds: time of each step, by its name.
         removed_blocks: names of the blocks that were removed, as they were called before.
-        divergences: for each number of blocks that was tried, the divergence of the pruned model from the dense one,
-            or the growth of the loss.
+        divergences: for each number of blocks that was tried, how much worse a copy pruned to it was
+            (:func:`etp_graph.collect.loss_growth`).
     """
 
     plan: Plan
@@ -142,7 +142,8 @@ def oneshot_(
         PlanError,
     )
     pending: list[PreparedChanges] = []
-    with Bar(len(_STEPS) + depth.n_trials, show=progress) as bar, undone(lambda: _undo_all(pending)):
+    n_steps = len(_STEPS) + depth.n_steps + (allocation == "sensitivity")
+    with Bar(n_steps, show=progress) as bar, undone(lambda: _undo_all(pending)):
         run = _Steps(bar)
         work = _Work(
             method=method, batches=repeatable, example=first, loss=loss, compensate=compensate, ridge=ridge,
@@ -197,9 +198,9 @@ def _prune(
     record = run.step("calibrate", lambda: _calibrate(model, used, work.method, work.batches, work.loss))
     scores = work.method.scores(model, used, record=record)
     if work.by_sensitivity:
-        order, own = scores, None if isinstance(work.loss, OwnLabels) else work.loss
+        order = scores
         scores = run.step(
-            "sensitivity", lambda: sensitivity(model, used, order, work.batches, loss=own, progress=False)
+            "sensitivity", lambda: sensitivity(model, used, order, work.batches, loss=work.loss, progress=False)
         )
     chosen = run.step("allocate", lambda: allocate(model, used, scores, budget=goal, example_inputs=work.example))
     dense, pruned = cost(model, used), cost(model, used, chosen)

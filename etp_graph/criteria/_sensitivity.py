@@ -21,7 +21,7 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from etp_graph._config import require, require_number
-from etp_graph.collect import Divergence, same_conditions
+from etp_graph.collect import loss_growth
 from etp_graph.errors import ScoreError
 from etp_graph.model import copy_model
 from etp_graph.plan import Group, Plan
@@ -79,7 +79,7 @@ def sensitivity(
     for share in shares:
         require_number("shares", share, 0, 1, ScoreError)
         require(share > 0, "shares: 0 removes nothing; give shares in (0, 1].", ScoreError)
-    measure = Divergence(model, held) if loss is None else _loss_increase(model, held, loss)
+    measure = loss_growth(model, held, loss)
     found = torch.ones(plan.n_units, dtype=torch.float64)
     spans = {group.name: span for group, span in plan.spans()}
     groups = [group for group in plan.prunable if group.n_units > 1]
@@ -137,15 +137,3 @@ def _slopes(points: Sequence[tuple[int, float]], n_units: int) -> np.ndarray[Any
 
 def _slope(a: tuple[int, float], b: tuple[int, float]) -> float:
     return (b[1] - a[1]) / (b[0] - a[0])
-
-
-def _loss_increase(model: nn.Module, batches: Sequence[Any], loss: Loss) -> Callable[[nn.Module], float]:
-    def mean(one: nn.Module) -> float:
-        with same_conditions(one):
-            return float(np.mean([float(loss(one, batch)) for batch in batches]))
-
-    dense = mean(model)
-    require(
-        np.isfinite(dense), "the loss of the dense model is not finite: check the batches and the loss.", ScoreError
-    )
-    return lambda one: mean(one) - dense

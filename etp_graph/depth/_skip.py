@@ -7,9 +7,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
-from etp_graph.model import undone
+from etp_graph.model import removing_hooks
 
 from ._find import first_tensor
 
@@ -17,13 +16,7 @@ from ._find import first_tensor
 @contextmanager
 def skipped(model: nn.Module, names: Iterable[str]) -> Iterator[None]:
     """Let each of the named blocks return its input inside this context. It still runs; what it adds is dropped."""
-    hooks: list[RemovableHandle] = []
-
-    def remove_hooks() -> None:
-        for hook in hooks:
-            hook.remove()
-
-    with undone(remove_hooks):
+    with removing_hooks() as hooks:
         blocks = map(model.get_submodule, names)
         hooks.extend(block.register_forward_hook(_return_input, with_kwargs=True) for block in blocks)
         yield

@@ -35,7 +35,7 @@ from ._run import ModuleStack, convert_inputs, run_model, tensors_of
 from ._running_line import failing_line, running_line
 from ._shards import Shards, any_sharded, is_sharded, local_part, local_ranges
 from ._tensors import all_tensors, copy_model, first_names, named_tensors, persistent_names
-from ._undone import undone
+from ._undone import removing_hooks, undone
 from ._wrappers import after_gradients, inner_optimizer, plain_forward, require_bare
 from ._written_state import ModelState, restored_state
 
@@ -89,6 +89,7 @@ __all__ = [
     "preserved_rng",
     "private_random",
     "register_padding",
+    "removing_hooks",
     "require_bare",
     "restore_rng_",
     "restored_state",

@@ -10,11 +10,10 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
-from torch.utils.hooks import RemovableHandle
 
 from etp_graph.errors import PlanError
 
-from ._undone import undone
+from ._undone import removing_hooks
 
 
 def run_model(model: nn.Module, example_inputs: Any) -> Any:
@@ -89,14 +88,8 @@ class ModuleStack:
     @contextmanager
     def watching(self) -> Iterator[ModuleStack]:
         """Keep :attr:`modules` up to date inside this context."""
-        handles: list[RemovableHandle] = []
-
-        def remove_hooks() -> None:
-            for handle in handles:
-                handle.remove()
-            self.modules.clear()
-
-        with undone(remove_hooks):
+        self.modules.clear()
+        with removing_hooks() as handles:
             for module in self._model.modules():
                 handles.append(module.register_forward_pre_hook(self._enter_module, prepend=True))
                 handles.append(module.register_forward_hook(self._leave_module, prepend=True, always_call=True))

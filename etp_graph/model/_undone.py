@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from torch.utils.hooks import RemovableHandle
+
 _ATTEMPTS = 5
 """Number of exceptions in a row after which undoing is given up. An interrupt from outside is one."""
 
@@ -34,6 +36,19 @@ def undone(undo: Callable[[], object]) -> Iterator[None]:
             _until_finished(finish)
     finally:
         _until_finished(finish)  # an interrupt may arrive between the end of the block and the call above
+
+
+@contextmanager
+def removing_hooks() -> Iterator[list[RemovableHandle]]:
+    """Yield a list for handles of hooks. All of them are removed when the context ends."""
+    handles: list[RemovableHandle] = []
+
+    def remove() -> None:
+        for handle in handles:
+            handle.remove()
+
+    with undone(remove):
+        yield handles
 
 
 def _until_finished(finish: Callable[[], object]) -> None:

@@ -16,9 +16,12 @@ from benchmarks.models import registry
 from etp_graph.plan import Group, Slice
 from etp_graph.plan._groups import as_tensor
 from etp_graph.verification import _verify, lock_what_fails
+from etp_graph.verification._trials import SCREENED, Trials
 
 MODELS = ("cifar_resnet20", "pyg:gat_ppi_small", "hf:llama_gqa", "rnn:lstm_lm")
 MORE = ("hf:bert", "hf:t5", "hf:gemma3", "informer", "cifar_densenet40", "timm:mobilenetv2_035", "pyg:sage3")
+
+DEEP = ("resnet152", "densenet201", "vit_b_16", "swin_t", "efficientnet_b4", "hf:gemma3", "timm:repghostnet_050")
 
 Mutant = tuple[str, Group, Slice, etp.Plan]
 
@@ -73,6 +76,21 @@ def test_wrong_plans_are_refuted(name: str, count: int, tell: Callable[[str], No
     ]
     tell(f"{len(chosen)} of {len(found)} wrong plans, {len(chosen) - len(missed)} refuted")
     assert not missed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", DEEP)
+def test_rounding_of_right_plans_is_below_the_screen(name: str, tell: Callable[[str], None]) -> None:
+    entry = registry()[name]
+    torch.manual_seed(0)
+    model, inputs = entry.build(), entry.inputs()
+    plan = etp.trace(model, inputs, check=False)
+    screen = Trials(
+        model, plan, inputs, gradients=False, randomize=True, seed=0, dtypes=(torch.float32,)
+    )  # fmt: skip
+    largest = max(screen.trial(plan.prunable, ratio).error for ratio in (0.5, 0.0, 1.0))
+    tell(f"{largest:.1e}")
+    assert largest < SCREENED
 
 
 def test_a_doubt_of_the_screen_is_judged_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:

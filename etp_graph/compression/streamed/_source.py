@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from etp_graph._config import quoted, require
+from etp_graph.checkpoint import import_transformers, read_plain_config
 from etp_graph.errors import CheckpointError
 from etp_graph.model import all_tensors, first_names, persistent_names
 
@@ -55,8 +56,8 @@ class SourceFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        transformers = _transformers()
-        body = _checked_config(path / "config.json")
+        transformers = import_transformers()
+        body = read_plain_config(path / "config.json")
         try:
             self.config: Any = transformers.AutoConfig.from_pretrained(str(path))
             self.model_class: Any = getattr(transformers, str((body.get("architectures") or [""])[0]))
@@ -140,39 +141,6 @@ class SourceFolder:
         except (OSError, SafetensorError, RuntimeError) as error:
             raise CheckpointError(f"{tensor.file}: {key} cannot be read ({error}). Restore the folder.") from error
         return found
-
-
-def _transformers() -> Any:
-    try:
-        return import_module("transformers")
-    except ImportError as error:
-        raise CheckpointError("folders of transformers need it: pip install 'etp-graph[transformers]'.") from error
-
-
-def _checked_config(file: Path) -> Mapping[str, Any]:
-    """Return what a ``config.json`` says, or raise :class:`CheckpointError` for what cannot be pruned as it is."""
-    try:
-        body = json.loads(file.read_text(encoding="utf8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file}: cannot be read as JSON ({error}). Name a folder of transformers.") from error
-    require(isinstance(body, dict), f"{file}: holds no configuration of transformers.", CheckpointError)
-    require(
-        not body.get("auto_map"),
-        f"{file}: the model needs code of its own (auto_map), which is never run here. Use etp_graph.oneshot_.",
-        CheckpointError,
-    )
-    require(
-        not body.get("quantization_config"),
-        f"{file}: the weights are quantized. Prune the model that they were quantized from, and quantize the result.",
-        CheckpointError,
-    )
-    require(
-        not (file.parent / "adapter_config.json").is_file(),
-        f"{file.parent}: holds adapters. Merge them first (model.merge_and_unload()) and save the merged model.",
-        CheckpointError,
-    )
-    found: Mapping[str, Any] = body
-    return found
 
 
 def _weight_files(path: Path) -> list[Path]:
