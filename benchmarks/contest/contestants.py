@@ -15,7 +15,6 @@ import etp_graph as etp
 from benchmarks.common.contestant_names import CONTROLS, DISTILLED, FRESH, SMALL, UNPRUNED, bare_name
 from benchmarks.contest import torch_pruning
 from benchmarks.contest.counting import Counter
-from benchmarks.contest.distillation import Distillation
 from benchmarks.contest.strength import reference
 from benchmarks.contest.training import train
 from benchmarks.contest.variants import CONTROLS as CONTROL_METHODS
@@ -23,6 +22,7 @@ from benchmarks.contest.variants import STUDY
 from benchmarks.tasks.base import Task
 from etp_graph import methods
 from etp_graph.methods import Method
+from etp_graph.recovery import Distillation
 
 Stage = Literal["dense", "sparse", "pruned", "finetuned"]
 Watch = Callable[[Stage, nn.Module], None]
@@ -30,6 +30,8 @@ RATES = (0.3, 1.0, 3.0, 9.0)
 """Learning rates that `small-dense` tries, as multiples of the one of the wide network."""
 CALIBRATION = 4
 """Batches that a criterion sees which needs data."""
+TEMPERATURE, DISTANCE = 4.0, 0.5
+"""Of distillation: what logits are divided by, and what the distance is multiplied with before it is added to the loss."""
 
 
 def known() -> tuple[str, ...]:
@@ -56,6 +58,11 @@ def tunable(name: str) -> bool:
     return bare_name(name) in torch_pruning.PEERS or (
         method is not None and method.force is not None and not method.steered
     )
+
+
+def _distance(teacher: Distillation | None) -> Callable[[], torch.Tensor] | None:
+    """What distillation adds to the loss of a step."""
+    return None if teacher is None else lambda: DISTANCE * teacher.distance()
 
 
 def initialise_(model: nn.Module) -> None:
@@ -160,7 +167,7 @@ class Contest:
         with self._teacher(model) as teacher:
             train(
                 self.task, model, steps=recipe.scratch_steps, peak=peak, seed=self.seed, start=0,
-                penalty=None if teacher is None else teacher.penalty,
+                penalty=_distance(teacher),
             )  # fmt: skip
         self.watch("finetuned", model)
         return Finished(model=model, strength=peak, macs=macs)
@@ -246,7 +253,8 @@ class Contest:
         """The dense network as a teacher, where the contestant is a distilled one."""
         if not self.distilled:
             return nullcontext()
-        return Distillation(model, self.start.dense, classes=self.task.classes)
+        compare: Literal["predictions", "values"] = "predictions" if self.task.classes else "values"
+        return Distillation(model, self.start.dense, temperature=TEMPERATURE, compare=compare)
 
     def _phase(self, model: nn.Module, name: Stage, *, phase: etp.Phase | None = None, forced: bool = True) -> None:
         """The steps of one phase, or of a round's share of it."""
@@ -269,7 +277,7 @@ class Contest:
 
         in_loss = acts is not None and acts.method.mode == "loss"
         with self._teacher(model) if name == "finetuned" else nullcontext() as teacher:
-            extra = penalty if in_loss else (None if teacher is None else teacher.penalty)
+            extra = penalty if in_loss else _distance(teacher)
             train(
                 self.task, model, steps=steps, peak=peak, seed=self.seed, start=self.done, attach=attach, penalty=extra
             )

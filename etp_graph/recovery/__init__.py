@@ -1,14 +1,16 @@
-"""Recover accuracy after surgery without training: compensation in closed form, batch norms measured anew."""
+"""Recover accuracy after surgery: compensation in closed form, batch norms measured anew, distillation in training."""
 
 from __future__ import annotations
 
 from ._batch_norms import prepare_batch_norms, reestimate_batch_norms_
 from ._compensate import compensate_, input_moments, prepare_compensation
+from ._distillation import Distillation
 from ._fit import Compensation, LayerFit, fit_readers, lossy_axes
 from ._record import InputMoments, record_inputs
 
 __all__ = [
     "Compensation",
+    "Distillation",
     "InputMoments",
     "LayerFit",
     "compensate_",
