@@ -21,6 +21,7 @@ COMMANDS = {
     "export": ("export.run", "Export pruned models with torch.export, torch.compile and ONNX."),
     "serving": ("serving.run", "Prune a real language model, export it, and run it in engines without this library."),
     "llm": ("llm.run", "Prune a real language model without training, by this and other methods."),
+    "llm-recovery": ("llm.recovery", "Train a pruned language model for a few hundred steps, in several ways."),
     "llm-streamed": ("llm.streamed", "Prune a language model in a folder without loading it, and measure its memory."),
     "latency": ("latency.run", "Compare the speed-up in multiply-adds with that in time, and check budgets in time."),
     "speed": ("speed.run", "Measure the cost of the force, of plans, of budgets and of surgery."),

@@ -20,16 +20,25 @@ RIDGE = 0.1
 """Chosen on the validation text among 1e-3, 1e-2 and 1e-1, whose perplexities differ by less than 1 %."""
 
 
+BLOCKS = (0, 2, 4)
+"""Numbers of layers that ``fisher+weights+depth`` tries to remove before units."""
+
+MEASURED = 2
+"""Batches on which sensitivity is measured: each group is measured four times."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Method:
     """How units are chosen and what is made good.
 
     Attributes:
-        criterion: name of the criterion.
+        criterion: name of the criterion; ``influence`` is that of whole layers.
         made_good: ``"nothing"``; ``"mean"``: the mean of what is lost goes into new biases; ``"weights"``: least
             squares.
         scope, rank: as of :class:`etp_graph.Budget`.
         heads: whether heads may go, too.
+        allocation: ``"sensitivity"``: how groups compare is measured, see :func:`etp_graph.criteria.sensitivity`.
+        depth: ``"alone"``: only whole layers go; ``"before"``: two or four layers may go before units do.
         source: where the method comes from.
     """
 
@@ -38,6 +47,8 @@ class Method:
     scope: Literal["global", "local"] = "local"
     rank: Literal["score", "score_per_mac"] = "score"
     heads: bool = True
+    allocation: Literal["scores", "sensitivity"] = "scores"
+    depth: Literal["none", "alone", "before"] = "none"
     source: str = ""
 
 
@@ -58,6 +69,15 @@ METHODS: Mapping[str, Method] = {
     "kron-obs+weights": Method(
         criterion="kron_obs", made_good="weights", scope="global", rank="score_per_mac", source="this library"
     ),
+    "fisher+weights, sensitivity": Method(
+        criterion="fisher", made_good="weights", scope="global", rank="score_per_mac", allocation="sensitivity",
+        source="this library: `criteria.sensitivity`",
+    ),
+    "fisher+weights+depth": Method(
+        criterion="fisher", made_good="weights", scope="global", rank="score_per_mac", depth="before",
+        source=f"this library: `oneshot_` with `blocks={BLOCKS}`",
+    ),
+    "shortgpt": Method(criterion="influence", depth="alone", source="Men et al. 2024: the layers of least influence"),
     "wanda-sp+weights": Method(criterion="wanda", made_good="weights", source="Wanda-sp with compensation"),
 }  # fmt: skip
 
@@ -83,21 +103,41 @@ class Experiment:
     plan: etp.Plan
     batches: list[dict[str, Any]]
     seed: int
-    _scores: dict[str, Tensor] = field(default_factory=dict)
+    _scores: dict[tuple[str, str], Tensor] = field(default_factory=dict)
     _moments: InputMoments | None = None
 
-    def prune(self, method: Method, params: int) -> tuple[Any, etp.Selection]:
-        """A pruned copy with at most this many parameters, and the units that stay."""
-        scores = self._score(method.criterion)
+    def prune(self, method: Method, params: int) -> tuple[Any, etp.Selection | None]:
+        """A pruned copy with at most this many parameters, and the units that stay, if units were chosen."""
         model, plan = copy.deepcopy(self.model), self.plan
+        if method.depth == "alone":
+            return self._shortened(model, params), None
+        budget = etp.Budget(params=params, scope=method.scope, rank=method.rank)
+        if method.depth == "before":
+            return self._with_depth(model, method, budget)
+        scores = self._score(method.criterion, method.allocation)
         if not method.heads:
             plan = plan.lock({group.name: "heads stay" for group in plan.prunable if group.kind == "heads"})
-        budget = etp.Budget(params=params, scope=method.scope, rank=method.rank)
         if method.made_good == "mean":
             return self._with_biases(model, scores, budget)
         done = etp.oneshot_(
             model, self.batches, budget=budget, criterion=_given(scores), plan=plan, ridge=RIDGE, progress=False,
             compensate=self._recorded() if method.made_good == "weights" else False,
+        )  # fmt: skip
+        return model, done.selection
+
+    def _shortened(self, model: Any, params: int) -> Any:
+        """The model without its layers of least influence, scored once, as ShortGPT does."""
+        blocks = list(etp.depth.find_blocks(model, self.batches[0]))
+        number = -(-(model.num_parameters() - params) // blocks[0].parameters)
+        influence = etp.depth.block_influence(model, blocks, self.batches)
+        least = [blocks[place] for place in influence.argsort()[:number]]
+        etp.depth.remove_blocks_(model, least, self.batches[0])
+        return model
+
+    def _with_depth(self, model: Any, method: Method, budget: etp.Budget) -> tuple[Any, etp.Selection]:
+        done = etp.oneshot_(
+            model, self.batches, budget=budget, criterion=method.criterion, ridge=RIDGE, progress=False, blocks=BLOCKS,
+            loss=OwnLabels(seed=self.seed), compensate=method.made_good == "weights",
         )  # fmt: skip
         return model, done.selection
 
@@ -124,10 +164,15 @@ class Experiment:
             self._moments = input_moments(self.model, self.plan, self.batches)
         return self._moments
 
-    def _score(self, criterion: str) -> Tensor:
-        if criterion not in self._scores:
-            self._scores[criterion] = self._observe(criterion)
-        return self._scores[criterion]
+    def _score(self, criterion: str, allocation: Literal["scores", "sensitivity"] = "scores") -> Tensor:
+        if (criterion, allocation) not in self._scores:
+            found = self._observe(criterion) if allocation == "scores" else self._sensitivity(criterion)
+            self._scores[criterion, allocation] = found
+        return self._scores[criterion, allocation]
+
+    def _sensitivity(self, criterion: str) -> Tensor:
+        some = self.batches[:MEASURED]
+        return etp.criteria.sensitivity(self.model, self.plan, self._score(criterion), some, progress=False)
 
     def _observe(self, criterion: str) -> Tensor:
         found = find_criterion(criterion)

@@ -15,8 +15,8 @@ SHARES = (0.8, 0.9, 0.7, 0.5)
 
 HEAD = """# A language model pruned without training
 
-SmolLM2-135M-Instruct (30 layers, weights of 4 bits read as float32) loses heads and neurons until a share of its
-parameters stays. Embeddings are not counted and not pruned. No method trains.
+SmolLM2-135M-Instruct (30 layers, weights of 4 bits read as float32) loses heads, neurons or whole layers until a share of
+its parameters stays. Embeddings are not counted and not pruned. No method trains.
 
 - Measure: `python -m benchmarks llm` (one thread; a run that has a line is not repeated).
 - Results: `benchmarks/results/llm.jsonl`.
@@ -48,6 +48,9 @@ TERMS = """## Terms
 | method | criterion | units are compared | source |
 |---|---|---|---|
 """
+
+
+_SCOPES = {"local": "within their group", "global": "across groups"}
 
 
 def page(records: Sequence[Record]) -> str:
@@ -111,6 +114,6 @@ def _terms(rows: Sequence[Record]) -> str:
     text = TERMS.format(**rows[0]["tokens"])
     for name, method in METHODS.items():
         if any(one["config"]["method"] == name for one in rows):
-            scope = "within their group" if method.scope == "local" else "across groups"
+            scope = "whole layers" if method.depth == "alone" else _SCOPES[method.scope]
             text += f"| `{name}` | `{method.criterion}` | {scope} | {method.source} |\n"
     return text

@@ -53,17 +53,23 @@ def measured(model: Any, tokenizer: Any) -> dict[str, float]:
     }
 
 
+def units_target(model: Any, share: float) -> int:
+    """The number of parameters at a share, embeddings not counted."""
+    embedding = int(model.get_input_embeddings().weight.numel())
+    return embedding + int(share * (model.num_parameters() - embedding))
+
+
 def run_one(experiment: Experiment, config: dict[str, Any], tokenizer: Any) -> Record:
     """The record of one run."""
     embedding = experiment.model.get_input_embeddings().weight.numel()
     dense = experiment.model.num_parameters()
-    target = embedding + int(config["share"] * (dense - embedding))
     begin = perf_counter()
-    model, selection = experiment.prune(METHODS[config["method"]], target)
+    model, selection = experiment.prune(METHODS[config["method"]], units_target(experiment.model, config["share"]))
     seconds = perf_counter() - begin
-    kept = {name: int(keep.sum()) for name, keep in selection.keep.items()}
+    kept = {} if selection is None else {name: int(keep.sum()) for name, keep in selection.keep.items()}
     return {
         "config": config, "params": [dense, model.num_parameters()], "embedding": embedding, "kept": kept,
+        "layers": model.config.num_hidden_layers,
         "perplexity": measured(model, tokenizer), "seconds": round(seconds, 1),
         "tokens": {"calibration": CALIBRATION * 256, "ptb": TEST * 256, "sst2": OTHER * 256},
     }  # fmt: skip
