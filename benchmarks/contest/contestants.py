@@ -31,7 +31,7 @@ RATES = (0.3, 1.0, 3.0, 9.0)
 CALIBRATION = 4
 """Batches that a criterion sees which needs data."""
 TEMPERATURE, DISTANCE = 4.0, 0.5
-"""Of distillation: what logits are divided by, and what the distance is multiplied with before it is added to the loss."""
+"""Of distillation: what logits are divided by, and what the distance is multiplied with as a part of the loss."""
 
 
 def known() -> tuple[str, ...]:

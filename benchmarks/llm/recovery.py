@@ -105,12 +105,9 @@ class Session:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks llm-recovery", description=(__doc__ or "").splitlines()[0]
-    )
-    parser.add_argument(
-        "--share", type=float, default=0.8, metavar="X", help="of the parameters that stay; default 0.8"
-    )
+    what = (__doc__ or "").splitlines()[0]
+    parser = argparse.ArgumentParser(prog="python -m benchmarks llm-recovery", description=what)
+    parser.add_argument("--share", type=float, default=0.8, metavar="X", help="of the parameters; default 0.8")
     parser.add_argument("--steps", nargs="+", type=int, default=[200, 1000], metavar="N", help="default 200 1000")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--results", type=Path, default=RESULTS, help="the JSON lines")

@@ -11,8 +11,8 @@ DENSE = "dense"
 
 HEAD = """# A pruned language model trained for a few minutes
 
-SmolLM2-135M-Instruct is pruned as on [this page](llm.md), and then trained on the training text of the Penn Treebank, one
-window of 256 tokens a step.
+SmolLM2-135M-Instruct is pruned as on [this page](llm.md), and then trained on the training text of the Penn Treebank,
+one window of 256 tokens a step.
 
 - Measure: `python -m benchmarks llm-recovery` (one thread; a run that has a line is not repeated).
 - Results: `benchmarks/results/llm-recovery.jsonl`.

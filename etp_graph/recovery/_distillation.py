@@ -37,9 +37,9 @@ class Distillation:
             mode, and nothing else of it changes.
         temperature: logits are divided by it before they become probabilities.
         weight: share of the distance in the loss, in [0, 1].
-        compare: ``"predictions"``: Kullback-Leibler divergence of the classes, times temperature²; logits [..., classes]
-            are the field ``logits`` of the output, or its first tensor. It is the mean over all positions but those
-            whose ``attention_mask`` is zero. ``"values"``: mean square error of the first tensor. Or a function of
+        compare: ``"predictions"``: Kullback-Leibler divergence of the classes, times temperature². Logits
+            [..., classes] are the field ``logits`` of the output, or its first tensor. The mean is over all positions
+            but those whose ``attention_mask`` is zero. ``"values"``: mean square error of the first tensor. Or a function of
             (output of the student, output of the teacher) that returns a scalar.
         hidden: names of modules whose outputs are compared, too; or, if the names differ, a mapping from those of the
             student to those of the teacher. Their outputs have the same shape, so they are not units.
@@ -232,8 +232,8 @@ def _same_shape(found: Tensor, wanted: Tensor, what: str) -> tuple[Tensor, Tenso
     """Return both tensors in float32 (or float64) on one device; raise :class:`ForceError` if the shapes differ."""
     if found.shape != wanted.shape:
         raise ForceError(
-            f"{what} has shape {list(found.shape)} in the student and {list(wanted.shape)} in the teacher: compare what "
-            "was not pruned, or pass a function as compare=."
+            f"{what} has shape {list(found.shape)} in the student and {list(wanted.shape)} in the teacher: compare "
+            "what was not pruned, or pass a function as compare=."
         )
     kind = torch.float64 if found.dtype == torch.float64 else torch.float32
     return found.to(kind), wanted.to(found.device, kind)

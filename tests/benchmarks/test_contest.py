@@ -19,7 +19,6 @@ from torch import nn
 from benchmarks.common.records import read_records
 from benchmarks.contest import contestants, protocol, run, strength, torch_pruning
 from benchmarks.contest import torch_pruning_check as check
-from benchmarks.contest.distillation import TEMPERATURE, WEIGHT, Distillation
 from benchmarks.contest.protocol import Config, Protocol, Trial
 from benchmarks.contest.training import checkpoint, train
 from benchmarks.recipes import weight_decay as decay
@@ -374,24 +373,6 @@ def test_every_contestant_can_be_distilled(toy: Toy, method: str) -> None:
     assert taught["macs"] == plain["macs"]
     for stage in set(plain["test"]) - {"finetuned"}:
         assert taught["test"][stage] == plain["test"][stage]  # the teacher speaks while fine-tuning only
-
-
-def test_a_students_gradient_is_that_of_the_distance_to_the_teacher() -> None:
-    torch.manual_seed(0)
-    student, teacher, x = nn.Linear(3, 4), nn.Linear(3, 4), torch.randn(5, 3)
-    with Distillation(student, teacher, classes=False) as watched:
-        student(x)
-        found = watched.penalty()
-    assert torch.allclose(found, WEIGHT * (student(x) - teacher(x)).square().mean())
-    with Distillation(student, teacher, classes=True) as watched:
-        student(x)
-        found = watched.penalty()
-    p, q = ((net(x) / TEMPERATURE).softmax(-1) for net in (teacher, student))
-    assert torch.allclose(found, WEIGHT * TEMPERATURE**2 * (p * (p / q).log()).sum(-1).mean(), atol=1e-6)
-    assert not student._forward_hooks
-    with Distillation(student, copy.deepcopy(student), classes=True) as watched:
-        student(x)
-        assert float(watched.penalty().detach()) == pytest.approx(0.0, abs=1e-6)
 
 
 # How a weight decay is chosen.

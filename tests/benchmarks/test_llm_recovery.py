@@ -53,12 +53,10 @@ def test_every_way_trains_a_model_of_the_right_size(tmp_path: Path, monkeypatch:
     assert [(one["config"]["method"], one["config"]["how"]) for one in rows] == list(recovery.RUNS)
     target = recovery.units_target(build(), 0.7)
     for one in rows:
-        tried = {
-            line["config"]["rate"]: line["valid"]
-            for line in records
-            if line["config"].get("tuned") == one["config"]["how"]
-        }
-        assert set(tried) == set(RECOVERIES[one["config"]["how"]].rates)
+        how = one["config"]["how"]
+        tuned = [line for line in records if line["config"].get("tuned") == how]
+        tried = {line["config"]["rate"]: line["valid"] for line in tuned}
+        assert set(tried) == set(RECOVERIES[how].rates)
         assert one["rate"] == min(tried, key=tried.__getitem__)
         if one["before"] is None or one["config"]["method"] != "dense":
             assert one["params"] <= target + 32 * 4  # flap adds biases

@@ -180,9 +180,10 @@ def test_bad_settings_are_refused() -> None:
         Distillation(student, teacher, hidden=["1", "9"])
     assert not student[1]._forward_hooks
     assert not student._forward_hooks
-    with Distillation(student, teacher) as distillation, pytest.raises(ForceError, match="training mode"):
+    with Distillation(student, teacher) as distillation:
         student.eval()(x)
-        distillation.distance()
+        with pytest.raises(ForceError, match="training mode"):
+            distillation.distance()
     wide = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4))
     with Distillation(wide, teacher, hidden=["0"]), pytest.raises(ForceError, match=r"'0'.*\[5, 8\].*\[5, 16\]"):
         wide(x)
