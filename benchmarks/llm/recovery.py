@@ -1,8 +1,8 @@
 """Train a pruned SmolLM2-135M-Instruct for a few hundred steps, in several ways, on equal terms.
 
 ``python -m benchmarks llm-recovery`` prunes by methods of ``python -m benchmarks llm``, and trains on windows of the
-training text of the Penn Treebank, one a step. The rate of each way is chosen on the validation text. The dense model is
-trained, too: it shows what the text alone brings. Each run is one JSON line; a run that has a line is not repeated.
+training text of the Penn Treebank, one a step. The rate of each way is chosen on the validation text. The dense model
+is trained, too: it shows what the text alone brings. Each run is one JSON line; a run that has a line is not repeated.
 """
 
 from __future__ import annotations

@@ -39,8 +39,8 @@ class Distillation:
         weight: share of the distance in the loss, in [0, 1].
         compare: ``"predictions"``: Kullback-Leibler divergence of the classes, times temperature². Logits
             [..., classes] are the field ``logits`` of the output, or its first tensor. The mean is over all positions
-            but those whose ``attention_mask`` is zero. ``"values"``: mean square error of the first tensor. Or a function of
-            (output of the student, output of the teacher) that returns a scalar.
+            but those whose ``attention_mask`` is zero. ``"values"``: mean square error of the first tensor. Or a
+            function of (output of the student, output of the teacher) that returns a scalar.
         hidden: names of modules whose outputs are compared, too; or, if the names differ, a mapping from those of the
             student to those of the teacher. Their outputs have the same shape, so they are not units.
         hidden_weight: what the distance of hidden states is multiplied with. For each module it is the mean square
