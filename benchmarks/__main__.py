@@ -20,6 +20,10 @@ COMMANDS = {
     "graph-sources": ("graph_sources.run", "Compare the plans of both sources: labels, and Torch-Pruning's graph."),
     "export": ("export.run", "Export pruned models with torch.export, torch.compile and ONNX."),
     "serving": ("serving.run", "Prune a real language model, export it, and run it in engines without this library."),
+    "oneshot": (
+        "oneshot.run",
+        "Prune networks for vision, language and graphs without training, by this and other methods.",
+    ),
     "llm": ("llm.run", "Prune a real language model without training, by this and other methods."),
     "llm-recovery": ("llm.recovery", "Train a pruned language model for a few hundred steps, in several ways."),
     "llm-streamed": ("llm.streamed", "Prune a language model in a folder without loading it, and measure its memory."),

@@ -151,7 +151,7 @@ class Glue(Task):
 
     def loss(self, model: nn.Module, chosen: Tensor, generator: torch.Generator) -> Tensor:
         inputs, labels = self.parts["train"]
-        loss: Tensor = model(**_shortened(inputs, chosen), labels=labels[chosen]).loss
+        loss: Tensor = model(**shortened(inputs, chosen), labels=labels[chosen]).loss
         return loss
 
     def order_of_pass(self, generator: torch.Generator) -> Tensor:
@@ -181,11 +181,11 @@ class Glue(Task):
         right = 0
         by_length = inputs["attention_mask"].sum(1).argsort()  # batches of like lengths waste no padding
         for chosen in by_length.split(64):
-            right += int((model(**_shortened(inputs, chosen)).logits.argmax(1) == labels[chosen]).sum())
+            right += int((model(**shortened(inputs, chosen)).logits.argmax(1) == labels[chosen]).sum())
         return right / len(labels)
 
 
-def _shortened(inputs: dict[str, Tensor], chosen: Tensor) -> dict[str, Tensor]:
+def shortened(inputs: dict[str, Tensor], chosen: Tensor) -> dict[str, Tensor]:
     """The examples, without the columns that are padding in all of them."""
     width = int(inputs["attention_mask"][chosen].sum(1).max())
     return {key: value[chosen, :width] for key, value in inputs.items()}

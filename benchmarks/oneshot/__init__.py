@@ -1,0 +1,1 @@
+"""Pruning without training on networks other than language models."""
