@@ -55,7 +55,7 @@ class Session:
     def __init__(self, results: Path, share: float, seed: int, console: Console) -> None:
         self.results, self.share, self.seed, self.console = results, share, seed, console
         self.dense, self.tokenizer = load_smollm2()
-        self.experiment = experiment_of(copy.deepcopy(self.dense), self.tokenizer, seed)
+        self.experiment = experiment_of(self.dense, self.tokenizer, seed)  # which only changes copies
         self.target = units_target(self.dense, share)
         self.teacher = copy.deepcopy(self.dense).to(torch.bfloat16)
         self._pruned: dict[str, Any] = {}
