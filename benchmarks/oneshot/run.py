@@ -25,7 +25,8 @@ from benchmarks.tasks import Scale, TaskUnavailableError, make
 RESULTS = Path("benchmarks/results/oneshot.jsonl")
 
 TASKS: dict[str, tuple[Scale, tuple[float, ...]]] = {
-    "cora": ("full", (3.0, 6.0, 12.0)), "sst2": ("cpu", (1.5, 2.0, 3.0)), "cifar10-resnet56": ("full", (1.25, 1.5, 2.0)),
+    "cora": ("full", (3.0, 6.0, 12.0)), "sst2": ("cpu", (1.5, 2.0, 3.0)),
+    "cifar10-resnet56": ("full", (1.25, 1.5, 2.0)),
 }  # fmt: skip
 """Scale and speed-ups."""
 
