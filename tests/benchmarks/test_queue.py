@@ -389,7 +389,7 @@ def test_the_commands_list_and_show_without_running(
     toy: Gated, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command.main(["queue", "--list", "--experiments", "E4", "--out", str(tmp_path)])
-    assert "E4: ptb dense 1x seed 4" in capsys.readouterr().out
+    assert "E4: ptb dense 1x seed 2" in capsys.readouterr().out
     monkeypatch.setenv("COLUMNS", "160")
     command.main(["status", "--tasks", "ptb", "--no-estimate", "--out", str(tmp_path)])
     assert "ptb" in capsys.readouterr().out
