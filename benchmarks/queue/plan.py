@@ -63,7 +63,7 @@ _CLAIM = ("index-uniform", "index-linear", "index-base", "index-exponential")
 PLAN: tuple[Experiment, ...] = (
     Experiment(
         name="G1", title="GAT on Cora: all methods on a small graph", task="cora", methods=_GRAPH,
-        speed_ups=(9.0, 3.0),
+        speed_ups=(36.0, 9.0),  # at 3x and 9x the first seed had all methods within a point of each other
     ),
     Experiment(
         name="E1", title="ResNet-20: does the force bring anything beyond the choice?", task="cifar10",
