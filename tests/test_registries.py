@@ -73,6 +73,7 @@ def test_all_tables_are_mappings_of_the_library_s_own_names() -> None:
         "hrank",
         "kron_obs",
         "obs",
+        "reap",
         "taylor",
         "wanda",
     }

@@ -34,7 +34,7 @@ class Recovery:
         source: where the way comes from.
     """
 
-    rates: tuple[float, ...] = (3e-5, 1e-4, 3e-4)
+    rates: tuple[float, ...] = (1e-4, 3e-4, 1e-3)
     adapters: bool = False
     teacher: bool = False
     sparse: bool = False

@@ -13,7 +13,7 @@ A collector stores running sums, not activations. It removes its hooks when the 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -26,8 +26,9 @@ from etp_graph.model import removing_hooks
 from etp_graph.plan import Plan
 from etp_graph.units import Units
 
+from ._expert_points import expert_points
 from ._padding import PaddingMasks
-from ._statistics import OBSERVED, BackwardStatistic, Statistic, needs_backward
+from ._statistics import OBSERVED, BackwardStatistic, Observed, Statistic, needs_backward
 from ._watch_points import WatchPoint, watch_points
 
 
@@ -113,7 +114,7 @@ def activations(model: nn.Module, plan: Plan, *names: str) -> Iterator[Observati
         plan: the plan.
         names: the statistics to record, by the names of their criteria. ``"hrank"`` is slow (a singular value
             decomposition of every map), ``"f_statistic"`` needs ``record.labels(y)`` before every forward, ``"fisher"``
-            needs a backward of each batch. Default: all that need no backward.
+            needs a backward of each batch. Default: all that need no backward, but those of experts.
 
     Positions that an ``attention_mask`` [samples, tokens] excludes are left out. The innermost module that gets the
     mask decides, so that an encoder and a decoder may have masks of their own. The same holds for masks of PyTorch's
@@ -127,10 +128,10 @@ def activations(model: nn.Module, plan: Plan, *names: str) -> Iterator[Observati
         ScoreError: a name is unknown, no group can be observed, or labels are missing.
     """
     plan.check(model)
-    chosen = names or tuple(name for name, observed in OBSERVED.items() if not needs_backward(observed))
+    chosen = names or tuple(name for name, observed in OBSERVED.items() if _is_plain(observed))
     statistics = {name: _statistic_of(name) for name in chosen}
     record = Observations()
-    running = [(name, make(site)) for site in watch_points(model, plan) for name, make in statistics.items()]
+    running = [(name, make(site)) for name, make in statistics.items() for site in _points(make, model, plan)]
     current: list[Tensor | None] = [None]
 
     def begin(module: nn.Module, args: Any) -> None:
@@ -163,7 +164,16 @@ def activations(model: nn.Module, plan: Plan, *names: str) -> Iterator[Observati
         )
 
 
-def _statistic_of(name: str) -> Callable[[WatchPoint], Statistic]:
+def _is_plain(observed: Observed) -> bool:
+    """Whether any model with units shows what is observed, in its forward."""
+    return not needs_backward(observed) and isinstance(observed, type) and not observed.of_experts
+
+
+def _points(make: type[Statistic], model: nn.Module, plan: Plan) -> Sequence[WatchPoint]:
+    return expert_points(model, plan) if make.of_experts else watch_points(model, plan)
+
+
+def _statistic_of(name: str) -> type[Statistic]:
     """Return the class of the statistic that a criterion observes.
 
     Raises:

@@ -21,9 +21,12 @@ class Statistic(ABC):
 
     Attributes:
         labelled: whether it needs the label of each sample.
+        of_experts: whether it takes what each expert of a layer adds to each token, [tokens, experts, 1], NaN where the
+            router sends a token to other experts. Units of other kinds are then not seen.
     """
 
     labelled: ClassVar[bool] = False
+    of_experts: ClassVar[bool] = False
 
     def __init__(self, site: WatchPoint) -> None:
         self.site = site

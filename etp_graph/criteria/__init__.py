@@ -35,6 +35,7 @@ from .from_activations._flap import flap
 from .from_activations._hrank import hrank
 from .from_activations._kron_obs import kron_obs
 from .from_activations._obs import obs
+from .from_activations._reap import reap
 from .from_activations._wanda import wanda
 
 __all__ = [
@@ -59,6 +60,7 @@ __all__ = [
     "magnitude",
     "obs",
     "random",
+    "reap",
     "register",
     "register_criterion",
     "sensitivity",

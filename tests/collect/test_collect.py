@@ -14,7 +14,7 @@ from etp_graph.collect import Observations
 from etp_graph.collect._watch_points import watch_points
 from etp_graph.errors import PlanError, ScoreError
 from tests.support.models.toy import Toy, toy_plan
-from tests.support.recorded_batches import batches, recorded
+from tests.support.recorded_batches import COLLECTED, batches, recorded
 
 FOUND = {"activation", "flap", "hrank", "f_statistic", "obs", "wanda"}
 
@@ -111,7 +111,7 @@ def test_several_backwards_of_one_forward_are_one_batch() -> None:
 @pytest.mark.parametrize("fails", [False, True])
 def test_hooks_are_gone_when_the_block_ends(fails: bool) -> None:
     model, plan = toy(), toy_plan()
-    for criterion in criteria.COLLECTED:
+    for criterion in COLLECTED:
         try:
             with collect.watch(model, plan, criterion):
                 if fails:
@@ -161,7 +161,7 @@ def test_units_of_unequal_width_and_vectors() -> None:
     assert record.values["hrank"][1] == record.values["activation"][1] == 0
 
 
-@pytest.mark.parametrize("name", criteria.COLLECTED)
+@pytest.mark.parametrize("name", COLLECTED)
 def test_records_that_are_missing_empty_or_of_others_are_told_apart(name: str) -> None:
     model, plan, score = toy(), toy_plan(), criteria.CRITERIA[name]
     if name != "taylor":

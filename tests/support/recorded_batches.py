@@ -5,9 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from etp_graph import collect
+from etp_graph import collect, criteria
 from etp_graph.collect import Observations
 from etp_graph.plan import Plan
+
+COLLECTED = tuple(name for name in criteria.COLLECTED if name != "reap")
+"""Criteria that need data of any model; experts are in ``test_reap.py``."""
 
 
 def batches(dtype: torch.dtype = torch.float32) -> list[tuple[Tensor, Tensor]]:
