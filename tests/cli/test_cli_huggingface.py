@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -208,3 +209,27 @@ def test_blocks_are_removed_before_units_and_count_in_the_target(folder: Path, t
         assert code == 1
         assert reason in " ".join(error.split())
     assert not (tmp_path / "no").exists()
+
+
+def test_texts_compensate_what_was_removed(folder: Path, texts: Path, tmp_path: Path) -> None:
+    kept = {}
+    for name, more in (("with", []), ("without", ["--no-compensate"])):
+        code, out, err = invoke(
+            "prune", f"hf:{folder}", "--params", "0.7", "--uniform", "--data", str(texts), "--out",
+            str(tmp_path / name), *more,
+        )  # fmt: skip
+        assert code == 0, err
+        assert ("compensated" in out) == (name == "with")
+        (error,) = re.findall(r"with these weights and this selection (\S+)", out)
+        assert float(error) < 1e-5  # the compensated model without the units, and with zeros in their place
+        kept[name] = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / name, dtype=torch.float32)
+    dense = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    tokens = tokenizer(texts.read_text(), return_tensors="pt")["input_ids"][:, :512].view(8, 64)
+    with torch.no_grad():
+        wanted = dense(tokens).logits
+        lost = {name: float((model(tokens).logits - wanted).square().mean()) for name, model in kept.items()}
+    for part in ("gate_proj", "up_proj"):  # the same units went, and what they read stays as it was
+        first, second = (getattr(model.model.layers[0].mlp, part).weight for model in kept.values())
+        assert torch.equal(first, second)
+    assert lost["with"] < lost["without"]
