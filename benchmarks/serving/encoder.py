@@ -57,7 +57,7 @@ def sentences(part: str, count: int) -> list[str]:
     folder = data_root() / "glue" / "sst2"
     file = folder / ("train.tsv.gz" if part == "train" else "dev.tsv")
     text = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
-    return [line.rpartition("\t")[0] or line for line in text.decode().splitlines()[1 : count + 1]]
+    return [line.partition("\t")[2] for line in text.decode().splitlines()[1 : count + 1]]
 
 
 def pruned_copy(model: Any, batches: Sequence[Any], share: float, way: str) -> Any:

@@ -48,7 +48,7 @@ def pooled(model: Any, tokenizer: Any, texts: list[str]) -> Any:
 
 
 def with_sentence_transformers(folder: Path, dense: Path) -> Encode:
-    """The folder as the first module of sentence-transformers; the others (pooling, length 1) are those of ``dense``."""
+    """The folder as first module of sentence-transformers; the others (pooling, length 1) are those of ``dense``."""
     from sentence_transformers import SentenceTransformer, models
 
     original = SentenceTransformer(str(dense), device="cpu")

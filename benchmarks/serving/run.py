@@ -27,11 +27,14 @@ from benchmarks.serving.folders import DENSE, WAYS, Folders, Setting, difference
 from benchmarks.serving.page import PAGE, RESULTS, page
 from etp_graph.demo.zoo.data import data_root
 
+ALONE = ("vllm",)
+"""Engines that hold one model in a process, so that it is not timed in turns with the dense one."""
 
-def run_engine(task: worker.Task) -> dict[str, Any]:
+
+def run_engine(task: worker.Task, python: str = sys.executable) -> dict[str, Any]:
     """What an engine answers; ``error`` if it fails."""
     done = subprocess.run(  # noqa: S603  # our own script
-        [sys.executable, "-I", worker.__file__], input=json.dumps(asdict(task)), capture_output=True, text=True,
+        [python, "-I", worker.__file__], input=json.dumps(asdict(task)), capture_output=True, text=True,
         check=False,
     )  # fmt: skip
     if done.returncode:
@@ -44,12 +47,13 @@ def measure(folders: Folders, setting: Setting, engine: str, text: Path, options
     """The record of one folder in one engine, in turns with the dense model."""
     names = [setting] if setting.way == DENSE else [Setting(share=1.0, way=DENSE), setting]
     places = [folders.make(one) for one in names]
+    loaded = places[-1:] if engine in ALONE else places
     task = worker.Task(
-        engine=engine, folders=[str(place) for place in places], text=str(text), prompts=options.prompts,
+        engine=engine, folders=[str(place) for place in loaded], text=str(text), prompts=options.prompts,
         tokens=options.tokens, rounds=options.rounds, timed=options.timed, llama_cpp=options.llama_cpp,
         sites=[str(Path(site).resolve()) for site in options.site],
     )  # fmt: skip
-    found = run_engine(task)
+    found = run_engine(task, options.vllm_python if engine == "vllm" else sys.executable)
     if "tokens" in found:
         found["differences"] = differences(places[-1], found.pop("tokens"))
     config = json.loads((places[-1] / "config.json").read_text(encoding="utf8"))
@@ -67,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--engines", nargs="*", default=list(worker.ENGINES), choices=list(worker.ENGINES))
     parser.add_argument("--site", nargs="*", default=[], help="folders of pip install --target with engines")
     parser.add_argument("--llama-cpp", default="", help="folder of the sources of llama.cpp, for its converter")
+    parser.add_argument("--vllm-python", default=sys.executable, help="Python of an environment with vLLM")
     parser.add_argument("--work", type=Path, default=None, help="where folders stay; default: in the cache")
     parser.add_argument("--round-to", type=int, default=32, help="neurons are a multiple of this")
     parser.add_argument("--prompts", type=int, default=20, help="number of prompts")

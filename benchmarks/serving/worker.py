@@ -249,6 +249,25 @@ def load_llama_cpp(folder: Path, task: Task) -> Continue:
     return continued
 
 
+def load_vllm(folder: Path, task: Task) -> Continue:
+    """The folder in vLLM on the CPU."""
+    os.environ.update(VLLM_CPU_KVCACHE_SPACE="1", VLLM_ENABLE_V1_MULTIPROCESSING="0", HF_HUB_OFFLINE="1",
+                      VLLM_NO_USAGE_STATS="1")  # fmt: skip
+    from vllm import LLM, SamplingParams
+
+    model = LLM(
+        model=str(folder), dtype="float32", enforce_eager=True, max_model_len=2 * (PROMPT + task.tokens),
+        max_num_seqs=task.prompts,
+    )  # fmt: skip
+
+    def continued(prompts: list[list[int]], tokens: int) -> list[list[int]]:
+        settings = SamplingParams(temperature=0, max_tokens=tokens, min_tokens=tokens, detokenize=False)
+        given = [{"prompt_token_ids": prompt} for prompt in prompts]
+        return [[int(token) for token in one.outputs[0].token_ids] for one in model.generate(given, settings)]
+
+    return continued
+
+
 def _run_python(words: list[str], sites: list[str]) -> None:
     """Run a converter of an engine in a process of its own."""
     paths = os.pathsep.join(sites)
@@ -263,6 +282,7 @@ ENGINES: dict[str, tuple[Callable[[Path, Task], Continue], str]] = {
     "openvino": (load_openvino, "openvino"),
     "onnxruntime-genai": (load_onnxruntime_genai, "onnxruntime-genai"),
     "llama.cpp": (load_llama_cpp, "xllamacpp"),
+    "vllm": (load_vllm, "vllm-cpu"),
 }
 """What loads a folder, and the package whose version counts."""
 
@@ -307,6 +327,8 @@ def main() -> None:
 
     torch.set_num_threads(1)
     sys.stdout.write("\n" + json.dumps(run_task(task)) + "\n")
+    sys.stdout.flush()
+    os._exit(0)  # engines leave threads behind, which may crash as Python ends
 
 
 if __name__ == "__main__":

@@ -285,7 +285,10 @@ def _load_weights(model: nn.Module, path: Path) -> None:
     try:
         loaded = load_file(path)
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: not a readable safetensors file ({error}).") from error
+        raise CheckpointError(
+            f"{path}: not a readable safetensors file ({error}). Nothing is downloaded: give a local file. Weights of "
+            "another form become one with safetensors.torch.save_file."
+        ) from error
     try:
         model.load_state_dict(loaded)
     except RuntimeError as error:

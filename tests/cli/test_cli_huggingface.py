@@ -116,11 +116,13 @@ def test_random_weights_are_pruned_only_on_request(folder: Path, tmp_path: Path,
         ({"auto_map": {"AutoModel": "own.Model"}}, "code of its own"),
         ({"quantization_config": {"quant_method": "gptq"}}, "quantized"),
         ({"architectures": ["LamaForCausalLM"]}, "LamaForCausalLM"),
+        ({"architectures": "LlamaForCausalLM"}, "['LlamaForCausalLM']"),
         ({"architectures": ["LlamaForSequenceClassification"]}, "score.weight"),
         ({"architectures": ["LlamaModel"]}, "lm_head.weight"),
         ({"num_hidden_layers": 3}, "lacks"),
         ({"num_hidden_layers": 1}, "also holds"),
-        ({"intermediate_size": 39}, "cannot load"),
+        ({"intermediate_size": 39}, "[24, 40], and LlamaForCausalLM has [24, 39]"),
+        ({"vocab_size": 65}, "[64, 24], and LlamaForCausalLM has [65, 24]"),
         ({"model_type": "lama"}, "lama"),
     ],
 )
@@ -132,6 +134,61 @@ def test_a_folder_that_does_not_fit_its_class_is_refused(
     assert code == 1
     assert hint in err
     assert not (tmp_path / "out").exists()
+
+
+class Harmful:
+    """A pickle of it would make a file as it is read."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.file,)
+
+
+def damage(kind: str, place: Path) -> str:
+    """Damage the weights of a folder; return what names the model."""
+    file, config = place / "model.safetensors", place / "config.json"
+    data = file.read_bytes()
+    if kind == "cut off":
+        file.write_bytes(data[:-100])
+    elif kind == "no header":
+        file.write_bytes(data[:5])
+    elif kind == "pickle":
+        file.unlink()
+        torch.save({"a": Harmful(place / "harm")}, place / "pytorch_model.bin")
+    elif kind == "missing shard":
+        transformers.AutoModelForCausalLM.from_pretrained(place).save_pretrained(place, max_shard_size="4KB")
+        file.unlink(missing_ok=True)
+        min(place.glob("model-*")).unlink()
+    else:  # GGUF
+        for name in (config, file):
+            name.unlink()
+        for name in ("a.gguf", "b.gguf")[: 2 if kind == "two GGUF" else 1]:
+            (place / name).write_bytes(b"GGUF\x03")
+    return f"hf:{place}"
+
+
+@pytest.mark.parametrize("kind", ["cut off", "no header", "pickle", "missing shard", "GGUF", "two GGUF"])
+def test_damaged_weights_are_refused(folder: Path, tmp_path: Path, kind: str) -> None:
+    model = damage(kind, copied(folder, tmp_path / "in"))
+    code, _, err = invoke("prune", model, "--speed-up", "1.1", "--uniform", "--out", str(tmp_path / "out"))
+    assert code == 1
+    assert model in err
+    assert ("a.gguf" in err) if kind == "two GGUF" else ("Restore the files" in err)
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "in" / "harm").exists()
+
+
+def test_weights_in_another_form_are_refused_with_the_remedy(tmp_path: Path) -> None:
+    torch.save({}, tmp_path / "w.pth")
+    for weights in (str(tmp_path / "w.pth"), "IMAGENET1K_V1"):
+        code, _, err = invoke(
+            "prune", "timm:test_resnet", "--params", "0.8", "--out", str(tmp_path / "out"), "--weights", weights
+        )
+        assert code == 1
+        assert f"{weights}: not a readable safetensors file" in err
+        assert "save_file" in err
 
 
 def test_adapters_are_refused(folder: Path, tmp_path: Path) -> None:
