@@ -19,7 +19,12 @@ COMMANDS = {
     "coverage": ("coverage.run", "Check the plan of each model of the registry, beside plain Torch-Pruning."),
     "graph-sources": ("graph_sources.run", "Compare the plans of both sources: labels, and Torch-Pruning's graph."),
     "export": ("export.run", "Export pruned models with torch.export, torch.compile and ONNX."),
+    "families": (
+        "export.families",
+        "Export pruned models of families of transformers, and load them by their own class.",
+    ),
     "serving": ("serving.run", "Prune a real language model, export it, and run it in engines without this library."),
+    "encoder": ("serving.encoder", "Prune a sentence encoder, and run it in engines without this library."),
     "oneshot": (
         "oneshot.run",
         "Prune networks for vision, language and graphs without training, by this and other methods.",

@@ -28,11 +28,13 @@ from etp_graph.schedules import SCHEDULES
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 MADE = ("coverage.md", "speed.md")  # by benchmarks, as everything in results/
+IN_ORDER = ("serving.md",)  # tutorials whose commands run, too, between the snippets
 HAND_WRITTEN = [page for page in PAGES if page.name not in MADE and page.parent.name != "results"]
 FENCE = re.compile(r"^```([^\n`]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 PLACE = re.compile(r"(\.md:)\d+")  # where the code of a snippet stands, which every edit of a page changes
 ERROR = re.compile(r"\d\.\de[-+]\d\d")  # a measured rounding error differs from machine to machine
+NUMBERS = re.compile(r"[\d\s.,+-]+|\b[kMGe]\b")  # so do times, and what a training ends in
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,17 @@ def run_snippets(page: Path) -> None:
         elif fence.language == "text" and fence.follows and printed is not None:
             assert same(fence.text) == same(printed), f"{page.name}, line {fence.line}: the output is\n{printed}"
             printed = None
+        elif fence.language == "console" and page.name in IN_ORDER and page.parent.name == "tutorials":
+            run_commands(page, fence)
+
+
+def run_commands(page: Path, fence: Fence) -> None:
+    """Run the command of a block, and compare the words that it prints with those below it, if there are any."""
+    first, *shown = fence.text.splitlines()
+    result = CliRunner().invoke(app, shlex.split(first.removeprefix("$ "))[1:])
+    assert result.exit_code == 0, result.output
+    text, printed = (NUMBERS.sub(" ", part).split() for part in ("\n".join(shown), result.stdout))
+    assert not shown or text == printed, f"{page.name}, line {fence.line}: the output is\n{result.stdout}"
 
 
 @pytest.mark.parametrize("page", HAND_WRITTEN, ids=ids(HAND_WRITTEN))
@@ -107,7 +120,7 @@ def test_console_blocks_show_the_actual_output(page: Path, tmp_path: Path, monke
     monkeypatch.chdir(tmp_path)
     for fence in fences(page):
         first, *shown = fence.text.splitlines()
-        if fence.language != "console" or not shown or shown[0].startswith("$ "):
+        if fence.language != "console" or not shown or shown[0].startswith("$ ") or page.name in IN_ORDER:
             continue
         words = shlex.split(first.removeprefix("$ "))
         if words[:2] not in (["etp-graph", "inspect"], ["etp-graph", "verify"]):

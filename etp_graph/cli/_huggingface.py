@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import struct
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from etp_graph._config import quoted, require
 from etp_graph.checkpoint import MANIFEST_FILE, load, read_plain_config
@@ -17,8 +20,11 @@ _WEIGHTS = ("*.safetensors", "*.bin")
 
 _TOKENIZERS = ("tokenizer*", "vocab*", "spiece.model", "preprocessor_config.json", "processor_config.json")
 
-_UNREADABLE = (OSError, ValueError, KeyError, ImportError, RuntimeError, TypeError, AttributeError)
-"""What transformers raises for folders that it cannot read."""
+_UNREADABLE = (
+    OSError, ValueError, KeyError, ImportError, RuntimeError, TypeError, AttributeError, IndexError, EOFError,
+    SafetensorError, UnpicklingError, struct.error,
+)  # fmt: skip
+"""What transformers raises for folders that it cannot read, and for files in them that are cut off or damaged."""
 
 
 class FolderError(EtpError):
@@ -54,6 +60,8 @@ def load_folder(transformers: Any, text: str) -> FolderModel:
     packed = sorted(folder.glob("*.gguf")) if path.is_dir() else [path] if path.suffix == ".gguf" else []
     if len(packed) == 1 and not (folder / "config.json").is_file():
         return _load(transformers, transformers.AutoModelForCausalLM, folder, {"gguf_file": packed[0].name}, text)
+    if len(packed) > 1 and not (folder / "config.json").is_file():
+        raise FolderError(f"hf:{text}: holds {len(packed)} GGUF files. Name one of them, like hf:{packed[0]}.")
     file = folder / "config.json" if path.is_dir() else path
     if not file.is_file():
         raise FolderError(
@@ -81,6 +89,11 @@ def _checked_config(file: Path) -> Any:
 def _class(transformers: Any, file: Path, body: dict[str, Any]) -> Any:
     """Return the class that ``architectures`` names, or ``AutoModel`` if the configuration names none."""
     names = body.get("architectures") or []
+    require(
+        isinstance(names, list),
+        f"{file}: architectures is {names!r}; it has to be a list with the name of a class, like [{names!r}].",
+        FolderError,
+    )
     if not names:
         return transformers.AutoModel
     found = getattr(transformers, str(names[0]), None)
@@ -110,9 +123,19 @@ def _random_model(transformers: Any, found: Any, file: Path) -> Any:
 
 def _load(transformers: Any, found: Any, folder: Path, more: dict[str, str], text: str) -> FolderModel:
     try:
-        model, info = found.from_pretrained(folder, dtype=torch.float32, output_loading_info=True, **more)
+        model, info = found.from_pretrained(
+            folder, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True, **more
+        )
     except _UNREADABLE as error:
-        raise FolderError(f"hf:{text}: transformers cannot load it: {error}") from error
+        raise FolderError(
+            f"hf:{text}: transformers cannot load it: {error or type(error).__name__}. Restore the files from a copy."
+        ) from error
+    for name, stored, built in sorted(info["mismatched_keys"], key=str)[:1]:
+        raise FolderError(
+            f"hf:{text}: cannot load it: {name} is stored with the sizes {list(stored)}, and {type(model).__name__} "
+            f"has {list(built)} by config.json ({len(info['mismatched_keys'])} such tensors). Restore the config.json "
+            "that belongs to the weights."
+        )
     for words, keys in (("lacks", info["missing_keys"]), ("also holds", info["unexpected_keys"])):
         require(
             not keys,
@@ -120,11 +143,11 @@ def _load(transformers: Any, found: Any, folder: Path, more: dict[str, str], tex
             "Name the class that wrote it in architectures (config.json), or restore the files.",
             FolderError,
         )
-    stored = getattr(model.config, "dtype", None)
+    stated = getattr(model.config, "dtype", None)
     return FolderModel(
         model=model.eval(),
         tokenizer=_tokenizer(transformers, folder, more),
-        dtype=_stored_dtype(folder) or (stored if isinstance(stored, torch.dtype) else torch.float32),
+        dtype=_stored_dtype(folder) or (stated if isinstance(stated, torch.dtype) else torch.float32),
     )
 
 

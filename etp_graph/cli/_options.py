@@ -64,6 +64,14 @@ RemoveBlocks = Annotated[
     ),
 ]
 
+Compensate = Annotated[
+    bool,
+    typer.Option(
+        "--compensate/--no-compensate",
+        help="With --data: change the weights that read removed units, by least squares on the texts.",
+    ),
+]
+
 RandomWeights = Annotated[
     bool, typer.Option("--random-weights", help="Prune the random weights that a model is built with.")
 ]
@@ -101,7 +109,7 @@ def criterion_names(*, data: bool = False) -> list[str]:
     return ["l1", "l2", *texts, *(name for name in CRITERIA if name not in COLLECTED and name != "magnitude")]
 
 
-TEXT_CRITERIA = ("taylor", "activation")
+TEXT_CRITERIA = ("fisher", "taylor", "activation")
 """Criteria that score units while a model reads texts."""
 
 # --help shows the built-in names. Values are checked by the command, because --import may register more.
@@ -109,7 +117,7 @@ Criterion = Annotated[
     str | None,
     typer.Option(
         help=f"Criterion that ranks the units: {', '.join(criterion_names())} (default: l2); with --data also "
-        f"{' (then the default), '.join(TEXT_CRITERIA)}.",
+        f"{', '.join(TEXT_CRITERIA)} (then the default: fisher).",
         metavar="NAME",
     ),
 ]

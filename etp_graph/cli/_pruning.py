@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from etp_graph._config import require
-from etp_graph.budget import Budget
+from etp_graph.budget import Budget, Rank
 from etp_graph.checkpoint import save
 from etp_graph.criteria import COLLECTED, find_criterion, magnitude
 from etp_graph.depth import shorten_
@@ -20,7 +20,8 @@ from etp_graph.errors import BudgetError
 from etp_graph.export import huggingface, require_free, restrict_plan
 from etp_graph.latency import benchmark
 from etp_graph.model import named_tensors
-from etp_graph.plan import Plan
+from etp_graph.plan import Plan, Selection
+from etp_graph.recovery import compensate_
 
 from ._models import BuiltModel
 from ._texts import perplexity, read_texts, score_on_texts
@@ -65,11 +66,16 @@ class PruningRun:
 
     def remove_blocks(self, number: int) -> str:
         """Remove the residual blocks with the least influence on the texts, or else on the example inputs."""
-        batches = [self.inputs] if self.texts is None else [
-            {"input_ids": window, "use_cache": False} for window in self.texts.scored
-        ]  # fmt: skip
+        batches = [self.inputs] if self.texts is None else self.texts.batches
         result = shorten_(self.found.model, batches, n_blocks=number)
         return f"removed {', '.join(result.removed)}; the model that skips them differs by {result.error:.1e}"
+
+    def compensate(self, plan: Plan, selection: Selection) -> str:
+        """Change the weights that read removed units; return a sentence about it, empty without texts."""
+        if self.texts is None:
+            return ""
+        fits = compensate_(self.found.model, plan, selection, self.texts.batches).layers
+        return f"compensated {len(fits)} layers by least squares on the texts\n" if fits else ""
 
     def comparison(self, dense: nn.Module) -> str:
         """Return perplexity, time and size of the dense and the pruned model, for models of transformers."""
@@ -95,6 +101,11 @@ class PruningRun:
         save(self.found.model, self.out, overwrite=self.overwrite)
         hint = "; --uniform writes a folder that transformers reads" if self.found.is_huggingface else ""
         return f"saved to {self.out}; in Python: etp_graph.load({str(self.out)!r}, build=make_model){hint}"
+
+
+def rank_of(criterion: str) -> Rank | None:
+    """Return how scores of a criterion compare across groups: an estimate of the loss is divided by what it saves."""
+    return "score_per_mac" if criterion == "fisher" else None
 
 
 def with_amount(budget: Budget, plan: Plan) -> Budget:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from etp_graph._config import require
-from etp_graph.collect import needs_backward, watch
+from etp_graph.collect import OwnLabels, needs_backward, watch
 from etp_graph.criteria import find_criterion
 from etp_graph.errors import EtpError
 from etp_graph.plan import Plan
@@ -44,6 +44,11 @@ class Texts:
 
     scored: list[Tensor]
     held_out: list[Tensor]
+
+    @property
+    def batches(self) -> list[dict[str, Any]]:
+        """Return the windows that score units as inputs of the model."""
+        return [{"input_ids": window, "use_cache": False} for window in self.scored]
 
     @property
     def example_inputs(self) -> dict[str, Any]:
@@ -85,13 +90,16 @@ def read_texts(path: Path, model: Any, tokenizer: Any) -> Texts:
 
 
 def score_on_texts(criterion: str, model: nn.Module, plan: Plan, texts: Texts) -> Tensor:
-    """Return the scores of a criterion that needs data, float [plan.n_units]."""
-    found = find_criterion(criterion)
+    """Return the scores of a criterion that needs data, float [plan.n_units].
+
+    The loss is that of the next token; for ``fisher`` the one of labels that the model draws itself.
+    """
+    found, own = find_criterion(criterion), OwnLabels()
     with watch(model, plan, criterion) as record:
-        for window in texts.scored:
+        for window, batch in zip(texts.scored, texts.batches):
             model.zero_grad()
             with torch.set_grad_enabled(needs_backward(found.observes)):
-                loss = _loss(model, window)
+                loss = own(model, batch) if criterion == "fisher" else _loss(model, window)
             if loss.requires_grad:
                 loss.backward()
     model.zero_grad()

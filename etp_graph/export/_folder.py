@@ -30,7 +30,7 @@ def require_free(folder: Path, *, overwrite: bool) -> None:
     if others or (held and not (folder / "config.json").is_file()):
         raise ExportError(f"{folder}: holds other files ({(others or [held[0].name])[0]!r}). Choose a new folder.")
     if held and not overwrite:
-        raise ExportError(f"{folder}: holds a model. Choose another folder, or pass overwrite=True.")
+        raise ExportError(f"{folder}: holds a model. Choose another folder, or pass overwrite=True (--overwrite).")
 
 
 def require_space(folder: Path, n_bytes: int) -> None:

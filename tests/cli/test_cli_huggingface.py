@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -115,11 +116,13 @@ def test_random_weights_are_pruned_only_on_request(folder: Path, tmp_path: Path,
         ({"auto_map": {"AutoModel": "own.Model"}}, "code of its own"),
         ({"quantization_config": {"quant_method": "gptq"}}, "quantized"),
         ({"architectures": ["LamaForCausalLM"]}, "LamaForCausalLM"),
+        ({"architectures": "LlamaForCausalLM"}, "['LlamaForCausalLM']"),
         ({"architectures": ["LlamaForSequenceClassification"]}, "score.weight"),
         ({"architectures": ["LlamaModel"]}, "lm_head.weight"),
         ({"num_hidden_layers": 3}, "lacks"),
         ({"num_hidden_layers": 1}, "also holds"),
-        ({"intermediate_size": 39}, "cannot load"),
+        ({"intermediate_size": 39}, "[24, 40], and LlamaForCausalLM has [24, 39]"),
+        ({"vocab_size": 65}, "[64, 24], and LlamaForCausalLM has [65, 24]"),
         ({"model_type": "lama"}, "lama"),
     ],
 )
@@ -131,6 +134,61 @@ def test_a_folder_that_does_not_fit_its_class_is_refused(
     assert code == 1
     assert hint in err
     assert not (tmp_path / "out").exists()
+
+
+class Harmful:
+    """A pickle of it would make a file as it is read."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.file,)
+
+
+def damage(kind: str, place: Path) -> str:
+    """Damage the weights of a folder; return what names the model."""
+    file, config = place / "model.safetensors", place / "config.json"
+    data = file.read_bytes()
+    if kind == "cut off":
+        file.write_bytes(data[:-100])
+    elif kind == "no header":
+        file.write_bytes(data[:5])
+    elif kind == "pickle":
+        file.unlink()
+        torch.save({"a": Harmful(place / "harm")}, place / "pytorch_model.bin")
+    elif kind == "missing shard":
+        transformers.AutoModelForCausalLM.from_pretrained(place).save_pretrained(place, max_shard_size="4KB")
+        file.unlink(missing_ok=True)
+        min(place.glob("model-*")).unlink()
+    else:  # GGUF
+        for name in (config, file):
+            name.unlink()
+        for name in ("a.gguf", "b.gguf")[: 2 if kind == "two GGUF" else 1]:
+            (place / name).write_bytes(b"GGUF\x03")
+    return f"hf:{place}"
+
+
+@pytest.mark.parametrize("kind", ["cut off", "no header", "pickle", "missing shard", "GGUF", "two GGUF"])
+def test_damaged_weights_are_refused(folder: Path, tmp_path: Path, kind: str) -> None:
+    model = damage(kind, copied(folder, tmp_path / "in"))
+    code, _, err = invoke("prune", model, "--speed-up", "1.1", "--uniform", "--out", str(tmp_path / "out"))
+    assert code == 1
+    assert model in err
+    assert ("a.gguf" in err) if kind == "two GGUF" else ("Restore the files" in err)
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "in" / "harm").exists()
+
+
+def test_weights_in_another_form_are_refused_with_the_remedy(tmp_path: Path) -> None:
+    torch.save({}, tmp_path / "w.pth")
+    for weights in (str(tmp_path / "w.pth"), "IMAGENET1K_V1"):
+        code, _, err = invoke(
+            "prune", "timm:test_resnet", "--params", "0.8", "--out", str(tmp_path / "out"), "--weights", weights
+        )
+        assert code == 1
+        assert f"{weights}: not a readable safetensors file" in err
+        assert "save_file" in err
 
 
 def test_adapters_are_refused(folder: Path, tmp_path: Path) -> None:
@@ -208,3 +266,27 @@ def test_blocks_are_removed_before_units_and_count_in_the_target(folder: Path, t
         assert code == 1
         assert reason in " ".join(error.split())
     assert not (tmp_path / "no").exists()
+
+
+def test_texts_compensate_what_was_removed(folder: Path, texts: Path, tmp_path: Path) -> None:
+    kept = {}
+    for name, more in (("with", []), ("without", ["--no-compensate"])):
+        code, out, err = invoke(
+            "prune", f"hf:{folder}", "--params", "0.7", "--uniform", "--data", str(texts), "--out",
+            str(tmp_path / name), *more,
+        )  # fmt: skip
+        assert code == 0, err
+        assert ("compensated" in out) == (name == "with")
+        (error,) = re.findall(r"with these weights and this selection (\S+)", out)
+        assert float(error) < 1e-5  # the compensated model without the units, and with zeros in their place
+        kept[name] = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / name, dtype=torch.float32)
+    dense = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    tokens = tokenizer(texts.read_text(), return_tensors="pt")["input_ids"][:, :512].view(8, 64)
+    with torch.no_grad():
+        wanted = dense(tokens).logits
+        lost = {name: float((model(tokens).logits - wanted).square().mean()) for name, model in kept.items()}
+    for part in ("gate_proj", "up_proj"):  # the same units went, and what they read stays as it was
+        first, second = (getattr(model.model.layers[0].mlp, part).weight for model in kept.values())
+        assert torch.equal(first, second)
+    assert lost["with"] < lost["without"]
