@@ -12,7 +12,7 @@ import multiprocessing
 import random
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str]) -> None:
     latest = {line["key"]: line["outcome"] for line in read_records(options.results)}
     listed = [case for case in cases(_wanted_sources(options)) if not options.models or case.key in options.models]
     todo = [case for case in listed if latest.get(case.key) in (None, *options.again) or options.models]
-    random.Random(0).shuffle(todo)  # so that an interrupted sweep is a fair sample of what was listed
+    todo = in_order(todo, {case.family for case in listed if case.key in latest})
     sys.stderr.write(f"{len(listed)} models are listed, {len(todo)} are to be measured\n")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["benchmarks.coverage.measure"])
@@ -43,6 +43,21 @@ def main(arguments: Sequence[str]) -> None:
         sys.stderr.write(f"{number}/{len(todo)} {case.key}: {line['outcome']}, {line['seconds']:.1f} s\n")
     write_sweep_page(read_records(options.results), options.out)
     sys.stderr.write(f"wrote {options.out} and {options.results}\n")
+
+
+def in_order(cases: Sequence[Case], seen: Collection[str] = ()) -> list[Case]:
+    """Return the cases in the order of the sweep: one of each new family, then all others by random choice.
+
+    An interrupted sweep is a fair sample then, and has a member of every family.
+
+    Args:
+        cases: what is to be measured.
+        seen: families that have a member already.
+    """
+    shuffled = list(cases)
+    random.Random(0).shuffle(shuffled)
+    first = {case.family: case for case in reversed(shuffled) if case.family not in seen}
+    return [*first.values(), *(case for case in shuffled if first.get(case.family) is not case)]
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
