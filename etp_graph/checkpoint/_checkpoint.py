@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from etp_graph.errors import CheckpointError
 from etp_graph.model import all_tensors, first_names, persistent_names
-from etp_graph.surgery import SurgeryRecord, get_record, read_attribute
+from etp_graph.surgery import SurgeryRecord, get_record, read_attribute, was_pruned_alone
 
 from ._architecture import CONFIG_FILE, build_architecture, config_text, load_plain
 from ._files import move_into_place, read_stable, restore_backup, storage_errors, sync_folder
@@ -160,7 +160,7 @@ def _read_parts(folder: Path, *, with_class: bool) -> tuple[Manifest | None, dic
 def _check_record(model: nn.Module, record: SurgeryRecord, names: list[str]) -> None:
     """Raise if the model has changed since surgery, or if a submodule was pruned alone or has extra state."""
     for name, module in model.named_modules():
-        if module is not model and get_record(module) != SurgeryRecord():
+        if module is not model and was_pruned_alone(module):
             raise CheckpointError(f"{name} was pruned on its own: save that module, and load it into the whole model.")
         if type(module).get_extra_state is not nn.Module.get_extra_state:
             raise CheckpointError(

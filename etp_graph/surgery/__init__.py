@@ -13,9 +13,10 @@ from ._record import (
     SurgeryRecord,
     get_record,
     read_attribute,
-    remove_record,
     replace_data,
     set_record,
+    swap_record,
+    was_pruned_alone,
     write_attribute,
 )
 from ._rehearsal import rehearse_cut, require_cuttable
@@ -40,11 +41,12 @@ __all__ = [
     "prune_",
     "read_attribute",
     "rehearse_cut",
-    "remove_record",
     "replace_data",
     "require_cuttable",
     "require_full_shapes",
     "set_record",
+    "swap_record",
+    "was_pruned_alone",
     "write_attribute",
     "writing",
 ]
