@@ -12,10 +12,12 @@ import multiprocessing
 import random
 import sys
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from math import inf
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from benchmarks.common.records import append_record, read_records
@@ -33,7 +35,7 @@ def main(arguments: Sequence[str]) -> None:
     latest = {line["key"]: line["outcome"] for line in read_records(options.results)}
     listed = [case for case in cases(_wanted_sources(options)) if not options.models or case.key in options.models]
     todo = [case for case in listed if latest.get(case.key) in (None, *options.again) or options.models]
-    todo = in_order(todo, {case.family for case in listed if case.key in latest})
+    todo = in_order(todo, read_records(options.results))
     sys.stderr.write(f"{len(listed)} models are listed, {len(todo)} are to be measured\n")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["benchmarks.coverage.measure"])
@@ -45,19 +47,23 @@ def main(arguments: Sequence[str]) -> None:
     sys.stderr.write(f"wrote {options.out} and {options.results}\n")
 
 
-def in_order(cases: Sequence[Case], seen: Collection[str] = ()) -> list[Case]:
-    """Return the cases in the order of the sweep: one of each new family, then all others by random choice.
+def in_order(cases: Sequence[Case], lines: Iterable[Mapping[str, Any]] = ()) -> list[Case]:
+    """Return the cases in the order of the sweep: new families first, then those whose models take the least time.
 
-    An interrupted sweep is a fair sample then, and has a member of every family.
+    The order within a family is random, so that an interrupted sweep has a fair sample of each.
 
     Args:
         cases: what is to be measured.
-        seen: families that have a member already.
+        lines: what was measured.
     """
+    seconds: dict[str, list[float]] = {}
+    for line in lines:
+        seconds.setdefault(line["family"], []).append(line["seconds"])
     shuffled = list(cases)
     random.Random(0).shuffle(shuffled)
-    first = {case.family: case for case in reversed(shuffled) if case.family not in seen}
-    return [*first.values(), *(case for case in shuffled if first.get(case.family) is not case)]
+    first = {case.family: case for case in reversed(shuffled) if case.family not in seconds}
+    rest = [case for case in shuffled if first.get(case.family) is not case]
+    return [*first.values(), *sorted(rest, key=lambda case: median(seconds.get(case.family, (inf,))))]
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:

@@ -114,6 +114,30 @@ def test_gradients_that_the_unpruned_model_gets_wrong_are_not_blamed_on_the_plan
     assert etp.verify(net(lambda n, x: n.b(n.a(x))), plan, x).note == ""
 
 
+class DerivativeOfNarrow(OwnDerivative):
+    """Identity whose derivative is wrong once units are gone, as those of some kernels are for a single head."""
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad * (1 if grad.shape[-1] == 8 or bool((grad == 0).all(0).any()) else 2)
+
+
+def test_gradients_that_only_the_pruned_model_gets_wrong_are_not_blamed_on_the_plan() -> None:
+    model, x = net(lambda n, x: n.b(DerivativeOfNarrow.apply(n.a(x)))), torch.randn(4, 6)
+    plan = etp.trace(model, x)
+    found = etp.verify(model, plan, x)
+    assert found.gradient_error is None
+    assert found.error < 1e-10
+    assert "for the pruned model differ from finite differences" in str(found)
+
+
+def test_a_wrong_plan_is_not_excused_by_gradients() -> None:
+    x = torch.randn(4, 6)
+    plan = etp.trace(net(lambda n, x: n.b(n.a(x))), x)
+    with pytest.raises(etp.EquivalenceError):
+        etp.verify(net(lambda n, x: n.b((y := DerivativeOfNarrow.apply(n.a(x))) / y.shape[-1])), plan, x)
+
+
 @pytest.mark.parametrize(
     ("check", "words"),
     [
