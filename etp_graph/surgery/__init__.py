@@ -11,6 +11,7 @@ from ._prune import prepare_surgery, prune_
 from ._record import (
     Edit,
     SurgeryRecord,
+    current_record,
     get_record,
     read_attribute,
     replace_data,
@@ -31,6 +32,7 @@ __all__ = [
     "PreparedChanges",
     "SurgeryRecord",
     "bare_copies",
+    "current_record",
     "find_cuts",
     "get_record",
     "hold_signals",

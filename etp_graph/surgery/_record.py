@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from types import MethodType
@@ -20,6 +21,9 @@ _KEY = "_etp_record"
 
 _PART = "_etp_part"
 """Attribute of a module inside such a module."""
+
+_IN_ADAPTER = re.compile(r"\.(base_layer|modules_to_save\.[^.]+)(?=\.|$)")
+"""The place of a layer in an adapter around it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +69,43 @@ def get_record(model: nn.Module) -> SurgeryRecord:
         if isinstance(record, SurgeryRecord):
             return record
     return SurgeryRecord()
+
+
+def current_record(model: nn.Module) -> SurgeryRecord:
+    """Return the record of a model under the names that its tensors have now.
+
+    An adapter (peft) that was attached during surgery puts the layer one level deeper, in ``base_layer``. Merging it
+    takes the layer out again, and the tensors of the adapter are gone.
+    """
+    record, modules = get_record(model), dict(model.named_modules(remove_duplicate=False))
+    unwrapped: dict[str, None] = {}
+
+    def current(name: str) -> str:
+        for match in _IN_ADAPTER.finditer(name):
+            outer = name[: match.start()]
+            if outer in modules and name[: match.end()] not in modules:
+                unwrapped.setdefault(outer)
+                return current(outer + name[match.end() :])
+        return name
+
+    tensors, standins = [current(name) for name in record.tensors], [current(name) for name in record.standins]
+    edits = {((module := current(e.module)), e.name, e.item): replace(e, module=module) for e in record.edits}
+    if not unwrapped:
+        return record
+    names = {name for name, _ in (*model.named_parameters(remove_duplicate=False), *model.named_buffers())}
+
+    def gone(name: str, known: Container[str]) -> bool:
+        return name not in known and any(name.startswith(f"{outer}.") for outer in unwrapped)
+
+    return replace(
+        record,
+        tensors=tuple(dict.fromkeys(name for name in tensors if not gone(name, names))),
+        standins=tuple(dict.fromkeys(name for name in standins if not gone(name, modules))),
+        edits=tuple(
+            e for e in edits.values() if not gone(e.module, modules)
+            and (e.module not in unwrapped or hasattr(modules[e.module], e.name))
+        ),
+    )  # fmt: skip
 
 
 def was_pruned_alone(module: nn.Module) -> bool:
