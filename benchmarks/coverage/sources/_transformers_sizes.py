@@ -24,6 +24,7 @@ _NARROW = ("parts", "widths")
 _PARTS: tuple[tuple[str, int], ...] = (
     (r"^patch_size$", 8),
     (r"^(max_position_embeddings|n_positions|n_ctx|max_2d_position_embeddings|num_position_embeddings)$", 64),
+    (r"^max_(encoder_|decoder_)?(source_positions|target_positions|position_embeddings|img_size|image_size)$", 64),
     (r"^(text|vision|audio|thinker|backbone|cross|projector|projection|reassemble|downsample)_hidden_size$", _WIDTH),
     (r"^(projector|adapter|vision|text_projection)_(in|out|input|output)_?(dim|size)$|^(project|output)_dim$", _WIDTH),
     (r"^(patch_embed_hidden_size|unit_embed_dim|descriptor_dim|descriptor_decoder_dim|memory_\w*hidden_size)$", _WIDTH),
