@@ -145,6 +145,22 @@ class Trials:
                 return True
         return False
 
+    def _drop_gradients(self) -> bool:
+        """Stop comparing gradients if the unpruned model itself has none in eval mode. Return whether this is so.
+
+        Some code refuses a backward in eval mode, or overwrites what the backward needs.
+        """
+        if not self.gradients:
+            return False
+        try:
+            self._run(copy_model(self.model), Choices())
+        except Exception as error:  # noqa: BLE001 - the code of a user
+            self.gradients = False
+            self.note = (
+                f"gradients were not compared: the unpruned model cannot be differentiated: {describe_failure(error)}"
+            )
+        return not self.gradients
+
     def _pruned(self, groups: Sequence[Group], ratio: float) -> nn.Module:
         """Return the pruned copy of a trial."""
         model = copy_model(self.model, share=True)
@@ -229,8 +245,13 @@ class Trials:
         keep = selection.flat(self.plan)
         masked, choices = copy_model(self.model, share=True), Choices(tolerance=TOLERANCE[self.dtype])
         _give_own_memory(masked, self.plan)
-        with Masked(masked, self.plan, keep), standing_in(masked, views_only=True):
-            want, want_grads = self._run(masked, choices)
+        try:
+            with Masked(masked, self.plan, keep), standing_in(masked, views_only=True):
+                want, want_grads = self._run(masked, choices)
+        except Exception:
+            if not self._drop_gradients():
+                raise
+            return self._compare(groups, ratio)
         del masked  # keep one copy at a time, because memory may not suffice for two
         pruned = copy_model(self.model, share=True)
         try:

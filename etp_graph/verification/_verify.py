@@ -89,7 +89,8 @@ def verify(
             traced.
 
     Gradients are not compared if those of the unpruned or of the pruned model itself differ from finite differences (a
-    cache that was filled without gradients, an operator with a wrong derivative). The result then has a note.
+    cache that was filled without gradients, an operator with a wrong derivative), or if the unpruned model has none in
+    eval mode. The result then has a note.
 
     Raises:
         EquivalenceError: outputs or gradients differ, and the error names the first group that fails; or removing the
