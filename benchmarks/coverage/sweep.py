@@ -48,22 +48,28 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def in_order(cases: Sequence[Case], lines: Iterable[Mapping[str, Any]] = ()) -> list[Case]:
-    """Return the cases in the order of the sweep: new families first, then those whose models take the least time.
+    """Return the cases in the order of the sweep: new families first, then those that take the least time per result.
 
-    The order within a family is random, so that an interrupted sweep has a fair sample of each.
+    The order within a family is random, so that an interrupted sweep has a fair sample of each. A model that cannot be
+    built takes time, too, and gives no result.
 
     Args:
         cases: what is to be measured.
         lines: what was measured.
     """
-    seconds: dict[str, list[float]] = {}
+    seen: dict[str, list[Mapping[str, Any]]] = {}
     for line in lines:
-        seconds.setdefault(line["family"], []).append(line["seconds"])
+        seen.setdefault(line["family"], []).append(line)
+    cost = {
+        family: median(line["seconds"] for line in found)
+        * len(found) / max(0.5, sum(line["outcome"] != "not built" for line in found))
+        for family, found in seen.items()
+    }  # fmt: skip
     shuffled = list(cases)
     random.Random(0).shuffle(shuffled)
-    first = {case.family: case for case in reversed(shuffled) if case.family not in seconds}
+    first = {case.family: case for case in reversed(shuffled) if case.family not in seen}
     rest = [case for case in shuffled if first.get(case.family) is not case]
-    return [*first.values(), *sorted(rest, key=lambda case: median(seconds.get(case.family, (inf,))))]
+    return [*first.values(), *sorted(rest, key=lambda case: cost.get(case.family, inf))]
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:

@@ -84,10 +84,14 @@ def test_new_families_come_first_and_then_the_quick_ones() -> None:
     def case(family: str, number: int) -> Case:
         return Case(source="s", name=f"{family}{number}", family=family)
 
-    cases = [case(family, number) for family in ("slow", "quick", "new") for number in range(3)]
-    lines = [{"family": "slow", "seconds": 9.0}, {"family": "quick", "seconds": 1.0}]
+    cases = [case(family, number) for family in ("slow", "quick", "failing", "new") for number in range(3)]
+    lines = [
+        {"family": "slow", "seconds": 9.0, "outcome": "exact"},
+        {"family": "quick", "seconds": 2.0, "outcome": "exact"},
+        *[{"family": "failing", "seconds": 1.0, "outcome": outcome} for outcome in ("exact", *["not built"] * 3)],
+    ]
     found = [each.family for each in sweep.in_order(cases, lines)]
-    assert found == ["new", *["quick"] * 3, *["slow"] * 3, "new", "new"]
+    assert found == ["new", *["quick"] * 3, *["failing"] * 3, *["slow"] * 3, "new", "new"]
     assert sorted(each.key for each in sweep.in_order(cases, lines)) == sorted(each.key for each in cases)
 
 
