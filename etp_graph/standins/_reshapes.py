@@ -89,9 +89,7 @@ def _decorated_alike(decorated: Any, inner: Callable[..., Any]) -> Callable[...,
     if new is None or not any(own):
         return None
     closure = tuple(CellType(new) if held else cell for cell, held in zip(cells, own, strict=True))
-    made = FunctionType(
-        decorated.__code__, decorated.__globals__, decorated.__name__, decorated.__defaults__, closure
-    )
+    made = FunctionType(decorated.__code__, decorated.__globals__, decorated.__name__, decorated.__defaults__, closure)
     made.__kwdefaults__ = decorated.__kwdefaults__
     return update_wrapper(made, new)
 
