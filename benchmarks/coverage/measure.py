@@ -6,6 +6,7 @@ Importing this module imports the libraries that most models need, so that a pro
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import io
 import re
@@ -28,6 +29,7 @@ for _library in PRELOADED:
     with contextlib.suppress(ImportError), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         importlib.import_module(_library)
+gc.freeze()  # a forked process would copy the pages of all these modules as soon as the garbage collector visits them
 
 RATIO = 0.5
 """Share of the units that ``verify`` removes, by random choice."""

@@ -12,10 +12,12 @@ import multiprocessing
 import random
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from math import inf
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from benchmarks.common.records import append_record, read_records
@@ -33,7 +35,7 @@ def main(arguments: Sequence[str]) -> None:
     latest = {line["key"]: line["outcome"] for line in read_records(options.results)}
     listed = [case for case in cases(_wanted_sources(options)) if not options.models or case.key in options.models]
     todo = [case for case in listed if latest.get(case.key) in (None, *options.again) or options.models]
-    random.Random(0).shuffle(todo)  # so that an interrupted sweep is a fair sample of what was listed
+    todo = in_order(todo, read_records(options.results))
     sys.stderr.write(f"{len(listed)} models are listed, {len(todo)} are to be measured\n")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["benchmarks.coverage.measure"])
@@ -43,6 +45,31 @@ def main(arguments: Sequence[str]) -> None:
         sys.stderr.write(f"{number}/{len(todo)} {case.key}: {line['outcome']}, {line['seconds']:.1f} s\n")
     write_sweep_page(read_records(options.results), options.out)
     sys.stderr.write(f"wrote {options.out} and {options.results}\n")
+
+
+def in_order(cases: Sequence[Case], lines: Iterable[Mapping[str, Any]] = ()) -> list[Case]:
+    """Return the cases in the order of the sweep: new families first, then those that take the least time per result.
+
+    The order within a family is random, so that an interrupted sweep has a fair sample of each. A model that cannot be
+    built takes time, too, and gives no result.
+
+    Args:
+        cases: what is to be measured.
+        lines: what was measured.
+    """
+    seen: dict[str, list[Mapping[str, Any]]] = {}
+    for line in lines:
+        seen.setdefault(line["family"], []).append(line)
+    cost = {
+        family: median(line["seconds"] for line in found)
+        * len(found) / max(0.5, sum(line["outcome"] != "not built" for line in found))
+        for family, found in seen.items()
+    }  # fmt: skip
+    shuffled = list(cases)
+    random.Random(0).shuffle(shuffled)
+    first = {case.family: case for case in reversed(shuffled) if case.family not in seen}
+    rest = [case for case in shuffled if first.get(case.family) is not case]
+    return [*first.values(), *sorted(rest, key=lambda case: cost.get(case.family, inf))]
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from etp_graph.errors import CheckpointError
 from etp_graph.model import all_tensors, first_names, persistent_names
-from etp_graph.surgery import SurgeryRecord, get_record, read_attribute
+from etp_graph.surgery import SurgeryRecord, current_record, read_attribute, was_pruned_alone
 
 from ._architecture import CONFIG_FILE, build_architecture, config_text, load_plain
 from ._files import move_into_place, read_stable, restore_backup, storage_errors, sync_folder
@@ -50,7 +50,7 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, overwrite: bool = Fa
         folder.parent.mkdir(parents=True, exist_ok=True)
         with temporary_beside(folder) as temporary:
             temporary.mkdir()
-            _write(temporary, stored, get_record(model), aliases)
+            _write(temporary, stored, current_record(model), aliases)
             if (config := config_text(model)) is not None:
                 (temporary / CONFIG_FILE).write_text(config, encoding="utf8")
             move_into_place(temporary, folder)
@@ -70,7 +70,7 @@ def save_into(model: nn.Module, folder: str | os.PathLike[str]) -> None:
     stored = {name: _storable(tensor) for name, tensor in tensors.items()}
     with storage_errors(target), temporary_beside(target / "etp_graph") as temporary:
         temporary.mkdir()
-        _write(temporary, stored, get_record(model), aliases)
+        _write(temporary, stored, current_record(model), aliases)
         sync_folder(temporary)
         for name in (WEIGHTS_FILE, MANIFEST_FILE):
             (temporary / name).replace(target / name)
@@ -84,13 +84,13 @@ def describe_model(model: nn.Module, *, sharded: bool = False) -> Manifest:
     """
     stored, aliases = _contents(model, sharded=sharded)
     n_bytes = sum(tensor.numel() * tensor.element_size() for tensor in stored.values())
-    return _manifest(get_record(model), stored, aliases, n_bytes=n_bytes, sha256="0" * 64)
+    return _manifest(current_record(model), stored, aliases, n_bytes=n_bytes, sha256="0" * 64)
 
 
 def _contents(model: nn.Module, *, sharded: bool = False) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return the tensors to store, by their first name, and a map from all other names of tied tensors to that one."""
     check_supported(model, sharded=sharded)
-    record, tensors, persistent = get_record(model), all_tensors(model), persistent_names(model)
+    record, tensors, persistent = current_record(model), all_tensors(model), persistent_names(model)
     names = [name for name in tensors if name in persistent or name in record.tensors]
     _check_record(model, record, names)
     first = first_names(tensors, names)
@@ -160,7 +160,7 @@ def _read_parts(folder: Path, *, with_class: bool) -> tuple[Manifest | None, dic
 def _check_record(model: nn.Module, record: SurgeryRecord, names: list[str]) -> None:
     """Raise if the model has changed since surgery, or if a submodule was pruned alone or has extra state."""
     for name, module in model.named_modules():
-        if module is not model and get_record(module) != SurgeryRecord():
+        if module is not model and was_pruned_alone(module):
             raise CheckpointError(f"{name} was pruned on its own: save that module, and load it into the whole model.")
         if type(module).get_extra_state is not nn.Module.get_extra_state:
             raise CheckpointError(
@@ -168,6 +168,12 @@ def _check_record(model: nn.Module, record: SurgeryRecord, names: list[str]) -> 
             )
     for name in record.tensors:
         if name not in names:
+            owner, _, leaf = name.rpartition(".")
+            if f"{owner}.base_layer.{leaf}" in names:
+                raise CheckpointError(
+                    f"{name} lies in an adapter since surgery: merge it (merge_and_unload) and save then, or save the "
+                    "model before the adapter is attached, and the adapter by itself."
+                )
             raise CheckpointError(f"{name} was cut by surgery and is gone; put the tensor back.")
     for edit in record.edits:
         where = f"{edit.module}.{edit.name}"

@@ -17,9 +17,8 @@ from etp_graph.surgery import (
     SurgeryRecord,
     get_record,
     prepare_block_removal,
-    remove_record,
     replace_data,
-    set_record,
+    swap_record,
     write_attribute,
 )
 
@@ -224,9 +223,9 @@ def _put_tensors(
             undo.callback(setattr, old, "data", old.data)
             replace_data(old, value)
         if record != SurgeryRecord():
-            before = get_record(model)  # of the blocks that are gone already
-            undo.callback(lambda: set_record(model, before) if before.blocks else remove_record(model))
-            set_record(model, record)
+            store, put_back = swap_record(model, record)  # there is one of the blocks that are gone already
+            undo.callback(put_back)
+            store()
         undo.pop_all()
 
 

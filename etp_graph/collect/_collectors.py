@@ -254,19 +254,22 @@ def gradients(model: nn.Module, plan: Plan, name: str = "taylor") -> Iterator[Ob
     A batch ends when the next forward of ``model`` begins. The record holds the root mean square over the batches,
     float64 [n_units]. If the loss is scaled (``GradScaler``), the scores are scaled too.
 
+    Parameters that are frozen, such as the base weights below adapters, require gradients inside the block. These
+    gradients are dropped as soon as they are recorded, so that no optimizer sees them.
+
     Raises:
         PlanError: the plan is not of this model.
-        ScoreError: a sliced parameter of a group that is not locked is frozen, or got no gradient in any backward.
+        ScoreError: a sliced parameter of a group that is not locked got no gradient in any backward.
     """
     plan.check(model)
     units = Units(model, plan)
     parameters = units.tensors(model)
     needed = {s.tensor for group in plan.prunable for s in group.slices}
-    if frozen := [key for key, w in parameters.items() if key in needed and not w.requires_grad]:
-        raise ScoreError(f"{name}: {quoted(frozen)} get no gradient: set requires_grad, or lock their groups.")
+    frozen = [w for key, w in parameters.items() if key in needed and not w.requires_grad]
     record = Observations()
     sums = _Sums(units)
-    with removing_hooks() as handles:
+    with removing_hooks() as handles, _unfrozen(frozen) as dropping:
+        handles.extend(dropping)
         handles.append(model.register_forward_pre_hook(lambda module, args: sums.end()))
         for key, w in parameters.items():
             if w.requires_grad:
@@ -277,6 +280,23 @@ def gradients(model: nn.Module, plan: Plan, name: str = "taylor") -> Iterator[Ob
         raise ScoreError(f"{name}: no backward reached {quoted(missing)}: train them, or lock their groups.")
     if sums.batches:
         record.values[name] = (sums.squares / sums.batches).sqrt().cpu()
+
+
+@contextmanager
+def _unfrozen(parameters: Sequence[Tensor]) -> Iterator[list[Any]]:
+    """Let frozen parameters require gradients, without keeping any. Yield the handles of the hooks that do it."""
+
+    def drop(parameter: Tensor) -> None:
+        parameter.grad = kept.get(id(parameter))
+
+    kept = {id(parameter): parameter.grad for parameter in parameters}
+    try:
+        for parameter in parameters:
+            parameter.requires_grad_()
+        yield [parameter.register_post_accumulate_grad_hook(drop) for parameter in parameters]
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(False)
 
 
 class _Sums:

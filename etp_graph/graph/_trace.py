@@ -105,10 +105,29 @@ def _restrict_plan(
     Raises:
         PlanError: a pattern matches no module, or every group is locked.
     """
-    groups = lock_other_kinds(_lock_ignored(plan.groups, model, ignore, input_axes), kinds)
+    groups = _lock_ignored(_lock_adapters(plan.groups, model), model, ignore, input_axes)
+    groups = lock_other_kinds(groups, kinds)
     plan = replace(plan, groups=groups)
     _require_prunable(plan)
     return plan
+
+
+def _lock_adapters(groups: Sequence[Group], model: nn.Module) -> tuple[Group, ...]:
+    """Lock the groups that lie in adapters alone: their ranks, which the configuration of the adapter sets.
+
+    Layers of peft name their adapters in ``adapter_layer_names``.
+    """
+    held = tuple(
+        f"{path}.{name}." if path else f"{name}."
+        for path, module in model.named_modules()
+        if isinstance(names := getattr(module, "adapter_layer_names", None), tuple)
+        for name in names
+    )
+    reason = "is the rank of an adapter, which its configuration sets"
+    return tuple(
+        replace(g, locked=reason) if g.locked is None and all(f"{s.tensor}.".startswith(held) for s in g.slices) else g
+        for g in groups
+    )
 
 
 def _lock_ignored(

@@ -19,7 +19,7 @@ from ._layer_table import (
     register_padding,
     sizes_of_class,
 )
-from ._markers import long_axis, mixture, norm_over_units, routed, run_with_closed_experts, unit_mean
+from ._markers import PackedExperts, long_axis, mixture, norm_over_units, routed, run_with_closed_experts, unit_mean
 from ._modes import (
     InFloat64,
     WithoutDropout,
@@ -55,6 +55,7 @@ __all__ = [
     "ModelState",
     "ModuleStack",
     "Outputs",
+    "PackedExperts",
     "PrivateRandom",
     "Shards",
     "UnknownFunction",

@@ -7,6 +7,7 @@ kept units (a norm) or by the number of units before surgery. Stand-ins therefor
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch.nn.functional as F
@@ -24,13 +25,32 @@ def routed(x: Tensor, weight: Tensor, vectors: Sequence[Tensor], top_k: int, run
     return run()
 
 
-def mixture(x: Tensor, gate_up: Tensor, down: Tensor, index: Tensor, run: Callable[[], Tensor]) -> Tensor:
+@dataclass(frozen=True, slots=True)
+class PackedExperts:
+    """Parameters of experts in one tensor each.
+
+    Attributes:
+        gate_up: [experts, 2 * neurons, d], or [experts, d, 2 * neurons] if ``transposed``.
+        down: [experts, d, neurons], or [experts, neurons, d] if ``transposed``.
+        biases: [experts, 2 * neurons] and [experts, d], or none.
+        transposed: whether the inputs lie on the second axis.
+        interleaved: whether gates and inputs of the neurons take turns; else all gates come first.
+    """
+
+    gate_up: Tensor
+    down: Tensor
+    biases: tuple[Tensor, Tensor] | None
+    transposed: bool
+    interleaved: bool
+
+
+def mixture(x: Tensor, experts: PackedExperts, index: Tensor, run: Callable[[], Tensor]) -> Tensor:
     """Return what ``run`` returns: the sum of the chosen experts' outputs.
 
-    ``x`` [tokens, d]; ``gate_up`` [experts, 2 * neurons, d]; ``down`` [experts, d, neurons]; ``index`` [tokens, top_k].
+    ``x`` [tokens, d]; ``index`` [tokens, top_k].
     """
-    if has_torch_function((x, gate_up)):
-        found: Tensor = handle_torch_function(mixture, (x, gate_up), x, gate_up, down, index, run)
+    if has_torch_function((x, experts.gate_up)):
+        found: Tensor = handle_torch_function(mixture, (x, experts.gate_up), x, experts, index, run)
         return found
     return run()
 

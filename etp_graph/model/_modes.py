@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import gc
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from types import FunctionType, MethodType
 from typing import Any
 
 import torch
@@ -129,13 +130,56 @@ def without_recurrent_dropout(args: tuple[Any, ...]) -> tuple[Any, ...]:
     return (*args[:at], 0.0, args[at + 1] or args[0].device.type == "cuda", *args[at + 2 :])
 
 
+_NUMBERS = {torch.tensor, torch.full, torch.zeros, torch.ones, torch.arange, torch.linspace, torch.eye}
+"""Functions that make float32 from numbers of Python, if no dtype is given."""
+
+
 class InFloat64(TorchFunctionMode):
     """Mode in which casts to float32 give float64, because rounding to float32 would spoil a comparison in float64."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        def wider(value: Any) -> Any:
-            return torch.float64 if value is torch.float32 else value
-
+        kwargs = kwargs or {}
         if func is Tensor.float:
             func = Tensor.double
-        return func(*map(wider, args), **{key: wider(value) for key, value in (kwargs or {}).items()})
+        if getattr(func, "__name__", "") in ("grouped_mm", "_grouped_mm"):
+            return _grouped_product(func, args, kwargs)
+        if func in _NUMBERS and kwargs.get("dtype") is None:
+            return self._numbers(func, args, kwargs)
+        own = str(getattr(func, "__module__", "")).startswith("etp_graph.")  # it calls code of the model
+        args = [self._wider(value, own) for value in args]
+        return func(*args, **{key: self._wider(value, own) for key, value in kwargs.items()})
+
+    @staticmethod
+    def _wider(value: Any, own: bool) -> Any:
+        if own and isinstance(value, FunctionType | MethodType):
+            return lambda *args, **kwargs: _run_inside(InFloat64(), value, args, kwargs)
+        return torch.float64 if value is torch.float32 else value
+
+    @staticmethod
+    def _numbers(func: Any, args: Any, kwargs: Any) -> Tensor:
+        try:
+            found: Tensor = func(*args, **kwargs)
+        except RuntimeError:  # the smallest number of float64, as a mask
+            return func(*args, **{**kwargs, "dtype": torch.float64})  # type: ignore[no-any-return]
+        if found.dtype is not torch.float32 or any(isinstance(value, Tensor) for value in args):
+            return found
+        return func(*args, **{**kwargs, "dtype": torch.float64})  # type: ignore[no-any-return]
+
+
+def _run_inside(mode: TorchFunctionMode, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    """Call a function inside a mode, which is off while a call that it handles runs."""
+    with mode:
+        return func(*args, **kwargs)
+
+
+def _grouped_product(func: Any, args: Any, kwargs: Any) -> Any:
+    """Return the matrix products of groups of rows, whose kernels take no float64."""
+    x, weights, *_ = (*args, *kwargs.values())
+    ends, bias = kwargs.get("offs"), kwargs.get("bias")
+    if x.dtype is not torch.float64 or x.ndim != 2 or weights.ndim != 3 or ends is None:
+        return func(*args, **kwargs)
+    starts = [0, *ends.tolist()]
+    rows = [x[start:end] @ weight for start, end, weight in zip(starts[:-1], starts[1:], weights, strict=True)]
+    rows.append(x.new_zeros(len(x) - starts[-1], weights.shape[-1]))  # rows of no group
+    out = torch.cat(rows)
+    return out if bias is None else out + bias

@@ -13,6 +13,9 @@ import ast
 import inspect
 import re
 import textwrap
+from collections.abc import Callable
+from functools import update_wrapper
+from types import CellType, FunctionType
 from typing import Any
 
 import torch
@@ -55,8 +58,9 @@ def with_open_reshapes(cls: type[nn.Module]) -> type[nn.Module] | None:
 
 
 def _rewritten(cls: type[nn.Module]) -> type[nn.Module] | None:
-    function = cls.__dict__.get("forward")
-    if not inspect.isfunction(function) or function.__closure__ or hasattr(function, "__wrapped__"):
+    outer = cls.__dict__.get("forward")
+    function = inspect.unwrap(outer) if inspect.isfunction(outer) else None
+    if not inspect.isfunction(function) or function.__closure__:
         return None
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
@@ -70,7 +74,31 @@ def _rewritten(cls: type[nn.Module]) -> type[nn.Module] | None:
     ast.increment_lineno(tree, function.__code__.co_firstlineno - 1)  # lock reasons name lines of the class's own file
     code = compile(tree, function.__code__.co_filename, "exec")
     exec(code, function.__globals__, body)  # noqa: S102 - the class's own source with sizes written as -1
-    return subclass(cls, body)
+    forward = _decorated_alike(outer, body["forward"])
+    return None if forward is None else subclass(cls, {"forward": forward})
+
+
+def _decorated_alike(decorated: Any, inner: Callable[..., Any]) -> Callable[..., Any] | None:
+    """Return a function with the decorators of another one; ``None`` if one of them keeps it in an unknown place."""
+    wrapped = getattr(decorated, "__wrapped__", None)
+    if wrapped is None:
+        return inner
+    new = _decorated_alike(wrapped, inner)
+    cells = decorated.__closure__ or ()
+    own = [_content(cell) is wrapped for cell in cells]
+    if new is None or not any(own):
+        return None
+    closure = tuple(CellType(new) if held else cell for cell, held in zip(cells, own, strict=True))
+    made = FunctionType(decorated.__code__, decorated.__globals__, decorated.__name__, decorated.__defaults__, closure)
+    made.__kwdefaults__ = decorated.__kwdefaults__
+    return update_wrapper(made, new)
+
+
+def _content(cell: CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # a name that is not bound yet
+        return None
 
 
 class _Free(ast.NodeTransformer):
@@ -78,12 +106,14 @@ class _Free(ast.NodeTransformer):
 
     Attributes:
         widths: names of local variables that hold the number of channels of an input, or a part of it.
+        others: names of local variables that hold other sizes of an input, such as its number of tokens.
         heads: names of local variables that hold the number of heads, read from another object.
     """
 
     def __init__(self) -> None:
         self.changed = False
         self.widths: set[str] = set()
+        self.others: set[str] = set()
         self.heads: set[str] = set()
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
@@ -95,7 +125,9 @@ class _Free(ast.NodeTransformer):
         self.generic_visit(node)
         target, value = node.targets[0], node.value
         if isinstance(target, ast.Tuple) and _is_shape(value) and len(target.elts) == 3:
-            self.widths |= {last.id for last in target.elts[-1:] if isinstance(last, ast.Name)}
+            names = [size.id if isinstance(size, ast.Name) else "" for size in target.elts]
+            self.widths |= set(names[-1:]) - {""}
+            self.others |= set(names[:-1])
         elif isinstance(target, ast.Name) and _is_heads_of_object(value):
             self.heads.add(target.id)
         elif isinstance(target, ast.Name) and self._certainty(value):
@@ -128,7 +160,8 @@ class _Free(ast.NodeTransformer):
         if _is_heads_of_object(size) or (isinstance(size, ast.Name) and size.id in self.heads):
             return 5
         if isinstance(size, ast.Name):
-            return 3 if _WIDTHS.match(size.id) else 2 * (size.id in self.widths)
+            named = bool(_WIDTHS.match(size.id)) and size.id not in self.others
+            return 3 if named else 2 * (size.id in self.widths)
         if isinstance(size, ast.BinOp) and isinstance(size.op, ast.FloorDiv):
             return 4 * bool(self._certainty(size.left))
         return int(_is_last_size(size))

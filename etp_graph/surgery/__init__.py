@@ -11,11 +11,13 @@ from ._prune import prepare_surgery, prune_
 from ._record import (
     Edit,
     SurgeryRecord,
+    current_record,
     get_record,
     read_attribute,
-    remove_record,
     replace_data,
     set_record,
+    swap_record,
+    was_pruned_alone,
     write_attribute,
 )
 from ._rehearsal import rehearse_cut, require_cuttable
@@ -30,6 +32,7 @@ __all__ = [
     "PreparedChanges",
     "SurgeryRecord",
     "bare_copies",
+    "current_record",
     "find_cuts",
     "get_record",
     "hold_signals",
@@ -40,11 +43,12 @@ __all__ = [
     "prune_",
     "read_attribute",
     "rehearse_cut",
-    "remove_record",
     "replace_data",
     "require_cuttable",
     "require_full_shapes",
     "set_record",
+    "swap_record",
+    "was_pruned_alone",
     "write_attribute",
     "writing",
 ]

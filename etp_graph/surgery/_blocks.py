@@ -18,7 +18,7 @@ from etp_graph.model import all_tensors
 from ._commit import Change, PreparedChanges
 from ._layer_counts import is_config, layer_counts, layer_numbers, shorten_configs
 from ._optimizer_states import Optimizers, list_optimizers
-from ._record import SurgeryRecord, get_record, remove_record, set_record
+from ._record import SurgeryRecord, get_record, swap_record
 
 DENSE_CONFIG = "_etp_dense_config"
 """Attribute of a model that lost blocks, with its configuration before that, which :func:`etp_graph.save` writes."""
@@ -206,7 +206,4 @@ def _extend_record(model: nn.Module, containers: Sequence[_Container], names: Se
         tensors=tuple(new for name in old.tensors if (new := rename(name)) is not None),
         standins=tuple(new for name in old.standins if (new := rename(name)) is not None),
     )
-    return Change(
-        lambda: set_record(model, record),
-        lambda: set_record(model, old) if old != SurgeryRecord() else remove_record(model),
-    )
+    return Change(*swap_record(model, record))

@@ -16,7 +16,7 @@ from etp_graph.standins import replace_, replaceable
 from ._attributes import find_edits, prepare_attributes, require_agreement
 from ._commit import Change
 from ._cuts import WEIGHT_NORM_DIRECTION, Cut, find_cuts
-from ._record import Edit, SurgeryRecord, get_record, remove_record, set_record, swap_data
+from ._record import Edit, SurgeryRecord, get_record, swap_data, swap_record
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +173,4 @@ def _extend_record(
         standins=(*old.standins, *standins),
         blocks=old.blocks,
     )
-    return Change(
-        lambda: set_record(model, record),
-        lambda: set_record(model, old) if old != SurgeryRecord() else remove_record(model),
-    )
+    return Change(*swap_record(model, record))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections import defaultdict
+from collections.abc import Callable, Container, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from types import MethodType
 from typing import Any
 
@@ -14,6 +17,13 @@ from torch import Tensor, nn
 from etp_graph.standins import size_caches_by_config_, size_caches_by_keys_
 
 _KEY = "_etp_record"
+"""Attribute of a module that surgery was called with."""
+
+_PART = "_etp_part"
+"""Attribute of a module inside such a module."""
+
+_IN_ADAPTER = re.compile(r"\.(base_layer|modules_to_save\.[^.]+)(?=\.|$)")
+"""The place of a layer in an adapter around it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,24 +59,126 @@ class SurgeryRecord:
 
 
 def get_record(model: nn.Module) -> SurgeryRecord:
-    """Return the record of a model, empty if it was never pruned. ``copy.deepcopy`` of a model copies its record."""
-    record = model.__dict__.get(_KEY)
-    return record if isinstance(record, SurgeryRecord) else SurgeryRecord()
+    """Return the record of a model, empty if it was never pruned. ``copy.deepcopy`` of a model copies its record.
+
+    A module inside a pruned model has the part of the record that concerns it, under its own names, so that it can be
+    saved and pruned again without the model around it.
+    """
+    for key in (_KEY, _PART):
+        record = model.__dict__.get(key)
+        if isinstance(record, SurgeryRecord):
+            return record
+    return SurgeryRecord()
+
+
+def current_record(model: nn.Module) -> SurgeryRecord:
+    """Return the record of a model under the names that its tensors have now.
+
+    An adapter (peft) that was attached during surgery puts the layer one level deeper, in ``base_layer``. Merging it
+    takes the layer out again, and the tensors of the adapter are gone.
+    """
+    record, modules = get_record(model), dict(model.named_modules(remove_duplicate=False))
+    unwrapped: dict[str, None] = {}
+
+    def current(name: str) -> str:
+        for match in _IN_ADAPTER.finditer(name):
+            outer = name[: match.start()]
+            if outer in modules and name[: match.end()] not in modules:
+                unwrapped.setdefault(outer)
+                return current(outer + name[match.end() :])
+        return name
+
+    tensors, standins = [current(name) for name in record.tensors], [current(name) for name in record.standins]
+    edits = {((module := current(e.module)), e.name, e.item): replace(e, module=module) for e in record.edits}
+    if not unwrapped:
+        return record
+    names = {name for name, _ in (*model.named_parameters(remove_duplicate=False), *model.named_buffers())}
+
+    def gone(name: str, known: Container[str]) -> bool:
+        return name not in known and any(name.startswith(f"{outer}.") for outer in unwrapped)
+
+    return replace(
+        record,
+        tensors=tuple(dict.fromkeys(name for name in tensors if not gone(name, names))),
+        standins=tuple(dict.fromkeys(name for name in standins if not gone(name, modules))),
+        edits=tuple(
+            e for e in edits.values() if not gone(e.module, modules)
+            and (e.module not in unwrapped or hasattr(modules[e.module], e.name))
+        ),
+    )  # fmt: skip
+
+
+def was_pruned_alone(module: nn.Module) -> bool:
+    """Return True if surgery was called with this module, and not only with a model around it."""
+    return _KEY in module.__dict__
 
 
 def set_record(model: nn.Module, record: SurgeryRecord) -> None:
-    """Store the record in the model.
+    """Store the record in the model, and its parts in the modules that they concern.
 
-    From then on the caches of a model of transformers follow its number of heads, and its ``save_pretrained`` warns.
+    From then on the caches of models of transformers among them follow their number of heads, and their
+    ``save_pretrained`` warns.
     """
-    model.__dict__[_KEY] = record
+    _drop_parts(model)
+    _put_record(model, _KEY, record)
+    for path, part in _parts(record).items():
+        with suppress(AttributeError):  # a record read from a file names modules that are not there yet
+            _put_record(model.get_submodule(path), _PART, part)
     size_caches_by_keys_(model)
+
+
+def _put_record(module: nn.Module, key: str, record: SurgeryRecord) -> None:
+    module.__dict__[key] = record
     narrower = bool(record.tensors or record.edits)  # a configuration describes a model that only lost blocks
-    if narrower and callable(getattr(type(model), "save_pretrained", None)):
+    if narrower and callable(getattr(type(module), "save_pretrained", None)):
         # on the instance and not on the class, which others use; copies of the model get it too
-        model.__dict__["save_pretrained"] = MethodType(save_pretrained, model)
-    else:
-        model.__dict__.pop("save_pretrained", None)
+        module.__dict__["save_pretrained"] = MethodType(save_pretrained, module)
+    elif key == _KEY:
+        module.__dict__.pop("save_pretrained", None)
+
+
+def _parts(record: SurgeryRecord) -> dict[str, SurgeryRecord]:
+    """Return path of a module -> the part of the record that concerns it, under its own names."""
+    edits: defaultdict[str, list[Edit]] = defaultdict(list)
+    tensors: defaultdict[str, list[str]] = defaultdict(list)
+    standins: defaultdict[str, list[str]] = defaultdict(list)
+    blocks: defaultdict[str, list[tuple[str, ...]]] = defaultdict(list)
+    for name in record.tensors:
+        for path, rest in _splits(name):
+            tensors[path].append(rest)
+    for name in record.standins:
+        for path, rest in (*_splits(name), (name, "")):
+            standins[path].append(rest)
+    for edit in record.edits:
+        for path, rest in (*_splits(edit.module), (edit.module, "")):
+            edits[path].append(replace(edit, module=rest))
+    for names in record.blocks:
+        held: defaultdict[str, list[str]] = defaultdict(list)
+        for name in names:
+            for path, rest in _splits(name):
+                held[path].append(rest)
+        for path, inside in held.items():
+            blocks[path].append(tuple(inside))
+    return {
+        path: SurgeryRecord(
+            fingerprints=record.fingerprints,
+            selections=record.selections,
+            edits=tuple(edits[path]),
+            tensors=tuple(tensors[path]),
+            standins=tuple(standins[path]),
+            blocks=tuple(blocks[path]),
+        )
+        for path in {*edits, *tensors, *standins, *blocks}
+        if path
+    }
+
+
+def _splits(name: str) -> Iterator[tuple[str, str]]:
+    """Yield the ways to divide a name into the path of a module and a name inside it."""
+    at = name.find(".")
+    while at >= 0:
+        yield name[:at], name[at + 1 :]
+        at = name.find(".", at + 1)
 
 
 def save_pretrained(model: Any, *args: Any, **options: Any) -> Any:
@@ -87,6 +199,32 @@ def remove_record(model: nn.Module) -> None:
     size_caches_by_config_(model)
     model.__dict__.pop(_KEY, None)
     model.__dict__.pop("save_pretrained", None)
+    _drop_parts(model)
+
+
+def swap_record(model: nn.Module, record: SurgeryRecord) -> tuple[Callable[[], None], Callable[[], None]]:
+    """Return two functions: one stores the record of a model, and one stores those that were there before."""
+    own = model.__dict__.get(_KEY)
+    parts = [(module, module.__dict__[_PART]) for module in model.modules() if _PART in module.__dict__]
+
+    def put_back() -> None:
+        if own is None:
+            remove_record(model)
+        else:
+            set_record(model, own)
+        _drop_parts(model)
+        for module, part in parts:
+            _put_record(module, _PART, part)
+        if parts:
+            size_caches_by_keys_(model)
+
+    return lambda: set_record(model, record), put_back
+
+
+def _drop_parts(model: nn.Module) -> None:
+    for module in model.modules():
+        if module.__dict__.pop(_PART, None) is not None and _KEY not in module.__dict__:
+            module.__dict__.pop("save_pretrained", None)
 
 
 def read_attribute(model: nn.Module, edit: Edit) -> int:

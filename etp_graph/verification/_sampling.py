@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from math import prod
+
 import torch
 from torch import nn
 
@@ -53,7 +55,7 @@ def randomize_(model: nn.Module, *, seed: int = 0) -> None:
         if name.endswith(("running_var", "original0")) or (tensor.ndim < 2 and name.endswith("weight")):
             value = torch.rand(tensor.shape, generator=generator, device="cpu") + 0.5
         elif tensor.ndim >= 2 and name.endswith(("weight", "original1", "weight_v")):
-            fan_in = max(tensor[0].numel(), 1)
+            fan_in = max(prod(tensor.shape[1:]), 1)
             value = torch.randn(tensor.shape, generator=generator, device="cpu").mul_((1.0 / fan_in) ** 0.5)
         else:
             value = torch.randn(tensor.shape, generator=generator, device="cpu") * 0.2

@@ -25,7 +25,7 @@ from etp_graph.model import (
     run_outputs,
     without_autocast,
 )
-from etp_graph.plan import Group, Plan, Positions, with_no_unit
+from etp_graph.plan import Group, Plan, Positions, Selection, with_no_unit
 from etp_graph.standins import standing_in
 from etp_graph.surgery import prune_
 
@@ -121,27 +121,58 @@ class Trials:
             self.draws |= noise.seen
         return found
 
-    def distrust_gradients(self, trial: Trial) -> bool:
-        """Stop comparing gradients if only they differ, and those of the unpruned model are wrong, too.
+    def distrust_gradients(self, trial: Trial, groups: Sequence[Group], ratio: float) -> bool:
+        """Stop comparing gradients if only they differ, and those of the unpruned or the pruned model are wrong.
+
+        PyTorch computes wrong ones for some layouts of memory, which may appear only when one head is left.
+
+        Args:
+            trial: the trial that is not good.
+            groups, ratio: its arguments.
 
         Returns whether this is so.
         """
         if not self.gradients or trial.error > TOLERANCE[self.dtype]:
             return False
-        error = self._derivative_error()
-        if error <= _DERIVATIVE_TOLERANCE:
-            return False
-        self.gradients = False
-        self.note = (
-            "gradients were not compared: those that PyTorch computes for the unpruned model differ from finite "
-            f"differences by {error:.1e}"
-        )
-        return True
+        for which, model in (("unpruned", self.model), ("pruned", self._pruned(groups, ratio))):
+            error = self._derivative_error(model)
+            if error > _DERIVATIVE_TOLERANCE:
+                self.gradients = False
+                self.note = (
+                    f"gradients were not compared: those that PyTorch computes for the {which} model differ from "
+                    f"finite differences by {error:.1e}"
+                )
+                return True
+        return False
 
-    def _derivative_error(self) -> float:
-        """Return how far the gradients of the unpruned model are from central differences, in a random direction."""
-        model = copy_model(self.model)
-        _, grads = self._run(model, Choices())
+    def _drop_gradients(self) -> bool:
+        """Stop comparing gradients if the unpruned model itself has none in eval mode. Return whether this is so.
+
+        Some code refuses a backward in eval mode, or overwrites what the backward needs.
+        """
+        if not self.gradients:
+            return False
+        try:
+            self._run(copy_model(self.model), Choices())
+        except Exception as error:  # noqa: BLE001 - the code of a user
+            self.gradients = False
+            self.note = (
+                f"gradients were not compared: the unpruned model cannot be differentiated: {describe_failure(error)}"
+            )
+        return not self.gradients
+
+    def _pruned(self, groups: Sequence[Group], ratio: float) -> nn.Module:
+        """Return the pruned copy of a trial."""
+        model = copy_model(self.model, share=True)
+        prune_(model, self.plan, self._selection(groups, ratio))
+        return model
+
+    def _selection(self, groups: Sequence[Group], ratio: float) -> Selection:
+        return random_selection(self.plan, groups, ratio, torch.Generator().manual_seed(self.seed))
+
+    def _derivative_error(self, model: nn.Module) -> float:
+        """Return how far the gradients of a model are from central differences, in a random direction."""
+        _, grads = self._run(copy_model(model), Choices())
         generator = torch.Generator().manual_seed(self.seed)
         steps = {
             name: torch.randn(p.shape, generator=generator, device="cpu").to(p) for name, p in model.named_parameters()
@@ -149,7 +180,7 @@ class Trials:
         slope = sum(float((grads[name] * step).sum()) for name, step in steps.items() if name in grads)
         losses = []
         for sign in (1.0, -1.0):
-            moved = copy_model(self.model)
+            moved = copy_model(model)
             with torch.no_grad():
                 for name, parameter in moved.named_parameters():
                     parameter.add_(steps[name], alpha=sign * _STEP)
@@ -210,13 +241,17 @@ class Trials:
         return self._compare(groups, ratio)
 
     def _compare(self, groups: Sequence[Group], ratio: float) -> Trial:
-        generator = torch.Generator().manual_seed(self.seed)
-        selection = random_selection(self.plan, groups, ratio, generator)
+        selection = self._selection(groups, ratio)
         keep = selection.flat(self.plan)
         masked, choices = copy_model(self.model, share=True), Choices(tolerance=TOLERANCE[self.dtype])
         _give_own_memory(masked, self.plan)
-        with Masked(masked, self.plan, keep), standing_in(masked, views_only=True):
-            want, want_grads = self._run(masked, choices)
+        try:
+            with Masked(masked, self.plan, keep), standing_in(masked, views_only=True):
+                want, want_grads = self._run(masked, choices)
+        except Exception:
+            if not self._drop_gradients():
+                raise
+            return self._compare(groups, ratio)
         del masked  # keep one copy at a time, because memory may not suffice for two
         pruned = copy_model(self.model, share=True)
         try:

@@ -88,8 +88,9 @@ def verify(
         outputs: what is compared, as of :func:`etp_graph.trace`. Default: what counted as an output when the plan was
             traced.
 
-    Gradients are not compared if those of the unpruned model itself differ from finite differences (a cache that was
-    filled without gradients, an operator with a wrong derivative). The result then has a note.
+    Gradients are not compared if those of the unpruned or of the pruned model itself differ from finite differences (a
+    cache that was filled without gradients, an operator with a wrong derivative), or if the unpruned model has none in
+    eval mode. The result then has a note.
 
     Raises:
         EquivalenceError: outputs or gradients differ, and the error names the first group that fails; or removing the
@@ -103,7 +104,7 @@ def verify(
     trials = []
     for ratio_ in [ratio] if isinstance(ratio, float) else ratio:
         trial = judge.trial(plan.prunable, ratio_)
-        if not trial.good and judge.distrust_gradients(trial):
+        if not trial.good and judge.distrust_gradients(trial, plan.prunable, ratio_):
             trial = judge.trial(plan.prunable, ratio_)
         if not trial.good:
             raise judge.equivalence_error(plan.prunable, ratio_)

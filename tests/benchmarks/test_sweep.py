@@ -17,6 +17,8 @@ from benchmarks.coverage import sources, sweep
 from benchmarks.coverage.measure import describe_plan
 from benchmarks.coverage.sources import Case
 from benchmarks.coverage.sources._common import NotBuilt, first_that_runs
+from benchmarks.coverage.sources._transformers import _make
+from benchmarks.coverage.sources._transformers_sizes import shrunken
 from benchmarks.coverage.sweep_page import write_sweep_page
 
 
@@ -76,3 +78,42 @@ def test_the_page_counts_the_last_line_of_each_model(tmp_path: Path) -> None:
 def test_names_are_different(source: str) -> None:
     keys = [case.key for case in sources.cases((source,))]
     assert len(set(keys)) == len(keys)
+
+
+def test_new_families_come_first_and_then_the_quick_ones() -> None:
+    def case(family: str, number: int) -> Case:
+        return Case(source="s", name=f"{family}{number}", family=family)
+
+    cases = [case(family, number) for family in ("slow", "quick", "failing", "new") for number in range(3)]
+    lines = [
+        {"family": "slow", "seconds": 9.0, "outcome": "exact"},
+        {"family": "quick", "seconds": 2.0, "outcome": "exact"},
+        *[{"family": "failing", "seconds": 1.0, "outcome": outcome} for outcome in ("exact", *["not built"] * 3)],
+    ]
+    found = [each.family for each in sweep.in_order(cases, lines)]
+    assert found == ["new", *["quick"] * 3, *["failing"] * 3, *["slow"] * 3, "new", "new"]
+    assert sorted(each.key for each in sweep.in_order(cases, lines)) == sorted(each.key for each in cases)
+
+
+def test_parts_of_a_small_model_keep_their_proportions() -> None:
+    transformers = pytest.importorskip("transformers")
+    config = shrunken(transformers.ViTConfig(), "parts")
+    model = transformers.ViTModel(config)
+    embedding = sum(p.numel() for p in model.embeddings.parameters())
+    assert embedding < sum(p.numel() for p in model.parameters()) / 4
+    assert (config.patch_size, config.image_size) == (8, 32)
+    assert shrunken(transformers.ViTConfig(), "widths").patch_size == 16
+
+
+def test_a_version_of_full_width_that_cannot_be_counted_is_not_built() -> None:
+    class Config:
+        pass
+
+    class Net(nn.Linear):
+        def __init__(self, config: object) -> None:
+            super().__init__(4, 4)
+            self.values = self.weight[0].tolist()  # fails on the meta device
+
+    with pytest.raises(NotImplementedError):
+        _make(Net, Config, "nothing")
+    assert len(_make(Net, Config, "widths").values) == 4  # type: ignore[arg-type]

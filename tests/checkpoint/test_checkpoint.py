@@ -216,7 +216,8 @@ def test_saving_under_inference_mode_and_loading_gives_trainable_parameters(tmp_
 def test_a_failure_while_writing_the_module_is_undone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, build = save(trained_toy(1), tmp_path / "m"), Toy()
     before = state(build)
-    monkeypatch.setattr("etp_graph.checkpoint._restore.set_record", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    interrupted = lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)  # noqa: E731
+    monkeypatch.setattr("etp_graph.surgery._record.size_caches_by_keys_", interrupted)
     with pytest.raises(KeyboardInterrupt):
         load(path, build=build)
     assert state(build) == before

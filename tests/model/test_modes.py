@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext, suppress
 from threading import Event, Thread
 
 import pytest
@@ -13,7 +13,14 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import etp_graph as etp
-from etp_graph.model import ModuleStack, WithoutDropout, without_attention_fast_path, without_garbage_collection
+from etp_graph.model import (
+    InFloat64,
+    ModuleStack,
+    WithoutDropout,
+    norm_over_units,
+    without_attention_fast_path,
+    without_garbage_collection,
+)
 from etp_graph.model._modes import without_recurrent_dropout
 
 
@@ -153,3 +160,45 @@ def test_autocast_of_the_user_gets_no_casts_of_a_trace() -> None:
         etp.trace(model, x)
         model(x).float().sum().backward()
     assert model[0].weight.grad is not None and model[2].weight.grad is not None
+
+
+def test_numbers_of_python_are_not_rounded_in_float64() -> None:
+    with InFloat64():
+        assert float(torch.tensor(0.1)) == 0.1
+        assert torch.tensor(torch.finfo(torch.float64).min).dtype == torch.float64
+        assert torch.full((2,), -1e300).tolist() == [-1e300] * 2
+        assert torch.arange(3).dtype == torch.int64
+        assert torch.ones(2, dtype=torch.float16).dtype == torch.float16
+        assert torch.linspace(0, 1, 4).dtype == torch.float64
+    assert torch.tensor(0.1).dtype == torch.float32
+
+
+def test_code_that_this_library_calls_stays_in_float64() -> None:
+    x = torch.randn(3, 5, dtype=torch.float64)
+    weight = torch.randn(5, dtype=torch.float64)
+
+    def norm(x: Tensor, tensors: Sequence[Tensor]) -> Tensor:
+        y = x.float()
+        return (y * (y.square().mean(-1, keepdim=True) + 1e-6).rsqrt()).type_as(x) * tensors[0]
+
+    want = x * (x.square().mean(-1, keepdim=True) + 1e-6).rsqrt() * weight
+    for outer in (nullcontext(), WithoutDropout()):
+        with outer, InFloat64():
+            assert (norm_over_units(x, -1, [weight], norm) - want).abs().max() < 1e-14
+        with InFloat64(), outer:
+            assert (norm_over_units(x, -1, [weight], norm) - want).abs().max() < 1e-14
+
+
+@pytest.mark.parametrize("rows", [9, 7])
+def test_products_of_groups_of_rows_run_in_float64(rows: int) -> None:
+    x, weights = torch.randn(9, 8), torch.randn(3, 8, 16)
+    ends = torch.tensor([4, 4, rows], dtype=torch.int32)
+    want = torch.cat([x[:4] @ weights[0], x[4:rows] @ weights[2]])
+    wide = x.double().requires_grad_()
+    with InFloat64():
+        found = torch.nn.functional.grouped_mm(wide, weights.double(), offs=ends)
+    assert found.dtype == torch.float64
+    assert torch.allclose(found[:rows].float(), want, atol=1e-5)
+    found[:rows].sum().backward()
+    assert wide.grad is not None
+    assert torch.allclose(wide.grad[4:rows], weights[2].double().sum(-1).expand(rows - 4, 8))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -63,6 +66,50 @@ class OfClass(Base):
         return self.o(self.attend(q, k, v).flatten(2))
 
 
+class TokensNamedAsWidth(Base):
+    """The number of tokens has a name that is often one of a width."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, hidden_size, num_channels = x.shape
+        q, k, v = (
+            f(x).reshape(b, hidden_size, self.num_heads, num_channels // self.num_heads)
+            for f in (self.q, self.k, self.v)
+        )
+        return self.o(self.attend(q, k, v).reshape(b, hidden_size, num_channels))
+
+
+def renamed(old: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Decorate a method as libraries do that give an argument another name."""
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(function)
+        def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+            if old in kwargs:
+                kwargs["x"] = kwargs.pop(old)
+            return function(self, *args, **kwargs)
+
+        return call
+
+    return decorate
+
+
+class Decorated(Base):
+    @renamed("hidden")
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, width = x.shape
+        q, k, v = (f(x).reshape(b, n, self.num_heads, width // self.num_heads) for f in (self.q, self.k, self.v))
+        return self.o(self.attend(q, k, v).reshape(b, n, width))
+
+
+class DecoratedTwice(Base):
+    @torch.no_grad()
+    @renamed("hidden")
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, width = x.shape
+        q, k, v = (f(x).reshape(b, n, self.num_heads, width // self.num_heads) for f in (self.q, self.k, self.v))
+        return self.o(self.attend(q, k, v).reshape(b, n, width))
+
+
 @dataclass
 class Config:
     n_head: int = 4
@@ -118,7 +165,20 @@ X = torch.randn(2, 5, 6)
 
 @pytest.mark.parametrize(
     "cls",
-    [OtherName, ByIndex, Local, LastSize, OfClass, OverSpace, InObject, InObjectByWidth, InObjectLocal],
+    [
+        OtherName,
+        ByIndex,
+        Local,
+        LastSize,
+        OfClass,
+        OverSpace,
+        InObject,
+        InObjectByWidth,
+        InObjectLocal,
+        TokensNamedAsWidth,
+        Decorated,
+        DecoratedTwice,
+    ],
 )
 def test_heads_can_be_removed_and_the_pruned_model_loads(cls: type[Base], tmp_path: Path) -> None:
     model = model_with(cls)
@@ -141,6 +201,32 @@ def test_what_a_number_in_an_object_fixes_is_locked(cls: type[Base]) -> None:
     plan = etp.trace(model_with(cls), X, prune="all", check=False)
     assert [group.kind for group in plan.prunable if group.name.startswith("1.") and group.name != "1.o"] == ["heads"]
     assert etp.verify(model_with(cls), plan, X).error < 1e-10
+
+
+def test_decorators_stay_around_a_forward_that_surgery_changed() -> None:
+    model, x = model_with(Decorated), torch.randn(2, 5, 32)
+    plan = etp.trace(model, X)
+    etp.prune_(model, plan, etp.Selection({g.name: torch.arange(4) != 1 for g in plan.prunable if g.kind == "heads"}))
+    assert model[1].num_heads == 3
+    assert torch.equal(model[1](hidden=x), model[1](x))
+    with pytest.raises(TypeError):
+        model_with(OtherName)[1](hidden=x)
+
+
+def test_a_decorator_that_cannot_be_repeated_leaves_the_heads_locked() -> None:
+    kept: list[Callable[..., Any]] = []
+
+    class Registered(Base):
+        def forward(self, x: Tensor) -> Tensor:
+            b, n, width = x.shape
+            q, k, v = (f(x).reshape(b, n, self.num_heads, width // self.num_heads) for f in (self.q, self.k, self.v))
+            return self.o(self.attend(q, k, v).reshape(b, n, width))
+
+    kept.append(Registered.forward)
+    Registered.forward = wraps(Registered.forward)(lambda self, x: kept[0](self, x))  # type: ignore[method-assign]
+    plan = etp.trace(model_with(Registered), X, prune="all")
+    assert all(group.kind != "heads" for group in plan.prunable)
+    assert etp.verify(model_with(Registered), plan, X).error < 1e-10
 
 
 def test_a_trace_leaves_sizes_of_classes_alone() -> None:

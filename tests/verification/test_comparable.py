@@ -114,6 +114,70 @@ def test_gradients_that_the_unpruned_model_gets_wrong_are_not_blamed_on_the_plan
     assert etp.verify(net(lambda n, x: n.b(n.a(x))), plan, x).note == ""
 
 
+class NoDerivative(torch.autograd.Function):
+    """Identity whose backward is refused, as code does that is made for training mode alone."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        raise AssertionError("use model.train()")
+
+
+def overwritten(y: Tensor) -> Tensor:
+    """Return values of which the backward needs those that were overwritten."""
+    out = y.exp()
+    z = out * 2
+    out.add_(1)
+    return z
+
+
+@pytest.mark.parametrize(("run", "words"), [(NoDerivative.apply, "model.train()"), (overwritten, "inplace")])
+def test_a_model_without_a_backward_is_compared_by_its_outputs(run: Callable[[Tensor], Tensor], words: str) -> None:
+    model, x = net(lambda n, x: n.b(run(n.a(x)))), torch.randn(4, 6)
+    plan = etp.trace(model, x)
+    found = etp.verify(model, plan, x)
+    assert found.gradient_error is None
+    assert "the unpruned model cannot be differentiated" in found.note
+    assert words in found.note
+    with pytest.raises(etp.EquivalenceError):
+        etp.verify(net(lambda n, x: n.b((y := run(n.a(x))) / y.shape[-1])), plan, x)
+
+
+def test_tensors_without_entries_are_left_alone() -> None:
+    model, x = net(lambda n, x: n.b(torch.cat([n.a(x), n.d(x)], -1))), torch.randn(4, 6)
+    model.d = nn.Linear(6, 0)
+    plan = etp.trace(model, x)
+    assert [group.name for group in plan.prunable] == ["a"]
+    assert etp.verify(model, plan, x).units > 0
+
+
+class DerivativeOfNarrow(OwnDerivative):
+    """Identity whose derivative is wrong once units are gone, as those of some kernels are for a single head."""
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad * (1 if grad.shape[-1] == 8 or bool((grad == 0).all(0).any()) else 2)
+
+
+def test_gradients_that_only_the_pruned_model_gets_wrong_are_not_blamed_on_the_plan() -> None:
+    model, x = net(lambda n, x: n.b(DerivativeOfNarrow.apply(n.a(x)))), torch.randn(4, 6)
+    plan = etp.trace(model, x)
+    found = etp.verify(model, plan, x)
+    assert found.gradient_error is None
+    assert found.error < 1e-10
+    assert "for the pruned model differ from finite differences" in str(found)
+
+
+def test_a_wrong_plan_is_not_excused_by_gradients() -> None:
+    x = torch.randn(4, 6)
+    plan = etp.trace(net(lambda n, x: n.b(n.a(x))), x)
+    with pytest.raises(etp.EquivalenceError):
+        etp.verify(net(lambda n, x: n.b((y := DerivativeOfNarrow.apply(n.a(x))) / y.shape[-1])), plan, x)
+
+
 @pytest.mark.parametrize(
     ("check", "words"),
     [

@@ -17,8 +17,13 @@ SOURCES = ("transformers", "timm", "torchvision", "pyg", "diffusers", "ultralyti
            "vit_pytorch", "torchaudio")  # fmt: skip
 """Names of the sources, in the order of the page."""
 
-PRELOADED = ("torch", "torchvision", "timm", "transformers", "torch_geometric.nn", "etp_graph")
-"""Modules that every measurement imports. The process that starts the measurements imports them once."""
+PRELOADED = ("torch", "torchvision", "timm", "torch_geometric.nn", "etp_graph", "transformers.pipelines",
+             "transformers.models.auto.modeling_auto", "transformers.models.bert.modeling_bert",
+             "transformers.models.llava.modeling_llava", "transformers.models.whisper.modeling_whisper",
+             "diffusers.models", "segmentation_models_pytorch", "monai.networks.nets", "ultralytics.nn.tasks",
+             "open_clip", "einops.layers.torch", "torchaudio.models")  # fmt: skip
+"""Modules that measurements import. The process that starts the measurements imports them once. ``transformers``
+imports its modules when they are asked for, so that modules of models stand here: they bring what all models need."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

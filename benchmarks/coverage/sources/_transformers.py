@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
-from functools import cache
+from collections.abc import Callable, Iterator
+from functools import cache, partial
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
+import torch
 from torch import nn
 
 from ._common import NotBuilt, first_that_runs
 from ._transformers_inputs import inputs_of
-from ._transformers_sizes import shrunken
+from ._transformers_sizes import LEVELS, shrunken
 
 PACKAGE = "transformers"
 _HEADS = (
@@ -70,13 +71,22 @@ def build(name: str) -> tuple[nn.Module, Any]:
     raise NotBuilt(" || ".join(said) or "no class can be imported")
 
 
-def _makers(cls: Any, name: str) -> Iterator[Any]:
+def _makers(cls: Any, name: str) -> Iterator[Callable[[], nn.Module]]:
     """Yield functions that build the class with small widths, with few layers, and as it is."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     config_cls = CONFIG_MAPPING[name]
-    for level in ("widths", "heads", "layers", "nothing"):
-        yield lambda level=level: cls(shrunken(config_cls(), level))
+    for level in LEVELS:
+        yield partial(_make, cls, config_cls, level)
+
+
+def _make(cls: Any, config_cls: Any, level: str) -> nn.Module:
+    """Build the class. A version of full width is first built on the meta device, because it may not fit."""
+    if level not in LEVELS[:3]:
+        with torch.device("meta"):
+            cls(shrunken(config_cls(), level))
+    model: nn.Module = cls(shrunken(config_cls(), level))
+    return model
 
 
 @cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,8 +21,8 @@ def inputs_of(model: nn.Module) -> Iterator[dict[str, Any]]:
     wanted = arguments_of(model.forward)
     text = _text(model, wanted)
     for others in _others(model, wanted):
-        if "pixel_values" in others and "input_ids" in text:
-            yield from _with_image_tokens(model, text, others)
+        for kind in ("image", "audio") if others and "input_ids" in text else ():
+            yield from _with_places(model, kind, text, others)
         yield {**text, **others}
     if text:
         yield text
@@ -103,12 +104,13 @@ def _pictures(config: Any, wanted: dict[str, Any]) -> Iterator[dict[str, Any]]:
 def _spectra(config: Any, wanted: dict[str, Any]) -> Iterator[dict[str, Any]]:
     part = getattr(config, "audio_config", None) or getattr(config, "encoder_config", None) or config
     bins = getattr(part, "num_mel_bins", None) or getattr(part, "feature_size", None) or 80
-    length = 2 * (getattr(part, "max_source_positions", None) or 30)
-    mask = {"input_features_mask": torch.ones(1, length, dtype=torch.bool)} if "input_features_mask" in wanted else {}
-    for count in dict.fromkeys([bins, 80, 128, getattr(part, "feature_projection_input_dim", 80)]):
-        yield {"input_features": noise(1, count, length), **mask}
-        yield {"input_features": noise(1, length, count), **mask}
-        yield {"input_features": noise(1, 64, count)}
+    masks = [name for name in ("input_features_mask", "feature_attention_mask") if name in wanted]
+    for length in dict.fromkeys([2 * (getattr(part, "max_source_positions", None) or 30), 200]):
+        mask = dict.fromkeys(masks, torch.ones(1, length, dtype=torch.long))
+        for count in dict.fromkeys([bins, 80, 128, getattr(part, "feature_projection_input_dim", 80)]):
+            yield {"input_features": noise(1, count, length), **mask}
+            yield {"input_features": noise(1, length, count), **mask}
+            yield {"input_features": noise(1, 64, count)}
 
 
 def _series(config: Any, wanted: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -127,12 +129,20 @@ def _series(config: Any, wanted: dict[str, Any]) -> Iterator[dict[str, Any]]:
     yield {"past_values": [noise(length), noise(length)], "freq": [0, 0]}
 
 
-def _with_image_tokens(model: nn.Module, text: dict[str, Any], others: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield inputs whose tokens hold a place for every feature of the image, if the model says how many there are."""
+_PLACES = {
+    "image": ("image_token_id", "image_token_index", "img_context_token_id", "image_patch_id"),
+    "audio": ("audio_token_id", "audio_token_index", "audio_input_id", "audio_soft_token_id"),
+}
+"""What the features show -> attributes of configurations that name the token that holds the place of one."""
+
+
+def _with_places(model: nn.Module, kind: str, text: dict[str, Any], others: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield inputs whose tokens hold a place for every feature, if the model says how many there are."""
     config: Any = model.config
-    names = ("image_token_id", "image_token_index", "img_context_token_id", "image_patch_id")
-    token = next((v for name in names if isinstance(v := getattr(config, name, None), int)), None)
-    count = _count_features(model, others) if token is not None else None
+    token = next((v for name in _PLACES[kind] if isinstance(v := getattr(config, name, None), int)), None)
+    count = None
+    if token is not None:
+        count = _count_features(model, kind, others) or _count_in_error(model, {**text, **others})
     if token is None or count is None:
         return
     ids = tokens(1, count + 4, vocabulary=90)
@@ -144,10 +154,10 @@ def _with_image_tokens(model: nn.Module, text: dict[str, Any], others: dict[str,
     yield {"input_ids": ids, **more, **others, **kinds}
 
 
-def _count_features(model: nn.Module, others: dict[str, Any]) -> int | None:
-    """Return the number of features of the image that the language model takes."""
+def _count_features(model: nn.Module, kind: str, others: dict[str, Any]) -> int | None:
+    """Return the number of features that the language model takes."""
     for part in (model, getattr(model, "model", None)):
-        method = getattr(part, "get_image_features", None)
+        method = getattr(part, f"get_{kind}_features", None)
         if method is None:
             continue
         wanted = arguments_of(method)
@@ -161,4 +171,15 @@ def _count_features(model: nn.Module, others: dict[str, Any]) -> int | None:
         parts = [p for p in (found if isinstance(found, list | tuple) else [found]) if isinstance(p, Tensor)]
         if parts:
             return sum(p.numel() // p.shape[-1] for p in parts)
+    return None
+
+
+def _count_in_error(model: nn.Module, inputs: dict[str, Any]) -> int | None:
+    """Return the number of features that the model names when it finds no places for them."""
+    try:
+        with torch.no_grad():
+            model(**inputs)
+    except Exception as error:  # noqa: BLE001 - as above
+        found = re.search(r"features:? (\d+)", str(error))
+        return int(found[1]) if found else None
     return None

@@ -13,7 +13,26 @@ _WIDTH = 64
 """Of the residual stream: four heads of 16 numbers."""
 
 Level = str
-"""``widths``: all sizes. ``heads``: all but the numbers of heads. ``layers``: layers, tokens. ``nothing``."""
+"""``parts``: all sizes. ``widths``: all but those of :data:`_PARTS`. ``heads``: of these, all but the numbers of heads.
+``layers``: layers, tokens. ``nothing``."""
+
+LEVELS = ("parts", "widths", "heads", "layers", "nothing")
+"""The levels, the smallest first."""
+
+_NARROW = ("parts", "widths")
+
+_PARTS: tuple[tuple[str, int], ...] = (
+    (r"^patch_size$", 8),
+    (r"^(max_position_embeddings|n_positions|n_ctx|max_2d_position_embeddings|num_position_embeddings)$", 64),
+    (r"^max_(encoder_|decoder_)?(source_positions|target_positions|position_embeddings|img_size|image_size)$", 64),
+    (r"^(text|vision|audio|thinker|backbone|cross|projector|projection|reassemble|downsample)_hidden_size$", _WIDTH),
+    (r"^(projector|adapter|vision|text_projection)_(in|out|input|output)_?(dim|size)$|^(project|output)_dim$", _WIDTH),
+    (r"^(patch_embed_hidden_size|unit_embed_dim|descriptor_dim|descriptor_decoder_dim|memory_\w*hidden_size)$", _WIDTH),
+    (r"^(merged_hidden_size|prediction_head_size|router_hidden_size|auxiliary_channels|codebook_size)$", _WIDTH),
+    (r"^(hidden_size_global|pred_hidden_size|mit_hidden_size|vit_dim|mask_dim|moe_hidden_size|dff|dim_ff)$", _WIDTH),
+)
+"""Sizes of patches, tables of positions, and seams between parts. In the full model they hold a small share of the
+parameters, and beside narrow layers they would hold most of them. Not every class takes these values."""
 
 _LAYERS: tuple[tuple[str, int], ...] = (
     (r"(^|_)(layers?|n_layers?|depth|num_blocks|num_(encoder|decoder|hidden)_blocks)$", 2),
@@ -84,7 +103,7 @@ def _changes(config: Any, level: Level) -> dict[str, Any]:
             small_list = _small_list(name, value, values, level)
             if small_list != list(value):
                 found[name] = type(value)(small_list)
-        elif name == "rope_parameters" and level == "widths" and re.search("vl|omni|4v|ocr", config.model_type):
+        elif name == "rope_parameters" and level in _NARROW and re.search("vl|omni|4v|ocr", config.model_type):
             found[name] = {**value, "mrope_section": [2, 3, 3]}  # rotary dimensions of time, height and width
     tokens = [
         n for n, v in values.items() if re.search(r"token_(id|index)$", n) and isinstance(v, int) and v >= VOCABULARY
@@ -98,15 +117,18 @@ def _small(name: str, value: int, values: dict[str, Any], level: Level) -> int:
     """Return the small value of an integer: that of the first pattern that its name matches."""
     if name in ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id", "sep_token_id"):
         return min(value, VOCABULARY - 1)
-    tables = {"widths": (_LAYERS, _HEADS, _WIDTHS), "heads": (_LAYERS, _WIDTHS), "layers": (_LAYERS,)}[level]
+    tables = {
+        "parts": (_PARTS, _LAYERS, _HEADS, _WIDTHS), "widths": (_LAYERS, _HEADS, _WIDTHS),
+        "heads": (_LAYERS, _WIDTHS), "layers": (_LAYERS,),
+    }[level]  # fmt: skip
     if name == "head_dim" and "qk_rope_head_dim" in values and level != "layers":
         return 8  # rotary embeddings alone use it there
-    if level == "widths" and re.search(_HEADS[0][0], name):
+    if level in _NARROW and re.search(_HEADS[0][0], name):
         heads = max((v for n, v in values.items() if re.fullmatch(r"num_attention_heads|n_heads?|num_heads", n)
                      and isinstance(v, int)), default=0)  # fmt: skip
         return 4 if value >= heads else min(value, 2)
     if re.fullmatch(r"(image_size|img_size|input_size|crop_size)", name) and value >= IMAGE and level != "layers":
-        return _image_size(values)
+        return IMAGE if level == "parts" else _image_size(values)
     for table in tables:
         for pattern, small in table:
             if re.search(pattern, name):
@@ -129,10 +151,12 @@ def _small_list(name: str, value: Any, values: dict[str, Any], level: Level) -> 
     if not all(isinstance(v, int) and not isinstance(v, bool) for v in values_):
         return values_
     if re.search(r"depths?$|num_layers$|layers$|num_blocks$", name):
-        return [min(v, 1 if level == "widths" else 2) for v in values_]
+        return [min(v, 1 if level in _NARROW else 2) for v in values_]
+    if level == "parts" and name in ("patch_size", "tubelet_size"):
+        return [min(v, 8) for v in values_]
     if name in ("image_size", "input_size"):
         return [min(v, IMAGE) for v in values_] if level != "layers" else values_
-    if level == "widths" and _LISTS.search(name) and max(values_) > _WIDTH:
+    if level in _NARROW and _LISTS.search(name) and max(values_) > _WIDTH:
         by = max(1, min(values_) // 16)
         return [max(16, v // by // 16 * 16) for v in values_]
     return values_

@@ -47,34 +47,39 @@ def follow_routed(tracker: Tracker, func: Any, args: Any, kwargs: Any, out: Any)
 
 def follow_mixture(tracker: Tracker, func: Any, args: Any, kwargs: Any, out: Tensor) -> None:
     """Label the experts of the router, and the neurons: neurons of the same number in all experts are one unit."""
-    x, gate_up, down, index, _ = args
+    x, packed, index, _ = args
     labels, weights = tracker.labels, tracker.weights
+    outer, inner = (2, 1) if packed.transposed else (1, 2)  # the axes of outputs and inputs of a matrix
     (first, *_), (second, *_) = (
-        weights.find_stored(gate_up, tracker.modules)[0],
-        weights.find_stored(down, tracker.modules)[0],
+        weights.find_stored(packed.gate_up, tracker.modules)[0],
+        weights.find_stored(packed.down, tracker.modules)[0],
     )
     layer = weights.running_module(tracker.modules)
-    neurons = labels.produce(Producer(first.axis(1), layer.name, "neurons"), first.shape[1])
-    gate, up = neurons.chunk(2)
+    neurons = labels.produce(Producer(first.axis(outer), layer.name, "neurons"), first.shape[outer])
+    gate, up = neurons.view(-1, 2).unbind(1) if packed.interleaved else neurons.chunk(2)
     labels.unite(gate, up, "gate and input of an expert")
     into = tracker.channels(x, -1)
     _count_in_attributes(tracker, into, _WIDTHS)
-    weights.add_axis(labels, first, 2, into)
+    weights.add_axis(labels, first, inner, into)
     if getattr(getattr(layer.module, "config", None), "_experts_implementation", "eager") != "eager":
         labels.multiples += [(gate, _ALIGNMENT), (into, _ALIGNMENT)]
-    labels.inputs.add(first.axis(2))
-    weights.add_axis(labels, second, 2, gate)
-    labels.inputs.add(second.axis(2))
-    made = labels.produce(Producer(second.axis(1), f"{layer.name}.down_proj", "neurons"), second.shape[1])
+    labels.inputs.add(first.axis(inner))
+    weights.add_axis(labels, second, inner, gate)
+    labels.inputs.add(second.axis(inner))
+    made = labels.produce(Producer(second.axis(outer), f"{layer.name}.down_proj", "neurons"), second.shape[outer])
     chosen = tracker.routes.get(index)
     experts = labels.new_labels(first.shape[0]) if chosen is None else chosen
     for ref in (first, second):
         weights.add_axis(labels, ref, 0, experts)
+    for bias, units in zip(packed.biases or (), (neurons, made), strict=False):
+        (ref, *_), _ = weights.find_stored(bias, tracker.modules)
+        weights.add_axis(labels, ref, 0, experts)
+        weights.add_axis(labels, ref, 1, units)
     if chosen is not None:
         _count_in_attributes(tracker, experts, _EXPERTS)
     _count_in_attributes(tracker, gate, ("intermediate_dim", "intermediate_size"))
     for ref in (first, second):
-        tracker.ops.append(Op(name=layer.name, coefficient=index.numel(), axes=(ref.axis(1), ref.axis(2))))
+        tracker.ops.append(Op(name=layer.name, coefficient=index.numel(), axes=(ref.axis(outer), ref.axis(inner))))
     tracker.set(out, compact_label(made.view([1] * (out.ndim - 1) + [-1])))
 
 
