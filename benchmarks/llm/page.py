@@ -45,8 +45,11 @@ TERMS = """## Terms
 - `+weights`: the layers that read removed units get new weights by least squares.
   `flap`: the mean of what is lost goes into new biases, as in the paper.
 
-| method | criterion | units are compared | source |
-|---|---|---|---|
+- *Minutes*: of the longest run, which scores the units, too; runs of other shares reuse the scores. The machine was
+  shared, so only large ratios mean something. [Memory](llm-streamed.md) and [tokens per second](serving.md) are on other pages.
+
+| method | criterion | units are compared | minutes | source |
+|---|---|---|---:|---|
 """
 
 
@@ -113,7 +116,9 @@ def _table(rows: Sequence[Record], dense: Record, shares: Sequence[float], text:
 def _terms(rows: Sequence[Record]) -> str:
     text = TERMS.format(**rows[0]["tokens"])
     for name, method in METHODS.items():
-        if any(one["config"]["method"] == name for one in rows):
+        seconds = [one["seconds"] for one in rows if one["config"]["method"] == name]
+        if seconds:
             scope = "whole layers" if method.depth == "alone" else _SCOPES[method.scope]
-            text += f"| `{name}` | `{method.criterion}` | {scope} | {method.source} |\n"
+            minutes = max(seconds) / 60
+            text += f"| `{name}` | `{method.criterion}` | {scope} | {minutes:.1f} | {method.source} |\n"
     return text
