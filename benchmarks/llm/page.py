@@ -44,12 +44,10 @@ TERMS = """## Terms
   table.
 - `+weights`: the layers that read removed units get new weights by least squares.
   `flap`: the mean of what is lost goes into new biases, as in the paper.
+- [Memory](llm-streamed.md) and [tokens per second](serving.md) are on other pages.
 
-- *Minutes*: of the longest run, which scores the units, too; runs of other shares reuse the scores. The machine was
-  shared, so only large ratios mean something. [Memory](llm-streamed.md) and [tokens per second](serving.md) are on other pages.
-
-| method | criterion | units are compared | minutes | source |
-|---|---|---|---:|---|
+| method | criterion | units are compared | source |
+|---|---|---|---|
 """
 
 
@@ -116,9 +114,7 @@ def _table(rows: Sequence[Record], dense: Record, shares: Sequence[float], text:
 def _terms(rows: Sequence[Record]) -> str:
     text = TERMS.format(**rows[0]["tokens"])
     for name, method in METHODS.items():
-        seconds = [one["seconds"] for one in rows if one["config"]["method"] == name]
-        if seconds:
+        if any(one["config"]["method"] == name for one in rows):
             scope = "whole layers" if method.depth == "alone" else _SCOPES[method.scope]
-            minutes = max(seconds) / 60
-            text += f"| `{name}` | `{method.criterion}` | {scope} | {minutes:.1f} | {method.source} |\n"
+            text += f"| `{name}` | `{method.criterion}` | {scope} | {method.source} |\n"
     return text
