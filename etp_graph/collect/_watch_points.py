@@ -97,9 +97,10 @@ def watch_points(model: nn.Module, plan: Plan) -> tuple[WatchPoint, ...]:
     spans = [(group, span) for group, span in plan.spans() if group.locked is None]
     found = [site for group, span in spans for site in _sites_of(model, group, span.start)]
     if spans and not found:
+        other = "'reap', or one" if all(group.kind == "experts" for group, _ in spans) else "one"
         raise ScoreError(
             f"units of {quoted(group.name for group, _ in spans)} are at no input or output of a module that could be "
-            "watched. Use a criterion that reads weights."
+            f"watched. Use another criterion: {other} that reads weights, such as 'magnitude'."
         )
     return tuple(found)
 

@@ -119,6 +119,14 @@ def test_one_call_removes_the_experts_of_least_score() -> None:
     assert model(**batches[0]).logits.isfinite().all()
 
 
+def test_the_default_names_reap_for_experts() -> None:
+    model, batches = case(mixtral)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(ScoreError, match=r"mlp.*'reap'"):
+        etp.oneshot_(model, batches, params=0.9, prune="experts", progress=False)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
 def test_models_without_experts_are_refused() -> None:
     model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
     before = {name: value.clone() for name, value in model.state_dict().items()}
