@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -189,3 +190,51 @@ def test_bad_settings_are_refused() -> None:
         wide(x)
     with Distillation(wide, teacher, change_loss=True), pytest.raises(ForceError, match="field loss"):
         wide(x)
+
+
+def test_pruning_inside_a_trainer_is_distilled(tmp_path: Path) -> None:
+    pytest.importorskip("accelerate")
+    from etp_graph.integrations.transformers import PruningCallback
+
+    torch.manual_seed(0)
+    teacher = llama()
+    student, tokens = copy.deepcopy(teacher), torch.randint(32, (16, 8))
+    arguments = transformers.TrainingArguments(
+        output_dir=str(tmp_path), per_device_train_batch_size=4, max_steps=6, report_to=[], use_cpu=True,
+        disable_tqdm=True, save_strategy="no",
+    )  # fmt: skip
+    callback = PruningCallback({"input_ids": tokens[:1], "use_cache": False}, params=0.8, prune_at=0.5)
+    seen: list[float] = []
+    data = [{"input_ids": row, "labels": row} for row in tokens]
+
+    def far(mine: Any, dense: Any) -> Tensor:
+        distance = (mine.logits - dense.logits).square().mean()
+        seen.append(distance.item())
+        return distance
+
+    with Distillation(student, teacher, compare=far, change_loss=True):
+        transformers.Trainer(student, arguments, train_dataset=data, callbacks=[callback]).train()
+    assert len(seen) == 6
+    assert seen[0] < 1e-9 < seen[-1]
+    assert sum(p.numel() for p in student.parameters()) <= 0.8 * sum(p.numel() for p in teacher.parameters())
+
+
+def test_compress_is_distilled_in_both_phases() -> None:
+    torch.manual_seed(0)
+    teacher, x = classifier(), torch.randn(32, 6)
+    student, phases = copy.deepcopy(teacher), []
+    with Distillation(student, teacher) as distillation:
+
+        def train(model: nn.Module, phase: etp.Phase) -> None:
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+            phase.attach(optimizer, steps=4)
+            for _ in range(4):
+                optimizer.zero_grad()
+                model(x)
+                distillation.distance().backward()
+                optimizer.step()
+            phases.append(phase.name)
+
+        etp.compress(student, x, train=train, evaluate=lambda model: 0.0, params=0.6, progress=False)
+    assert phases == ["sparse", "finetune"]
+    assert student[0].out_features < 16
