@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 import etp_graph as etp
-from etp_graph.collect import OwnLabels, needs_backward, watch
-from etp_graph.criteria import find_criterion
+from benchmarks.common.scores import given, observed_scores
+from etp_graph.collect import OwnLabels
 from etp_graph.plan import Positions, with_no_unit
 from etp_graph.recovery import InputMoments, input_moments
 
@@ -120,7 +120,7 @@ class Experiment:
         if method.made_good == "mean":
             return self._with_biases(model, scores, budget)
         done = etp.oneshot_(
-            model, self.batches, budget=budget, criterion=_given(scores), plan=plan, ridge=RIDGE, progress=False,
+            model, self.batches, budget=budget, criterion=given(scores), plan=plan, ridge=RIDGE, progress=False,
             compensate=self._recorded() if method.made_good == "weights" else False,
         )  # fmt: skip
         return model, done.selection
@@ -175,21 +175,5 @@ class Experiment:
         return etp.criteria.sensitivity(self.model, self.plan, self._score(criterion), some, progress=False)
 
     def _observe(self, criterion: str) -> Tensor:
-        found = find_criterion(criterion)
-        if found.observes is None:
-            return found.score(self.model, self.plan, **({"seed": self.seed} if "seed" in found.options else {}))
-        loss = data_loss if found.observes == "gradients" else OwnLabels(seed=self.seed)
-        self.model.requires_grad_(found.observes == "gradients")
-        with torch.set_grad_enabled(needs_backward(found.observes)), watch(self.model, self.plan, criterion) as record:
-            for batch in self.batches:
-                if torch.is_grad_enabled():
-                    self.model.zero_grad()
-                    loss(self.model, batch).backward()
-                else:
-                    self.model(**batch)
-        self.model.zero_grad()
-        return found.score(self.model, self.plan, record=record)
-
-
-def _given(scores: Tensor) -> Callable[[nn.Module, etp.Plan], Tensor]:
-    return lambda model, plan: scores
+        losses = [lambda batch=batch: data_loss(self.model, batch) for batch in self.batches]
+        return observed_scores(self.model, self.plan, criterion, self.batches, data_losses=losses, seed=self.seed)

@@ -11,14 +11,12 @@ import torch
 from torch import Tensor, nn
 
 import etp_graph as etp
+from benchmarks.common.scores import given, observed_scores
 from benchmarks.oneshot.search import searched_scores
 from benchmarks.tasks.base import Task
 from benchmarks.tasks.glue import Glue, shortened
 from benchmarks.tasks.graphs import GraphTask
 from benchmarks.tasks.images import PhotoTask
-from etp_graph.collect import OwnLabels, needs_backward, watch
-from etp_graph.criteria import find_criterion
-from etp_graph.model import run_model
 from etp_graph.recovery import InputMoments, input_moments
 
 MadeGood = Literal["nothing", "norms", "weights"]
@@ -106,7 +104,7 @@ class Experiment:
         scores = self._scores_of(method, speed_up)
         model = copy.deepcopy(self.model)
         etp.oneshot_(
-            model, self.batches, criterion=_given(scores), plan=self.plan, progress=False,
+            model, self.batches, criterion=given(scores), plan=self.plan, progress=False,
             budget=etp.Budget(speed_up=speed_up, scope=method.scope, rank=method.rank),
             compensate=self._recorded() if made_good == "weights" else False, batch_norms=made_good == "norms",
         )  # fmt: skip
@@ -138,26 +136,10 @@ class Experiment:
         return self._scores[name]
 
     def _observe(self, criterion: str) -> Tensor:
-        found = find_criterion(criterion)
-        if found.observes is None:
-            return found.score(self.model, self.plan, **({"seed": self.seed} if "seed" in found.options else {}))
-        own, gradients = OwnLabels(seed=self.seed), needs_backward(found.observes)
         generator = torch.Generator().manual_seed(self.seed)
         labelled = torch.randperm(self.task.n_train, generator=generator)[:SAMPLES].split(BATCH)
-        self.model.eval()
-        with torch.set_grad_enabled(gradients), watch(self.model, self.plan, criterion) as record:
-            if found.observes == "gradients":  # first order needs the labels of the data
-                for chosen in labelled:
-                    self.model.zero_grad()
-                    self.task.loss(self.model, chosen, generator).backward()
-            for batch in self.batches if found.observes != "gradients" else ():
-                if gradients:
-                    self.model.zero_grad()
-                    own(self.model, batch).backward()
-                else:
-                    run_model(self.model, batch)
-        self.model.zero_grad()
-        return found.score(self.model, self.plan, record=record)
+        losses = [lambda some=some: self.task.loss(self.model, some, generator) for some in labelled]
+        return observed_scores(self.model, self.plan, criterion, self.batches, data_losses=losses, seed=self.seed)
 
 
 def inputs_of(task: Task, chosen: Tensor) -> Any:
@@ -168,7 +150,3 @@ def inputs_of(task: Task, chosen: Tensor) -> Any:
         return shortened(task.parts["train"][0], chosen)
     assert isinstance(task, GraphTask), task.name
     return task.example()
-
-
-def _given(scores: Tensor) -> Callable[[nn.Module, etp.Plan], Tensor]:
-    return lambda model, plan: scores
