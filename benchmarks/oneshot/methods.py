@@ -127,7 +127,10 @@ class Experiment:
                 lambda: etp.criteria.sensitivity(self.model, self.plan, plain, self.batches, progress=False),
             )
         if method.allocation == "search":
-            return searched_scores(self.model, self.plan, plain, self.batches, speed_up, self.seed)
+            return self._kept(
+                f"{method.criterion}, search at {speed_up}",
+                lambda: searched_scores(self.model, self.plan, plain, self.batches, speed_up, self.seed),
+            )
         return plain
 
     def _kept(self, name: str, compute: Callable[[], Tensor]) -> Tensor:
