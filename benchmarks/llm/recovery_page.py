@@ -19,6 +19,8 @@ one window of 256 tokens a step.
 
 """
 
+EDGE = "; the best one is at the edge of those tried"
+
 TERMS = """## Terms
 
 - The text of the Penn Treebank is in lower case, with `<unk>` and `N`. So training lowers the perplexity of the dense
@@ -91,5 +93,7 @@ def _ways(records: Sequence[Record]) -> str:
         tuned = [one for one in records if one["config"].get("tuned") == name]
         if tuned:
             found = ", ".join(f"{one['config']['rate']:g}: {one['valid']:.1f}" for one in tuned)
-            text += f"| `{name}` | {recovery.source} | {found} |\n"
+            best = min(tuned, key=lambda one: one["valid"])["config"]["rate"]
+            at_edge = best in (min(recovery.rates), max(recovery.rates))
+            text += f"| `{name}` | {recovery.source} | {found}{EDGE if at_edge else ''} |\n"
     return text + f"\nAdapters of LoRA have rank {RANK}, at all linear layers of the blocks.\n"

@@ -13,6 +13,8 @@ DENSE = "dense"
 
 TITLES = {"nothing": "nothing", "norms": "batch norms anew", "weights": "new weights"}
 
+DEFAULT = ("fisher", "weights")
+
 HEAD = """# Vision, language and graphs without training
 
 A ResNet-56, a BERT and a GAT are pruned in one call, and not trained. [Another page](llm.md) has a generating language
@@ -72,6 +74,8 @@ def _finding(rows: Sequence[Record], speed_up: float) -> str:
     if without:
         plain = max(without, key=found.__getitem__)
         text += f". Without making good: `{plain[0]}` {100 * found[plain]:.1f}"
+    if DEFAULT in found:
+        text += f". The default of `oneshot_`, `{DEFAULT[0]}` with {TITLES[DEFAULT[1]]}: {100 * found[DEFAULT]:.1f}"
     return text + ".\n"
 
 
