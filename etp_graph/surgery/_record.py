@@ -68,11 +68,8 @@ def get_record(model: nn.Module) -> SurgeryRecord:
         record = model.__dict__.get(key)
         if isinstance(record, SurgeryRecord):
             return record
-    found = [
-        _below(name, record)
-        for name, child in model.named_children()
-        if not was_pruned_alone(child) and (record := get_record(child)) != SurgeryRecord()
-    ]
+    inside = [(name, get_record(child)) for name, child in model.named_children() if not was_pruned_alone(child)]
+    found = [_below(name, record) for name, record in inside if record != SurgeryRecord()]
     rounds = dict.fromkeys(pair for one in found for pair in zip(one.fingerprints, one.selections, strict=True))
     return SurgeryRecord(
         fingerprints=tuple(fingerprint for fingerprint, _ in rounds),
