@@ -111,6 +111,9 @@ def _limits(built: Sequence[Line], rest: Sequence[Line]) -> list[str]:
         f"- {len(built) + len(rest)} of the {sum(1 for _ in cases())} models that are listed were tried. {len(rest)} "
         "of these could not be built and run. The others were not checked.",
         "- The sweep takes the quick families first, so that slow ones (detectors, video) have few models.",
+        "- The lines come from several states of the code. Models that a change repaired were measured again. "
+        f"{sum(line.get('dtype') == 'float32' for line in built)} models were judged in float32, most of them before "
+        "grouped products of experts ran in float64.",
         "- Weights are random, and most models are small versions. The record says nothing about accuracy.",
     ]
     if absent := missing_packages():
