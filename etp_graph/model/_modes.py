@@ -174,7 +174,8 @@ def _run_inside(mode: TorchFunctionMode, func: Callable[..., Any], args: Any, kw
 
 def _grouped_product(func: Any, args: Any, kwargs: Any) -> Any:
     """Return the matrix products of groups of rows, whose kernels take no float64."""
-    x, weights, *_ = (*args, *kwargs.values())
+    x: Tensor = args[0] if args else kwargs["mat_a"]
+    weights: Tensor = args[1] if len(args) > 1 else kwargs["mat_b"]
     ends, bias = kwargs.get("offs"), kwargs.get("bias")
     if x.dtype is not torch.float64 or x.ndim != 2 or weights.ndim != 3 or ends is None:
         return func(*args, **kwargs)

@@ -18,7 +18,7 @@ from etp_graph.model import all_tensors
 from ._commit import Change, PreparedChanges
 from ._layer_counts import is_config, layer_counts, layer_numbers, shorten_configs
 from ._optimizer_states import Optimizers, list_optimizers
-from ._record import SurgeryRecord, get_record, swap_record
+from ._record import get_record, swap_record
 
 DENSE_CONFIG = "_etp_dense_config"
 """Attribute of a model that lost blocks, with its configuration before that, which :func:`etp_graph.save` writes."""

@@ -62,13 +62,38 @@ def get_record(model: nn.Module) -> SurgeryRecord:
     """Return the record of a model, empty if it was never pruned. ``copy.deepcopy`` of a model copies its record.
 
     A module inside a pruned model has the part of the record that concerns it, under its own names, so that it can be
-    saved and pruned again without the model around it.
+    saved and pruned again without the model around it. A new container of such modules has what they have.
     """
     for key in (_KEY, _PART):
         record = model.__dict__.get(key)
         if isinstance(record, SurgeryRecord):
             return record
-    return SurgeryRecord()
+    inside = [(name, get_record(child)) for name, child in model.named_children() if not was_pruned_alone(child)]
+    found = [_below(name, record) for name, record in inside if record != SurgeryRecord()]
+    rounds = dict.fromkeys(pair for one in found for pair in zip(one.fingerprints, one.selections, strict=True))
+    return SurgeryRecord(
+        fingerprints=tuple(fingerprint for fingerprint, _ in rounds),
+        selections=tuple(selection for _, selection in rounds),
+        edits=tuple(edit for one in found for edit in one.edits),
+        tensors=tuple(name for one in found for name in one.tensors),
+        standins=tuple(name for one in found for name in one.standins),
+        blocks=tuple(names for one in found for names in one.blocks),
+    )
+
+
+def _below(name: str, record: SurgeryRecord) -> SurgeryRecord:
+    """Return the record of a module under the names of the module that holds it as ``name``."""
+
+    def outer(inner: str) -> str:
+        return f"{name}.{inner}" if inner else name
+
+    return replace(
+        record,
+        edits=tuple(replace(edit, module=outer(edit.module)) for edit in record.edits),
+        tensors=tuple(map(outer, record.tensors)),
+        standins=tuple(map(outer, record.standins)),
+        blocks=tuple(tuple(map(outer, names)) for names in record.blocks),
+    )
 
 
 def current_record(model: nn.Module) -> SurgeryRecord:

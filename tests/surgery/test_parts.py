@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -65,6 +67,24 @@ def test_a_part_of_a_pruned_model_is_saved_and_loaded_alone(path: str, tmp_path:
         assert torch.equal(got, want)
 
 
+@pytest.mark.parametrize(
+    "choose",
+    [
+        lambda inner: nn.Sequential(*list(inner.children())[:2]),
+        lambda inner: inner.stem[:2],
+        lambda inner: nn.ModuleDict({"body": nn.Sequential(inner.stem, inner.mix), "other": nn.Linear(2, 2)})["body"],
+    ],
+)
+def test_a_new_container_of_parts_is_saved_and_loaded(choose: Callable[[Any], nn.Module], tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    _, inner = _pruned()
+    container = choose(inner)
+    loaded = etp.load(etp.save(container, tmp_path / "parts"), build=lambda: choose(Inner())).eval()
+    assert torch.equal(loaded(X), container(X))
+    with pytest.raises(etp.CheckpointError, match="pruned before"):
+        etp.load(tmp_path / "parts", build=container)
+
+
 def test_a_part_is_pruned_again_and_keeps_both_rounds(tmp_path: Path) -> None:
     model, inner = _pruned()
     alone = copy.deepcopy(inner)
@@ -88,7 +108,7 @@ def test_a_pruned_part_is_no_original_architecture(tmp_path: Path) -> None:
 
 
 def test_modules_that_lost_nothing_have_no_record() -> None:
-    model, inner = _pruned()
+    _, inner = _pruned()
     named = {name for name, module in inner.named_modules() if get_record(module) != SurgeryRecord()}
     assert named == {"", "stem", "stem.0", "stem.1", "mix", "head"}
     assert get_record(inner.stem[2]) == SurgeryRecord()

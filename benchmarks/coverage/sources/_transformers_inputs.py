@@ -84,7 +84,8 @@ def _pictures(config: Any, wanted: dict[str, Any]) -> Iterator[dict[str, Any]]:
     part = getattr(config, "vision_config", config)
     channels = getattr(part, "num_channels", None) or getattr(part, "in_channels", None) or 3
     channels = channels if isinstance(channels, int) else 3
-    sizes = dict.fromkeys([_size(config), 64, 32, 128, 224])
+    own = _size(config)
+    sizes = dict.fromkeys([64 if own > 128 else own, own, 64, 32, 128, 224])  # convolutions take any size
     if "image_grid_thw" in wanted or "grid_thw" in wanted:
         patch = getattr(part, "patch_size", 14)
         numbers = channels * getattr(part, "temporal_patch_size", 1) * patch * patch
