@@ -238,9 +238,9 @@ def load_llama_cpp(folder: Path, task: Task) -> Continue:
     def one(prompt: list[int], tokens: int) -> list[int]:
         answer = server.handle_completions({
             "prompt": prompt, "n_predict": tokens, "samplers": ["top_k"], "top_k": 1, "ignore_eos": True,
-            "cache_prompt": False, "logprobs": 1,
+            "cache_prompt": False, "return_tokens": True, "verbose": True,
         })  # fmt: skip
-        return [int(token["id"]) for token in answer["choices"][0]["logprobs"]["content"]]
+        return [int(token) for token in answer["__verbose"]["tokens"]]
 
     def continued(prompts: list[list[int]], tokens: int) -> list[list[int]]:
         with ThreadPoolExecutor(len(prompts)) as threads:  # the server joins requests that arrive together
@@ -300,6 +300,9 @@ def run_task(task: Task) -> dict[str, Any]:
     starts = prompts_of(tokenizer, text, task.prompts)
     models = [load(folder, task) for folder in folders]
     found: dict[str, Any] = {"version": version(package), "tokens": models[-1](starts, task.tokens)}
+    short = [len(tokens) for tokens in found["tokens"] if len(tokens) != task.tokens]
+    if short or len(found["tokens"]) != len(starts):
+        raise RuntimeError(f"{len(found['tokens'])} prompts were continued, {len(short)} of them by {short[:1]} tokens")
     if len(models) > 1:
         for model in models[:-1]:
             model(starts, 2)  # warms up
