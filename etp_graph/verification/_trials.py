@@ -57,6 +57,15 @@ class Trial:
     why: str = ""
 
 
+def _with_dtype(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Convert a copy, also the tensors that its modules keep as plain attributes (what an earlier forward computed)."""
+    for module in model.to(dtype).modules():
+        for name, value in vars(module).items():
+            if isinstance(value, torch.Tensor) and value.is_floating_point():
+                vars(module)[name] = value.to(dtype)
+    return model
+
+
 class Trials:
     """Trials on copies of one model, in the highest precision that its operators support."""
 
@@ -69,7 +78,7 @@ class Trials:
         self.seed_others, self.drawn = False, set[str]()
         self.steady = self.draws = False
         self.note = ""
-        self._copied = copied or (lambda dtype: copy_model(model).to(dtype))
+        self._copied = copied or (lambda dtype: _with_dtype(copy_model(model), dtype))
         for self.dtype in dtypes:
             try:
                 self._prepare(model, example_inputs, randomize)

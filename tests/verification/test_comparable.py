@@ -206,3 +206,28 @@ def test_words_for_differences_that_have_no_size() -> None:
     assert "only zeros" in describe_difference([one], [one * 0], inf)
     assert describe_difference([one], [one * 2], 0.5).endswith("5.0e-01")
     assert describe_failure(AssertionError()) == "AssertionError"
+
+
+class Keeping(nn.Module):
+    """Keeps a tensor as a plain attribute from its first forward on, like the codebooks of Mimi."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 8), nn.Linear(4, 3)
+        self.rotation: torch.Tensor | None = None
+        self.middle = nn.Linear(8, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.rotation is None:
+            self.rotation = torch.linspace(0, 1, 20, dtype=x.dtype).view(5, 4)
+        return self.last(self.middle(torch.relu(self.first(x))) @ self.rotation)
+
+
+def test_tensors_that_a_forward_has_kept_are_judged_in_float64() -> None:
+    model, x = Keeping(), torch.randn(3, 6)
+    model(x)
+    plan = etp.trace(model, x)
+    found = etp.verify(model, plan, x)
+    assert found.dtype == "float64"
+    assert model.rotation is not None
+    assert model.rotation.dtype == torch.float32
