@@ -52,7 +52,13 @@ def _task(records: Sequence[Record]) -> str:
         if any(cells):
             text += f"| `{name}` | " + " | ".join(cells) + " |\n"
     seeds = sorted({one["config"]["seed"] for one in rows})
-    return text + f"\nSeeds: {', '.join(map(str, seeds))}. With several, the mean, and the range in parentheses.\n"
+    text += f"\nSeeds: {', '.join(map(str, seeds))}. With several, the mean, and the range in parentheses."
+    whole = len(columns)
+    missing = [
+        f"`{name}`" for name in METHODS
+        if sum(bool(_values(rows, name, speed_up, good)) for speed_up, good in columns) < whole
+    ]  # fmt: skip
+    return text + (f" Not run, or not at every speed-up: {', '.join(missing)}.\n" if missing else "\n")
 
 
 def _values(rows: Sequence[Record], name: str, speed_up: float, good: str) -> list[float]:
