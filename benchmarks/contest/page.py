@@ -87,7 +87,10 @@ def _findings(records: Sequence[Record], found: Sequence[Cell]) -> list[str]:
         said = "; ".join(f"{VERDICTS[sort]} {', '.join(names)}" for sort in VERDICTS if (names := sorts.get(sort)))
         against = f" It is {said}." if said else ""
         lines.append(f"- At {speed_up:g}x `etp` has {with_spread(own.stage('finetuned'), metric)}.{against}")
-        if not better_methods(own, found, higher=metric["higher"]):
+        others = [cell for cell in found if cell.ok and cell.speed_up == speed_up and cell is not own]
+        if not others:
+            lines.append(f"- At {speed_up:g}x no other method has run yet.")
+        elif not better_methods(own, found, higher=metric["higher"]):
             lines.append(f"- At {speed_up:g}x no other pruned or narrow network has a better mean than `etp`.")
     return lines
 
