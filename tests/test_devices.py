@@ -47,7 +47,7 @@ def test_a_default_device_changes_nothing() -> None:
     assert same(state_of(model), state_of(twin))
 
 
-@pytest.mark.parametrize("name", etp.criteria.CRITERIA)
+@pytest.mark.parametrize("name", [name for name in etp.criteria.CRITERIA if name != "reap"])  # it needs experts
 def test_a_default_device_changes_no_score(name: str) -> None:
     model = Toy().eval()
     plan = etp.trace(model, torch.randn(2, 3, 8, 8))

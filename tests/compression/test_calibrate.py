@@ -132,12 +132,19 @@ def test_labels_that_nobody_gave_are_told() -> None:
 
 def test_what_cannot_be_collected_is_found_before_training() -> None:
     loop = Loop()
-    model = toy()
-    model.norm.weight.requires_grad_(False)
-    with pytest.raises(ScoreError, match=r"'norm\.weight'"):
-        run(model, loop, method="taylor")
+    with pytest.raises(ScoreError, match="prunes no experts"):
+        run(toy(), loop, method=methods.Method(name="experts", criterion="reap"))
     assert not loop.phases
     assert not loop.metrics
+
+
+def test_frozen_weights_are_scored_and_stay_frozen() -> None:
+    loop, model = Loop(), toy()
+    model.norm.weight.requires_grad_(False)
+    run(model, loop, method="taylor")
+    assert "calibrate" in [phase.name for phase in loop.phases]
+    assert not model.norm.weight.requires_grad
+    assert model.norm.weight.grad is None
 
 
 def test_labels_do_nothing_in_other_phases() -> None:

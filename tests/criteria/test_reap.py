@@ -105,6 +105,17 @@ def test_padding_is_no_data() -> None:
     torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-6)
 
 
+def test_a_default_device_changes_nothing() -> None:
+    model, batches = case(mixtral)
+    plan = etp.trace(model, batches[0], prune="experts", check=False)
+    found = []
+    for device in ("cpu", "meta"):
+        with torch.device(device), collect.watch(model, plan, "reap") as record, torch.no_grad():
+            model(**batches[0])
+        found.append(criteria.reap(model, plan, record=record))
+    assert torch.equal(found[0], found[1])
+
+
 def test_one_call_removes_the_experts_of_least_score() -> None:
     model, batches = case(qwen)
     dense = copy.deepcopy(model)
