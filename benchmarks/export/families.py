@@ -132,7 +132,7 @@ def exported(name: str, model: nn.Module, inputs: Any, folder: Path) -> str:
         return str(error)
     again = getattr(transformers, ROWS[name][0]).from_pretrained(folder).eval()
     if again.num_parameters() >= build(name)[0].num_parameters():
-        return "differs by nothing removed"
+        return f"{DIFFERS} nothing: nothing was removed"
     with torch.no_grad():
         ours, stock = _tensors(run_model(model, inputs)), _tensors(run_model(again, inputs))
     if [one.shape for one in ours] != [one.shape for one in stock]:

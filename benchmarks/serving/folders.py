@@ -13,12 +13,10 @@ import torch
 
 import etp_graph as etp
 from benchmarks.llm.methods import RIDGE
+from benchmarks.llm.run import CALIBRATION
 from benchmarks.llm.texts import drawn_windows
 from benchmarks.models.smollm2 import load_smollm2
 from benchmarks.serving import worker
-
-CALIBRATION = 16
-"""Number of windows of the training text that score units and layers, as in :mod:`benchmarks.llm`."""
 
 LAYER_BATCHES = 2
 """Number of batches of two windows that score layers, which are scored anew after each removal."""

@@ -257,7 +257,7 @@ class Trials:
         try:
             with Masked(masked, self.plan, keep), standing_in(masked, views_only=True):
                 want, want_grads = self._run(masked, choices)
-        except Exception:
+        except Exception:  # of the user's code; raised again if the unpruned model does not explain it
             if not self._drop_gradients():
                 raise
             return self._compare(groups, ratio)

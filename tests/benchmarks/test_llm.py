@@ -8,37 +8,16 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from benchmarks.common.records import read_records
-from benchmarks.llm import run, texts
+from benchmarks.llm import run
 from benchmarks.llm.methods import METHODS, Experiment, Method
-
-VOCABULARY = 64
-
-
-def tokenize(text: str, **options: Any) -> dict[str, Tensor]:
-    """One token for each character."""
-    return {"input_ids": torch.tensor([[ord(c) % VOCABULARY for c in text]])}
-
-
-def build() -> Any:
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=64, num_hidden_layers=5, num_attention_heads=8,
-        num_key_value_heads=4, max_position_embeddings=32,
-    )  # fmt: skip
-    return LlamaForCausalLM(config).eval()
+from tests.support.models.benchmark_llm import build, tokenize, use_toy
 
 
 @pytest.fixture(autouse=True)
 def toy(monkeypatch: pytest.MonkeyPatch) -> None:
-    text = "".join(chr(33 + (i * i + i // 7) % 60) for i in range(4000))
-    monkeypatch.setattr(texts, "read_text", lambda part: text)
-    monkeypatch.setattr(texts, "LENGTH", 16)
-    monkeypatch.setattr(run, "load_smollm2", lambda: (build(), tokenize))
+    use_toy(monkeypatch, run)
 
 
 def start(folder: Path, *words: str) -> list[dict[str, Any]]:
