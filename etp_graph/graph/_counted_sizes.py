@@ -81,7 +81,11 @@ def _derived(name: str) -> Callable[[TracedInt, Any], Any]:
         counted = isinstance(self, CountedInt) or isinstance(other, CountedInt)
         read = getattr(self, "is_read", False)
         part = name == "__floordiv__" and read and bool(other) and int.__mod__(self, other) == 0
-        return _derive(self, int(value), other, part=part) if counted or part else value
+        if not (counted or part):
+            return value
+        made = _derive(self, int(value), other, part=part)
+        made.note_steps(getattr(int, name), self, other)
+        return made
 
     return operation
 

@@ -11,7 +11,7 @@ import opcode
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -98,14 +98,23 @@ _CALLS = [name.startswith(("CALL", "PRECALL")) for name in opcode.opname]
 """For each operation code of Python: whether it calls something."""
 
 
+_LONGEST = 64
+"""Operations of a computation that are kept. A loop that adds up a size makes longer ones, which count as unknown."""
+
+
 class TracedInt(int):
     """Integer that knows its sources.
 
     Attributes:
         sources: what it was read from or computed from.
+        steps: (operation, left operand, right operand) that it was computed by; ``None`` if it was read, or if that is
+            not known.
+        length: operations that it was computed by.
     """
 
     sources: frozenset[Source]
+    steps: tuple[Callable[[Any, Any], Any], Any, Any] | None = None
+    length: int = 0
     _model: object
 
     def __new__(cls, value: int, sources: frozenset[Source] = frozenset()) -> TracedInt:
@@ -168,6 +177,33 @@ class TracedInt(int):
         """
         if self.alive and int.__eq__(self, other) is True and (flips or isinstance(other, TracedInt)):
             _note_comparison(self, other)
+
+    def note_steps(self, operation: Callable[[Any, Any], Any], left: Any, right: Any) -> None:
+        """Note how this number was computed."""
+        length = 1 + getattr(left, "length", 0) + getattr(right, "length", 0)
+        if length <= _LONGEST:
+            self.steps, self.length = (operation, left, right), length
+
+    def after(self, removed: Mapping[Source, int]) -> int | None:
+        """Return what the number becomes if each source counts fewer units, ``None`` if that is not known.
+
+        Args:
+            removed: how many units each source loses. Sources that are not named stay.
+        """
+        if self.steps is None:
+            if len(self.sources) != 1:
+                return None
+            (source,) = self.sources
+            return int(self) - removed.get(source, 0) if self.is_read else None
+        operation, *operands = self.steps
+        values = [value.after(removed) if isinstance(value, TracedInt) else value for value in operands]
+        if any(value is None for value in values):
+            return None
+        try:
+            made = operation(*values)
+        except (ArithmeticError, ValueError):
+            return None
+        return made if type(made) is int else None
 
     def note_value(self) -> None:
         """Note that the value of the number enters a computation."""
@@ -281,7 +317,11 @@ def _derived(name: str) -> Callable[[TracedInt, Any], Any]:
         value = plain(self, other)
         if isinstance(value, float):
             return TracedFloat(value, self.sources | getattr(other, "sources", frozenset()))
-        return self.derive(value, other) if type(value) is int else value
+        if type(value) is not int:
+            return value
+        made = self.derive(value, other)
+        made.note_steps(plain, self, other)
+        return made
 
     return operation
 

@@ -198,7 +198,7 @@ class Tracker:
         if label is not None and label.shape[dim] > 1:
             ids = self.channels(x, dim)
             if sliced or parts:
-                pieces = [(end, ids[:end]) for end in ends if is_counted(end)]
+                pieces = [(end, ids[:end] if end >= 0 else ids[end:]) for end in ends if is_counted(end)]
             else:
                 pieces = [(size, piece) for size, piece in zip(ends, ids.split(list(ends)), strict=True)]
             for size, piece in pieces:

@@ -1,32 +1,55 @@
-"""Sizes of views and of new tensors that the code computes from sizes of other activations or from attributes.
+"""Sizes of views, pieces and new tensors that the code computes from sizes of other activations or from attributes.
 
-Surgery changes such a number if it removes units that it counts. That is right only if the axis of that size holds the
-same units.
+Surgery changes such a number if it removes units that it counts. That is right only if the axis of that size then loses
+as many positions. The computation is run again with fewer units to find out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from etp_graph.graph.rules._operators import labelled_dims
+
 from ._labels import Labels, at_running_line
-from ._traced_numbers import Origin, TracedInt
+from ._traced_numbers import Origin, Source, TracedInt
+
+
+@dataclass(frozen=True, slots=True)
+class ViewSize:
+    """A computed size, and the axis that has it.
+
+    Attributes:
+        size: the number; negative if it is counted from the end.
+        read: numbers of the sizes of activations that it is computed from.
+        attributes: the attributes that it is computed from.
+        along: labels along the axis, ``None`` if it holds no units.
+        whole: whether ``along`` has one entry for each position of the axis.
+        why: reason, if its units are locked.
+    """
+
+    size: TracedInt
+    read: tuple[int, ...]
+    attributes: tuple[Origin, ...]
+    along: Tensor | None
+    whole: bool
+    why: str
 
 
 class ViewSizes:
     """The computed sizes of one trace.
 
     Attributes:
-        read: (number of a size of an activation, attributes that the size is computed from besides, labels along the
-            axis that it gives the size of, reason).
-        derived: (attributes, labels [size] along the axis whose size is computed from them, reason).
+        read: the sizes that are computed from sizes of activations, and maybe attributes.
+        derived: the sizes that are computed from attributes alone.
     """
 
     def __init__(self) -> None:
-        self.read: list[tuple[int, tuple[Origin, ...], Tensor | None, str]] = []
-        self.derived: list[tuple[tuple[Origin, ...], Tensor | None, str]] = []
+        self.read: list[ViewSize] = []
+        self.derived: list[ViewSize] = []
 
     def copy(self) -> ViewSizes:
         """Return a copy that later notes do not affect."""
@@ -38,13 +61,15 @@ class ViewSizes:
         """Note that a number gives the size of dimension ``dim`` of a tensor with this shape and compact label."""
         if not isinstance(size, TracedInt) or not size.alive or not size.sources:
             return
-        why = at_running_line(reason)
         along = None if label is None or label.shape[dim] == 1 else label.flatten()
-        read = [source for source in size.sources if isinstance(source, int)]
+        read = tuple(source for source in size.sources if isinstance(source, int))
         attributes = tuple(sorted((s for s in size.sources if not isinstance(s, int)), key=repr))
-        self.read += [(source, attributes, along, why) for source in read]
-        if not read and not size.is_read and (along is None or len(along) == shape[dim]):
-            self.derived.append((attributes, along, why))
+        whole = along is None or len(along) == shape[dim]
+        found = ViewSize(size, read, attributes, along, whole, at_running_line(reason))
+        if read:
+            self.read.append(found)
+        elif not size.is_read and whole:
+            self.derived.append(found)
 
     def lock_other_units(self, labels: Labels, label_of_size: Callable[[int], Tensor | None]) -> None:
         """Lock units whose number gives the size of an axis of other units, or of none, and those other units.
@@ -53,19 +78,28 @@ class ViewSizes:
             labels: labels of the trace.
             label_of_size: returns the labels of the units that a size counts, by its number, or ``None``.
         """
-        sources = [label_of_size(number) for number, *_ in self.read]
-        root = labels.roots() if any(source is not None for source in sources) else torch.zeros(0)
-        for source, (_, attributes, along, why) in zip(sources, self.read, strict=True):
-            if source is None:
+        sources = {number: label_of_size(number) for use in self.read for number in use.read}
+        units = {number: ids for number, ids in sources.items() if ids is not None}
+        root = labels.roots() if units else torch.zeros(0)
+        for use in self.read:
+            if not any(number in units for number in use.read):
                 continue
-            units = root[source[source > 0]]
-            if along is None:  # a quotient of two numbers of the same units stays as it is
-                counted = [ids for a in attributes if (ids := labels.attributes.get(a)) is not None]
-                right = any(torch.equal(root[ids].unique(), units.unique()) for ids in counted)
-            else:
-                right = bool(torch.isin(root[along], units).all())
-            for ids in () if right else (source, along):
-                labels.lock(ids, why)
+            if (wrong := _wrong_units(use, {**_counted(use, labels), **units}, root)) is not None:
+                labels.lock(wrong, use.why)
+                continue
+            for number in use.read:
+                if number in units and not self._is_right(use, units[number], labels, root):
+                    labels.lock(units[number], use.why)
+                    labels.lock(use.along, use.why)
+
+    @staticmethod
+    def _is_right(use: ViewSize, source: Tensor, labels: Labels, root: Tensor) -> bool:
+        """Return whether a size, whose computation is not known, can follow the units of one that it comes from."""
+        units = root[source[source > 0]]
+        if use.along is not None:
+            return bool(torch.isin(root[use.along], units).all())
+        # A quotient of two numbers of the same units stays as it is.
+        return any(torch.equal(root[ids].unique(), units.unique()) for ids in _counted(use, labels).values())
 
     def count_products(self, labels: Labels) -> None:
         """Unite the units along axes whose size is the same product or sum of attributes, which count them.
@@ -73,19 +107,48 @@ class ViewSizes:
         Lock the units if the attributes do not, and units whose attribute gives the size of something else.
         """
         same: dict[tuple[tuple[Origin, ...], int], Tensor] = {}
-        for attributes, along, why in self.derived:
-            if along is not None:
-                labels.unite(same.setdefault((attributes, len(along)), along), along, why)
+        for use in self.derived:
+            if use.along is not None:
+                labels.unite(same.setdefault((use.attributes, int(use.size)), use.along), use.along, use.why)
         root = labels.roots() if self.derived else torch.zeros(0)
-        for attributes, along, why in self.derived:
-            counted = [ids for a in attributes if (ids := labels.attributes.get(a)) is not None]
-            if along is None:
-                right = len(counted) != 1  # a quotient of two numbers of the same units stays as it is
-            else:
-                whole = len(counted) == 1 or sum(map(len, counted)) == len(along)  # one of a product, all of a sum
-                units = root[torch.cat(counted)] if counted else root[:0]
-                right = whole and bool(torch.isin(units, root[along]).all())
-                if right:  # what else lies there is a constant part of the sum
-                    labels.lock(along[~torch.isin(root[along], units)], why)
-            for ids in () if right else (along, *counted):
-                labels.lock(ids, why)
+        for use in self.derived:
+            counted = _counted(use, labels)
+            wrong = _wrong_units(use, counted, root)
+            for ids in (use.along, *counted.values()) if wrong is None else (wrong,):
+                labels.lock(ids, use.why)
+
+
+def _counted(use: ViewSize, labels: Labels) -> dict[Source, Tensor]:
+    """Return the labels of the units that the attributes of a size count."""
+    return {key: ids for key in use.attributes if (ids := labels.attributes.get(key)) is not None}
+
+
+def _wrong_units(use: ViewSize, counted: Mapping[Source, Tensor], root: Tensor) -> Tensor | None:
+    """Return the units whose removal would give the axis another number of positions than the computation does.
+
+    Args:
+        use: the size and its axis.
+        counted: compact labels of the units that the sources of the size count.
+        root: number of the unit of each label.
+
+    Returns:
+        Numbers of units, or ``None`` if the computation is not known.
+    """
+    if not use.whole or any(len(labelled_dims(ids)) > 1 for ids in counted.values()):
+        return None
+    sources = [source for source in use.size.sources if source in counted]
+    axes = [root[counted[source].flatten()] for source in sources]
+    axes.append(root[use.along] if use.along is not None else root[:0])
+    units = torch.cat(axes).unique()
+    units = units[units > 0]
+    held = torch.stack([(axis.view(-1, 1) == units).sum(0) for axis in axes], 1)  # positions of each unit on each axis
+    kinds, kind_of, members = held.unique(dim=0, return_inverse=True, return_counts=True)
+    bad = torch.zeros(len(kinds), dtype=torch.bool)
+    sign = -1 if use.size < 0 else 1
+    for kind, (row, n) in enumerate(zip(kinds.tolist(), members.tolist(), strict=True)):
+        for k in sorted({k for k in (1, 2, 3, 5, n - 1) if 0 < k <= n}):
+            size = use.size.after({source: k * lost for source, lost in zip(sources, row, strict=False)})
+            if size is None:
+                return None
+            bad[kind] |= size != int(use.size) - sign * k * row[-1]
+    return units[bad[kind_of]]

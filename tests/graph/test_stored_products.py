@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -200,6 +202,47 @@ def test_sizes_that_are_computed_from_several_numbers_are_right(layer: nn.Module
     model = nn.Sequential(Around(layer), nn.Linear(3, 5), nn.Linear(5, 2)).eval()
     plan = etp.trace(model, IMAGES, prune="all", check=False)
     assert etp.verify(model, plan, IMAGES).error < 1e-10
+
+
+class Cut(nn.Module):
+    """Cuts a layer of 12 channels into the first 4 and the other 8, at ends that are computed."""
+
+    def __init__(self, cut: Callable[[Cut, Tensor], Sequence[Tensor]]) -> None:
+        super().__init__()
+        self.first, self.ratio, self.width, self.cut = 4, 2, 12, cut
+        self.layer, self.a, self.b = nn.Linear(6, 12), nn.Linear(4, 5), nn.Linear(8, 5)
+        self.out = nn.Sequential(nn.ReLU(), nn.Linear(5, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, rest = self.cut(self, self.layer(x))
+        return self.out(self.a(first.tanh()) + self.b(rest.relu()))
+
+
+CUTS: dict[str, Callable[[Cut, Tensor], Sequence[Tensor]]] = {
+    "a multiple of an attribute": lambda m, y: (y[:, : m.first], y[:, m.first : m.first + m.ratio * m.first]),
+    "a multiple by a plain number": lambda m, y: (y[:, : m.first], y[:, m.first : 3 * m.first]),
+    "a multiple from the end": lambda m, y: (y[:, : m.first], y[:, -2 * m.first :]),
+    "narrow": lambda m, y: (y.narrow(1, 0, m.first), y.narrow(1, m.first, m.ratio * m.first)),
+    "parts of a size": lambda m, y: y.split([y.shape[1] // 3, y.shape[1] - y.shape[1] // 3], 1),
+    "parts of an attribute": lambda m, y: y.split([m.width // 3, m.width // 3 * 2], 1),
+    "a rounded part of a size": lambda m, y: (y[:, : y.shape[1] // 3], y[:, y.shape[1] // 3 :]),
+    "a number that an attribute leaves over": lambda m, y: (y[:, : m.first], y[:, m.width - 2 * m.first :]),
+    "a difference": lambda m, y: (y[:, : m.first], y[:, m.first : m.width]),
+    "an attribute and the rest": lambda m, y: (y[:, : m.first], y[:, m.first :]),
+}
+
+
+@pytest.mark.parametrize("cut", CUTS)
+def test_cuts_at_computed_ends_are_right_without_the_check(cut: str) -> None:
+    model, x = Cut(CUTS[cut]).eval(), torch.randn(5, 6)
+    plan = etp.trace(model, x, prune="all", check=False)
+    assert {group.name for group in plan.prunable} >= {"a"}
+    assert etp.verify(model, plan, x).error < 1e-10
+
+
+def test_an_attribute_and_the_rest_are_open() -> None:
+    plan = etp.trace(Cut(CUTS["an attribute and the rest"]).eval(), torch.randn(5, 6), check=False)
+    assert [group.n_units for group in plan.prunable if group.name.startswith("layer")] == [4, 8]
 
 
 def test_a_dense_weight_as_a_convolution_is_open() -> None:
