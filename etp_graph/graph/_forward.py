@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -129,6 +129,8 @@ def follow_forwards(
         if (numbers := current_numbers()) is not None:
             for tracker in trackers.all:
                 tracker.lock_used_numbers(numbers)
+            compared = [line for tracker in trackers.all for line in tracker.keep_widths_apart(numbers)]
+            notes = (*notes, *_notes_on_widths(sorted(set(compared))))
         _lock_caches(trackers, state, example_inputs)
         for tensor in state.built_tensors():
             trackers.shape_only.require_value("a tensor that the model keeps", tensor)
@@ -232,6 +234,14 @@ def _lock_new_units(trackers: Trackers, known: set[TensorAxis]) -> None:
     for tracker in trackers.all:
         for axis in set(tracker.labels.producers) - known:
             tracker.labels.lock(tracker.labels.axes[axis], "could not be followed to its end in training mode")
+
+
+def _notes_on_widths(lines: Sequence[str]) -> tuple[str, ...]:
+    """Return a note if the code compares widths that differ, because equal ones would take another branch."""
+    if not lines:
+        return ()
+    where = ", ".join(lines[:3]) + (", ..." if len(lines) > 3 else "")
+    return (f"the code compares widths ({where}): the larger one stays larger, so that it takes the same branch",)
 
 
 def _notes_on_branches(tracker: Tracker) -> tuple[str, ...]:

@@ -53,6 +53,8 @@ class Numbers:
         sizes: the sizes of activations that the code read.
         compared: pairs (attribute, number of a size) that the code compared and that are equal.
         fixed: numbers of the sizes that the code compared with an equal number that is not traced, each with the line.
+        differ: pairs (source of the larger number, source of the smaller one or the plain number, the smaller number)
+            that the code compared, each with the line.
     """
 
     model: object
@@ -60,6 +62,7 @@ class Numbers:
     sizes: list[ReadSize] = field(default_factory=list)
     compared: list[tuple[Origin, int]] = field(default_factory=list)
     fixed: dict[int, str | None] = field(default_factory=dict)
+    differ: dict[tuple[Source, Source | None, int], str | None] = field(default_factory=dict)
 
     def read(self, size: int, found: ReadSize) -> SizeInt:
         """Return the integer for a size that the code reads."""
@@ -148,6 +151,8 @@ class TracedInt(int):
         same = int.__eq__(self, other)
         if same is True and self.alive:
             _note_comparison(self, other)
+        elif same is False and self.alive:
+            _note_difference(self, other)
         return same
 
     def __ne__(self, other: object) -> bool:
@@ -170,12 +175,16 @@ class TracedInt(int):
         return int.__gt__(self, other)
 
     def _note_order(self, other: int, *, flips: bool) -> None:
-        """Note a comparison of order with an equal number.
+        """Note a comparison of order.
 
-        A plain number matters only if the answer ``flips`` when this number gets smaller. An attribute matters in any
-        case: if it does not follow the size, it is larger than the size after surgery.
+        An equal plain number matters only if the answer ``flips`` when this number gets smaller. An attribute matters
+        in any case: if it does not follow the size, it is larger than the size after surgery.
         """
-        if self.alive and int.__eq__(self, other) is True and (flips or isinstance(other, TracedInt)):
+        if not self.alive:
+            return
+        if int.__eq__(self, other) is not True:
+            _note_difference(self, other)
+        elif flips or isinstance(other, TracedInt):
             _note_comparison(self, other)
 
     def note_steps(self, operation: Callable[[Any, Any], Any], left: Any, right: Any) -> None:
@@ -297,6 +306,28 @@ def _note_comparison(number: TracedInt, other: object) -> None:
             numbers.compared.append((second, source))
         elif isinstance(second, int) and not isinstance(source, int):
             numbers.compared.append((source, second))
+
+
+def _note_difference(number: TracedInt, other: object) -> None:
+    """Note that a size or attribute differs from another one, or a size from a plain number.
+
+    Surgery could make them equal. A plain number says nothing about an attribute, such as the number of groups.
+    """
+    numbers = current_numbers()
+    if numbers is None or not isinstance(other, int):
+        return
+    larger, smaller = (number, other) if int(number) > int(other) else (other, number)
+    found = _only_source(larger)
+    if found is not None and (isinstance(found, int) or isinstance(smaller, TracedInt)) and int(smaller) > 0:
+        numbers.differ.setdefault((found, _only_source(smaller), int(smaller)), running_line())
+
+
+def _only_source(number: object) -> Source | None:
+    """Return what a number was read from, ``None`` if it was computed or is a plain one."""
+    if isinstance(number, TracedInt) and number.alive and number.is_read and len(number.sources) == 1:
+        (source,) = number.sources
+        return source
+    return None
 
 
 class SizeInt(TracedInt):

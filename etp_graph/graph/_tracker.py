@@ -30,7 +30,7 @@ from etp_graph.plan import Op, add_line, name_norm
 from ._counted_sizes import CountedInt, Sizes, is_counted, read_size
 from ._labels import Labels, Reading, at_running_line
 from ._shape_only import ShapeOnly
-from ._traced_numbers import Numbers, ReadSize, current_numbers
+from ._traced_numbers import Numbers, ReadSize, Source, current_numbers
 from ._view_sizes import ViewSizes
 from ._weights import StoredTensors, TensorView
 
@@ -281,6 +281,29 @@ class Tracker:
             found = numbers.sizes[number]
             reason = f"their number is compared with a fixed one in {found.where}"
             self.labels.lock(self._label_of_size(found), add_line(reason, line))
+
+    def keep_widths_apart(self, numbers: Numbers) -> list[str]:
+        """Let the larger one of two widths that the code compares stay the larger one, and return the lines.
+
+        Equal widths would take another branch (``if x.shape != y.shape: x = self.project(x)``).
+        """
+        root = self.labels.roots() if numbers.differ else torch.zeros(0)
+        lines = []
+        for (source, other, smaller), line in numbers.differ.items():
+            label = self._label_of_source(source, numbers)
+            if label is None or len(labelled_dims(label)) > 1:
+                continue
+            units, positions = root[label].unique(return_counts=True)
+            second = None if other is None else self._label_of_source(other, numbers)
+            if second is None or not torch.equal(units, root[second].unique()):
+                self.labels.floors.append((units, smaller // int(positions.min()) + 1))
+                lines += [] if line is None else [line]
+        return sorted(set(lines))
+
+    def _label_of_source(self, source: Source, numbers: Numbers) -> Tensor | None:
+        if isinstance(source, int):
+            return self._label_of_size(numbers.sizes[source])
+        return self.labels.attributes.get(source)
 
     def _label_of_size(self, found: ReadSize) -> Tensor | None:
         label = found.labels[-1 if self.reading == "outer" else 0]

@@ -305,3 +305,39 @@ def test_a_size_that_a_subclass_of_a_layer_has_of_its_own_is_lowered() -> None:
     model = Around(Router())
     assert_open(model, IMAGES, group="layer")
     assert model.layer.width == model.layer.out_features < 8
+
+
+class Shortcut(nn.Module):
+    """Adds two widths; the code asks for them before it projects."""
+
+    def __init__(self, asks: Callable[[Tensor, Tensor, Shortcut], bool]) -> None:
+        super().__init__()
+        self.asks, self.project = asks, nn.Linear(8, 12)
+        self.a, self.b, self.out = nn.Linear(6, 8), nn.Linear(8, 12), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.a(x))
+        y = torch.relu(self.b(x))
+        return self.out((self.project(x) if self.asks(x, y, self) else x) + y)
+
+
+QUESTIONS: dict[str, Callable[[Tensor, Tensor, Shortcut], bool]] = {
+    "sizes": lambda x, y, m: x.shape[1] != y.shape[1],
+    "shapes": lambda x, y, m: x.shape != y.shape,
+    "equal": lambda x, y, m: [True, False][x.size(-1) == y.size(-1)],
+    "order": lambda x, y, m: x.size(1) < y.size(1),
+    "layers": lambda x, y, m: x.shape[-1] != m.b.out_features,
+    "attributes": lambda x, y, m: m.b.in_features != m.b.out_features,
+    "plain": lambda x, y, m: y.shape[-1] > 8,
+}
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_widths_that_the_code_compares_stay_different(question: str) -> None:
+    model = Shortcut(QUESTIONS[question]).eval()
+    plan = etp.trace(model, IMAGES, check=False)
+    groups = {group.name: group for group in plan.prunable}
+    assert groups["b"].min_units == 9 and any("compares widths" in note for note in plan.notes)
+    with pytest.raises(etp.SelectionError, match="at least 9"):
+        etp.Selection({"b": torch.arange(12) >= 4}).check(plan)  # 8 are left, as many as the other layer has
+    assert etp.verify(model, plan, IMAGES).error < 1e-10
