@@ -110,11 +110,15 @@ def load(
     dtype: torch.dtype | None = None,
     device: str | torch.device | None = None,
 ) -> nn.Module:
-    """Load the model that :func:`save` wrote to the folder ``path``; all values are bit-identical.
+    """Load the model that :func:`save` wrote to the folder ``path``.
+
+    All values are bit-identical. An architecture of another floating type (``build().to(torch.bfloat16)``) rounds them
+    to its own, as ``load_state_dict`` does.
 
     ``build`` is the original architecture before any pruning, or a callable without arguments that makes it. It is
     changed only after all checks. Its parameters stay the same objects, on their device, with their
-    ``requires_grad`` and memory format. Tensors on the meta device are replaced by new ones on the CPU.
+    ``requires_grad`` and memory format. Tensors on the meta device are replaced by new ones on the CPU, which are tied
+    as they were when saved.
 
     A model of transformers needs no ``build``: its class is built on the meta device from the ``config.json`` in the
     folder, and returned in eval mode. So is a plain folder of :func:`etp_graph.export.huggingface`, by its class.
@@ -122,7 +126,7 @@ def load(
     Args:
         path: the folder.
         build: the architecture, or ``None`` for a model of transformers.
-        dtype: convert stored values of floating point to this type; ``None`` keeps theirs.
+        dtype: convert stored values of floating point to this type; ``None`` keeps theirs, or those of ``build``.
         device: move the model to this device; ``None`` leaves it.
 
     Raises:

@@ -116,26 +116,37 @@ def _check_names(
                 f"{name} of this architecture is not in the checkpoint: build the one that was saved."
             )
         if tensors[name].is_meta and name not in stored_as and not skeleton:
-            raise CheckpointError(f"{name} is on the meta device and not stored: build the model on a real device.")
+            raise CheckpointError(
+                f"{name} is on the meta device and not stored: build the model on a real device, or call load without "
+                "build if the folder has a config.json."
+            )
 
 
 def _check_ties(tensors: Mapping[str, Tensor], stored_as: Mapping[str, str]) -> None:
-    """Raise if tensors that were tied when saved are separate in the architecture, or the other way round."""
+    """Raise if tensors that were tied when saved are separate in the architecture, or the other way round.
+
+    Tensors on the meta device have no values yet. Those that were tied become one tensor.
+    """
     first = first_names(tensors, stored_as)
     objects: dict[int, str] = {}
     for name, stored in stored_as.items():
-        if first[name] != first[stored]:
+        if first[name] != first[stored] and not (tensors[name].is_meta and tensors[stored].is_meta):
             raise CheckpointError(f"{name} and {stored} were tied when saved: tie them in the architecture.")
         if objects.setdefault(id(tensors[name]), stored) != stored:
             raise CheckpointError(f"{name} is tied here, and was not when saved: build it with separate tensors.")
 
 
 def _check_shapes(manifest: Manifest, tensors: Mapping[str, Tensor], stored_as: Mapping[str, str]) -> None:
-    """Raise unless element types and shapes are equal. Only a tensor that surgery cut may have smaller dimensions."""
+    """Raise unless the shapes are equal, and the element types are equal or floating.
+
+    Only a tensor that surgery cut may have smaller dimensions. Floating values become those of the architecture, as in
+    ``load_state_dict``.
+    """
     cut = {stored_as[name] for name in manifest.record.tensors}
     for name, stored in stored_as.items():
         info, tensor = manifest.tensors[stored], tensors[name]
-        if tensor.dtype != DTYPES[info.dtype]:
+        saved_dtype = DTYPES[info.dtype]
+        if tensor.dtype != saved_dtype and not (tensor.is_floating_point() and saved_dtype.is_floating_point):
             remedy = f"load into an architecture of {info.dtype} (build().to(torch.{info.dtype})) and convert it then"
             raise CheckpointError(f"{name} is saved as {info.dtype}, the architecture has {tensor.dtype}: {remedy}.")
         have, saved = tuple(tensor.shape), info.shape
@@ -180,7 +191,8 @@ def _check_edits(model: nn.Module, edits: Iterable[Edit]) -> None:
 def _staged_value(old: Tensor, value: Tensor, *, owned: bool) -> Tensor:
     """Return the value on the device and in the memory format of the old tensor; maybe the value itself if owned."""
     device = value.device if value.is_meta else torch.device("cpu") if old.is_meta else old.device
-    if owned and value.device == device and _order(old) == _order(value) and value.is_contiguous():
+    fits = value.device == device and value.dtype == old.dtype and _order(old) == _order(value)
+    if owned and fits and value.is_contiguous():
         return value
     if old.shape == value.shape:
         new = torch.empty_like(old, device=device, requires_grad=False)
@@ -215,7 +227,7 @@ def _put_tensors(
             if old.is_meta:
                 path, _, leaf = name.rpartition(".")
                 undo.callback(setattr, owner := model.get_submodule(path), leaf, old)
-                setattr(owner, leaf, fresh.setdefault(id(old), _materialised(old, value)))
+                setattr(owner, leaf, fresh.setdefault(id(value), _materialised(old, value)))
                 continue
             if isinstance(old, nn.Parameter):
                 undo.callback(setattr, old, "grad", old.grad)
