@@ -187,9 +187,12 @@ class StoredTensors:
             known = self.name(tensor)
             if known is not None:
                 refs.append(TensorView(known, tuple(tensor.shape)))
-        if not refs or len(refs[0].shape) != weight.ndim or refs[0].shape != tuple(weight.shape):
-            return [], "a weight that is computed while running"
-        return refs, reason
+        if refs and refs[0].shape == tuple(weight.shape):
+            return refs, reason
+        own = None if owner.module is None else owner.module._parameters.get("weight")
+        if own is not None and own.shape == weight.shape and (name := self.name(own)) is not None:
+            return [TensorView(name, tuple(own.shape))], "its weight is computed while running"  # standardised, say
+        return [], "a weight that is computed while running"
 
     def _source_tensors(self, module: nn.Module | None) -> tuple[list[Tensor], str | None]:
         if module is None:

@@ -68,3 +68,18 @@ def test_refused_with_the_remedy(make: Callable[[], nn.Module], words: str) -> N
 def test_a_symbolically_traced_module_is_followed() -> None:
     model = torch.fx.symbolic_trace(net())
     assert [group.n_units for group in etp.trace(model, torch.randn(2, 6)).prunable] == [8]
+
+
+class Standardised(nn.Conv2d):
+    """Convolution with a standardised weight, as in BiT and NFNet."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        return self._conv_forward(input, weight / (weight.std((1, 2, 3), keepdim=True) + 1e-5), self.bias)
+
+
+def test_a_layer_that_changes_its_own_weight_is_locked_with_the_line() -> None:
+    model = nn.Sequential(Standardised(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1), nn.Conv2d(4, 2, 1)).eval()
+    groups = {group.name: group.locked for group in etp.trace(model, torch.randn(2, 3, 9, 9)).groups}
+    assert "its weight is computed while running (test_refusals.py:" in str(groups["0"])
+    assert groups["2"] is None

@@ -153,6 +153,13 @@ class Cached(nn.Module):
         return self.b(y), self.d(self.c(x))
 
 
+class Centred(nn.Linear):
+    """Layer whose weight has the mean zero."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.linear(input, self.weight - self.weight.mean(1, keepdim=True), self.bias)
+
+
 REMEDIES: dict[str, Remedy] = {
     "NAME also counts something of a fixed size": Remedy(
         between(lambda n, y: y.view(2, 7, n.width) + half_fixed(n, y).view(2, 7, n.width).sum(-1, keepdim=True),
@@ -180,6 +187,9 @@ REMEDIES: dict[str, Remedy] = {
     "each of its units fills one of 8 normalisation groups": Remedy(one_norm(8), one_norm(4), x=image()),
     "enters MODULE, whose weights are computed while running": Remedy(
         recurrent(lambda n, y: parametrized_rnn(n)(y)[0]), recurrent(lambda n, y: n.rnn(y)[0])
+    ),
+    "its weight is computed while running": Remedy(
+        between(lambda n, y: n.e(y), e=lambda: Centred(8, 8)), between(lambda n, y: n.e(y), e=lambda: nn.Linear(8, 8)),
     ),
     "enters OPERATOR in MODULE with a weight that is computed while running": Remedy(
         between(lambda n, y: F.linear(y, n.m * 2), out=5, m=parameter(5, 8)),
