@@ -117,6 +117,11 @@ class Labels:
         guesses: (attribute, labels, dimension) of views of bare parameters. The attribute gives the size of the
             dimension, and counts units if the dimension turns out to hold units.
         reading: the reading that these labels belong to; ``None`` until a call depends on it.
+        by_copy: in the outer reading, whether heads of keys are repeated for query heads and the units are the copies:
+            copy j of every head. Otherwise the units are the heads that are repeated. ``None`` until a call depends on
+            it.
+        copies: labels of the copies.
+        originals: labels of the heads whose copies are units.
         shown: (entry, labels) of every tensor that counts as an output of the model.
     """
 
@@ -139,6 +144,9 @@ class Labels:
     guesses: list[tuple[AttributeKey, Tensor, int]] = field(default_factory=list)
     shown: list[tuple[str, Tensor]] = field(default_factory=list)
     reading: Reading | None = None
+    by_copy: bool | None = None
+    copies: list[Tensor] = field(default_factory=list)
+    originals: list[Tensor] = field(default_factory=list)
     _next: int = 1
     _pairs: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     _locks: list[tuple[Tensor, str]] = field(default_factory=list)

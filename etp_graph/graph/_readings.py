@@ -1,8 +1,9 @@
-"""Merge the two readings of a trace: units along the inner or the outer axis of every view that folds a unit axis.
+"""Merge the readings of a trace: units along the inner or the outer axis of every view that folds a unit axis.
 
 A projection of width heads x dimensions has two kinds of units. Two trackers therefore follow the forward, one for
-each reading. Heads come from the outer reading, all other groups come from the inner one. A position of a tensor stays
-if both of its units stay.
+each reading. Heads come from the outer reading, all other groups come from the inner one. In grouped-query attention
+the query heads lie along two axes, groups x heads of a group. A third tracker follows the second one. A position of a
+tensor stays if all of its units stay.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from ._tracker import Tracker
 
 @dataclass(frozen=True, slots=True)
 class MergedReadings:
-    """Groups, cost terms, bytes of the cache and sizes of activation axes, merged from one or two trackers."""
+    """Groups, cost terms, bytes of the cache and sizes of activation axes, merged from one to three trackers."""
 
     groups: tuple[Group, ...]
     ops: tuple[Op, ...]
@@ -28,16 +29,25 @@ class MergedReadings:
 
 
 def merge_readings(trackers: Sequence[Tracker], n_ops: int) -> MergedReadings:
-    """Merge the groups and the first ``n_ops`` cost terms of one or two readings of a forward."""
+    """Merge the groups and the first ``n_ops`` cost terms of the readings of a forward."""
     ops, sizes, maps = cost_terms(*([*tracker.ops[:n_ops], *tracker.cached] for tracker in trackers))
     for tracker, held in zip(trackers, maps, strict=True):
         for name, layers in held.items():
             for layer, ids in enumerate(layers):
                 tracker.labels.count((ACTIVATION, name, layer or None), ids)
     groups = build_groups(trackers[0].labels, trackers[0].bare)
-    for outer in trackers[1:]:
+    heads: list[Group] = []
+    for outer in trackers[1:2]:
         heads = [group for group in build_groups(outer.labels, outer.bare, facet="outer") if group.kind == "heads"]
         groups = _without_duplicates(groups, heads)
+    for outer in trackers[2:]:
+        taken = {group.name for group in groups}
+        queries = [
+            replace(group, name=take_free_name(f"{group.name}.query_heads", taken))
+            for group in build_groups(outer.labels, outer.bare, facet="outer")
+            if group.kind == "query_heads"
+        ]
+        groups = (*groups[: len(heads)], *queries, *groups[len(heads) :])
     return MergedReadings(groups, ops[:n_ops], ops[n_ops:], sizes)
 
 

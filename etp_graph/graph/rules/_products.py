@@ -24,6 +24,9 @@ from ._terms import ProductTerm, index_space
 MATRIX = frozenset(("mm", "bmm", "addmm", "baddbmm", "mv", "dot"))
 """Operators that are matrix products. If the name begins with "add" or "badd", the first operand is added."""
 
+COPIES = ("num_key_value_groups", "n_rep")
+"""Names of the attribute with the number of query heads for each head of keys, in transformers and in Llama."""
+
 _ATTENTION = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
 
 
@@ -142,12 +145,12 @@ def follow_attention(tracker: Tracker, func: Any, args: Any, kwargs: Any, out: T
     tracker.split_readings()
     call = bind_arguments(_ATTENTION, args, kwargs)
     q, k, v = (Operand(call[name].shape, tracker.get(call[name])) for name in ("query", "key", "value"))
+    if call.get("enable_gqa"):
+        k, v = _repeat_heads(tracker, q.shape[-3], k, v)
     mask = call.get("attn_mask")
     batch, (t, d), (s, d_v) = out.shape[:-2], q.shape[-2:], v.shape[-2:]
     first, second = add_empty_term(tracker, (*batch, t, s, d)), add_empty_term(tracker, (*batch, t, d_v, s))
     try:
-        if call.get("enable_gqa"):
-            k, v = (_repeat_heads(operand, q.shape[-3]) for operand in (k, v))
         turned = Operand(torch.Size((*k.shape[:-2], k.shape[-1], k.shape[-2])), None if k.label is None else k.label.mT)
         _lock_scaled_dims(tracker, (q, k, v), call)
         scores = Operand(torch.Size((*out.shape[:-1], k.shape[-2])), label_of_product(tracker, q, turned, first))
@@ -176,11 +179,35 @@ def _lock_scaled_dims(tracker: Tracker, operands: Sequence[Operand], call: dict[
                 tracker.labels.lock(operand.label, f"their number sets the attention scale in {tracker.where}")
 
 
-def _repeat_heads(operand: Operand, heads: int) -> Operand:
-    """Repeat keys or values [..., kv heads, s, d], so that there is one for every query head."""
-    times = heads // operand.shape[-3]
-    shape = torch.Size((*operand.shape[:-3], heads, *operand.shape[-2:]))
-    label = operand.label
-    if label is not None and label.shape[-3] > 1:
-        label = label.repeat_interleave(times, -3)
-    return Operand(shape, label)
+def _repeat_heads(tracker: Tracker, heads: int, *operands: Operand) -> list[Operand]:
+    """Repeat keys and values [..., kv heads, s, d], so that there is one for every query head.
+
+    Attributes of the running module that hold the number of copies count them, too: other calls of it, such as those
+    with a mask, repeat the heads by this number.
+    """
+    copied = [tracker.follows_copies(_along_heads(o), o.shape[-3]) and o.shape[-3] < heads for o in operands]
+    found = []
+    for operand, by_copy in zip(operands, copied, strict=True):
+        originals, times = _along_heads(operand), heads // operand.shape[-3]
+        label = operand.label
+        if by_copy:
+            if originals is None:
+                tracker.labels.lock(label, f"is repeated for query heads in {tracker.where}")
+            made = tracker.new_copies(times, _number_of_copies(tracker, times), originals)
+            label = made.repeat(operand.shape[-3]).view([1] * (len(operand.shape) - 3) + [-1, 1, 1])
+        elif label is not None and originals is not None:
+            label = label.repeat_interleave(times, -3)
+        found.append(Operand(torch.Size((*operand.shape[:-3], heads, *operand.shape[-2:])), label))
+    return found
+
+
+def _along_heads(operand: Operand) -> Tensor | None:
+    """Return the labels along the heads of keys or values [..., kv heads, s, d]; ``None`` if they are no units."""
+    return None if operand.label is None or operand.label.shape[-3] == 1 else operand.label.flatten()
+
+
+def _number_of_copies(tracker: Tracker, times: int) -> tuple[str, str, None] | None:
+    """Return the attribute of the running module that says how often heads of keys are repeated."""
+    module = tracker.modules[-1] if tracker.modules else None
+    name = next((name for name in COPIES if getattr(module, name, None) == times), None)
+    return None if name is None else (str(tracker.weights.module_name(module)), name, None)
