@@ -38,8 +38,9 @@ def merge_readings(trackers: Sequence[Tracker], n_ops: int) -> MergedReadings:
     groups = build_groups(trackers[0].labels, trackers[0].bare)
     heads: list[Group] = []
     for outer in trackers[1:2]:
-        heads = [group for group in build_groups(outer.labels, outer.bare, facet="outer") if group.kind == "heads"]
-        groups = _without_duplicates(groups, heads)
+        found = build_groups(outer.labels, outer.bare, facet="outer")
+        heads = [group for group in found if group.kind == "heads"]
+        groups = _without_duplicates(_with_opened(groups, found), heads)
     for outer in trackers[2:]:
         taken = {group.name for group in groups}
         queries = [
@@ -67,6 +68,58 @@ def _without_duplicates(groups: Sequence[Group], heads: Sequence[Group]) -> tupl
         name = take_free_name(f"{group.name}.dims" if dims else group.name, taken)
         found.append(replace(group, kind="head_dims" if dims else group.kind, name=name))
     return (*heads, *found)
+
+
+def _with_opened(groups: Sequence[Group], outer: Sequence[Group]) -> Sequence[Group]:
+    """Return the groups, with those of the outer reading for positions where they are open and the inner ones locked.
+
+    Of units along two axes of one tensor a reading keeps those along one axis, and locks the others (channels and
+    states of a state-space model). A group is open only if a reading kept its units everywhere. Groups whose axis a
+    view folds are those of :func:`_without_duplicates`.
+    """
+    inner_at, outer_at = _by_place(groups), _by_place(outer)
+    instead: dict[int, list[Group]] = {}
+    gone: set[int] = set()
+    for number, group in enumerate(outer):
+        if group.locked is not None or group.folded or group.kind == "heads":
+            continue
+        mine, theirs = {number}, _met(group, inner_at)
+        if not theirs or theirs & gone or any(groups[n].locked is None for n in theirs):
+            continue
+        size = 0
+        while size != len(mine) + len(theirs):  # all groups of both readings that share positions with one of these
+            size = len(mine) + len(theirs)
+            mine |= {n for met in theirs for n in _met(groups[met], outer_at)}
+            theirs |= {n for met in mine for n in _met(outer[met], inner_at)}
+        better = all(groups[n].locked is not None for n in theirs) and not theirs & gone
+        if better and not any(outer[n].folded or outer[n].kind == "heads" for n in mine):
+            instead[min(theirs)] = [outer[n] for n in sorted(mine)]
+            gone |= theirs
+    taken = {group.name for number, group in enumerate(groups) if number not in gone}
+    found: list[Group] = []
+    for number, group in enumerate(groups):
+        found += [replace(new, name=take_free_name(new.name, taken)) for new in instead.get(number, [])]
+        found += [] if number in gone else [group]
+    return found
+
+
+def _by_place(groups: Sequence[Group]) -> dict[tuple[str, int], list[tuple[int, set[int]]]]:
+    """Return the groups on each axis of each tensor, by their number, with the positions of their units."""
+    found: dict[tuple[str, int], list[tuple[int, set[int]]]] = {}
+    for number, group in enumerate(groups):
+        for piece in group.slices:
+            found.setdefault((piece.tensor, piece.axis), []).append((number, set(as_tensor(piece.index).tolist())))
+    return found
+
+
+def _met(group: Group, at: dict[tuple[str, int], list[tuple[int, set[int]]]]) -> set[int]:
+    """Return the numbers of the groups that share a position with this one."""
+    return {
+        number
+        for piece in group.slices
+        for number, positions in at.get((piece.tensor, piece.axis), [])
+        if not positions.isdisjoint(as_tensor(piece.index).tolist())
+    }
 
 
 def _content(group: Group) -> tuple[object, ...]:

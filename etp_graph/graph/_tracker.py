@@ -229,12 +229,14 @@ class Tracker:
             named = list(enumerate(sizes.named))
             if sum(is_counted(size) for size in sizes.named) > 1:
                 self.split_readings()
+            read = {} if isinstance(x, Tensor) else {dim: read_size(size) for dim, size in named}
+            for dim, number in read.items():  # first of all: another size may be that of a kernel
+                if number is not None:
+                    self._make_like(out, dim, number)
             for dim, size in named if self.reading == "outer" else reversed(named):
                 if is_counted(size) and size.origin:
                     self._count(size, out, dim, x)
-                elif not isinstance(x, Tensor) and (number := read_size(size)) is not None:
-                    self._make_like(out, dim, number)
-                elif not isinstance(x, Tensor):
+                elif not isinstance(x, Tensor) and read[dim] is None:
                     reason = f"gives the size of a new tensor in {self.where}"
                     self.view_sizes.note(size, out.shape, dim, self.label_of.get(out), reason)
                 if isinstance(x, Tensor) and x.numel() == out.numel():
@@ -268,12 +270,15 @@ class Tracker:
         numbers = current_numbers()
         found = None if numbers is None else numbers.sizes[number]
         label = None if found is None else self._label_of_size(found)
-        if found is None or label is None or len(labelled_dims(label)) > 1:
-            self.labels.lock(label, f"gives the size of a new tensor in {self.where}")
+        reason = f"gives the size of a new tensor in {self.where}"
+        if label is not None and len(labelled_dims(label)) > 1 and self.labels.is_unbound(label):
+            self.view_sizes.note_unlabelled(number, reason)  # a parameter that meets units later, if at all
+        elif found is None or label is None or len(labelled_dims(label)) > 1:
+            self.labels.lock(label, reason)
         elif (known := self.label_of.get(out)) is None:
             self.set(out, compact_label(label.reshape([-1 if d == dim else 1 for d in range(out.ndim)])))
         elif labelled_dims(known) != [dim]:
-            self.labels.lock(label, f"gives the size of a new tensor in {self.where}")
+            self.labels.lock(label, reason)
 
     def _tie_parts(self, ids: Tensor, part: CountedInt) -> None:
         """Unite the units of the equal parts of an axis, one of which is sliced (``x[:, : x.shape[1] // 2]``)."""
@@ -335,6 +340,8 @@ class Tracker:
 
     def _label_of_size(self, found: ReadSize) -> Tensor | None:
         label = found.labels[min(self._number, len(found.labels) - 1)]
+        if label is not None and len(labelled_dims(label)) > 1 and self.labels.is_unbound(label):
+            label = compact_label(self.labels.roots()[label])  # units lie along one axis of a parameter
         if label is None or label.shape[found.dim] == 1 or self.labels.holds_whole_runs(label, found.dim):
             return None
         if self.labels.originals and bool(torch.isin(label[label > 0], torch.cat(self.labels.originals)).all()):

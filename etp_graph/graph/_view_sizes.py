@@ -46,6 +46,10 @@ class ViewSizes:
         if not read and not size.is_read and (along is None or len(along) == shape[dim]):
             self.derived.append((attributes, along, why))
 
+    def note_unlabelled(self, number: int, reason: str) -> None:
+        """Note that the size of an activation, by its number, gives the size of an axis without units."""
+        self.read.append((number, (), None, at_running_line(reason)))
+
     def lock_other_units(self, labels: Labels, label_of_size: Callable[[int], Tensor | None]) -> None:
         """Lock units whose number gives the size of an axis of other units, or of none, and those other units.
 

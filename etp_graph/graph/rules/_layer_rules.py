@@ -8,7 +8,7 @@ from math import prod
 from typing import Any
 
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from etp_graph.graph._tracker import Tracker
 from etp_graph.graph._weights import NamedModule, TensorView
@@ -227,6 +227,10 @@ def stored_matrix(tracker: Tracker, name: str, args: Any, out: Tensor) -> bool:
     _write_cost_units(tracker, term, (into, made))
     tracker.weights.add_axis(tracker.labels, ref, first, into)
     tracker.labels.inputs.add(ref.axis(first))
+    if isinstance(layer.module, nn.Linear):  # its code is bypassed, as that of the steps of Mamba
+        turned = ref.axis(first)[1] == 0
+        out_into = (into, made) if turned else (made, into)
+        tracker.weights.count_attributes(tracker.labels, layer, made_out=out_into[0], into=out_into[1])
     reason = tracker.weights.fixed.get(ref.name)
     if reason:
         tracker.labels.lock(made, reason)

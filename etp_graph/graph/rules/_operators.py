@@ -123,9 +123,10 @@ def label_of_elementwise(
     aligned = _with_units_on_one_axis(labels, aligned, out, where, may_split)
     dims = {d for _, label in aligned if label is not None for d in labelled_dims(label)}
     result: Tensor | None = None
-    for shape, label in sorted(aligned, key=lambda pair: 0 if pair[1] is None else pair[1].numel()):
-        if label is None:
-            continue
+    held = [(shape, label) for shape, label in aligned if label is not None]
+    if len(held) > 1:  # units of layers before entries of parameters, which have become the same units
+        held.sort(key=lambda pair: (pair[1].numel(), labels.is_unbound(pair[1])))
+    for shape, label in held:
         if any(shape[d] == 1 and out[d] > 1 for d in dims):
             labels.lock(label, f"is broadcast over other units in {where}")
         elif result is None:
@@ -160,6 +161,8 @@ def _with_units_on_one_axis(
     bound = [(shape, label) for shape, label in aligned if label is not None and not labels.is_unbound(label)]
     dims = [labelled_dims(label) for _, label in bound]
     axes = {d for now in dims for d in now}
+    if len(axes) == 1:
+        return _with_tables_on_one_axis(labels, aligned, bound, axes.pop(), out, where, may_split)
     if len(axes) < 2 or any(len(now) != 1 for now in dims):
         return aligned
     whole = {now[0] for now, (shape, _) in zip(dims, bound, strict=True) if all(shape[d] == out[d] for d in axes)}
@@ -173,6 +176,40 @@ def _with_units_on_one_axis(
         other = label is not None and labelled_dims(label) != [keeps] and not labels.is_unbound(label)
         labels.lock(label if other else None, f"is broadcast over other units in {where}")
         found.append((shape, None if other else label))
+    return found
+
+
+def _with_tables_on_one_axis(
+    labels: Labels,
+    aligned: list[tuple[tuple[int, ...], Tensor | None]],
+    bound: list[tuple[tuple[int, ...], Tensor | None]],
+    axis: int,
+    out: Sequence[int],
+    where: str,
+    may_split: bool,
+) -> list[tuple[tuple[int, ...], Tensor | None]]:
+    """Unite the entries of parameters along all axes but one, if units along this one are broadcast over the others.
+
+    An example is ``x[:, :, None] * A`` with A [channels, states]. The reading decides whether the units are those of x,
+    or those that lie along the other axis of the parameter.
+    """
+    tables = [(shape, label) for shape, label in aligned if label is not None and labels.is_unbound(label)]
+    others = {d for _, label in tables for d in labelled_dims(label)} - {axis}  # type: ignore[arg-type]
+    others = {d for d in others if any(shape[d] == 1 < out[d] for shape, _ in bound)}
+    if not others or any(shape[axis] != out[axis] for shape, _ in tables):
+        return aligned
+    if labels.reading is None:
+        if may_split:
+            raise ReadingsDiffer
+        return aligned
+    if axis != (min(axis, *others) if labels.reading == "outer" else max(axis, *others)):
+        return aligned
+    found = []
+    for shape, label in aligned:
+        small = label
+        for d in others if label is not None and labels.is_unbound(label) else ():
+            small = labels.merge_dim(small, d, where)  # type: ignore[arg-type]
+        found.append((shape, small))
     return found
 
 
