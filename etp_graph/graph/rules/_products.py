@@ -129,6 +129,29 @@ def label_of_matrix_product(tracker: Tracker, name: str, operands: Sequence[Oper
     return label_of_elementwise(tracker.labels, [*added, made], out, tracker.where) if added else label
 
 
+def label_of_solution(labels: Labels, operands: Sequence[Operand], given: dict[str, Any], where: str) -> Tensor | None:
+    """Return the label of x in ``a x = b``, with a [..., m, m] and b [..., m, n].
+
+    The units along the batch dimensions of a and b are the same units, and those along n are solved for one by one.
+
+    Raises:
+        UnknownOperator: there are units along m, or the equation is ``x a = b``.
+    """
+    a, b = operands
+    if not given["left"]:
+        raise UnknownOperator
+    flat = []
+    for operand, rows in ((a, (-2, -1)), (b, (-2,))):
+        ndim = len(operand.shape)
+        mixed = {ndim + d for d in rows}
+        if operand.label is not None and mixed & set(labelled_dims(operand.label)):
+            raise UnknownOperator
+        size = torch.Size(1 if d in mixed else n for d, n in enumerate(operand.shape))
+        flat.append(Operand(size, operand.label, operand.expanded))
+    size = torch.broadcast_shapes(*(operand.shape for operand in flat))
+    return label_of_elementwise(labels, flat, size, where, may_split=True)
+
+
 def _as_matrix(operand: Operand, shape: tuple[int, int]) -> Operand:
     label = operand.label
     return Operand(
