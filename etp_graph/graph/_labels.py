@@ -20,6 +20,9 @@ from etp_graph.plan import add_line, without_line
 FEEDS_OUTPUT = "feeds the model's output"
 """Lock reason of units that the model's outputs show."""
 
+REPEATED = "is repeated for query heads"
+"""How the lock reason of heads begins in the reading whose units are their copies."""
+
 Reading = Literal["inner", "outer"]
 """Reading of a folded unit axis: which of the axes that a view makes of it holds the units."""
 

@@ -15,6 +15,7 @@ from etp_graph.graph.rules._terms import cost_terms
 from etp_graph.plan import ACTIVATION, Group, Op, as_tensor
 
 from ._grouping import build_groups, take_free_name
+from ._labels import REPEATED
 from ._tracker import Tracker
 
 
@@ -46,7 +47,7 @@ def merge_readings(trackers: Sequence[Tracker], n_ops: int) -> MergedReadings:
         queries = [
             replace(group, name=take_free_name(f"{group.name}.query_heads", taken))
             for group in build_groups(outer.labels, outer.bare, facet="outer")
-            if group.kind == "query_heads"
+            if group.kind == "query_heads" and not (group.locked or "").startswith(REPEATED)
         ]
         groups = (*groups[: len(heads)], *queries, *groups[len(heads) :])
     return MergedReadings(groups, ops[:n_ops], ops[n_ops:], sizes)

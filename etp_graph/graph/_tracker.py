@@ -28,7 +28,7 @@ from etp_graph.model import ModelState, ModuleStack, Outputs, PrivateRandom, run
 from etp_graph.plan import Op, add_line, name_norm
 
 from ._counted_sizes import CountedInt, Sizes, is_counted, read_size
-from ._labels import Labels, Reading, at_running_line
+from ._labels import REPEATED, Labels, Reading, at_running_line
 from ._shape_only import ShapeOnly
 from ._traced_numbers import Numbers, Origin, ReadSize, current_numbers
 from ._view_sizes import ViewSizes
@@ -138,7 +138,7 @@ class Tracker:
         if originals is not None:
             self.labels.copies.append(made)
             self.labels.originals.append(originals[originals > 0])
-            self.labels.lock(originals, f"is repeated for query heads in {self.where}")
+            self.labels.lock(originals, f"{REPEATED} in {self.where}")
         return made
 
     def _label_copies(self, x: Tensor, sizes: Sizes, out: Tensor) -> None:
@@ -151,7 +151,7 @@ class Tracker:
         if not self.follows_copies(held, x.shape[heads]):
             return
         if held is None:
-            self.labels.lock(label, f"is repeated for query heads in {self.where}")
+            self.labels.lock(label, f"{REPEATED} in {self.where}")
         made = self.new_copies(int(times), times.origin, None if held is None else held.flatten())
         made = made if sizes.copies is None else made.repeat(x.shape[heads])
         self.set(out, compact_label(made.view([-1 if d == dim else 1 for d in range(out.ndim)])))

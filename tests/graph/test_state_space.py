@@ -47,23 +47,14 @@ def test_inner_channels_go_with_the_default_call_of_a_user(name: str, tmp_path: 
         ("out_proj.weight", 1),
     }  # fmt: skip
     etp.verify(model, plan, IDS)
-    selection = random_selection(plan, plan.prunable, 0.4, torch.Generator().manual_seed(0))
-    masked, expected = copy.deepcopy(model), etp.cost(model, plan, selection)
-    etp.prune_(model, plan, selection)
-    assert sum(p.numel() for p in model.parameters()) == expected.params
+    require_equal_after_surgery(model, plan)
     mixer = model.backbone.layers[0].mixer
     assert mixer.dt_proj.in_features == mixer.dt_proj.weight.shape[1] == mixer.time_step_rank
     assert mixer.dt_proj.out_features == len(mixer.A_log) == mixer.conv1d.groups < 32
-    with torch.no_grad():
-        for cache in (True, False):
-            with Masked(masked, plan, selection.flat(plan)), standing_in(masked, views_only=True):
-                want = masked(IDS, use_cache=cache).logits
-            torch.testing.assert_close(model(IDS, use_cache=cache).logits, want, rtol=1e-4, atol=1e-4)
-    tokens = [model.generate(IDS, max_new_tokens=6, do_sample=False, use_cache=cache) for cache in (True, False)]
-    assert torch.equal(*tokens)
+    tokens = model.generate(IDS, max_new_tokens=6, do_sample=False)
     etp.save(model, tmp_path / "pruned")
     loaded = etp.load(tmp_path / "pruned", build=lambda: causal(name)).eval()
-    assert torch.equal(loaded.generate(IDS, max_new_tokens=6, do_sample=False), tokens[0])
+    assert torch.equal(loaded.generate(IDS, max_new_tokens=6, do_sample=False), tokens)
 
 
 @pytest.mark.parametrize("name", ["Mamba", "FalconMamba"])
@@ -91,6 +82,80 @@ def test_a_uniform_selection_of_mamba_becomes_a_folder(tmp_path: Path) -> None:
     assert loaded.config.intermediate_size == 16
     with torch.no_grad():
         torch.testing.assert_close(loaded(IDS).logits, model(IDS).logits)
+
+
+HYBRID: dict[str, Any] = {
+    "vocab_size": 40, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 39,
+}  # fmt: skip
+OF_BAMBA = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 6, "mamba_n_groups": 1, "mamba_chunk_size": 8}
+MAMBA2 = {"num_heads": 8, "head_dim": 8, "state_size": 6, "chunk_size": 8}
+MIXERS: dict[str, tuple[str, dict[str, Any], int]] = {
+    "one group": ("Mamba2", {**MAMBA2, "n_groups": 1}, 8),
+    "groups": ("Mamba2", {**MAMBA2, "n_groups": 2}, 2),
+    "Bamba": ("Bamba", {**OF_BAMBA, "attn_layer_indices": [1]}, 8),
+    "FalconH1": ("FalconH1", {**OF_BAMBA, "mamba_d_ssm": 64, "head_dim": 8}, 8),
+    "GraniteMoeHybrid": ("GraniteMoeHybrid", {
+        **OF_BAMBA, "layer_types": ["mamba", "attention"], "num_local_experts": 2, "num_experts_per_tok": 1,
+        "shared_intermediate_size": 24, "position_embedding_type": None,
+    }, 8),
+    "NemotronH": ("NemotronH", {
+        "hybrid_override_pattern": "M*", "head_dim": 8, "mamba_num_heads": 8, "mamba_head_dim": 8, "ssm_state_size": 6,
+        "n_groups": 1, "chunk_size": 8, "use_mamba_kernels": False,
+    }, 8),
+    "Qwen3Next": ("Qwen3Next", {
+        "head_dim": 8, "linear_num_key_heads": 4, "linear_num_value_heads": 8, "linear_key_head_dim": 8,
+        "linear_value_head_dim": 8, "layer_types": ["linear_attention", "full_attention"], "num_experts": 2,
+        "num_experts_per_tok": 1, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16,
+    }, 4),
+}  # fmt: skip
+"""Class, sizes, and the number of heads of the mixer."""
+
+
+def hybrid(name: str) -> Any:
+    family, sizes, _ = MIXERS[name]
+    torch.manual_seed(0)
+    model = getattr(transformers, f"{family}ForCausalLM")(getattr(transformers, f"{family}Config")(**HYBRID | sizes))
+    for key, parameter in model.named_parameters():
+        if "A_log" not in key:
+            nn.init.normal_(parameter, std=0.3)
+    return model.eval()
+
+
+@pytest.mark.parametrize("name", MIXERS)
+def test_heads_of_mixers_go_with_the_default_call_of_a_user(name: str) -> None:
+    model = hybrid(name)
+    plan = etp.trace(model, IDS)
+    mixers = [group for group in plan.prunable if group.kind == "heads" and ".in_proj" in group.name]
+    assert mixers
+    assert {group.n_units for group in mixers} == {MIXERS[name][2]}
+    etp.verify(model, plan, IDS)
+    require_equal_after_surgery(model, plan)
+
+
+def test_heads_inside_the_groups_of_a_mixer_go_on_request() -> None:
+    model = hybrid("groups")
+    plan = etp.trace(model, IDS, prune=["query_heads"])
+    assert [group.n_units for group in plan.prunable] == [4, 4]
+    etp.verify(model, plan, IDS)
+    require_equal_after_surgery(model, plan)
+    mixer = model.backbone.layers[0].mixer
+    assert mixer.norm.group_size * 2 == len(mixer.norm.weight) < 64
+
+
+def require_equal_after_surgery(model: Any, plan: etp.Plan) -> None:
+    """Assert that pruned and masked model agree with and without a cache, and generate the same tokens."""
+    selection = random_selection(plan, plan.prunable, 0.4, torch.Generator().manual_seed(0))
+    masked, expected = copy.deepcopy(model), etp.cost(model, plan, selection)
+    etp.prune_(model, plan, selection)
+    assert sum(p.numel() for p in model.parameters()) == expected.params
+    with torch.no_grad():
+        for cache in (True, False):
+            with Masked(masked, plan, selection.flat(plan)), standing_in(masked, views_only=True):
+                want = masked(IDS, use_cache=cache).logits
+            torch.testing.assert_close(model(IDS, use_cache=cache).logits, want, rtol=1e-4, atol=1e-4)
+    tokens = [model.generate(IDS, max_new_tokens=6, do_sample=False, use_cache=cache) for cache in (True, False)]
+    assert torch.equal(*tokens)
 
 
 class Scan(nn.Module):

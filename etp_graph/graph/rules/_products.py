@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from etp_graph.graph._labels import Labels
+from etp_graph.graph._labels import REPEATED, Labels
 from etp_graph.graph._tracker import Tracker
 from etp_graph.model import bind_arguments
 
@@ -215,7 +215,7 @@ def _repeat_heads(tracker: Tracker, heads: int, *operands: Operand) -> list[Oper
         label = operand.label
         if by_copy:
             if originals is None:
-                tracker.labels.lock(label, f"is repeated for query heads in {tracker.where}")
+                tracker.labels.lock(label, f"{REPEATED} in {tracker.where}")
             made = tracker.new_copies(times, _number_of_copies(tracker, times), originals)
             label = made.repeat(operand.shape[-3]).view([1] * (len(operand.shape) - 3) + [-1, 1, 1])
         elif label is not None and originals is not None:
