@@ -227,6 +227,14 @@ class Labels:
         reason = f"{axis[0]} is shared with a layer whose channels are fixed"
         self.axes[axis] = labels if known is None else self.unite(known, labels, reason)
 
+    def is_copy(self, labels: Tensor | None) -> bool:
+        """Return True if the labels are those of copies of heads, or of heads of a group."""
+        return labels is not None and bool(self.copies) and bool(torch.isin(labels, torch.cat(self.copies)).any())
+
+    def is_folded(self, labels: Tensor) -> bool:
+        """Return True if the labels are those of units that were left when a view folded their axis."""
+        return bool(self.folded) and bool(torch.isin(labels[labels > 0], torch.cat(self.folded)).all())
+
     def holds_whole_runs(self, label: Tensor, dim: int) -> bool:
         """Return True if each position along ``dim`` holds complete runs of one tie.
 

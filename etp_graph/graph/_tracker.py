@@ -142,7 +142,7 @@ class Tracker:
         return made
 
     def _label_copies(self, x: Tensor, sizes: Sizes, out: Tensor) -> None:
-        """Label the copies of heads that ``expand`` or ``repeat_interleave`` makes, as often as an attribute says."""
+        """Label the copies of heads that ``expand``, ``repeat`` or ``repeat_interleave`` makes, if an attribute says how many."""
         dim, times, heads = _copied_heads(x, sizes, out)
         if times is None:
             return
@@ -153,7 +153,8 @@ class Tracker:
         if held is None:
             self.labels.lock(label, f"{REPEATED} in {self.where}")
         made = self.new_copies(int(times), times.origin, None if held is None else held.flatten())
-        made = made if sizes.copies is None else made.repeat(x.shape[heads])
+        if sizes.copies is not None:
+            made = made.repeat_interleave(x.shape[heads]) if sizes.tiled else made.repeat(x.shape[heads])
         self.set(out, compact_label(made.view([-1 if d == dim else 1 for d in range(out.ndim)])))
 
     @property
@@ -414,13 +415,14 @@ class Tracker:
 def _copied_heads(x: Tensor, sizes: Sizes, out: Tensor) -> tuple[int, CountedInt | None, int]:
     """Return the dimension of ``out`` that holds copies of heads, their number, and the dimension of heads in ``x``.
 
-    The number is ``None`` if the call makes no such copies. ``expand`` makes them along a dimension behind the heads.
+    The number is ``None`` if the call makes no such copies. ``expand`` makes them along a dimension behind the heads, or
+    along the one before them, which follows the batch.
     """
     if sizes.copies is not None:
         return sizes.copies[0], sizes.copies[1], sizes.copies[0]
     for dim, size in enumerate(sizes.named) if x.ndim == out.ndim else ():
-        if dim > 1 and is_counted(size) and x.shape[dim] == 1 < out.shape[dim] == size and x.ndim > 3:
-            return dim, size, dim - 1
+        if dim > 0 and is_counted(size) and x.shape[dim] == 1 < out.shape[dim] == size and x.ndim > 3:
+            return dim, size, dim - 1 if dim > 1 else dim + 1
     return 0, None, 0
 
 

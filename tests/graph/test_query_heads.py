@@ -153,12 +153,22 @@ class Attention(nn.Module):
         b, t, _ = x.shape
         q = self.wq(x).view(b, t, self.n_heads, self.head_dim).transpose(1, 2)
         k, v = (w(x).view(b, t, self.n_kv_heads, self.head_dim).transpose(1, 2) for w in (self.wk, self.wv))
+        if self.how.startswith("groups"):
+            return x + self.wo(self.attend_in_groups(q, k, v).transpose(1, 2).reshape(b, t, -1))
         if self.how == "sdpa":
             out = F.scaled_dot_product_attention(q, k, v, enable_gqa=True)
         else:
             k, v = self.repeat(k), self.repeat(v)
             out = (q @ k.transpose(2, 3) / 4).softmax(-1) @ v
         return x + self.wo(out.transpose(1, 2).reshape(b, t, -1))
+
+    def attend_in_groups(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        b, _, t, d = q.shape
+        q = q.reshape(b, self.n_kv_heads, self.n_rep, t, d)
+        if self.how == "groups by einsum":
+            weights = torch.einsum("bkrtd,bksd->bkrts", q, k).div(4).softmax(-1)
+            return torch.einsum("bkrts,bksd->bkrtd", weights, v).flatten(1, 2)
+        return ((q @ k[:, :, None].mT / 4).softmax(-1) @ v[:, :, None]).flatten(1, 2)
 
     def repeat(self, x: Tensor) -> Tensor:
         b, h, t, d = x.shape
@@ -170,12 +180,22 @@ class Attention(nn.Module):
             case "quotient":
                 times = self.n_heads // self.n_kv_heads
                 return x[:, :, None].expand(b, h, times, t, d).reshape(b, h * times, t, d)
+            case "tile":
+                return x.repeat(1, self.n_rep, 1, 1)
+            case "tiled expand":
+                return x[:, None].expand(b, self.n_rep, h, t, d).flatten(1, 2)
+            case "broadcast_to":
+                return torch.broadcast_to(x[:, :, None], (b, h, self.n_rep, t, d)).flatten(1, 2)
             case "method":
                 return x.unsqueeze(2).expand(-1, -1, self.n_rep, -1, -1).flatten(1, 2)
         return x[:, :, None].expand(b, self.n_kv_heads, self.n_rep, t, d).reshape(b, -1, t, d)
 
 
-@pytest.mark.parametrize("how", ["sdpa", "interleave", "function", "quotient", "method", "meta"])
+WAYS = ("sdpa", "interleave", "function", "quotient", "method", "meta", "tile", "tiled expand", "broadcast_to",
+        "groups by einsum", "groups by broadcasting")  # fmt: skip
+
+
+@pytest.mark.parametrize("how", WAYS)
 def test_code_of_users(how: str) -> None:
     torch.manual_seed(0)
     model, x = nn.Sequential(nn.Linear(5, 16), Attention(how), Attention(how), nn.Linear(16, 3)), torch.randn(2, 7, 5)

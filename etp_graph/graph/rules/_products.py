@@ -66,7 +66,8 @@ def label_of_product(tracker: Tracker, a: Operand, b: Operand, term: int) -> Ten
     labels, where = tracker.labels, tracker.where
     left, right = _split_roles(labels, a, -1, where), _split_roles(labels, b, -2, where)
     size = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
-    batch = label_of_elementwise(labels, [left.batch, right.batch], torch.Size((*size, 1, 1)), where)
+    both = _without_originals(labels, left.batch, right.batch, where)
+    batch = label_of_elementwise(labels, both, torch.Size((*size, 1, 1)), where)
     inner = _unite_contracted(labels, left.inner, right.inner, where)
     ndim = len(size) + 2
     outer = [
@@ -81,13 +82,31 @@ def label_of_product(tracker: Tracker, a: Operand, b: Operand, term: int) -> Ten
     tracker.ops[term] = ProductTerm(where.strip("'"), index_space(a.shape, b.shape), tuple(at))
     if batch is not None and outer:
         # The inner reading follows dimensions, the outer one heads. Lock the units of the other kind.
-        lost = outer if tracker.reading == "outer" else [batch]
-        for label in lost:
+        by_batch = tracker.reading == "outer" and not any(labels.is_copy(label) for label in outer)
+        for label in outer if by_batch else [batch]:
             labels.lock(label, f"is mixed with other units in {where}")
-        found = [batch] if tracker.reading == "outer" else outer
+        found = [batch] if by_batch else outer
     if len(found) > 1:
         raise UnknownOperator
     return found[0] if found else None
+
+
+def _without_originals(labels: Labels, a: Operand, b: Operand, where: str) -> list[Operand]:
+    """Return the batch dimensions of two operands, those of keys without units if the others hold heads of a group.
+
+    Each of these keys meets several heads of its group, which would become one unit.
+    """
+    found = [a, b]
+    for here, there in ((0, 1), (1, 0)):
+        copies, held = found[here].label, found[there].label
+        if copies is None or held is None or not labels.is_copy(copies) or labels.is_copy(held):
+            continue
+        x, y = torch.broadcast_tensors(copies, held)
+        pairs = torch.stack((x.flatten(), y.flatten())).unique(dim=1)
+        if pairs.shape[1] > len(pairs[1].unique()):
+            labels.lock(held, f"{REPEATED} in {where}")
+            found[there] = Operand(found[there].shape, None, tuple(range(len(found[there].shape))))
+    return found
 
 
 def add_empty_term(tracker: Tracker, shape: tuple[int, ...]) -> int:
