@@ -318,8 +318,8 @@ def _counted(values: Sequence[Any] | None) -> bool:
 
 _READERS: dict[str, Callable[[Any, Sequence[Any], dict[str, Any]], Sizes | None]] = {
     "view": _view, "reshape": _view, "expand": _view, "unflatten": _unflatten, "split": _split,
-    "split_with_sizes": _split, "__getitem__": _getitem, "narrow": _narrow, "repeat_interleave": _copies, "repeat": _tiles,
-    "broadcast_to": _view,
+    "split_with_sizes": _split, "__getitem__": _getitem, "narrow": _narrow, "repeat_interleave": _copies,
+    "repeat": _tiles, "broadcast_to": _view,
 }  # fmt: skip
 
 NEW = frozenset(("new_zeros", "new_ones", "new_empty", "new_full"))

@@ -142,7 +142,10 @@ class Tracker:
         return made
 
     def _label_copies(self, x: Tensor, sizes: Sizes, out: Tensor) -> None:
-        """Label the copies of heads that ``expand``, ``repeat`` or ``repeat_interleave`` makes, if an attribute says how many."""
+        """Label the copies of heads that ``expand``, ``repeat`` or ``repeat_interleave`` makes.
+
+        An attribute gives their number, or several give it.
+        """
         dim, times, heads = _copied_heads(x, sizes, out)
         if times is None:
             return
@@ -415,8 +418,8 @@ class Tracker:
 def _copied_heads(x: Tensor, sizes: Sizes, out: Tensor) -> tuple[int, CountedInt | None, int]:
     """Return the dimension of ``out`` that holds copies of heads, their number, and the dimension of heads in ``x``.
 
-    The number is ``None`` if the call makes no such copies. ``expand`` makes them along a dimension behind the heads, or
-    along the one before them, which follows the batch.
+    The number is ``None`` if the call makes no such copies. ``expand`` makes them along a dimension behind the heads,
+    or along the one before them, which follows the batch.
     """
     if sizes.copies is not None:
         return sizes.copies[0], sizes.copies[1], sizes.copies[0]

@@ -20,8 +20,9 @@ ON_REQUEST = frozenset(("stream", "query_heads", "head_dims", "experts"))
 
 Every layer norm averages over the units of the stream, so removing a unit changes its statistics even if the unit is
 zero. A query head of every group of grouped-query attention lies in the same rows as the heads, and the cache of keys
-and values does not shrink with it. Removing dimensions only makes every head narrower, while removing a head saves whole matrix products. A router
-still chooses an expert whose weights are zero, so removing the expert sends its tokens to other experts.
+and values does not shrink with it. Removing dimensions only makes every head narrower, while removing a head saves
+whole matrix products. A router still chooses an expert whose weights are zero, so removing the expert sends its tokens
+to other experts.
 """
 
 

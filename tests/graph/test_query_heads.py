@@ -56,7 +56,9 @@ def without(plan: etp.Plan, removed: dict[str, list[int]]) -> etp.Selection:
 FAST = ("Llama", "Qwen2", "Qwen3", "Gemma", "Phi3")
 
 
-@pytest.mark.parametrize("name", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in CLASSES])
+@pytest.mark.parametrize(
+    "name", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in CLASSES]
+)
 def test_pruned_equals_masked_and_the_exported_folder(name: str, tmp_path: Path) -> None:
     model = causal(name)
     plan = etp.trace(model, IDS, prune=["query_heads"])

@@ -43,8 +43,8 @@ def test_inner_channels_go_with_the_default_call_of_a_user(name: str, tmp_path: 
     assert [group.n_units for group in channels(plan)] == [32, 32]
     places = {(piece.tensor.rpartition("mixer.")[2], piece.axis) for piece in channels(plan)[0].slices}
     assert places >= {
-        ("in_proj.weight", 0), ("conv1d.weight", 0), ("x_proj.weight", 1), ("dt_proj.weight", 0), ("A_log", 0), ("D", 0),
-        ("out_proj.weight", 1),
+        ("in_proj.weight", 0), ("conv1d.weight", 0), ("x_proj.weight", 1), ("dt_proj.weight", 0), ("A_log", 0),
+        ("D", 0), ("out_proj.weight", 1),
     }  # fmt: skip
     etp.verify(model, plan, IDS)
     require_equal_after_surgery(model, plan)
@@ -108,6 +108,7 @@ MIXERS: dict[str, tuple[str, dict[str, Any], int]] = {
         "linear_value_head_dim": 8, "layer_types": ["linear_attention", "full_attention"], "num_experts": 2,
         "num_experts_per_tok": 1, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16,
     }, 4),
+    "RecurrentGemma": ("RecurrentGemma", {"num_hidden_layers": 3, "num_key_value_heads": 1, "lru_width": 32}, 4),
 }  # fmt: skip
 """Class, sizes, and the number of heads of the mixer."""
 
@@ -126,7 +127,11 @@ def hybrid(name: str) -> Any:
 def test_heads_of_mixers_go_with_the_default_call_of_a_user(name: str) -> None:
     model = hybrid(name)
     plan = etp.trace(model, IDS)
-    mixers = [group for group in plan.prunable if group.kind == "heads" and ".in_proj" in group.name]
+    mixers = [
+        group
+        for group in plan.prunable
+        if group.kind == "heads" and (".in_proj" in group.name or ".linear_y" in group.name)
+    ]
     assert mixers
     assert {group.n_units for group in mixers} == {MIXERS[name][2]}
     etp.verify(model, plan, IDS)

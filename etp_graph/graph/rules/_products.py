@@ -48,7 +48,10 @@ def _split_roles(labels: Labels, operand: Operand, inner: int, where: str) -> _R
     now = labelled_dims(label)
     if not now:  # a single head that all other heads use, such as the keys of multi-query attention
         labels.lock(label, f"is shared by all other units in {where}")
-    if not now or labels.is_unbound(label):
+    unbound = labels.is_unbound(label)
+    if unbound:  # its entries may be those of units elsewhere; here they have a fixed size
+        labels.lock(label, f"is multiplied with a tensor of fixed width in {where}")
+    if not now or unbound:
         return _Roles(Operand(batch, None), None, None)
     if len(now) > 1:
         raise UnknownOperator
