@@ -102,7 +102,7 @@ def _width(group: Group) -> int:
 
     It is 1 except for heads and groups of a convolution. Tables with one value for each head do not count.
     """
-    if group.kind not in ("heads", "conv-groups"):
+    if group.kind not in ("heads", "query_heads", "conv-groups"):
         return 1
     places: dict[tuple[str, int], int] = {}
     for piece in group.slices:

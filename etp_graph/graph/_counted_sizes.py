@@ -199,6 +199,8 @@ class Sizes:
         sliced: the sliced dimensions, as numbered when the slices of ``pieces`` are taken one after the other.
         parts: whether the operand is split into equal parts of a size that an attribute counts.
         follow: the sliced dimensions of the operand whose ends are read from attributes or from sizes of activations.
+        copies: the dimension of the operand whose positions are repeated, and how often.
+        tiled: whether all positions together are repeated, not one by one.
     """
 
     named: Sequence[int] = ()
@@ -206,6 +208,8 @@ class Sizes:
     sliced: set[int] = field(default_factory=set)
     parts: bool = False
     follow: set[int] = field(default_factory=set)
+    copies: tuple[int, Any] | None = None
+    tiled: bool = False
 
     def follows(self, dim: int) -> bool | None:
         """Return True if the call gives the size of a dimension as -1 or by an attribute; ``None`` if it gives none."""
@@ -296,13 +300,30 @@ def _narrow(x: Tensor, args: Sequence[Any], kwargs: dict[str, Any]) -> Sizes | N
     return _getitem(x, ((*(slice(None) for _ in range(dim)), slice(start, end)),), {})
 
 
+def _copies(x: Tensor, args: Sequence[Any], kwargs: dict[str, Any]) -> Sizes | None:
+    given = dict(zip(("repeats", "dim"), args, strict=False)) | kwargs
+    times, dim = given.get("repeats"), given.get("dim")
+    return Sizes(copies=(dim % x.ndim, times)) if isinstance(dim, int) and is_counted(times) else None
+
+
+def _tiles(x: Tensor, args: Sequence[Any], kwargs: dict[str, Any]) -> Sizes | None:
+    times: Any = args or kwargs.get("repeats", ())
+    if len(times) == 1 and isinstance(times[0], (tuple, list)):
+        times = times[0]
+    more = [dim for dim, n in enumerate(times) if not isinstance(n, int) or n != 1]
+    if len(times) != x.ndim or len(more) != 1 or not is_counted(times[more[0]]):
+        return None
+    return Sizes(copies=(more[0], times[more[0]]), tiled=True)
+
+
 def _counted(values: Sequence[Any] | None) -> bool:
     return any(is_counted(value) for value in values or ())
 
 
 _READERS: dict[str, Callable[[Any, Sequence[Any], dict[str, Any]], Sizes | None]] = {
     "view": _view, "reshape": _view, "expand": _view, "unflatten": _unflatten, "split": _split,
-    "split_with_sizes": _split, "__getitem__": _getitem, "narrow": _narrow,
+    "split_with_sizes": _split, "__getitem__": _getitem, "narrow": _narrow, "repeat_interleave": _copies,
+    "repeat": _tiles, "broadcast_to": _view,
 }  # fmt: skip
 
 NEW = frozenset(("new_zeros", "new_ones", "new_empty", "new_full"))

@@ -58,6 +58,8 @@ def build_groups(labels: Labels, bare: dict[str, Tensor], facet: Reading = "inne
     if facet == "outer":
         headed = _groups_with(labels, root, group_of, n_groups, labels.headed)
         kinds = ["heads" if f and h else kind for f, h, kind in zip(folded, headed, kinds, strict=True)]
+        copied = _groups_with(labels, root, group_of, n_groups, labels.copies)
+        kinds = ["query_heads" if c else kind for c, kind in zip(copied, kinds, strict=True)]
     groups = [
         Group(name=names[g], kind=kinds[g], n_units=sizes[g], slices=tuple(slices[g]),
               attributes=tuple(attributes[g]), min_units=min(floors[g], sizes[g]), locked=reasons[g], folded=folded[g])

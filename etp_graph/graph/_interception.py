@@ -282,7 +282,7 @@ class OperationFollower:
     def _note_stored(self) -> None:
         """Note stored tensors whose labels are not passed on to the result."""
         weights = self.tracker.weights
-        if self.seen.name in MOVEMENT:
+        if self.seen.name in MOVEMENT or self._scales_in_place():
             return
         for t in self.seen.tensors:
             if self.seen.followed and (
@@ -294,6 +294,11 @@ class OperationFollower:
             stored = weights.stored_name(t)
             if stored is not None:
                 self.tracker.note_used_outside(stored)
+
+    def _scales_in_place(self) -> bool:
+        """Return True for a stored tensor that is scaled in place by numbers, as RWKV does before its first forward."""
+        tensors, outs = self.seen.tensors, self.seen.outs
+        return self.seen.pointwise and len(tensors) == len(outs) == 1 and outs[0] is tensors[0]
 
     def _select(self) -> None:
         """Label the result of a ``select``.

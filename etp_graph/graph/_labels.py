@@ -20,6 +20,9 @@ from etp_graph.plan import add_line, without_line
 FEEDS_OUTPUT = "feeds the model's output"
 """Lock reason of units that the model's outputs show."""
 
+REPEATED = "is repeated for query heads"
+"""How the lock reason of heads begins in the reading whose units are their copies."""
+
 Reading = Literal["inner", "outer"]
 """Reading of a folded unit axis: which of the axes that a view makes of it holds the units."""
 
@@ -117,6 +120,11 @@ class Labels:
         guesses: (attribute, labels, dimension) of views of bare parameters. The attribute gives the size of the
             dimension, and counts units if the dimension turns out to hold units.
         reading: the reading that these labels belong to; ``None`` until a call depends on it.
+        by_copy: in the outer reading, whether heads of keys are repeated for query heads and the units are the copies:
+            copy j of every head. Otherwise the units are the heads that are repeated. ``None`` until a call depends on
+            it.
+        copies: labels of the copies.
+        originals: labels of the heads whose copies are units.
         shown: (entry, labels) of every tensor that counts as an output of the model.
     """
 
@@ -139,6 +147,9 @@ class Labels:
     guesses: list[tuple[AttributeKey, Tensor, int]] = field(default_factory=list)
     shown: list[tuple[str, Tensor]] = field(default_factory=list)
     reading: Reading | None = None
+    by_copy: bool | None = None
+    copies: list[Tensor] = field(default_factory=list)
+    originals: list[Tensor] = field(default_factory=list)
     _next: int = 1
     _pairs: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     _locks: list[tuple[Tensor, str]] = field(default_factory=list)
@@ -215,6 +226,14 @@ class Labels:
         known = self.axes.get(axis)
         reason = f"{axis[0]} is shared with a layer whose channels are fixed"
         self.axes[axis] = labels if known is None else self.unite(known, labels, reason)
+
+    def is_copy(self, labels: Tensor | None) -> bool:
+        """Return True if the labels are those of copies of heads, or of heads of a group."""
+        return labels is not None and bool(self.copies) and bool(torch.isin(labels, torch.cat(self.copies)).any())
+
+    def is_folded(self, labels: Tensor) -> bool:
+        """Return True if the labels are those of units that were left when a view folded their axis."""
+        return bool(self.folded) and bool(torch.isin(labels[labels > 0], torch.cat(self.folded)).all())
 
     def holds_whole_runs(self, label: Tensor, dim: int) -> bool:
         """Return True if each position along ``dim`` holds complete runs of one tie.

@@ -15,6 +15,9 @@ from ._tracker import Tracker
 SEVERAL = "the outputs are"
 """How such a note begins."""
 
+_READING_OF_KIND = {"heads": 1, "query_heads": 2}
+"""Number of the reading that groups of a kind come from, see :mod:`etp_graph.graph._readings`; 0 for others."""
+
 _NAMED = 4
 """A note names at most this many groups or combinations of outputs."""
 
@@ -33,10 +36,10 @@ def notes_on_outputs(
     if len(shown) < 2:
         return ()
     opens: dict[tuple[str, ...], list[str]] = {}
-    readings = [_Shown(tracker.labels) for tracker in (trackers[0], trackers[-1])]
+    readings = [_Shown(tracker.labels) for tracker in trackers]
     for group in groups:
         if group.locked == FEEDS_OUTPUT and group.kind in kinds:
-            entries = readings[group.kind == "heads"].entries_that_lock(group)
+            entries = readings[min(_READING_OF_KIND.get(group.kind, 0), len(readings) - 1)].entries_that_lock(group)
             if entries and len(entries) < len(shown):
                 opens.setdefault(tuple(name for name in shown if name in entries), []).append(group.name)
     if not opens:

@@ -48,7 +48,8 @@ def trace(
         example_inputs: a tensor, a tuple of positional or a dict of keyword arguments. The MACs of the plan
             are those of one forward with these inputs.
         prune: kinds of units to prune (:data:`etp_graph.plan.KINDS`), or ``"all"``. Default: all except the
-            residual stream, the dimensions of attention heads and experts (:data:`etp_graph.plan.ON_REQUEST`).
+            residual stream, query heads inside a group, the dimensions of attention heads, and experts
+            (:data:`etp_graph.plan.ON_REQUEST`).
         ignore: names or patterns (``"layer4.*"``) of modules. Units that their layers output or normalise are locked.
             Input units of an ignored dense layer may still be removed.
         check: check each group on a copy of the model, and lock the groups that fail, with the measured error as the

@@ -28,9 +28,9 @@ from etp_graph.model import ModelState, ModuleStack, Outputs, PrivateRandom, run
 from etp_graph.plan import Op, add_line, name_norm
 
 from ._counted_sizes import CountedInt, Sizes, is_counted, read_size
-from ._labels import Labels, Reading, at_running_line
+from ._labels import REPEATED, Labels, Reading, at_running_line
 from ._shape_only import ShapeOnly
-from ._traced_numbers import Numbers, ReadSize, Source, current_numbers
+from ._traced_numbers import Numbers, Origin, ReadSize, Source, current_numbers
 from ._view_sizes import ViewSizes
 from ._weights import StoredTensors, TensorView
 
@@ -96,7 +96,10 @@ class Tracker:
             raise ReadingsDiffer
 
     def split(self) -> Tracker:
-        """Take the inner reading, and return a copy of this tracker that takes the outer one."""
+        """Take one of the readings that differ, and return a copy of this tracker that takes the other one.
+
+        The inner reading is split from the outer one, and later the outer one from that of the copies of heads.
+        """
         outer = copy(self)
         outer.labels, outer.weights = self.labels.copy(), self.weights.copy()
         outer.view_sizes = self.view_sizes.copy()
@@ -104,8 +107,58 @@ class Tracker:
             setattr(outer, name, copy(getattr(self, name)))
         for name in ("multiplied", "locks_if_used", "gathered", "routes", "label_of"):
             setattr(outer, name, WeakTensorKeyDictionary(dict(getattr(self, name).items())))
-        self.labels.reading, outer.labels.reading = "inner", "outer"
+        if self.reading is None:
+            self.labels.reading, outer.labels.reading = "inner", "outer"
+        else:
+            self.labels.by_copy, outer.labels.by_copy = False, True
         return outer
+
+    def follows_copies(self, originals: Tensor | None, n_originals: int) -> bool:
+        """Return True if the units along an axis of heads that are repeated are the copies. Call it before a change.
+
+        Args:
+            originals: labels of the heads along their axis; ``None`` if they are no units.
+            n_originals: number of the heads. If there is one, its copies are all heads of the queries.
+
+        Raises:
+            ReadingsDiffer: the heads are units, and the tracker has not chosen between them and their copies.
+        """
+        if self.reading != "outer" or originals is None:
+            return self.reading == "outer" and n_originals == 1
+        if self.labels.by_copy is None:
+            raise ReadingsDiffer
+        return self.labels.by_copy
+
+    def new_copies(self, times: int, attribute: Origin | None, originals: Tensor | None) -> Tensor:
+        """Return labels [times] of the copies of heads; those that the attribute counts already, if there are any."""
+        known = None if attribute is None else self.labels.attributes.get(attribute)
+        made = self.labels.new_labels(times) if known is None or len(known) != times else known
+        if attribute is not None:
+            self.labels.count(attribute, made)
+        if originals is not None:
+            self.labels.copies.append(made)
+            self.labels.originals.append(originals[originals > 0])
+            self.labels.lock(originals, f"{REPEATED} in {self.where}")
+        return made
+
+    def _label_copies(self, x: Tensor, sizes: Sizes, out: Tensor) -> None:
+        """Label the copies of heads that ``expand``, ``repeat`` or ``repeat_interleave`` makes.
+
+        An attribute gives their number, or several give it.
+        """
+        dim, times, heads = _copied_heads(x, sizes, out)
+        if times is None:
+            return
+        label = self.get(x)
+        held = None if label is None or label.shape[heads] == 1 else label
+        if not self.follows_copies(held, x.shape[heads]):
+            return
+        if held is None:
+            self.labels.lock(label, f"{REPEATED} in {self.where}")
+        made = self.new_copies(int(times), times.origin, None if held is None else held.flatten())
+        if sizes.copies is not None:
+            made = made.repeat_interleave(x.shape[heads]) if sizes.tiled else made.repeat(x.shape[heads])
+        self.set(out, compact_label(made.view([-1 if d == dim else 1 for d in range(out.ndim)])))
 
     @property
     def where(self) -> str:
@@ -175,15 +228,19 @@ class Tracker:
         Lock the units of pieces whose size is a plain number.
         """
         if isinstance(out, Tensor):
+            if isinstance(x, Tensor):
+                self._label_copies(x, sizes, out)
             named = list(enumerate(sizes.named))
             if sum(is_counted(size) for size in sizes.named) > 1:
                 self.split_readings()
+            read = {} if isinstance(x, Tensor) else {dim: read_size(size) for dim, size in named}
+            for dim, number in read.items():  # first of all: another size may be that of a kernel
+                if number is not None:
+                    self._make_like(out, dim, number)
             for dim, size in named if self.reading == "outer" else reversed(named):
                 if is_counted(size) and size.origin:
                     self._count(size, out, dim, x)
-                elif not isinstance(x, Tensor) and (number := read_size(size)) is not None:
-                    self._make_like(out, dim, number)
-                elif not isinstance(x, Tensor):
+                elif not isinstance(x, Tensor) and read[dim] is None:
                     reason = f"gives the size of a new tensor in {self.where}"
                     self.view_sizes.note(size, out.shape, dim, self.label_of.get(out), reason)
                 if isinstance(x, Tensor) and x.numel() == out.numel():
@@ -217,12 +274,15 @@ class Tracker:
         numbers = current_numbers()
         found = None if numbers is None else numbers.sizes[number]
         label = None if found is None else self._label_of_size(found)
-        if found is None or label is None or len(labelled_dims(label)) > 1:
-            self.labels.lock(label, f"gives the size of a new tensor in {self.where}")
+        reason = f"gives the size of a new tensor in {self.where}"
+        if label is not None and len(labelled_dims(label)) > 1 and self.labels.is_unbound(label):
+            self.view_sizes.note_unlabelled(number, reason)  # a parameter that meets units later, if at all
+        elif found is None or label is None or len(labelled_dims(label)) > 1:
+            self.labels.lock(label, reason)
         elif (known := self.label_of.get(out)) is None:
             self.set(out, compact_label(label.reshape([-1 if d == dim else 1 for d in range(out.ndim)])))
         elif labelled_dims(known) != [dim]:
-            self.labels.lock(label, f"gives the size of a new tensor in {self.where}")
+            self.labels.lock(label, reason)
 
     def _tie_parts(self, ids: Tensor, part: CountedInt) -> None:
         """Unite the units of the equal parts of an axis, one of which is sliced (``x[:, : x.shape[1] // 2]``)."""
@@ -306,10 +366,19 @@ class Tracker:
         return self.labels.attributes.get(source)
 
     def _label_of_size(self, found: ReadSize) -> Tensor | None:
-        label = found.labels[-1 if self.reading == "outer" else 0]
+        label = found.labels[min(self._number, len(found.labels) - 1)]
+        if label is not None and len(labelled_dims(label)) > 1 and self.labels.is_unbound(label):
+            label = compact_label(self.labels.roots()[label])  # units lie along one axis of a parameter
         if label is None or label.shape[found.dim] == 1 or self.labels.holds_whole_runs(label, found.dim):
             return None
+        if self.labels.originals and bool(torch.isin(label[label > 0], torch.cat(self.labels.originals)).all()):
+            return None  # they stay in this reading
         return label
+
+    @property
+    def _number(self) -> int:
+        """The place of this tracker among those of its model."""
+        return 0 if self.reading != "outer" else 2 if self.labels.by_copy else 1
 
     def lock_used_elsewhere(self) -> None:
         """Lock the units of every stored tensor that both a layer and an operator outside the layer table use.
@@ -369,11 +438,26 @@ class Tracker:
             self.set(tensor, None)
 
 
+def _copied_heads(x: Tensor, sizes: Sizes, out: Tensor) -> tuple[int, CountedInt | None, int]:
+    """Return the dimension of ``out`` that holds copies of heads, their number, and the dimension of heads in ``x``.
+
+    The number is ``None`` if the call makes no such copies. ``expand`` makes them along a dimension behind the heads,
+    or along the one before them, which follows the batch.
+    """
+    if sizes.copies is not None:
+        return sizes.copies[0], sizes.copies[1], sizes.copies[0]
+    for dim, size in enumerate(sizes.named) if x.ndim == out.ndim else ():
+        if dim > 0 and is_counted(size) and x.shape[dim] == 1 < out.shape[dim] == size and x.ndim > 3:
+            return dim, size, dim - 1 if dim > 1 else dim + 1
+    return 0, None, 0
+
+
 class Trackers:
-    """One or two trackers that follow a forward.
+    """One to three trackers that follow a forward.
 
     One tracker follows the forward until a call depends on the reading. From then on there is a tracker for the inner
-    and a tracker for the outer reading.
+    and a tracker for the outer reading. If heads of keys and values are repeated for several heads of queries, there
+    are two for the outer reading: the units are the heads that are repeated, or copy j of every head.
 
     Args:
         model: the model.
@@ -384,7 +468,7 @@ class Trackers:
     Attributes:
         left_out: names of what the model returned besides its outputs.
         entries: the entries of what it returned that hold outputs.
-        all: the only tracker, or those of the inner and the outer reading.
+        all: the only tracker, or those of the inner and the outer reading, with that of the copies of heads last.
         running: the stack of running modules.
         shape_only: the placeholders for values that were not computed.
         random: the generators that random operators of the forward draw from.
@@ -413,28 +497,26 @@ class Trackers:
             func: the function or operator of the call, for messages.
             values: arguments and result of the call.
         """
-        try:
-            failures = [error for tracker in self.all if (error := self._follow(tracker, follow)) is not None]
-        except ReadingsDiffer:
-            self.all.append(self.all[0].split())
-            self.each(follow, func, values)
-            return
+        failures = []
+        for tracker in list(self.all):
+            failures += self._follow(tracker, follow)
         for tracker in self.all if failures else ():  # in both readings: a position stays if both of its units stay
             tracker.lock_unfollowed(func, values, failures[0])
         self._align_costs()
 
-    @staticmethod
-    def _follow(tracker: Tracker, follow: Callable[[Tracker], None]) -> Exception | None:
-        """Let a tracker follow a call, and return the exception if its rule fails."""
+    def _follow(self, tracker: Tracker, follow: Callable[[Tracker], None]) -> list[Exception]:
+        """Let a tracker follow a call, or both parts of one that the call splits. Return the errors of the rule."""
         n_ops = len(tracker.ops)
         try:
             follow(tracker)
         except ReadingsDiffer:
-            raise
+            other = tracker.split()
+            self.all.insert(self.all.index(tracker) + 1, other)
+            return [*self._follow(tracker, follow), *self._follow(other, follow)]
         except Exception as error:  # noqa: BLE001 - a rule meets calls that nobody foresaw; they lock
             del tracker.ops[n_ops:]
-            return error
-        return None
+            return [error]
+        return []
 
     def _align_costs(self) -> None:
         """Give both readings the same cost terms, if a rule failed in one of them only."""

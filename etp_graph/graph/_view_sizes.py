@@ -71,6 +71,10 @@ class ViewSizes:
         elif not size.is_read and whole:
             self.derived.append(found)
 
+    def note_unlabelled(self, number: int, reason: str) -> None:
+        """Note that the size of an activation, by its number, gives the size of an axis without units."""
+        self.read.append((number, (), None, at_running_line(reason)))
+
     def lock_other_units(self, labels: Labels, label_of_size: Callable[[int], Tensor | None]) -> None:
         """Lock units whose number gives the size of an axis of other units, or of none, and those other units.
 

@@ -10,17 +10,19 @@ from etp_graph.errors import PlanError
 from ._groups import Group
 
 KINDS = (
-    "channels", "conv-groups", "neurons", "heads", "head_dims", "features", "stream", "hidden", "projections",
-    "experts",
+    "channels", "conv-groups", "neurons", "heads", "query_heads", "head_dims", "features", "stream", "hidden",
+    "projections", "experts",
 )  # fmt: skip
 """Every kind of unit that a plan can have."""
 
-ON_REQUEST = frozenset(("stream", "head_dims", "experts"))
+ON_REQUEST = frozenset(("stream", "query_heads", "head_dims", "experts"))
 """Kinds that are pruned only on request.
 
 Every layer norm averages over the units of the stream, so removing a unit changes its statistics even if the unit is
-zero. Removing dimensions only makes every head narrower, while removing a head saves whole matrix products. A router
-still chooses an expert whose weights are zero, so removing the expert sends its tokens to other experts.
+zero. A query head of every group of grouped-query attention lies in the same rows as the heads, and the cache of keys
+and values does not shrink with it. Removing dimensions only makes every head narrower, while removing a head saves
+whole matrix products. A router still chooses an expert whose weights are zero, so removing the expert sends its tokens
+to other experts.
 """
 
 

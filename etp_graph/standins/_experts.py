@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -16,13 +17,18 @@ from ._registry import Row, register_fallback
 def experts_view(module: nn.Module) -> type[nn.Module] | None:
     """Return the view of an expert layer or of a router; ``None`` for any other module."""
     parameters = dict(module.named_parameters(recurse=False))
-    if (experts := _packed(module)) is not None:
+    if (experts := _packed(module)) is not None and _takes_index(type(module)):
         interleaved = _takes_turns(module, experts.down.shape[1 if experts.transposed else 2])
         return None if interleaved is None else _view(type(module), _mixture_in_turns if interleaved else _mixture)
     weight = parameters.get("weight")
     if weight is not None and weight.ndim == 2 and _experts(module) == weight.shape[0] and _top_k(module):
         return _view(type(module), _routed)
     return None
+
+
+def _takes_index(cls: type) -> bool:
+    """Return True unless a forward takes the tokens only, sorted by experts already, as that of Llama 4."""
+    return len(inspect.signature(cls.forward).parameters) > 2  # type: ignore[attr-defined]
 
 
 def _packed(module: nn.Module, *, interleaved: bool = False) -> PackedExperts | None:

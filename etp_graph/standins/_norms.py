@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import FunctionType
 from typing import Any
 
@@ -51,6 +51,20 @@ def _layer(x: Tensor, module: Any, eps: float) -> Tensor:
     return F.layer_norm(x, (x.shape[-1],), module.weight, getattr(module, "bias", None), eps)
 
 
+def _rms_in_groups(name: str) -> Callable[[Tensor, Any, float], Tensor]:
+    """Return weight * x / rms(x) over groups of equal size, which an attribute holds, as in Mamba-2 and Zamba2."""
+
+    def formula(x: Tensor, module: Any, eps: float) -> Tensor:
+        def run(part: Tensor, tensors: Sequence[Tensor]) -> Tensor:
+            return F.rms_norm(part, (part.shape[-1],), None, eps)
+
+        parts = x.unflatten(-1, (-1, getattr(module, name)))
+        normed: Tensor = norm_over_units(parts, -1, [], run).flatten(-2) * module.weight
+        return normed
+
+    return formula
+
+
 _FORMULAS: dict[int, tuple[Callable[[Tensor, Any, float], Tensor], ...]] = {
     1: (_rms, _shifted_rms, _layer),
     2: (_layer,),
@@ -71,6 +85,7 @@ class _Norm:
         gate: activation of the second argument, which is multiplied with the input or with the result; ``None`` if
             calls with a second argument run the module's own code.
         gate_first: whether the input is multiplied, not the result.
+        group_size: name of the attribute with the number of channels that are normalised together; ``None``: all.
     """
 
     formula: Callable[[Tensor, Any, float], Tensor]
@@ -78,6 +93,7 @@ class _Norm:
     axis: int = -1
     gate: Callable[[Tensor], Tensor] | None = None
     gate_first: bool = False
+    group_size: str | None = None
 
     def __call__(self, module: Any, x: Tensor, gate: Tensor | None = None) -> Tensor:
         """x [..., d], or [n, d, ...] for axis 1 -> the same shape."""
@@ -186,8 +202,9 @@ def _matching(module: nn.Module) -> _Norm | None:
             x = torch.randn(shape, device="cpu")
             inputs = (x, x * 1e-3)  # a small input shows the epsilon
             wanted = [_call(probe, value) for value in inputs]
-            for norm in _candidates(module, axis):
-                if all(_same(norm(probe, value), want) for value, want in zip(inputs, wanted, strict=True)):
+            for norm in _candidates(module, axis, n):
+                same = all(_same(norm(probe, value), want) for value, want in zip(inputs, wanted, strict=True))
+                if same and (norm.group_size is not None or _follows_width(norm, probe, n, x)):
                     return _with_gate(norm, probe, x)
     return None
 
@@ -201,11 +218,29 @@ def _random_copy(module: nn.Module) -> nn.Module:
     return probe
 
 
-def _candidates(module: nn.Module, axis: int) -> Iterator[_Norm]:
+def _candidates(module: nn.Module, axis: int, n: int) -> Iterator[_Norm]:
     written = [getattr(module, name) for name in _EPS if isinstance(getattr(module, name, None), float)]
-    for formula in _FORMULAS[sum(1 for _ in module.parameters(recurse=False))]:
+    one = sum(1 for _ in module.parameters(recurse=False)) == 1 and axis == -1
+    groups = [name for name, size in _sizes(module).items() if n % size == 0 and one]
+    formulas = [(formula, None) for formula in _FORMULAS[sum(1 for _ in module.parameters(recurse=False))]]
+    for formula, name in (*formulas, *((_rms_in_groups(name), name) for name in groups)):
         for eps in dict.fromkeys((*written, *_USUAL_EPS)):
-            yield _Norm(formula, float(eps), axis)
+            yield _Norm(formula, float(eps), axis, group_size=name)
+
+
+def _sizes(module: nn.Module) -> dict[str, int]:
+    """Return the attributes of a module that may be the number of units of a group."""
+    own = ((name, value) for name, value in vars(module).items() if not name.startswith("_"))
+    return {name: int(value) for name, value in own if isinstance(value, int) and int(value) > 1}
+
+
+def _follows_width(norm: _Norm, probe: nn.Module, n: int, x: Tensor) -> bool:
+    """Return True unless an attribute that holds the number of units keeps the code from running with fewer units."""
+    if n < 4 or n not in _sizes(probe).values():
+        return True
+    index = torch.arange(n // 2, device="cpu")
+    less, part = _with_units(probe, index), x.index_select(norm.axis, index)
+    return _same(norm(less, part), _call(less, part))
 
 
 def _with_gate(norm: _Norm, probe: nn.Module, x: Tensor) -> _Norm:
@@ -216,7 +251,7 @@ def _with_gate(norm: _Norm, probe: nn.Module, x: Tensor) -> _Norm:
     want = _call(probe, x, gate)
     for function in _GATES:
         for first in (True, False):
-            gated = _Norm(norm.formula, norm.eps, norm.axis, function, first)
+            gated = replace(norm, gate=function, gate_first=first)
             if _same(gated(probe, x, gate), want):
                 return gated
     return norm

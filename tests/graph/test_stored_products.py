@@ -341,3 +341,67 @@ def test_widths_that_the_code_compares_stay_different(question: str) -> None:
     with pytest.raises(etp.SelectionError, match="at least 9"):
         etp.Selection({"b": torch.arange(12) >= 4}).check(plan)  # 8 are left, as many as the other layer has
     assert etp.verify(model, plan, IMAGES).error < 1e-10
+
+
+class OwnMatrices(nn.Module):
+    """Each head has a stored matrix of its own, as in the gates of RG-LRU."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.heads, self.size = how, 4, 3
+        out = 5 if how == "wide" else 3
+        self.first, self.last = nn.Linear(5, 12), nn.Linear(4 * out, 3)
+        self.matrices, self.bias = nn.Parameter(torch.randn(4, 3, out)), nn.Parameter(torch.randn(4, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x).view(len(x), self.heads, self.size)
+        if self.how == "einsum":
+            y = torch.einsum("nhd,hde->nhe", y, self.matrices)
+        elif self.how == "baddbmm":
+            y = torch.baddbmm(self.bias[:, None], y.transpose(0, 1), self.matrices).transpose(0, 1)
+        else:
+            y = (y.transpose(0, 1) @ self.matrices).transpose(0, 1)
+        return self.last(y.flatten(1))
+
+
+@pytest.mark.parametrize("how", ["einsum", "baddbmm", "matmul", "wide"])
+def test_heads_with_a_stored_matrix_each(how: str) -> None:
+    torch.manual_seed(0)
+    model, x = OwnMatrices(how).eval(), torch.randn(6, 5)
+    plan = etp.trace(model, x, prune="all")
+    assert sorted(group.kind for group in plan.prunable) == ["head_dims", "heads", "neurons"]
+    etp.verify(model, plan, x)
+    keep = torch.ones(plan.n_units, dtype=torch.bool)
+    for group, span in plan.spans():
+        keep[span.start] = group.locked is not None
+    selection = etp.Selection.from_flat(plan, keep)
+    expected = etp.cost(model, plan, selection)
+    etp.prune_(model, plan, selection)
+    assert len(model.matrices) == 3
+    assert etp.cost(model, etp.trace(model, x, prune="all")).macs == expected.macs
+
+
+class UsedTwice(nn.Module):
+    """A parameter whose rows are units in one place, and a matrix in another."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+        self.first, self.last, self.other = nn.Linear(5, 8), nn.Linear(8, 3), nn.Linear(5, 4)
+        self.table, self.scale = nn.Parameter(torch.randn(8, 4)), nn.Parameter(torch.randn(8))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y, other, table = self.first(x), self.other(x), self.table.exp()
+        if self.how == "vector":
+            return self.last(y * self.scale.exp()), other.sum(-1, keepdim=True).expand(-1, 8) @ self.scale.exp()
+        y = (y[..., None] * table).sum(-1)
+        return self.last(y), other @ table.t() if self.how == "right" else torch.ones(2, 8) @ table
+
+
+@pytest.mark.parametrize("how", ["vector", "right", "left"])
+def test_an_unchecked_plan_locks_units_of_a_parameter_that_is_also_a_matrix(how: str) -> None:
+    both = nn.ModuleDict({"used": UsedTwice(how), "free": nn.Sequential(nn.Linear(5, 6), nn.Linear(6, 2))})
+    both.forward = lambda x: (both["used"](x), both["free"](x))  # type: ignore[method-assign]
+    plan = etp.trace(both.eval(), torch.randn(2, 5), check=False)
+    assert [group.n_units for group in plan.prunable if group.name == "free.0"] == [6]
+    assert all(group.locked is not None for group in plan.groups if group.name == "used.first")

@@ -116,3 +116,17 @@ def test_other_parameters_make_it_another_layer() -> None:
     model.experts.scale = nn.Parameter(torch.ones(NEURONS))
     plan = etp.trace(model, X, prune="all")
     assert etp.verify(model, plan, X).error < 1e-10
+
+
+def test_experts_that_take_sorted_tokens_are_followed_by_their_operators() -> None:
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.Llama4TextConfig(
+        vocab_size=17, hidden_size=16, intermediate_size=12, intermediate_size_mlp=12, num_hidden_layers=1,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=4, num_local_experts=3, pad_token_id=0,
+    )  # fmt: skip
+    model, ids = transformers.Llama4ForCausalLM(config).eval(), torch.randint(1, 17, (2, 5))
+    for prune in (None, "all"):
+        plan = etp.trace(model, ids, prune=prune)
+        assert "model.layers.0.feed_forward.experts" in [group.name for group in plan.prunable]
+        etp.verify(model, plan, ids)

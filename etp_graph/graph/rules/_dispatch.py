@@ -31,7 +31,10 @@ from ._operators import (
     labelled_dims,
     run_on_labels,
 )
-from ._products import MATRIX, label_of_matrix_product
+from ._products import MATRIX, label_of_matrix_product, label_of_solution
+
+SOLVERS = frozenset(("linalg_solve_triangular",))
+"""Operators that solve systems of linear equations."""
 
 FOLLOWED = MOVEMENT | JOINS | REDUCTIONS | GATHERS | SCATTERS | CHANNELWISE | {"constant_pad_nd", "t_"}
 """Operators that pass on the labels of bare parameters, besides element-wise ones."""
@@ -114,6 +117,10 @@ def _made_like(call: Call) -> Tensor | None:
 
 def _matrix_rule(call: Call) -> Tensor | None:
     return label_of_matrix_product(call.tracker, call.name, call.operands, call.outs[0].shape)
+
+
+def _solver_rule(call: Call) -> Tensor | None:
+    return label_of_solution(call.tracker.labels, call.operands, call.given, call.tracker.where)
 
 
 def _scatter_rule(call: Call) -> Tensor | None:
@@ -203,6 +210,7 @@ _RULES: Mapping[str, Callable[[Call], Any]] = {
     **dict.fromkeys(JOINS, _join_rule),
     **dict.fromkeys(MAKERS, _made_like),
     **dict.fromkeys(MATRIX, _matrix_rule),
+    **dict.fromkeys(SOLVERS, _solver_rule),
     **dict.fromkeys(SCATTERS, _scatter_rule),
     **dict.fromkeys(GATHERS, _gather_rule),
     **dict.fromkeys(SPATIAL, _spatial_rule),

@@ -8,7 +8,7 @@ from math import prod
 from typing import Any
 
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from etp_graph.graph._tracker import Tracker
 from etp_graph.graph._weights import NamedModule, TensorView
@@ -216,17 +216,28 @@ def stored_matrix(tracker: Tracker, name: str, args: Any, out: Tensor) -> bool:
     *added, x, weight = args[:3] if name.startswith(("add", "badd")) else args[:2]
     stacked = name in ("mm", "addmm", "bmm", "baddbmm")
     ref = (tracker.gathered.get(weight) or tracker.weights.view_of(weight)) if stacked else None
-    if ref is None or tracker.weights.stored_name(x) is not None or _has_own_matrices(tracker, x):
+    if ref is None or tracker.weights.stored_name(x) is not None:
         return False
     layer, first = tracker.weights.owner(ref, tracker.modules), weight.ndim - 2
     if -1 in (ref.axis(first)[1], ref.axis(first + 1)[1]):
         return False
+    own = _has_own_matrices(tracker, x)
+    if own and (weight in tracker.gathered or ref.axis(0)[1] == -1):
+        return False
     term = _add_cost_term(tracker, layer.name, ref, prod(x.shape[:-1]), first)
+    _count_matrices(tracker, term, ref, len(x) if first == 1 else 0)
+    if own:
+        _follow_own_matrices(tracker, ref, x, added, out)
+        return True
     into = tracker.channels(x, -1)
     made = tracker.weights.produce(tracker.labels, layer, [ref], first + 1, "neurons")
     _write_cost_units(tracker, term, (into, made))
     tracker.weights.add_axis(tracker.labels, ref, first, into)
     tracker.labels.inputs.add(ref.axis(first))
+    if isinstance(layer.module, nn.Linear):  # its code is bypassed, as that of the steps of Mamba
+        turned = ref.axis(first)[1] == 0
+        out_into = (into, made) if turned else (made, into)
+        tracker.weights.count_attributes(tracker.labels, layer, made_out=out_into[0], into=out_into[1])
     reason = tracker.weights.fixed.get(ref.name)
     if reason:
         tracker.labels.lock(made, reason)
@@ -240,6 +251,32 @@ def stored_matrix(tracker: Tracker, name: str, args: Any, out: Tensor) -> bool:
             tracker.weights.add_vector(tracker.labels, bias, made, axis=bias.ndim - 1)
     tracker.set(out, None if label is None else compact_label(label))
     return True
+
+
+def _count_matrices(tracker: Tracker, term: int, ref: TensorView, n: int) -> None:
+    """Let the cost of a product with each matrix of a whole stored stack of n follow the number of matrices."""
+    op = tracker.ops[term]
+    if isinstance(op, Op) and ref.axis(0)[1] != -1 and tracker.weights.shape(ref.name)[ref.axis(0)[1]] == n:
+        tracker.ops[term] = replace(op, coefficient=op.coefficient // n, axes=(ref.axis(0), *op.axes))
+
+
+def _follow_own_matrices(tracker: Tracker, ref: TensorView, x: Tensor, added: Sequence[Tensor], out: Tensor) -> None:
+    """Follow ``x [units, n, k] @ w [units, k, m]``: each unit, such as a head, has a stored matrix of its own."""
+    ids = tracker.channels(x, 0)
+    tracker.weights.add_axis(tracker.labels, ref, 0, ids)
+    tracker.labels.headed.append(ids)
+    if reason := tracker.weights.fixed.get(ref.name):
+        tracker.labels.lock(ids, reason)
+    label: Tensor | None = ids.view(-1, 1, 1)
+    for bias in added:
+        if tracker.weights.view_of(bias) is None:
+            both = [Operand(bias.shape, tracker.get(bias)), Operand(out.shape, label)]
+            label = label_of_elementwise(tracker.labels, both, out.shape, tracker.where)
+        elif bias.ndim == 3:
+            tracker.weights.add_vector(tracker.labels, bias, ids, axis=0)
+        else:
+            tracker.labels.lock(ids, f"meets a tensor that is partly of fixed width in {tracker.where}")
+    tracker.set(out, None if label is None else compact_label(label))
 
 
 def note_gathered(tracker: Tracker, name: str, args: Any, out: Tensor) -> None:
@@ -257,7 +294,7 @@ def note_gathered(tracker: Tracker, name: str, args: Any, out: Tensor) -> None:
 
 
 def _has_own_matrices(tracker: Tracker, x: Tensor) -> bool:
-    """Return True if units lie along the stack (heads with a matrix each): their rule is that of products."""
+    """Return True if units lie along the stack: heads with a matrix each."""
     label = tracker.get(x)
     return x.ndim == 3 and label is not None and 0 in labelled_dims(label)
 

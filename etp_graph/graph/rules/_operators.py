@@ -123,9 +123,10 @@ def label_of_elementwise(
     aligned = _with_units_on_one_axis(labels, aligned, out, where, may_split)
     dims = {d for _, label in aligned if label is not None for d in labelled_dims(label)}
     result: Tensor | None = None
-    for shape, label in sorted(aligned, key=lambda pair: 0 if pair[1] is None else pair[1].numel()):
-        if label is None:
-            continue
+    held = [(shape, label) for shape, label in aligned if label is not None]
+    if len(held) > 1:  # units of layers before entries of parameters, which have become the same units
+        held.sort(key=lambda pair: (pair[1].numel(), labels.is_unbound(pair[1])))
+    for shape, label in held:
         if any(shape[d] == 1 and out[d] > 1 for d in dims):
             labels.lock(label, f"is broadcast over other units in {where}")
         elif result is None:
@@ -160,6 +161,8 @@ def _with_units_on_one_axis(
     bound = [(shape, label) for shape, label in aligned if label is not None and not labels.is_unbound(label)]
     dims = [labelled_dims(label) for _, label in bound]
     axes = {d for now in dims for d in now}
+    if len(axes) == 1:
+        return _with_tables_on_one_axis(labels, aligned, bound, axes.pop(), out, where, may_split)
     if len(axes) < 2 or any(len(now) != 1 for now in dims):
         return aligned
     whole = {now[0] for now, (shape, _) in zip(dims, bound, strict=True) if all(shape[d] == out[d] for d in axes)}
@@ -169,10 +172,46 @@ def _with_units_on_one_axis(
             raise ReadingsDiffer
         return aligned
     keeps, found = min(candidates) if labels.reading == "outer" else max(candidates), []
+    if labels.by_copy and len(candidates) > 1:
+        keeps = next((now[0] for now, (_, label) in zip(dims, bound, strict=True) if labels.is_copy(label)), keeps)
     for shape, label in aligned:
         other = label is not None and labelled_dims(label) != [keeps] and not labels.is_unbound(label)
         labels.lock(label if other else None, f"is broadcast over other units in {where}")
         found.append((shape, None if other else label))
+    return found
+
+
+def _with_tables_on_one_axis(
+    labels: Labels,
+    aligned: list[tuple[tuple[int, ...], Tensor | None]],
+    bound: list[tuple[tuple[int, ...], Tensor | None]],
+    axis: int,
+    out: Sequence[int],
+    where: str,
+    may_split: bool,
+) -> list[tuple[tuple[int, ...], Tensor | None]]:
+    """Unite the entries of parameters along all axes but one, if units along this one are broadcast over the others.
+
+    An example is ``x[:, :, None] * A`` with A [channels, states]. The reading decides whether the units are those of x,
+    or those that lie along the other axis of the parameter.
+    """
+    tables = [(shape, label) for shape, label in aligned if label is not None and labels.is_unbound(label)]
+    others = {d for _, label in tables for d in labelled_dims(label)} - {axis}  # type: ignore[arg-type]
+    others = {d for d in others if any(shape[d] == 1 < out[d] for shape, _ in bound)}
+    if not others or any(shape[axis] != out[axis] for shape, _ in tables):
+        return aligned
+    if labels.reading is None:
+        if may_split:
+            raise ReadingsDiffer
+        return aligned
+    if axis != (min(axis, *others) if labels.reading == "outer" else max(axis, *others)):
+        return aligned
+    found = []
+    for shape, label in aligned:
+        small = label
+        for d in others if label is not None and labels.is_unbound(label) else ():
+            small = labels.merge_dim(small, d, where)  # type: ignore[arg-type]
+        found.append((shape, small))
     return found
 
 
@@ -358,13 +397,15 @@ def _tie_folded(
     if survives is None:
         if facet is None:
             raise ReadingsDiffer
-        survives = _surviving_dim(now, small, facet, sizes)
+        survives = _surviving_dim(labels, now, small, facet, sizes)
         if sizes is not None and sizes.follows(survives) is False and sizes.named[survives]:
             labels.lock(small, f"a view in {where} writes their number ({int(sizes.named[survives])})")
     first = small
     for d in now:
         first = first if d == survives or labels.holds_whole_runs(small, d) else first.narrow(d, 0, 1)
     labels.fold_axis(small, first, f"meets channels of fixed width in {where}")
+    if labels.by_copy and len(now) > 1 and survives == now[1] and survives != now[-1 if len(now) > 2 else 0]:
+        labels.copies.append(first[first > 0])
     return first
 
 
@@ -376,17 +417,25 @@ def _lock_written_numbers(labels: Labels, label: Tensor, sizes: Sizes | None, wh
             labels.lock(label, f"a view in {where} writes their number ({size})")
 
 
-def _surviving_dim(now: list[int], small: Tensor, facet: Reading, sizes: Sizes | None) -> int:
+def _surviving_dim(labels: Labels, now: list[int], small: Tensor, facet: Reading, sizes: Sizes | None) -> int:
     """Return the folded axis that holds the units.
 
     The candidates are the axes that are longer than 4, or whose size is written as -1 or by an attribute, if there are
-    at least two of them. Else they are all folded axes.
+    at least two of them. Else they are all folded axes. Query heads that are folded into groups x heads of a group
+    have a reading of their own, as copies of heads do.
+
+    Raises:
+        ReadingsDiffer: the axes are those of groups and of heads of a group, and the reading of copies is not chosen.
     """
     if (only := _open_dim(now, sizes)) is not None:
         return only
     # Other axes are short and have a plain number as size, such as the 3 of a fused query, key, value.
     known = [d for d in now if small.shape[d] > 4 or (sizes is not None and sizes.follows(d))]
     pool = known if len(known) > 1 else now
+    if facet == "outer" and (len(known) == 3 or (len(known) == 2 and labels.is_folded(small))):
+        if labels.by_copy is None:
+            raise ReadingsDiffer
+        return pool[labels.by_copy]
     return pool[0] if facet == "outer" else pool[-1]
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from etp_graph.graph._labels import Labels
+from etp_graph.graph._labels import REPEATED, Labels
 from etp_graph.graph._tracker import Tracker
 from etp_graph.model import bind_arguments
 
@@ -23,6 +23,9 @@ from ._terms import ProductTerm, index_space
 
 MATRIX = frozenset(("mm", "bmm", "addmm", "baddbmm", "mv", "dot"))
 """Operators that are matrix products. If the name begins with "add" or "badd", the first operand is added."""
+
+COPIES = ("num_key_value_groups", "n_rep")
+"""Names of the attribute with the number of query heads for each head of keys, in transformers and in Llama."""
 
 _ATTENTION = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
 
@@ -45,7 +48,10 @@ def _split_roles(labels: Labels, operand: Operand, inner: int, where: str) -> _R
     now = labelled_dims(label)
     if not now:  # a single head that all other heads use, such as the keys of multi-query attention
         labels.lock(label, f"is shared by all other units in {where}")
-    if not now or labels.is_unbound(label):
+    unbound = labels.is_unbound(label)
+    if unbound:  # its entries may be those of units elsewhere; here they have a fixed size
+        labels.lock(label, f"is multiplied with a tensor of fixed width in {where}")
+    if not now or unbound:
         return _Roles(Operand(batch, None), None, None)
     if len(now) > 1:
         raise UnknownOperator
@@ -63,7 +69,8 @@ def label_of_product(tracker: Tracker, a: Operand, b: Operand, term: int) -> Ten
     labels, where = tracker.labels, tracker.where
     left, right = _split_roles(labels, a, -1, where), _split_roles(labels, b, -2, where)
     size = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
-    batch = label_of_elementwise(labels, [left.batch, right.batch], torch.Size((*size, 1, 1)), where)
+    both = _without_originals(labels, left.batch, right.batch, where)
+    batch = label_of_elementwise(labels, both, torch.Size((*size, 1, 1)), where)
     inner = _unite_contracted(labels, left.inner, right.inner, where)
     ndim = len(size) + 2
     outer = [
@@ -78,13 +85,31 @@ def label_of_product(tracker: Tracker, a: Operand, b: Operand, term: int) -> Ten
     tracker.ops[term] = ProductTerm(where.strip("'"), index_space(a.shape, b.shape), tuple(at))
     if batch is not None and outer:
         # The inner reading follows dimensions, the outer one heads. Lock the units of the other kind.
-        lost = outer if tracker.reading == "outer" else [batch]
-        for label in lost:
+        by_batch = tracker.reading == "outer" and not any(labels.is_copy(label) for label in outer)
+        for label in outer if by_batch else [batch]:
             labels.lock(label, f"is mixed with other units in {where}")
-        found = [batch] if tracker.reading == "outer" else outer
+        found = [batch] if by_batch else outer
     if len(found) > 1:
         raise UnknownOperator
     return found[0] if found else None
+
+
+def _without_originals(labels: Labels, a: Operand, b: Operand, where: str) -> list[Operand]:
+    """Return the batch dimensions of two operands, those of keys without units if the others hold heads of a group.
+
+    Each of these keys meets several heads of its group, which would become one unit.
+    """
+    found = [a, b]
+    for here, there in ((0, 1), (1, 0)):
+        copies, held = found[here].label, found[there].label
+        if copies is None or held is None or not labels.is_copy(copies) or labels.is_copy(held):
+            continue
+        x, y = torch.broadcast_tensors(copies, held)
+        pairs = torch.stack((x.flatten(), y.flatten())).unique(dim=1)
+        if pairs.shape[1] > len(pairs[1].unique()):
+            labels.lock(held, f"{REPEATED} in {where}")
+            found[there] = Operand(found[there].shape, None, tuple(range(len(found[there].shape))))
+    return found
 
 
 def add_empty_term(tracker: Tracker, shape: tuple[int, ...]) -> int:
@@ -126,6 +151,29 @@ def label_of_matrix_product(tracker: Tracker, name: str, operands: Sequence[Oper
     return label_of_elementwise(tracker.labels, [*added, made], out, tracker.where) if added else label
 
 
+def label_of_solution(labels: Labels, operands: Sequence[Operand], given: dict[str, Any], where: str) -> Tensor | None:
+    """Return the label of x in ``a x = b``, with a [..., m, m] and b [..., m, n].
+
+    The units along the batch dimensions of a and b are the same units, and those along n are solved for one by one.
+
+    Raises:
+        UnknownOperator: there are units along m, or the equation is ``x a = b``.
+    """
+    a, b = operands
+    if not given["left"]:
+        raise UnknownOperator
+    flat = []
+    for operand, rows in ((a, (-2, -1)), (b, (-2,))):
+        ndim = len(operand.shape)
+        mixed = {ndim + d for d in rows}
+        if operand.label is not None and mixed & set(labelled_dims(operand.label)):
+            raise UnknownOperator
+        size = torch.Size(1 if d in mixed else n for d, n in enumerate(operand.shape))
+        flat.append(Operand(size, operand.label, operand.expanded))
+    size = torch.broadcast_shapes(*(operand.shape for operand in flat))
+    return label_of_elementwise(labels, flat, size, where, may_split=True)
+
+
 def _as_matrix(operand: Operand, shape: tuple[int, int]) -> Operand:
     label = operand.label
     return Operand(
@@ -142,12 +190,12 @@ def follow_attention(tracker: Tracker, func: Any, args: Any, kwargs: Any, out: T
     tracker.split_readings()
     call = bind_arguments(_ATTENTION, args, kwargs)
     q, k, v = (Operand(call[name].shape, tracker.get(call[name])) for name in ("query", "key", "value"))
+    if call.get("enable_gqa"):
+        k, v = _repeat_heads(tracker, q.shape[-3], k, v)
     mask = call.get("attn_mask")
     batch, (t, d), (s, d_v) = out.shape[:-2], q.shape[-2:], v.shape[-2:]
     first, second = add_empty_term(tracker, (*batch, t, s, d)), add_empty_term(tracker, (*batch, t, d_v, s))
     try:
-        if call.get("enable_gqa"):
-            k, v = (_repeat_heads(operand, q.shape[-3]) for operand in (k, v))
         turned = Operand(torch.Size((*k.shape[:-2], k.shape[-1], k.shape[-2])), None if k.label is None else k.label.mT)
         _lock_scaled_dims(tracker, (q, k, v), call)
         scores = Operand(torch.Size((*out.shape[:-1], k.shape[-2])), label_of_product(tracker, q, turned, first))
@@ -176,11 +224,35 @@ def _lock_scaled_dims(tracker: Tracker, operands: Sequence[Operand], call: dict[
                 tracker.labels.lock(operand.label, f"their number sets the attention scale in {tracker.where}")
 
 
-def _repeat_heads(operand: Operand, heads: int) -> Operand:
-    """Repeat keys or values [..., kv heads, s, d], so that there is one for every query head."""
-    times = heads // operand.shape[-3]
-    shape = torch.Size((*operand.shape[:-3], heads, *operand.shape[-2:]))
-    label = operand.label
-    if label is not None and label.shape[-3] > 1:
-        label = label.repeat_interleave(times, -3)
-    return Operand(shape, label)
+def _repeat_heads(tracker: Tracker, heads: int, *operands: Operand) -> list[Operand]:
+    """Repeat keys and values [..., kv heads, s, d], so that there is one for every query head.
+
+    Attributes of the running module that hold the number of copies count them, too: other calls of it, such as those
+    with a mask, repeat the heads by this number.
+    """
+    copied = [tracker.follows_copies(_along_heads(o), o.shape[-3]) and o.shape[-3] < heads for o in operands]
+    found = []
+    for operand, by_copy in zip(operands, copied, strict=True):
+        originals, times = _along_heads(operand), heads // operand.shape[-3]
+        label = operand.label
+        if by_copy:
+            if originals is None:
+                tracker.labels.lock(label, f"{REPEATED} in {tracker.where}")
+            made = tracker.new_copies(times, _number_of_copies(tracker, times), originals)
+            label = made.repeat(operand.shape[-3]).view([1] * (len(operand.shape) - 3) + [-1, 1, 1])
+        elif label is not None and originals is not None:
+            label = label.repeat_interleave(times, -3)
+        found.append(Operand(torch.Size((*operand.shape[:-3], heads, *operand.shape[-2:])), label))
+    return found
+
+
+def _along_heads(operand: Operand) -> Tensor | None:
+    """Return the labels along the heads of keys or values [..., kv heads, s, d]; ``None`` if they are no units."""
+    return None if operand.label is None or operand.label.shape[-3] == 1 else operand.label.flatten()
+
+
+def _number_of_copies(tracker: Tracker, times: int) -> tuple[str, str, None] | None:
+    """Return the attribute of the running module that says how often heads of keys are repeated."""
+    module = tracker.modules[-1] if tracker.modules else None
+    name = next((name for name in COPIES if getattr(module, name, None) == times), None)
+    return None if name is None else (str(tracker.weights.module_name(module)), name, None)

@@ -35,20 +35,19 @@ def index_space(a: torch.Size, b: torch.Size) -> tuple[int, ...]:
 
 
 def cost_terms(
-    inner: Sequence[Op | ProductTerm], outer: Sequence[Op | ProductTerm] | None = None
+    *readings: Sequence[Op | ProductTerm],
 ) -> tuple[tuple[Op, ...], dict[str, int], list[dict[str, list[Tensor]]]]:
-    """Combine the cost terms of one or two readings of the same forward.
+    """Combine the cost terms of the readings of the same forward.
 
     Returns the terms, the size of every activation axis that they name, and for each reading the labels [size] of
     these axes, by name.
     """
-    facets = [inner] if outer is None else [inner, outer]
     found: list[Op] = []
     sizes: dict[str, int] = {}
-    maps: list[dict[str, list[Tensor]]] = [{} for _ in facets]
-    for number, column in enumerate(zip(*facets, strict=True)):
+    maps: list[dict[str, list[Tensor]]] = [{} for _ in readings]
+    for number, column in enumerate(zip(*readings, strict=True)):
         products = [term for term in column if isinstance(term, ProductTerm)]
-        if len(products) < len(facets):
+        if len(products) < len(readings):
             found.append(next(term for term in column if isinstance(term, Op)))
             continue
         shape = products[0].shape

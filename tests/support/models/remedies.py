@@ -215,7 +215,10 @@ REMEDIES: dict[str, Remedy] = {
                       norm=nn.LayerNorm(8), b=nn.Linear(8, 3))] * 2, options={"prune": ["stream"]},
     ),
     "is broadcast over other units in MODULE": Remedy(
-        between(lambda n, y: (y[..., None] * n.e(y)[..., None, :]).sum(-2), out=5, e=lambda: nn.Linear(8, 5)),
+        between(
+            lambda n, y: (y[..., None, None] * n.e(y)[..., None, :, None] * n.g(y)[..., None, None, :]).sum((-3, -2)),
+            out=4, e=lambda: nn.Linear(8, 5), g=lambda: nn.Linear(8, 4),
+        ),
         between(lambda n, y: n.e(y) * y.sum(-1, keepdim=True), out=5, e=lambda: nn.Linear(8, 5)),
     ),
     "is combined with a tensor of fixed width in MODULE": Remedy(
