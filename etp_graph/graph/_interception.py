@@ -21,7 +21,15 @@ from etp_graph.graph.rules._operators import (
     compact_label,
     labelled_dims,
 )
-from etp_graph.graph.rules._products import MATRIX, add_empty_term, label_of_matrix_product
+from etp_graph.graph.rules._products import (
+    MATRIX,
+    add_empty_term,
+    broadcasts_batch,
+    follow_broadcast_product,
+    follow_einsum,
+    label_of_matrix_product,
+    shares_one_matrix,
+)
 from etp_graph.graph.rules._recurrent import makes_state
 from etp_graph.graph.rules._terms import ProductTerm
 from etp_graph.model import ChosenOutputs, eval_mode, run_outputs
@@ -77,7 +85,7 @@ class Functions(TorchFunctionMode):
         if func in _READS_SIZE:
             return self._measured(func, args, kwargs)
         note_operands(getattr(func, "__name__", ""), args)
-        follow = rule_of_layer(func)
+        follow = self._rule_of_shared_matrix(func, args, kwargs) or rule_of_layer(func)
         if follow is None or (func is torch.zeros and not makes_state(self.trackers.all[0])):
             return self._sized(func, args, kwargs)
         self.trackers.paused = True
@@ -88,6 +96,14 @@ class Functions(TorchFunctionMode):
         finally:
             self.trackers.paused = False
         return out
+
+    def _rule_of_shared_matrix(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Return the rule of a product of activations that uses one matrix for several, or ``None``."""
+        rules = {follow_broadcast_product: broadcasts_batch, follow_einsum: shares_one_matrix}
+        found = next((rule for rule, fits in rules.items() if fits(func, args, kwargs)), None)
+        tensors = [x for x in args if isinstance(x, Tensor)] if found else []
+        stored = self.trackers.all[0].weights.stored_name  # those have a rule of their own
+        return None if any(stored(x) is not None for x in tensors) else found
 
     def _measured(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Return the shape or a size of a tensor, in which sizes along units are numbers that know it."""

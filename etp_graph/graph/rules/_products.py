@@ -7,6 +7,7 @@ The same holds for the units along ``k`` (dimensions of queries and keys). The r
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -151,6 +152,107 @@ def label_of_matrix_product(tracker: Tracker, name: str, operands: Sequence[Oper
     return label_of_elementwise(tracker.labels, [*added, made], out, tracker.where) if added else label
 
 
+def _unexpanded(tracker: Tracker, x: Tensor) -> Operand:
+    """Return the operand, with size 1 where a batch dimension is expanded from size 1 and holds no units."""
+    label = tracker.get(x)
+    free = {d for d in range(x.ndim - 2) if x.stride(d) == 0 and (label is None or label.shape[d] == 1)}
+    return Operand(torch.Size(1 if d in free else n for d, n in enumerate(x.shape)), label)
+
+
+MATMUL = frozenset((torch.matmul, Tensor.matmul, Tensor.__matmul__))
+"""Functions that broadcast the batch dimensions of a product."""
+
+
+def broadcasts_batch(func: Any, args: Any, kwargs: Any) -> bool:
+    """Return whether a product uses one matrix for several, such as the keys of multi-query attention for all heads.
+
+    Its operators copy that matrix first, which hides that the copies are one.
+    """
+    if func not in MATMUL or kwargs or len(args) != 2 or not all(isinstance(x, Tensor) and x.ndim > 2 for x in args):
+        return False
+    return bool(args[0].shape[:-2] != args[1].shape[:-2])
+
+
+def follow_broadcast_product(tracker: Tracker, func: Any, args: Any, kwargs: Any, out: Tensor) -> None:
+    """Label the result of a product that uses one matrix for several, and note its cost."""
+    a, b = (_unexpanded(tracker, x) for x in args)
+    label = label_of_matrix_product(tracker, "bmm", [a, b], out.shape)
+    tracker.set(out, None if label is None else compact_label(label))
+
+
+@dataclass(frozen=True, slots=True)
+class _Letters:
+    """Letters of ``einsum`` for two tensors that share one contracted dimension.
+
+    Attributes:
+        first, second, out: letters of the tensors and of the result.
+        batch: those of the batch dimensions; a tensor has size 1 where it lacks one.
+        row, column: the last letter that the first (second) tensor alone has; empty if there is none.
+        inner: the contracted one.
+    """
+
+    first: str
+    second: str
+    out: str
+    batch: str
+    row: str
+    column: str
+    inner: str
+
+    @classmethod
+    def of(cls, equation: object) -> _Letters | None:
+        """Return the letters; ``None`` if it is no such product, or if its operators show as much."""
+        found = re.fullmatch(r"(\w+),(\w+)->(\w+)", equation.replace(" ", "")) if isinstance(equation, str) else None
+        if found is None or any(len(set(part)) < len(part) for part in found.groups()):
+            return None
+        first, second, out = found.groups()
+        inner = [c for c in first if c in second and c not in out]
+        alone = [[c for c in a if c not in b] for a, b in ((first, second), (second, first))]
+        summed = any(c not in out for own in alone for c in own)
+        if len(inner) != 1 or summed or max(map(len, alone)) < 2:
+            return None
+        row, column = ("".join(own[-1:]) for own in alone)
+        batch = "".join(c for c in out if c not in (row, column))
+        return cls(first, second, out, batch, row, column, inner[0])
+
+
+def shares_one_matrix(func: Any, args: Any, kwargs: Any) -> bool:
+    """Return whether this is an ``einsum`` that uses one matrix for several, as multi-query attention does.
+
+    Its operators fold the dimensions that one tensor alone has, heads and positions, into one.
+    """
+    return (
+        func is torch.einsum and len(args) == 3 and not kwargs and all(isinstance(x, Tensor) for x in args[1:])
+        and _Letters.of(args[0]) is not None
+    )  # fmt: skip
+
+
+def follow_einsum(tracker: Tracker, func: Any, args: Any, kwargs: Any, out: Tensor) -> None:
+    """Label the result of such an ``einsum``, and note its cost."""
+    letters = _Letters.of(args[0])
+    assert letters is not None
+    a = _arranged(_unexpanded(tracker, args[1]), letters.first, letters.batch, (letters.row, letters.inner))
+    b = _arranged(_unexpanded(tracker, args[2]), letters.second, letters.batch, (letters.inner, letters.column))
+    sizes = dict(zip(letters.out, out.shape, strict=True)) | {"": 1}
+    ordered = (*letters.batch, letters.row, letters.column)
+    label = label_of_matrix_product(tracker, "bmm", [a, b], torch.Size(sizes[c] for c in ordered))
+    if label is not None:
+        label = label.permute([*map(ordered.index, letters.out), *(d for d, c in enumerate(ordered) if not c)])
+        label = compact_label(label.reshape(label.shape[: out.ndim]))
+    tracker.set(out, label)
+
+
+def _arranged(operand: Operand, own: str, batch: str, last: tuple[str, str]) -> Operand:
+    """Return the operand with its dimensions in the order of the letters, and size 1 for those that it lacks."""
+    order = [own.find(c) if c else -1 for c in (*batch, *last)]
+    shape = torch.Size(1 if d < 0 else operand.shape[d] for d in order)
+    if operand.label is None:
+        return Operand(shape, None)
+    held = operand.label.permute([d for d in order if d >= 0])
+    sizes = iter(held.shape)
+    return Operand(shape, held.reshape([1 if d < 0 else next(sizes) for d in order]))
+
+
 def label_of_solution(labels: Labels, operands: Sequence[Operand], given: dict[str, Any], where: str) -> Tensor | None:
     """Return the label of x in ``a x = b``, with a [..., m, m] and b [..., m, n].
 
@@ -189,7 +291,7 @@ def follow_attention(tracker: Tracker, func: Any, args: Any, kwargs: Any, out: T
     """
     tracker.split_readings()
     call = bind_arguments(_ATTENTION, args, kwargs)
-    q, k, v = (Operand(call[name].shape, tracker.get(call[name])) for name in ("query", "key", "value"))
+    q, k, v = (_unexpanded(tracker, call[name]) for name in ("query", "key", "value"))
     if call.get("enable_gqa"):
         k, v = _repeat_heads(tracker, q.shape[-3], k, v)
     mask = call.get("attn_mask")
