@@ -252,7 +252,9 @@ class Tracker:
     def _count_pieces(self, x: Tensor, dim: int, ends: Sequence[Any], *, sliced: bool, parts: bool) -> None:
         """Record what the sizes of the pieces of ``x`` along a dimension say about its units."""
         label = self.get(x)
-        if label is not None and label.shape[dim] > 1:
+        if label is not None and len(labelled_dims(label)) > 1 and self.labels.is_unbound(label):
+            self.labels.pin_axes(label, dim, f"is split into pieces of fixed widths in {self.where}")
+        elif label is not None and label.shape[dim] > 1:
             ids = self.channels(x, dim)
             if sliced or parts:
                 pieces = [(end, ids[:end] if end >= 0 else ids[end:]) for end in ends if is_counted(end)]

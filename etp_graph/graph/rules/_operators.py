@@ -184,7 +184,7 @@ def _with_units_on_one_axis(
 def _with_tables_on_one_axis(
     labels: Labels,
     aligned: list[tuple[tuple[int, ...], Tensor | None]],
-    bound: list[tuple[tuple[int, ...], Tensor | None]],
+    bound: Sequence[tuple[tuple[int, ...], Tensor]],
     axis: int,
     out: Sequence[int],
     where: str,
@@ -196,7 +196,7 @@ def _with_tables_on_one_axis(
     or those that lie along the other axis of the parameter.
     """
     tables = [(shape, label) for shape, label in aligned if label is not None and labels.is_unbound(label)]
-    others = {d for _, label in tables for d in labelled_dims(label)} - {axis}  # type: ignore[arg-type]
+    others = {d for _, label in tables for d in labelled_dims(label)} - {axis}
     others = {d for d in others if any(shape[d] == 1 < out[d] for shape, _ in bound)}
     if not others or any(shape[axis] != out[axis] for shape, _ in tables):
         return aligned
