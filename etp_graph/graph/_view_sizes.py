@@ -15,7 +15,7 @@ from torch import Tensor
 from etp_graph.graph.rules._operators import labelled_dims
 
 from ._labels import Labels, at_running_line
-from ._traced_numbers import Origin, Source, TracedInt
+from ._traced_numbers import Origin, SizeInt, Source, TracedInt
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,8 @@ class ViewSizes:
 
     def note_unlabelled(self, number: int, reason: str) -> None:
         """Note that the size of an activation, by its number, gives the size of an axis without units."""
-        self.read.append((number, (), None, at_running_line(reason)))
+        size = SizeInt(1, frozenset((number,)))  # only the change counts
+        self.read.append(ViewSize(size, (number,), (), None, True, at_running_line(reason)))
 
     def lock_other_units(self, labels: Labels, label_of_size: Callable[[int], Tensor | None]) -> None:
         """Lock units whose number gives the size of an axis of other units, or of none, and those other units.
