@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from math import prod
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from benchmarks.models.entry import noise, tokens
 
 from ._common import arguments_of
+from ._transformers_pictures import pictures, size_of
 
 _TOKENS, _TARGET = 12, 6
 
@@ -24,6 +26,8 @@ def inputs_of(model: nn.Module) -> Iterator[dict[str, Any]]:
         for kind in ("image", "audio") if others and "input_ids" in text else ():
             yield from _with_places(model, kind, text, others)
         yield {**text, **others}
+        if others and text:
+            yield {**{k: v[:1] for k, v in text.items()}, **others}
     if text:
         yield text
 
@@ -43,74 +47,51 @@ def _text(model: nn.Module, wanted: dict[str, Any]) -> dict[str, Any]:
         found["bbox"] = torch.tensor([1, 2, 5, 7]).expand(2, _TOKENS, 4).clone()
     if "langs" in wanted and getattr(config, "n_langs", 1) > 1:
         found["langs"] = torch.zeros_like(ids)
+    if "entity_ids" in wanted and "entity_position_ids" in wanted:
+        found["entity_ids"] = tokens(2, 3, vocabulary=90)
+        found["entity_position_ids"] = torch.tensor([[1, 2, -1], [4, -1, -1], [6, 7, 8]]).expand(2, 3, 3).clone()
+    if "protein_input_ids" in wanted:
+        found["protein_input_ids"] = tokens(2, _TOKENS, vocabulary=90, seed=2)
+        found["protein_attention_mask"] = torch.ones_like(ids)
     return found
-
-
-def _size(config: Any) -> int:
-    """Return the pixels of a side that the configuration asks for."""
-    for part in (config, getattr(config, "vision_config", None), getattr(config, "backbone_config", None),
-                 getattr(config, "encoder", None)):  # fmt: skip
-        size = getattr(part, "image_size", None) or getattr(part, "img_size", None)
-        if isinstance(size, list | tuple):
-            size = size[0]
-        if isinstance(size, int):
-            return size
-    return 64
 
 
 def _others(model: nn.Module, wanted: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Yield images, videos, waves, spectra and series, in the shapes that models take them."""
     config: Any = model.config
-    if "pixel_values" in wanted:
-        yield from _pictures(config, wanted)
+    yield from pictures(config, wanted)
     if "input_values" in wanted:
+        if isinstance(strides := getattr(getattr(config, "audio_config", None), "patch_sizes", None), list | tuple):
+            yield {"input_values": noise(1, 4 * prod(strides))}
         yield {"input_values": noise(2, 4000)}
         yield {"input_values": noise(2, 1, 4000)}
         yield {"input_values": noise(1, getattr(config, "max_length", 64), getattr(config, "num_mel_bins", 16))}
     if "input_features" in wanted:
         yield from _spectra(config, wanted)
+    if "audio_input_ids" in wanted:
+        bins = getattr(getattr(config, "audio_config", None), "n_mel_bins", 80)
+        yield {"audio_input_ids": tokens(1, 6, bins, vocabulary=90)}
     if "past_values" in wanted:
         yield from _series(config, wanted)
     if "input_audio_embeds" in wanted or "inputs" in wanted:
         yield {"inputs": tokens(2, _TOKENS, vocabulary=90)}
     if "pixel_values_videos" in wanted and "input_ids" not in wanted:
-        yield {"pixel_values_videos": noise(1, 4, 3, _size(config), _size(config))}
+        yield {"pixel_values_videos": noise(1, 4, 3, size_of(config), size_of(config))}
     if "inputs_embeds" in wanted and "input_ids" not in wanted:
         yield {"inputs_embeds": noise(2, _TOKENS, getattr(config, "hidden_size", 64))}
     yield {}
 
 
-def _pictures(config: Any, wanted: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    part = getattr(config, "vision_config", config)
-    channels = getattr(part, "num_channels", None) or getattr(part, "in_channels", None) or 3
-    channels = channels if isinstance(channels, int) else 3
-    own = _size(config)
-    sizes = dict.fromkeys([64 if own > 128 else own, own, 64, 32, 128, 224])  # convolutions take any size
-    if "image_grid_thw" in wanted or "grid_thw" in wanted:
-        patch = getattr(part, "patch_size", 14)
-        numbers = channels * getattr(part, "temporal_patch_size", 1) * patch * patch
-        name = "image_grid_thw" if "image_grid_thw" in wanted else "grid_thw"
-        yield {"pixel_values": noise(16, numbers), name: torch.tensor([[1, 4, 4]])}
-    for size in sizes:
-        picture = noise(1, channels, size, size)
-        yield {"pixel_values": picture}
-        if "image_sizes" in wanted:
-            yield {"pixel_values": picture, "image_sizes": torch.tensor([[size, size]])}
-            yield {"pixel_values": picture.expand(5, -1, -1, -1)[None], "image_sizes": torch.tensor([[size, size]])}
-        yield {"pixel_values": picture[:, None]}
-        frames = getattr(part, "num_frames", 4)
-        yield {"pixel_values": noise(1, frames if isinstance(frames, int) else 4, channels, size, size)}
-
-
 def _spectra(config: Any, wanted: dict[str, Any]) -> Iterator[dict[str, Any]]:
     part = getattr(config, "audio_config", None) or getattr(config, "encoder_config", None) or config
-    bins = getattr(part, "num_mel_bins", None) or getattr(part, "feature_size", None) or 80
+    bins = next((v for n in ("num_mel_bins", "feature_size", "input_dim") if (v := getattr(part, n, None))), 80)
     masks = [name for name in ("input_features_mask", "feature_attention_mask") if name in wanted]
     for length in dict.fromkeys([2 * (getattr(part, "max_source_positions", None) or 30), 200]):
         mask = dict.fromkeys(masks, torch.ones(1, length, dtype=torch.long))
         for count in dict.fromkeys([bins, 80, 128, getattr(part, "feature_projection_input_dim", 80)]):
             yield {"input_features": noise(1, count, length), **mask}
             yield {"input_features": noise(1, length, count), **mask}
+            yield {"input_features": noise(1, length, count)}
             yield {"input_features": noise(1, 64, count)}
 
 
@@ -172,7 +153,17 @@ def _count_features(model: nn.Module, kind: str, others: dict[str, Any]) -> int 
         parts = [p for p in (found if isinstance(found, list | tuple) else [found]) if isinstance(p, Tensor)]
         if parts:
             return sum(p.numel() // p.shape[-1] for p in parts)
-    return None
+    return _count_frames(model, others) if kind == "audio" else None
+
+
+def _count_frames(model: nn.Module, others: dict[str, Any]) -> int | None:
+    """Return the number of frames that the tower of sounds says that it makes of spectra."""
+    tower = getattr(getattr(model, "model", model), "audio_tower", None)
+    method = getattr(tower, "_get_feat_extract_output_lengths", None)
+    if method is None or "feature_attention_mask" not in others:
+        return None
+    lengths = method(others["feature_attention_mask"].sum(-1))
+    return int(lengths[-1] if isinstance(lengths, tuple) else lengths)
 
 
 def _count_in_error(model: nn.Module, inputs: dict[str, Any]) -> int | None:

@@ -6,6 +6,8 @@ import copy
 import re
 from typing import Any
 
+from ._transformers_seams import fit
+
 VOCABULARY, IMAGE = 128, 32
 """Tokens, and pixels of a side."""
 
@@ -40,7 +42,7 @@ _LAYERS: tuple[tuple[str, int], ...] = (
     (r"^num_hidden_groups$", 1),
     (r"vocab_size", VOCABULARY),
     (r"^(max_position_embeddings|n_positions|n_ctx|max_seq_len|max_sequence_length|block_size)$", 256),
-    (r"(num_queries|num_object_queries|num_latents)$", 8),
+    (r"(num_queries|num_object_queries|num_latents|latent_query_num)$", 8),
     (r"^num_(local_|routed_)?experts$|^n_routed_experts$|^moe_num_experts$|^num_moe_experts$", 4),
     (r"^(num_experts_per_tok|moe_topk|top_k|moe_k|num_selected_experts|moe_num_experts_per_tok|top_k_experts)$", 2),
     (r"^(n_group|topk_group|num_expert_group)$", 1),
@@ -83,7 +85,9 @@ def shrunken(config: Any, level: Level) -> Any:
         return config
     changes = _changes(config, level)
     built = _rebuilt(config, changes)
-    return built if built is not None else _changed(config, changes)
+    small = built if built is not None else _changed(config, changes)
+    fit(small, config)
+    return small
 
 
 def _changes(config: Any, level: Level) -> dict[str, Any]:
@@ -169,8 +173,13 @@ def _short_types(types: list[str]) -> list[str]:
 
 
 def _rebuilt(config: Any, changes: dict[str, Any]) -> Any:
-    """Return a configuration that its class makes from the values; ``None`` if the class refuses them."""
-    for values in (changes, {k: v for k, v in changes.items() if not k.endswith("_types")}):
+    """Return a configuration that its class makes from the values; ``None`` if the class refuses them.
+
+    What is not a size is kept: the full configuration may be that of a part, with values that are not its defaults.
+    """
+    other = {k: v for k, v in config.to_diff_dict().items() if isinstance(v, bool | float | str) or k == "model_args"}
+    kept = {k: v for k, v in other.items() if k not in ("model_type", "transformers_version", *changes)}
+    for values in ({**kept, **changes}, changes, {k: v for k, v in changes.items() if not k.endswith("_types")}):
         try:
             return type(config)(**values)
         except Exception:  # noqa: BLE001, S112 - each class checks its values in its own way

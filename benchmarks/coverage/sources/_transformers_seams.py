@@ -1,0 +1,140 @@
+"""Make the sizes of a small configuration of transformers fit each other, where the parts of a model meet."""
+
+from __future__ import annotations
+
+from math import ceil, isqrt
+from typing import Any
+
+_STATES = ("vision_feature_layer", "vision_feature_layers")
+"""Attributes that hold numbers of hidden states of a tower: 0 is what the first layer takes."""
+
+_LAYERS = ("intermediate_layers_indices", "deepstack_visual_indexes", "global_attn_indexes", "fullatt_block_indexes")
+"""Attributes that hold numbers of layers, counted from 0."""
+
+_TEXT_WIDTHS = ("projection_dim", "out_hidden_size", "text_hidden_size", "image_token_embed_dim", "adapter_out_dim")
+"""Attributes of towers that hold the width of the language model, or of what it merges."""
+
+
+def fit(small: Any, full: Any) -> None:
+    """Change sizes of a small configuration so that they fit its others, in the relations of the full one.
+
+    Args:
+        small: the configuration after its sizes were made small; changed.
+        full: the configuration as it was.
+    """
+    for rule in _RULES:
+        rule(small, full)
+
+
+def _fit_states(small: Any, full: Any) -> None:
+    """Take hidden states of the same depth: the 20th of 24 becomes the second of two."""
+    before, now = _depth(full), _depth(small)
+    for name in _STATES:
+        value = getattr(full, name, None)
+        if value is None or not now < before:
+            continue
+        if isinstance(value, int):
+            setattr(small, name, _at_depth(value, before, now))
+        else:
+            setattr(small, name, type(value)(_at_depth(v, before, now) for v in value))
+
+
+def _fit_layers(small: Any, full: Any) -> None:
+    """Name the same share of the layers, at least one, the last ones."""
+    before, now = _depth(full), _depth(small)
+    for name in _LAYERS:
+        value = getattr(full, name, None)
+        if isinstance(value, list | tuple) and value and now < before:
+            count = max(1, round(len(value) * now / before))
+            setattr(small, name, type(value)(range(now - count, now)))
+
+
+def _depth(config: Any) -> int:
+    """Return the number of layers of the tower that sees images, or of the configuration."""
+    part = getattr(config, "vision_config", None) or config
+    return next((v for n in ("num_hidden_layers", "depth") if isinstance(v := getattr(part, n, None), int)), 0)
+
+
+def _at_depth(number: int, before: int, now: int) -> int:
+    """Return the number of a hidden state at the same depth of a tower with fewer layers."""
+    counted = number + before + 1 if number < 0 else number
+    found = min(now, max(1, ceil(counted * now / before)))
+    return found - now - 1 if number < 0 else found
+
+
+def _fit_stacked_layers(small: Any, full: Any) -> None:
+    """Keep the width of the output of a tower that puts hidden states of several layers beside each other."""
+    if hasattr(small, "vision_output_dim") and hasattr(small, "intermediate_layers_indices"):
+        small.vision_output_dim = small.hidden_size * (1 + len(small.intermediate_layers_indices))
+
+
+def _fit_tokens(small: Any, full: Any) -> None:
+    """Make fewer tokens of an image than it has patches, in the same proportion, but not less than four."""
+    part, part_full = (getattr(c, "vision_config", None) for c in (small, full))
+    value = getattr(full, "mm_tokens_per_image", None)
+    if value is None or part is None:
+        return
+    before, now = ((p.image_size // p.patch_size) ** 2 for p in (part_full, part))
+    small.mm_tokens_per_image = max(4, isqrt(now * value // before) ** 2)
+
+
+def _fit_tiles(small: Any, full: Any) -> None:
+    """Give the sizes of tiled images in the small tiles."""
+    sizes = getattr(full, "image_grid_pinpoints", None)
+    before, now = (getattr(getattr(c, "vision_config", None), "image_size", None) for c in (full, small))
+    if sizes and isinstance(before, int) and isinstance(now, int):
+        tiles = [[max(1, height // before), max(1, width // before)] for height, width in sizes]
+        small.image_grid_pinpoints = [[h * now, w * now] for h, w in tiles if h * w <= 4]
+
+
+def _fit_text_widths(small: Any, full: Any) -> None:
+    """Project the outputs of towers to the width of the language model, or to a multiple of their own width."""
+    text = getattr(small, "text_config", None)
+    width, width_full = (getattr(getattr(c, "text_config", None), "hidden_size", None) for c in (small, full))
+    if not isinstance(width, int) or width == width_full:
+        return
+    if hasattr(text, "projection_dim") or hasattr(small, "projection_dim"):
+        return  # two towers meet in a space of their own
+    for key, part in [("", small), *((n, v) for n, v in vars(small).items() if n.endswith("_config"))]:
+        owner = getattr(full, key) if key else full
+        for name in _TEXT_WIDTHS if part is not text else ():
+            if isinstance(getattr(part, name, None), int):
+                times = _times_vision(full, getattr(owner, name)) if getattr(owner, name) != width_full else None
+                setattr(part, name, times * small.vision_config.hidden_size if times else width)
+
+
+def _times_vision(full: Any, width: int) -> int | None:
+    """Return how often the width of the tower goes into a width: that of 2 x 2 or 4 x 4 merged patches."""
+    own = getattr(getattr(full, "vision_config", None), "hidden_size", None)
+    return next((n for n in (4, 16) if isinstance(own, int) and n * own == width), None)
+
+
+def _fit_widths_between(small: Any, full: Any) -> None:
+    """Give a part the width that the part before it has, where each configuration names it in its own way."""
+    if (sam := getattr(small, "sam_config", None)) and hasattr(sam, "downsample_channels"):
+        sam.downsample_channels = [*sam.downsample_channels[:-1], small.encoder_config.hidden_size]
+    encoder, projector = (getattr(small, f"{name}_config", None) for name in ("encoder", "projector"))
+    if hasattr(encoder, "hidden_dim") and hasattr(projector, "encoder_hidden_size"):
+        projector.encoder_hidden_size = encoder.hidden_dim
+    audio = getattr(small, "audio_config", None)
+    if small.model_type == "voxtral" and audio is not None:  # its projector takes four frames as one
+        audio.intermediate_size = 4 * audio.hidden_size
+
+
+def _fit_positions(small: Any, full: Any) -> None:
+    """Have a position for every patch."""
+    size, patch = getattr(small, "image_size", None), getattr(small, "patch_size", None)
+    if isinstance(size, list | tuple) and isinstance(patch, int) and getattr(small, "num_position_embeddings", None):
+        small.num_position_embeddings = (size[0] // patch) * (size[1] // patch)
+
+
+def _fit_tokens_of_places(small: Any, full: Any) -> None:
+    """Name the tokens that hold the places of images and sounds, each another one."""
+    names = ("image_token_id", "video_token_id")
+    for offset, name in enumerate(names):
+        if hasattr(small, name) and getattr(small, name) is None and hasattr(small, "text_config"):
+            setattr(small, name, 120 + offset)
+
+
+_RULES = (_fit_states, _fit_layers, _fit_stacked_layers, _fit_tokens, _fit_tiles, _fit_text_widths,
+          _fit_widths_between, _fit_positions, _fit_tokens_of_places)  # fmt: skip
