@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from benchmarks.models.entry import noise, tokens
 
-from ._common import arguments_of
+from ._common import _error_of_forward, arguments_of
 from ._transformers_pictures import pictures, size_of
 
 _TOKENS, _TARGET = 12, 6
@@ -22,14 +22,26 @@ def inputs_of(model: nn.Module) -> Iterator[dict[str, Any]]:
     """Yield inputs to try, the fullest first. Each runs only if its shapes fit the model."""
     wanted = arguments_of(model.forward)
     text = _text(model, wanted)
+    shown: dict[str, dict[str, Any]] = {}
     for others in _others(model, wanted):
-        for kind in ("image", "audio") if others and "input_ids" in text else ():
-            yield from _with_places(model, kind, text, others)
+        for kind in _PLACES if others and "input_ids" in text else ():
+            for each in _with_places(model, kind, text, others):
+                if kind not in shown and _error_of_forward(model, each) is None:
+                    shown[kind] = each
+                    if len(shown) > 1:
+                        yield _joined(*shown.values())
+                yield each
         yield {**text, **others}
         if others and text:
             yield {**{k: v[:1] for k, v in text.items()}, **others}
     if text:
         yield text
+
+
+def _joined(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
+    """Return inputs with an image and a sound: the text of one behind that of the other."""
+    both = {k: torch.cat([first[k], second[k]], dim=1) for k in first if k in second}
+    return {**first, **second, **both}
 
 
 def _text(model: nn.Module, wanted: dict[str, Any]) -> dict[str, Any]:

@@ -29,14 +29,14 @@ def fit(small: Any, full: Any) -> None:
 def _fit_states(small: Any, full: Any) -> None:
     """Take hidden states of the same depth: the 20th of 24 becomes the second of two."""
     before, now = _depth(full), _depth(small)
-    for name in _STATES:
-        value = getattr(full, name, None)
-        if value is None or not now < before:
-            continue
-        if isinstance(value, int):
-            setattr(small, name, _at_depth(value, before, now))
-        else:
-            setattr(small, name, type(value)(_at_depth(v, before, now) for v in value))
+    for name in _STATES if now < before else ():
+        if (value := getattr(full, name, None)) is not None:
+            many = isinstance(value, list | tuple)
+            found = [_at_depth(v, before, now) for v in (value if many else [value])]
+            setattr(small, name, type(value)(found) if many else found[0])
+    adapter = getattr(small, "adapter_config", None)
+    if now < before and hasattr(adapter, "vision_feature_layer"):  # here layers are counted, from 0
+        adapter.vision_feature_layer = [_at_depth(v + 1, before, now) - 1 for v in adapter.vision_feature_layer]
 
 
 def _fit_layers(small: Any, full: Any) -> None:
@@ -47,6 +47,9 @@ def _fit_layers(small: Any, full: Any) -> None:
         if isinstance(value, list | tuple) and value and now < before:
             count = max(1, round(len(value) * now / before))
             setattr(small, name, type(value)(range(now - count, now)))
+    if isinstance(value := getattr(full, "insert_layer_id", None), int) and now < before:
+        for part in {id(p): p for p in (small, getattr(small, "vision_config", small))}.values():
+            part.insert_layer_id = max(0, round((value + 1) * now / before) - 1)
 
 
 def _depth(config: Any) -> int:
@@ -130,7 +133,7 @@ def _fit_positions(small: Any, full: Any) -> None:
 
 def _fit_tokens_of_places(small: Any, full: Any) -> None:
     """Name the tokens that hold the places of images and sounds, each another one."""
-    names = ("image_token_id", "video_token_id")
+    names = ("image_token_id", "video_token_id", "audio_token_id")
     for offset, name in enumerate(names):
         if hasattr(small, name) and getattr(small, name) is None and hasattr(small, "text_config"):
             setattr(small, name, 120 + offset)

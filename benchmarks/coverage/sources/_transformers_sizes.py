@@ -110,7 +110,7 @@ def _changes(config: Any, level: Level) -> dict[str, Any]:
         elif name == "rope_parameters" and level in _NARROW and re.search("vl|omni|4v|ocr", config.model_type):
             found[name] = {**value, "mrope_section": [2, 3, 3]}  # rotary dimensions of time, height and width
     tokens = [
-        n for n, v in values.items() if re.search(r"token_(id|index)$", n) and isinstance(v, int) and v >= VOCABULARY
+        n for n, v in values.items() if re.search(r"(token|patch)_(id|index)$", n) and isinstance(v, int) and v >= VOCABULARY
     ]
     for offset, name in enumerate(tokens):
         found[name] = VOCABULARY - 1 - offset
@@ -125,6 +125,8 @@ def _small(name: str, value: int, values: dict[str, Any], level: Level) -> int:
         "parts": (_PARTS, _LAYERS, _HEADS, _WIDTHS), "widths": (_LAYERS, _HEADS, _WIDTHS),
         "heads": (_LAYERS, _WIDTHS), "layers": (_LAYERS,),
     }[level]  # fmt: skip
+    if name == "num_hidden_layers" and value == len(_as_list(values.get("hidden_sizes"))):
+        return value  # there are stages, and each has its entry in lists
     if name == "head_dim" and "qk_rope_head_dim" in values and level != "layers":
         return 8  # rotary embeddings alone use it there
     if level in _NARROW and re.search(_HEADS[0][0], name):
@@ -138,6 +140,10 @@ def _small(name: str, value: int, values: dict[str, Any], level: Level) -> int:
             if re.search(pattern, name):
                 return min(value, small)
     return value
+
+
+def _as_list(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else []
 
 
 def _image_size(values: dict[str, Any]) -> int:
