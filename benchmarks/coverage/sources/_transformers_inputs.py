@@ -24,7 +24,7 @@ def inputs_of(model: nn.Module) -> Iterator[dict[str, Any]]:
     text = _text(model, wanted)
     shown: dict[str, dict[str, Any]] = {}
     for others in _others(model, wanted):
-        for kind in _PLACES if others and "input_ids" in text else ():
+        for kind in _kinds_of(others) if "input_ids" in text else ():
             for each in _with_places(model, kind, text, others):
                 if kind not in shown and _error_of_forward(model, each) is None:
                     shown[kind] = each
@@ -33,15 +33,31 @@ def inputs_of(model: nn.Module) -> Iterator[dict[str, Any]]:
                 yield each
         yield {**text, **others}
         if others and text:
-            yield {**{k: v[:1] for k, v in text.items()}, **others}
+            yield {**_first_row(text), **others}
     if text:
         yield text
+    if text and "encoder_hidden_states" in wanted:
+        config: Any = model.config
+        width = getattr(config, "cross_attention_hidden_size", None) or getattr(config, "hidden_size", 64)
+        yield {**text, "encoder_hidden_states": noise(2, _TARGET, width)}
 
 
-def _joined(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
-    """Return inputs with an image and a sound: the text of one behind that of the other."""
-    both = {k: torch.cat([first[k], second[k]], dim=1) for k in first if k in second}
-    return {**first, **second, **both}
+def _first_row(text: dict[str, Any]) -> dict[str, Any]:
+    """Return the first sequence, for one image."""
+    return {name: value[:1] for name, value in text.items()}
+
+
+def _kinds_of(others: dict[str, Any]) -> list[str]:
+    """Return what the features show, by the names of their arguments."""
+    if "pixel_values_videos" in others:
+        return ["video"]
+    return ["image"] if any("pixel" in name for name in others) else ["audio"] if others else []
+
+
+def _joined(*each: dict[str, Any]) -> dict[str, Any]:
+    """Return inputs with an image and a sound or a video: the text of one behind that of the other."""
+    names = {name: [inputs[name] for inputs in each if name in inputs] for inputs in each for name in inputs}
+    return {name: found[0] if len(found) == 1 else torch.cat(found, dim=1) for name, found in names.items()}
 
 
 def _text(model: nn.Module, wanted: dict[str, Any]) -> dict[str, Any]:
@@ -62,6 +78,10 @@ def _text(model: nn.Module, wanted: dict[str, Any]) -> dict[str, Any]:
     if "entity_ids" in wanted and "entity_position_ids" in wanted:
         found["entity_ids"] = tokens(2, 3, vocabulary=90)
         found["entity_position_ids"] = torch.tensor([[1, 2, -1], [4, -1, -1], [6, 7, 8]]).expand(2, 3, 3).clone()
+    if "visual_embeds" in wanted:
+        found["visual_embeds"] = noise(2, 4, getattr(config, "visual_embedding_dim", 64))
+        for name in ("visual_attention_mask", "visual_token_type_ids"):
+            found[name] = torch.ones(2, 4, dtype=torch.long)
     if "protein_input_ids" in wanted:
         found["protein_input_ids"] = tokens(2, _TOKENS, vocabulary=90, seed=2)
         found["protein_attention_mask"] = torch.ones_like(ids)
@@ -87,7 +107,7 @@ def _others(model: nn.Module, wanted: dict[str, Any]) -> Iterator[dict[str, Any]
         yield from _series(config, wanted)
     if "input_audio_embeds" in wanted or "inputs" in wanted:
         yield {"inputs": tokens(2, _TOKENS, vocabulary=90)}
-    if "pixel_values_videos" in wanted and "input_ids" not in wanted:
+    if "pixel_values_videos" in wanted and ("input_ids" not in wanted or hasattr(model.base_model, "video_tower")):
         yield {"pixel_values_videos": noise(1, 4, 3, size_of(config), size_of(config))}
     if "inputs_embeds" in wanted and "input_ids" not in wanted:
         yield {"inputs_embeds": noise(2, _TOKENS, getattr(config, "hidden_size", 64))}
@@ -125,6 +145,7 @@ def _series(config: Any, wanted: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 _PLACES = {
     "image": ("image_token_id", "image_token_index", "img_context_token_id", "image_patch_id"),
+    "video": ("video_token_id", "video_token_index"),
     "audio": ("audio_token_id", "audio_token_index", "audio_input_id", "audio_soft_token_id"),
 }
 """What the features show -> attributes of configurations that name the token that holds the place of one."""
@@ -145,7 +166,8 @@ def _with_places(model: nn.Module, kind: str, text: dict[str, Any], others: dict
     wanted = arguments_of(model.forward)
     names_ = ("token_type_ids", "mm_token_type_ids")
     kinds: dict[str, Any] = {n: (ids == token).long() for n in names_ if n in wanted}
-    yield {"input_ids": ids, **more, **others, **kinds}
+    rest = {n: v[:1] for n, v in text.items() if n.startswith("decoder_")}
+    yield {"input_ids": ids, **more, **rest, **others, **kinds}
 
 
 def _count_features(model: nn.Module, kind: str, others: dict[str, Any]) -> int | None:

@@ -129,11 +129,13 @@ def _numbered_patches(config: Any, part: Any) -> Iterator[dict[str, Any]]:
     places = [torch.arange(1, _GRID + 1).repeat_interleave(_GRID), torch.arange(1, _GRID + 1).repeat(_GRID)]
     patches = torch.cat([torch.stack(places, dim=-1).float(), noise(_GRID * _GRID, numbers)], dim=-1)
     count = getattr(config, "latent_query_num", 4)
-    text = torch.arange(count + 4)
+    text = torch.arange(count + 4)[None]
     yield {
-        "input_ids": text[None] + 5, "attention_mask": torch.ones(1, count + 4, dtype=torch.long),
-        "flattened_patches": patches[None], "image_embeds_position_mask": ((text >= 2) & (text < 2 + count)).long()[None],
-    }  # fmt: skip
+        "input_ids": text + 5,
+        "attention_mask": torch.ones_like(text),
+        "flattened_patches": patches[None],
+        "image_embeds_position_mask": ((text >= 2) & (text < 2 + count)).long(),
+    }
 
 
 def _pooled_patches(config: Any, part: Any) -> Iterator[dict[str, Any]]:
@@ -150,6 +152,25 @@ def _pooled_patches(config: Any, part: Any) -> Iterator[dict[str, Any]]:
     }
 
 
+def _tiles_and_speech(config: Any, part: Any) -> Iterator[dict[str, Any]]:
+    """Yield an image as a small copy of all of it and one tile, and the spectrum of a sound, with text around them.
+
+    Each row of pooled patches ends with a number of its own, and one separates the two images.
+    """
+    size, audio = size_of(part), config.audio_config
+    side, frames = size // _patch(part), 4
+    pooled = side // 2
+    places = [part.image_token_id] * (2 * pooled * (pooled + 1) + 1), [audio.audio_token_id] * frames
+    ids = torch.tensor([[7, 8, *places[0], 9, *places[1], 10]])
+    yield {
+        "input_ids": ids, "attention_mask": torch.ones_like(ids),
+        "image_pixel_values": noise(1, 2, _channels(part), size, size), "image_sizes": torch.tensor([[size, size]]),
+        "image_attention_mask": torch.ones(1, 2, side, side),
+        "audio_input_features": noise(1, frames * audio.time_reduction, audio.input_size),
+        "audio_embed_sizes": torch.tensor([frames]),
+    }  # fmt: skip
+
+
 _KINDS = (
     ({"pixel_values", "aspect_ratio_ids"}, _tiles_of_ratios),
     ({"pixel_values", "high_res_pixel_values"}, _two_resolutions),
@@ -159,6 +180,7 @@ _KINDS = (
     ({"pixel_values", "target_sizes"}, _strip),
     ({"flattened_patches", "image_embeds_position_mask"}, _numbered_patches),
     ({"pixel_values", "image_token_pooling"}, _pooled_patches),
+    ({"image_pixel_values", "audio_input_features"}, _tiles_and_speech),
 )
 """Arguments that a forward has -> the images that go with them."""
 

@@ -31,6 +31,10 @@ _PARTS: tuple[tuple[str, int], ...] = (
     (r"^(projector|adapter|vision|text_projection)_(in|out|input|output)_?(dim|size)$|^(project|output)_dim$", _WIDTH),
     (r"^(patch_embed_hidden_size|unit_embed_dim|descriptor_dim|descriptor_decoder_dim|memory_\w*hidden_size)$", _WIDTH),
     (r"^(merged_hidden_size|prediction_head_size|router_hidden_size|auxiliary_channels|codebook_size)$", _WIDTH),
+    (r"^(pos_emb_(height|width)|posemb_grid_size)$", 8),
+    (r"^(max_num_patches|latent_channels|num_embeddings|output_channels)$", _WIDTH),
+    (r"^base_channels$", 32),
+    (r"^(ext_pw_out_channel|depthwise_separable_out_channel|nemo_conv_channels|mlp_dim)$", _WIDTH),
     (r"^(hidden_size_global|pred_hidden_size|mit_hidden_size|vit_dim|mask_dim|moe_hidden_size|dff|dim_ff)$", _WIDTH),
 )
 """Sizes of patches, tables of positions, and seams between parts. In the full model they hold a small share of the
@@ -70,6 +74,8 @@ _HEADS: tuple[tuple[str, int], ...] = (
     (r"^(mamba_num_heads|mamba_n_heads)$", 8),
     (r"(^|_)(num_)?\w*(attention_)?heads?$", 4),
 )
+_IMAGE_SIZE = re.compile(r"(pretrain_)?(image_size|img_size|input_size|crop_size)")
+_TOKEN = re.compile(r"(token|patch)_(id|index)$")
 _LISTS = re.compile(r"(hidden_sizes|embed_dims?|encoder_hidden_sizes|neck_hidden_sizes|dims|channels|widths|d_model|"
                     r"hidden_channels)$")  # fmt: skip
 
@@ -86,7 +92,7 @@ def shrunken(config: Any, level: Level) -> Any:
     changes = _changes(config, level)
     built = _rebuilt(config, changes)
     small = built if built is not None else _changed(config, changes)
-    fit(small, config)
+    fit(small, config, narrow=level in _NARROW)
     return small
 
 
@@ -110,7 +116,9 @@ def _changes(config: Any, level: Level) -> dict[str, Any]:
         elif name == "rope_parameters" and level in _NARROW and re.search("vl|omni|4v|ocr", config.model_type):
             found[name] = {**value, "mrope_section": [2, 3, 3]}  # rotary dimensions of time, height and width
     tokens = [
-        n for n, v in values.items() if re.search(r"(token|patch)_(id|index)$", n) and isinstance(v, int) and v >= VOCABULARY
+        n
+        for n, v in values.items()
+        if re.search(r"(token|patch)_(id|index)$", n) and isinstance(v, int) and v >= VOCABULARY
     ]
     for offset, name in enumerate(tokens):
         found[name] = VOCABULARY - 1 - offset
@@ -133,7 +141,11 @@ def _small(name: str, value: int, values: dict[str, Any], level: Level) -> int:
         heads = max((v for n, v in values.items() if re.fullmatch(r"num_attention_heads|n_heads?|num_heads", n)
                      and isinstance(v, int)), default=0)  # fmt: skip
         return 4 if value >= heads else min(value, 2)
-    if re.fullmatch(r"(image_size|img_size|input_size|crop_size)", name) and value >= IMAGE and level != "layers":
+    if (
+        re.fullmatch(r"(pretrain_)?(image_size|img_size|input_size|crop_size)", name)
+        and value >= IMAGE
+        and level != "layers"
+    ):
         return IMAGE if level == "parts" else _image_size(values)
     for table in tables:
         for pattern, small in table:
@@ -183,7 +195,7 @@ def _rebuilt(config: Any, changes: dict[str, Any]) -> Any:
 
     What is not a size is kept: the full configuration may be that of a part, with values that are not its defaults.
     """
-    other = {k: v for k, v in config.to_diff_dict().items() if isinstance(v, bool | float | str) or k == "model_args"}
+    other = {k: v for k, v in config.to_diff_dict().items() if isinstance(v, bool | str) or k == "model_args"}
     kept = {k: v for k, v in other.items() if k not in ("model_type", "transformers_version", *changes)}
     for values in ({**kept, **changes}, changes, {k: v for k, v in changes.items() if not k.endswith("_types")}):
         try:
