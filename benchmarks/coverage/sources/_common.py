@@ -87,7 +87,8 @@ def _is_run(module: str, called: set[str]) -> bool:
     if module in called:
         return True
     parent = module.rpartition(".")[0]
-    return bool(module) and parent in called and not any(c.startswith(f"{parent}.") for c in called if c != parent)
+    children = f"{parent}." if parent else ""
+    return parent in called and not any(c != parent and c.startswith(children) for c in called)
 
 
 def _build_small(make: Callable[[], nn.Module]) -> nn.Module:

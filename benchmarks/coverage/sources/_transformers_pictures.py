@@ -23,7 +23,7 @@ def pictures(config: Any, wanted: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """
     part = vision_part(config)
     for name in ("image_grid_thw", "grid_thw"):
-        if name in wanted:
+        if name in wanted and ("pixel_values" in wanted or "hidden_states" in wanted):
             yield from _of_a_grid(config, part, wanted, name)
     for arguments, kind in _KINDS:
         if arguments <= set(wanted):
@@ -65,13 +65,15 @@ def _of_a_grid(config: Any, part: Any, wanted: dict[str, Any], name: str) -> Ite
     merge = getattr(part, "spatial_merge_size", None) or getattr(part, "merge_size", None) or 1
     frames = getattr(part, "temporal_patch_size", None) or getattr(part, "patch_temporal", None) or 1
     more = {name: torch.tensor([[1, _GRID, _GRID]])}
-    if "image_merge_sizes" in wanted:
-        more["image_merge_sizes"] = torch.tensor([getattr(config, "spatial_merge_size", None) or 2])
+    for merges in ("image_merge_sizes", "merge_sizes"):
+        if merges in wanted:
+            more[merges] = torch.tensor([getattr(config, "spatial_merge_size", None) or 2])
+    patches = "pixel_values" if "pixel_values" in wanted else "hidden_states"
     for frames_ in dict.fromkeys([frames, 1, 2]):
-        yield {"pixel_values": noise(count, channels * frames_ * patch * patch), **more}
-    yield {"pixel_values": noise(count, channels, patch, patch), **more}
+        yield {patches: noise(count, channels * frames_ * patch * patch), **more}
+    yield {patches: noise(count, channels, patch, patch), **more}
     merged = noise(4, merge * patch, merge * patch, channels)  # the grid counts merged patches
-    yield {"pixel_values": merged, **more, name: torch.tensor([[1, 2, 2]])}
+    yield {patches: merged, **more, name: torch.tensor([[1, 2, 2]])}
 
 
 def _tiles_of_ratios(config: Any, part: Any) -> Iterator[dict[str, Any]]:

@@ -135,7 +135,7 @@ def _fit_widths_between(small: Any, full: Any) -> None:
     encoder, projector, audio = (_part(small, name) for name in ("encoder", "projector", "audio"))
     if hasattr(encoder, "hidden_dim") and hasattr(projector, "encoder_hidden_size"):
         projector.encoder_hidden_size = encoder.hidden_dim
-    if small.model_type == "voxtral" and audio is not None:  # its projector takes four frames as one
+    if getattr(small, "model_type", None) == "voxtral" and audio is not None:  # its projector takes four frames as one
         audio.intermediate_size = 4 * audio.hidden_size
 
 

@@ -195,7 +195,8 @@ def _rebuilt(config: Any, changes: dict[str, Any]) -> Any:
 
     What is not a size is kept: the full configuration may be that of a part, with values that are not its defaults.
     """
-    other = {k: v for k, v in config.to_diff_dict().items() if isinstance(v, bool | str) or k == "model_args"}
+    given = config.to_diff_dict() if hasattr(config, "to_diff_dict") else {}
+    other = {k: v for k, v in given.items() if isinstance(v, bool | str) or k == "model_args"}
     kept = {k: v for k, v in other.items() if k not in ("model_type", "transformers_version", *changes)}
     for values in ({**kept, **changes}, changes, {k: v for k, v in changes.items() if not k.endswith("_types")}):
         try:
