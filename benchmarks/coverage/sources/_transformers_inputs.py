@@ -82,6 +82,9 @@ def _text(model: nn.Module, wanted: dict[str, Any]) -> dict[str, Any]:
         found["visual_embeds"] = noise(2, 4, getattr(config, "visual_embedding_dim", 64))
         for name in ("visual_attention_mask", "visual_token_type_ids"):
             found[name] = torch.ones(2, 4, dtype=torch.long)
+    if "visual_feats" in wanted:
+        found["visual_feats"] = noise(2, 4, getattr(config, "visual_feat_dim", 64))
+        found["visual_pos"] = noise(2, 4, getattr(config, "visual_pos_dim", 4)).sigmoid()
     if "protein_input_ids" in wanted:
         found["protein_input_ids"] = tokens(2, _TOKENS, vocabulary=90, seed=2)
         found["protein_attention_mask"] = torch.ones_like(ids)
@@ -93,10 +96,11 @@ def _others(model: nn.Module, wanted: dict[str, Any]) -> Iterator[dict[str, Any]
     config: Any = model.config
     yield from pictures(config, wanted)
     if "input_values" in wanted:
-        if isinstance(strides := getattr(getattr(config, "audio_config", None), "patch_sizes", None), list | tuple):
+        if isinstance(strides := getattr(getattr(config, "audio_config", config), "patch_sizes", None), list | tuple):
             yield {"input_values": noise(1, 4 * prod(strides))}
         yield {"input_values": noise(2, 4000)}
         yield {"input_values": noise(2, 1, 4000)}
+        yield {"input_values": noise(1, 1, 4000)}
         yield {"input_values": noise(1, getattr(config, "max_length", 64), getattr(config, "num_mel_bins", 16))}
     if "input_features" in wanted:
         yield from _spectra(config, wanted)
@@ -131,7 +135,7 @@ def _series(config: Any, wanted: dict[str, Any]) -> Iterator[dict[str, Any]]:
     lags = max(getattr(config, "lags_sequence", None) or [0])
     length = (getattr(config, "context_length", None) or 32) + lags
     ahead = getattr(config, "prediction_length", None) or 8
-    features = getattr(config, "num_time_features", 0) or 1
+    features = getattr(config, "num_time_features", 1)
     values = noise(2, length)
     yield {
         "past_values": values, "past_time_features": noise(2, length, features),

@@ -125,17 +125,23 @@ def _strip(config: Any, part: Any) -> Iterator[dict[str, Any]]:
         yield {"pixel_values": strip, "target_sizes": torch.tensor([[side, side]], dtype=torch.int32)}
 
 
-def _numbered_patches(config: Any, part: Any) -> Iterator[dict[str, Any]]:
-    """Yield patches of which the first two numbers are the row and the column, with a mask of their places in text."""
+def _patches_for_a_decoder(config: Any, part: Any) -> Iterator[dict[str, Any]]:
+    """Yield patches of which the first two numbers are the row and the column."""
     numbers = getattr(part, "patch_embed_hidden_size", 64)
     places = [torch.arange(1, _GRID + 1).repeat_interleave(_GRID), torch.arange(1, _GRID + 1).repeat(_GRID)]
     patches = torch.cat([torch.stack(places, dim=-1).float(), noise(_GRID * _GRID, numbers)], dim=-1)
+    yield {"flattened_patches": patches[None]}
+
+
+def _numbered_patches(config: Any, part: Any) -> Iterator[dict[str, Any]]:
+    """Yield patches of which the first two numbers are the row and the column, with a mask of their places in text."""
+    patches = next(_patches_for_a_decoder(config, part))["flattened_patches"]
     count = getattr(config, "latent_query_num", 4)
     text = torch.arange(count + 4)[None]
     yield {
         "input_ids": text + 5,
         "attention_mask": torch.ones_like(text),
-        "flattened_patches": patches[None],
+        "flattened_patches": patches,
         "image_embeds_position_mask": ((text >= 2) & (text < 2 + count)).long(),
     }
 
@@ -181,6 +187,7 @@ _KINDS = (
     ({"pixel_values", "audio_input_ids"}, _cubes),
     ({"pixel_values", "target_sizes"}, _strip),
     ({"flattened_patches", "image_embeds_position_mask"}, _numbered_patches),
+    ({"flattened_patches", "decoder_input_ids"}, _patches_for_a_decoder),
     ({"pixel_values", "image_token_pooling"}, _pooled_patches),
     ({"image_pixel_values", "audio_input_features"}, _tiles_and_speech),
 )
@@ -196,6 +203,7 @@ def _plain(config: Any, part: Any, wanted: dict[str, Any]) -> Iterator[dict[str,
         if "image_sizes" in wanted:
             yield from _with_sizes(picture, size)
         yield {"pixel_values": picture[:, None]}
+        yield {"pixel_values": noise(1, 2, channels, size, size)}
         frames = getattr(part, "num_frames", 4)
         yield {"pixel_values": noise(1, frames if isinstance(frames, int) else 4, channels, size, size)}
 

@@ -112,7 +112,7 @@ def _fit_text_widths(small: Any, full: Any) -> None:
     width, width_full = (getattr(_part(c, "text"), "hidden_size", None) for c in (small, full))
     if not isinstance(width, int) or width == width_full:
         return
-    if hasattr(text, "projection_dim") or hasattr(small, "projection_dim"):
+    if hasattr(text, "projection_dim") or getattr(full, "projection_dim", width_full) != width_full:
         return  # two towers meet in a space of their own
     for key, part in [("", small), *((n, v) for n, v in vars(small).items() if n.endswith("_config"))]:
         owner = getattr(full, key) if key else full
@@ -142,7 +142,10 @@ def _fit_widths_between(small: Any, full: Any) -> None:
 def _narrow_timm(small: Any) -> None:
     """Take a narrow tower of timm, of the same kind."""
     kind = getattr(small, "architecture", None) or ""
-    narrow = {"fastvit": {"embed_dims": (16, 16, 32, 32)}, "vit_": {"embed_dim": 64, "depth": 2, "num_heads": 4, "img_size": 64}}
+    narrow = {
+        "fastvit": {"embed_dims": (16, 16, 32, 32)},
+        "vit_": {"embed_dim": 64, "depth": 2, "num_heads": 4, "img_size": 64},
+    }
     found = next((more for start, more in narrow.items() if kind.startswith(start)), None)
     if found:
         small.model_args = {**(small.model_args or {}), **found}
@@ -154,6 +157,12 @@ def _fit_positions(small: Any, full: Any) -> None:
     size, patch = getattr(small, "image_size", None), getattr(small, "patch_size", None)
     if isinstance(size, list | tuple) and isinstance(patch, int) and getattr(small, "num_position_embeddings", None):
         small.num_position_embeddings = (size[0] // patch) * (size[1] // patch)
+
+
+def _fit_required(small: Any, full: Any) -> None:
+    """Give a value to what has no default and every user gives."""
+    if getattr(small, "prediction_length", 0) is None:
+        small.prediction_length = small.context_length = 8
 
 
 def _fit_tokens_of_places(small: Any, full: Any) -> None:
@@ -168,4 +177,5 @@ def _fit_tokens_of_places(small: Any, full: Any) -> None:
 
 
 _RULES = (_fit_states, _fit_layers, _fit_stacked_layers, _fit_tokens, _fit_queries, _fit_tiles, _fit_text_widths,
-          _fit_widths_between, _fit_positions, _fit_tokens_of_places)  # fmt: skip
+          _fit_widths_between, _fit_positions, _fit_required,
+          _fit_tokens_of_places)  # fmt: skip

@@ -57,7 +57,7 @@ _WIDTHS: tuple[tuple[str, int], ...] = (
     (r"^(ffn_hidden_size|shared_expert\w*|moe_intermediate_size)$", 48),
     (r"^(head_dim|d_kv|attention_head_size|head_size|v_head_dim|global_head_dim|swa_head_dim)$", 16),
     (r"^(qk_nope_head_dim|mamba_head_dim|mamba_d_head|qk_head_dim)$", 16),
-    (r"^qk_rope_head_dim$", 8),
+    (r"^(qk_rope_head_dim|rotary_dim)$", 8),
     (r"^(q_lora_rank|kv_lora_rank|dt_rank|time_step_rank|mamba_dt_rank)$", 24),
     (r"^(state_size|mamba_d_state|ssm_state_size|mamba_state_size)$", 16),
     (r"^(projection_dim|projection_size|classifier_proj_size|embedding_size_per_layer)$", 32),
