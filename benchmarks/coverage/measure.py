@@ -22,7 +22,7 @@ import torch
 
 import etp_graph as etp
 from benchmarks.coverage.sources import PRELOADED, Case, build
-from benchmarks.coverage.sources._common import NotBuilt
+from benchmarks.coverage.sources._common import NotBuilt, share_run
 from etp_graph.plan import Plan
 
 for _library in PRELOADED:
@@ -50,6 +50,7 @@ def measure(case: Case) -> dict[str, Any]:
     ``outcome`` is ``exact`` (the plan of the default call is right at half of the units), ``wrong`` (it is not),
     ``unseen`` (its outputs do not depend on the units, as those of a quantiser do not, so that nothing is proved),
     ``closed`` (``trace`` finds nothing to prune, and says why), ``exception``, ``memory``, or ``not built``.
+    ``not_run`` is the share of the parameters in modules that the inputs do not run: nothing is known of their units.
     """
     torch.manual_seed(0)
     line: dict[str, Any] = {}
@@ -57,6 +58,7 @@ def measure(case: Case) -> dict[str, Any]:
         model, inputs = build(case)
         line["model"] = type(model).__name__
         line["params"] = sum(p.numel() for p in model.parameters())
+        line["not_run"] = round(1 - share_run(model, inputs), 4)
         start = time.perf_counter()
         plan = etp.trace(model, inputs)
         line["trace_seconds"] = round(time.perf_counter() - start, 2)

@@ -18,6 +18,12 @@ Line = Mapping[str, Any]
 _HALF = 0.5
 """Share of the parameters that a model counts as open from."""
 
+_LEAST = 0.005
+"""Share of the parameters in no group that is named."""
+
+_NOT_RUN = "in modules that these inputs do not run"
+_NO_GROUP = "in no group"
+
 _HEAD = """# Coverage of models that nobody chose
 
 This record checks the plan of the default call, `trace(model, inputs)`, on models that the libraries list themselves.
@@ -47,6 +53,11 @@ are those of `trace`, on a machine that other work shared.
 
 What keeps parameters closed: the share is the mean over all traced models. A parameter counts for every reason that
 locks it. [What is locked, and how to open it](../locked.md) explains each reason.
+
+Parameters *in modules that these inputs do not run* have no units, because no call shows what depends on them. Such are
+the stages of an encoder behind the one whose output the decoder takes (PSPNet leaves out the last two of a ResNet), the
+half of a model that only generation or training calls, and towers of models for which no inputs were found. Lines from
+before this share was measured count it as *in no group*.
 
 {reasons}
 
@@ -144,13 +155,20 @@ def _reasons(built: Sequence[Line]) -> list[str]:
     shares: Counter[str] = Counter()
     models: dict[str, set[str]] = defaultdict(set)
     for line in traced:
-        for reason, share in line["locked"].items():
+        for reason, share in [*line["locked"].items(), *_outside_groups(line)]:
             shares[_kind_of(reason)] += share
             models[_kind_of(reason)].add(line["key"])
     rows = [as_row(("reason", "models", "share of parameters")), as_row(["---", "---:", "---:"])]
     return rows + [
         as_row((reason, len(models[reason]), f"{share / len(traced):.1%}")) for reason, share in shares.most_common(20)
     ]
+
+
+def _outside_groups(line: Line) -> list[tuple[str, float]]:
+    """Return why parameters are in no group, with their share."""
+    not_run = min(line.get("not_run", 0.0), line["in_no_group"])
+    found = [(_NOT_RUN, not_run), (_NO_GROUP, line["in_no_group"] - not_run)]
+    return [(reason, share) for reason, share in found if share >= _LEAST]
 
 
 def _kind_of(reason: str) -> str:
@@ -164,7 +182,8 @@ def _kind_of(reason: str) -> str:
 def _shares(lines: Sequence[Line]) -> str:
     rows = [as_row(("model", "prunable", "in no group", "main reasons")), as_row(["---", "---:", "---:", "---"])]
     for line in sorted(lines, key=lambda line: float(line["prunable"])):
-        main = "; ".join(f"{share:.0%} {reason[:120]}" for reason, share in list(line["locked"].items())[:2])
+        reasons = [*_outside_groups(line)[:1], *list(line["locked"].items())[:2]]
+        main = "; ".join(f"{share:.0%} {reason[:120]}" for reason, share in reasons)
         rows.append(as_row((line["key"], f"{line['prunable']:.0%}", f"{line['in_no_group']:.0%}", main)))
     return "\n".join(rows) if lines else "None."
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from math import prod
 from typing import Any
 
 import torch
@@ -11,7 +12,8 @@ from torch import Tensor, nn
 
 from benchmarks.models.entry import noise, tokens
 
-from ._common import arguments_of
+from ._common import _error_of_forward, arguments_of
+from ._transformers_pictures import pictures, size_of
 
 _TOKENS, _TARGET = 12, 6
 
@@ -20,12 +22,42 @@ def inputs_of(model: nn.Module) -> Iterator[dict[str, Any]]:
     """Yield inputs to try, the fullest first. Each runs only if its shapes fit the model."""
     wanted = arguments_of(model.forward)
     text = _text(model, wanted)
+    shown: dict[str, dict[str, Any]] = {}
     for others in _others(model, wanted):
-        for kind in ("image", "audio") if others and "input_ids" in text else ():
-            yield from _with_places(model, kind, text, others)
+        for kind in _kinds_of(others) if "input_ids" in text else ():
+            for each in _with_places(model, kind, text, others):
+                if kind not in shown and _error_of_forward(model, each) is None:
+                    shown[kind] = each
+                    if len(shown) > 1:
+                        yield _joined(*shown.values())
+                yield each
         yield {**text, **others}
+        if others and text:
+            yield {**_first_row(text), **others}
     if text:
         yield text
+    if text and "encoder_hidden_states" in wanted:
+        config: Any = model.config
+        width = getattr(config, "cross_attention_hidden_size", None) or getattr(config, "hidden_size", 64)
+        yield {**text, "encoder_hidden_states": noise(2, _TARGET, width)}
+
+
+def _first_row(text: dict[str, Any]) -> dict[str, Any]:
+    """Return the first sequence, for one image."""
+    return {name: value[:1] for name, value in text.items()}
+
+
+def _kinds_of(others: dict[str, Any]) -> list[str]:
+    """Return what the features show, by the names of their arguments."""
+    if "pixel_values_videos" in others:
+        return ["video"]
+    return ["image"] if any("pixel" in name for name in others) else ["audio"] if others else []
+
+
+def _joined(*each: dict[str, Any]) -> dict[str, Any]:
+    """Return inputs with an image and a sound or a video: the text of one behind that of the other."""
+    names = {name: [inputs[name] for inputs in each if name in inputs] for inputs in each for name in inputs}
+    return {name: found[0] if len(found) == 1 else torch.cat(found, dim=1) for name, found in names.items()}
 
 
 def _text(model: nn.Module, wanted: dict[str, Any]) -> dict[str, Any]:
@@ -43,74 +75,59 @@ def _text(model: nn.Module, wanted: dict[str, Any]) -> dict[str, Any]:
         found["bbox"] = torch.tensor([1, 2, 5, 7]).expand(2, _TOKENS, 4).clone()
     if "langs" in wanted and getattr(config, "n_langs", 1) > 1:
         found["langs"] = torch.zeros_like(ids)
+    if "entity_ids" in wanted and "entity_position_ids" in wanted:
+        found["entity_ids"] = tokens(2, 3, vocabulary=90)
+        found["entity_position_ids"] = torch.tensor([[1, 2, -1], [4, -1, -1], [6, 7, 8]]).expand(2, 3, 3).clone()
+    if "visual_embeds" in wanted:
+        found["visual_embeds"] = noise(2, 4, getattr(config, "visual_embedding_dim", 64))
+        for name in ("visual_attention_mask", "visual_token_type_ids"):
+            found[name] = torch.ones(2, 4, dtype=torch.long)
+    if "visual_feats" in wanted:
+        found["visual_feats"] = noise(2, 4, getattr(config, "visual_feat_dim", 64))
+        found["visual_pos"] = noise(2, 4, getattr(config, "visual_pos_dim", 4)).sigmoid()
+    if "protein_input_ids" in wanted:
+        found["protein_input_ids"] = tokens(2, _TOKENS, vocabulary=90, seed=2)
+        found["protein_attention_mask"] = torch.ones_like(ids)
     return found
-
-
-def _size(config: Any) -> int:
-    """Return the pixels of a side that the configuration asks for."""
-    for part in (config, getattr(config, "vision_config", None), getattr(config, "backbone_config", None),
-                 getattr(config, "encoder", None)):  # fmt: skip
-        size = getattr(part, "image_size", None) or getattr(part, "img_size", None)
-        if isinstance(size, list | tuple):
-            size = size[0]
-        if isinstance(size, int):
-            return size
-    return 64
 
 
 def _others(model: nn.Module, wanted: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Yield images, videos, waves, spectra and series, in the shapes that models take them."""
     config: Any = model.config
-    if "pixel_values" in wanted:
-        yield from _pictures(config, wanted)
+    yield from pictures(config, wanted)
     if "input_values" in wanted:
+        if isinstance(strides := getattr(getattr(config, "audio_config", config), "patch_sizes", None), list | tuple):
+            yield {"input_values": noise(1, 4 * prod(strides))}
         yield {"input_values": noise(2, 4000)}
         yield {"input_values": noise(2, 1, 4000)}
+        yield {"input_values": noise(1, 1, 4000)}
         yield {"input_values": noise(1, getattr(config, "max_length", 64), getattr(config, "num_mel_bins", 16))}
     if "input_features" in wanted:
         yield from _spectra(config, wanted)
+    if "audio_input_ids" in wanted:
+        bins = getattr(getattr(config, "audio_config", None), "n_mel_bins", 80)
+        yield {"audio_input_ids": tokens(1, 6, bins, vocabulary=90)}
     if "past_values" in wanted:
         yield from _series(config, wanted)
     if "input_audio_embeds" in wanted or "inputs" in wanted:
         yield {"inputs": tokens(2, _TOKENS, vocabulary=90)}
-    if "pixel_values_videos" in wanted and "input_ids" not in wanted:
-        yield {"pixel_values_videos": noise(1, 4, 3, _size(config), _size(config))}
+    if "pixel_values_videos" in wanted and ("input_ids" not in wanted or hasattr(model.base_model, "video_tower")):
+        yield {"pixel_values_videos": noise(1, 4, 3, size_of(config), size_of(config))}
     if "inputs_embeds" in wanted and "input_ids" not in wanted:
         yield {"inputs_embeds": noise(2, _TOKENS, getattr(config, "hidden_size", 64))}
     yield {}
 
 
-def _pictures(config: Any, wanted: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    part = getattr(config, "vision_config", config)
-    channels = getattr(part, "num_channels", None) or getattr(part, "in_channels", None) or 3
-    channels = channels if isinstance(channels, int) else 3
-    own = _size(config)
-    sizes = dict.fromkeys([64 if own > 128 else own, own, 64, 32, 128, 224])  # convolutions take any size
-    if "image_grid_thw" in wanted or "grid_thw" in wanted:
-        patch = getattr(part, "patch_size", 14)
-        numbers = channels * getattr(part, "temporal_patch_size", 1) * patch * patch
-        name = "image_grid_thw" if "image_grid_thw" in wanted else "grid_thw"
-        yield {"pixel_values": noise(16, numbers), name: torch.tensor([[1, 4, 4]])}
-    for size in sizes:
-        picture = noise(1, channels, size, size)
-        yield {"pixel_values": picture}
-        if "image_sizes" in wanted:
-            yield {"pixel_values": picture, "image_sizes": torch.tensor([[size, size]])}
-            yield {"pixel_values": picture.expand(5, -1, -1, -1)[None], "image_sizes": torch.tensor([[size, size]])}
-        yield {"pixel_values": picture[:, None]}
-        frames = getattr(part, "num_frames", 4)
-        yield {"pixel_values": noise(1, frames if isinstance(frames, int) else 4, channels, size, size)}
-
-
 def _spectra(config: Any, wanted: dict[str, Any]) -> Iterator[dict[str, Any]]:
     part = getattr(config, "audio_config", None) or getattr(config, "encoder_config", None) or config
-    bins = getattr(part, "num_mel_bins", None) or getattr(part, "feature_size", None) or 80
+    bins = next((v for n in ("num_mel_bins", "feature_size", "input_dim") if (v := getattr(part, n, None))), 80)
     masks = [name for name in ("input_features_mask", "feature_attention_mask") if name in wanted]
     for length in dict.fromkeys([2 * (getattr(part, "max_source_positions", None) or 30), 200]):
         mask = dict.fromkeys(masks, torch.ones(1, length, dtype=torch.long))
         for count in dict.fromkeys([bins, 80, 128, getattr(part, "feature_projection_input_dim", 80)]):
             yield {"input_features": noise(1, count, length), **mask}
             yield {"input_features": noise(1, length, count), **mask}
+            yield {"input_features": noise(1, length, count)}
             yield {"input_features": noise(1, 64, count)}
 
 
@@ -118,7 +135,7 @@ def _series(config: Any, wanted: dict[str, Any]) -> Iterator[dict[str, Any]]:
     lags = max(getattr(config, "lags_sequence", None) or [0])
     length = (getattr(config, "context_length", None) or 32) + lags
     ahead = getattr(config, "prediction_length", None) or 8
-    features = getattr(config, "num_time_features", 0) or 1
+    features = getattr(config, "num_time_features", 1)
     values = noise(2, length)
     yield {
         "past_values": values, "past_time_features": noise(2, length, features),
@@ -132,6 +149,7 @@ def _series(config: Any, wanted: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 _PLACES = {
     "image": ("image_token_id", "image_token_index", "img_context_token_id", "image_patch_id"),
+    "video": ("video_token_id", "video_token_index"),
     "audio": ("audio_token_id", "audio_token_index", "audio_input_id", "audio_soft_token_id"),
 }
 """What the features show -> attributes of configurations that name the token that holds the place of one."""
@@ -152,7 +170,8 @@ def _with_places(model: nn.Module, kind: str, text: dict[str, Any], others: dict
     wanted = arguments_of(model.forward)
     names_ = ("token_type_ids", "mm_token_type_ids")
     kinds: dict[str, Any] = {n: (ids == token).long() for n in names_ if n in wanted}
-    yield {"input_ids": ids, **more, **others, **kinds}
+    rest = {n: v[:1] for n, v in text.items() if n.startswith("decoder_")}
+    yield {"input_ids": ids, **more, **rest, **others, **kinds}
 
 
 def _count_features(model: nn.Module, kind: str, others: dict[str, Any]) -> int | None:
@@ -172,7 +191,17 @@ def _count_features(model: nn.Module, kind: str, others: dict[str, Any]) -> int 
         parts = [p for p in (found if isinstance(found, list | tuple) else [found]) if isinstance(p, Tensor)]
         if parts:
             return sum(p.numel() // p.shape[-1] for p in parts)
-    return None
+    return _count_frames(model, others) if kind == "audio" else None
+
+
+def _count_frames(model: nn.Module, others: dict[str, Any]) -> int | None:
+    """Return the number of frames that the tower of sounds says that it makes of spectra."""
+    tower = getattr(getattr(model, "model", model), "audio_tower", None)
+    method = getattr(tower, "_get_feat_extract_output_lengths", None)
+    if method is None or "feature_attention_mask" not in others:
+        return None
+    lengths = method(others["feature_attention_mask"].sum(-1))
+    return int(lengths[-1] if isinstance(lengths, tuple) else lengths)
 
 
 def _count_in_error(model: nn.Module, inputs: dict[str, Any]) -> int | None:

@@ -6,6 +6,8 @@ import copy
 import re
 from typing import Any
 
+from ._transformers_seams import fit
+
 VOCABULARY, IMAGE = 128, 32
 """Tokens, and pixels of a side."""
 
@@ -29,6 +31,10 @@ _PARTS: tuple[tuple[str, int], ...] = (
     (r"^(projector|adapter|vision|text_projection)_(in|out|input|output)_?(dim|size)$|^(project|output)_dim$", _WIDTH),
     (r"^(patch_embed_hidden_size|unit_embed_dim|descriptor_dim|descriptor_decoder_dim|memory_\w*hidden_size)$", _WIDTH),
     (r"^(merged_hidden_size|prediction_head_size|router_hidden_size|auxiliary_channels|codebook_size)$", _WIDTH),
+    (r"^(pos_emb_(height|width)|posemb_grid_size)$", 8),
+    (r"^(max_num_patches|latent_channels|num_embeddings|output_channels)$", _WIDTH),
+    (r"^base_channels$", 32),
+    (r"^(ext_pw_out_channel|depthwise_separable_out_channel|nemo_conv_channels|mlp_dim)$", _WIDTH),
     (r"^(hidden_size_global|pred_hidden_size|mit_hidden_size|vit_dim|mask_dim|moe_hidden_size|dff|dim_ff)$", _WIDTH),
 )
 """Sizes of patches, tables of positions, and seams between parts. In the full model they hold a small share of the
@@ -40,7 +46,7 @@ _LAYERS: tuple[tuple[str, int], ...] = (
     (r"^num_hidden_groups$", 1),
     (r"vocab_size", VOCABULARY),
     (r"^(max_position_embeddings|n_positions|n_ctx|max_seq_len|max_sequence_length|block_size)$", 256),
-    (r"(num_queries|num_object_queries|num_latents)$", 8),
+    (r"(num_queries|num_object_queries|num_latents|latent_query_num)$", 8),
     (r"^num_(local_|routed_)?experts$|^n_routed_experts$|^moe_num_experts$|^num_moe_experts$", 4),
     (r"^(num_experts_per_tok|moe_topk|top_k|moe_k|num_selected_experts|moe_num_experts_per_tok|top_k_experts)$", 2),
     (r"^(n_group|topk_group|num_expert_group)$", 1),
@@ -51,7 +57,7 @@ _WIDTHS: tuple[tuple[str, int], ...] = (
     (r"^(ffn_hidden_size|shared_expert\w*|moe_intermediate_size)$", 48),
     (r"^(head_dim|d_kv|attention_head_size|head_size|v_head_dim|global_head_dim|swa_head_dim)$", 16),
     (r"^(qk_nope_head_dim|mamba_head_dim|mamba_d_head|qk_head_dim)$", 16),
-    (r"^qk_rope_head_dim$", 8),
+    (r"^(qk_rope_head_dim|rotary_dim)$", 8),
     (r"^(q_lora_rank|kv_lora_rank|dt_rank|time_step_rank|mamba_dt_rank)$", 24),
     (r"^(state_size|mamba_d_state|ssm_state_size|mamba_state_size)$", 16),
     (r"^(projection_dim|projection_size|classifier_proj_size|embedding_size_per_layer)$", 32),
@@ -68,6 +74,8 @@ _HEADS: tuple[tuple[str, int], ...] = (
     (r"^(mamba_num_heads|mamba_n_heads)$", 8),
     (r"(^|_)(num_)?\w*(attention_)?heads?$", 4),
 )
+_IMAGE_SIZE = re.compile(r"(pretrain_)?(image_size|img_size|input_size|crop_size)")
+_TOKEN = re.compile(r"(token|patch)_(id|index)$")
 _LISTS = re.compile(r"(hidden_sizes|embed_dims?|encoder_hidden_sizes|neck_hidden_sizes|dims|channels|widths|d_model|"
                     r"hidden_channels)$")  # fmt: skip
 
@@ -83,7 +91,9 @@ def shrunken(config: Any, level: Level) -> Any:
         return config
     changes = _changes(config, level)
     built = _rebuilt(config, changes)
-    return built if built is not None else _changed(config, changes)
+    small = built if built is not None else _changed(config, changes)
+    fit(small, config, narrow=level in _NARROW)
+    return small
 
 
 def _changes(config: Any, level: Level) -> dict[str, Any]:
@@ -106,7 +116,9 @@ def _changes(config: Any, level: Level) -> dict[str, Any]:
         elif name == "rope_parameters" and level in _NARROW and re.search("vl|omni|4v|ocr", config.model_type):
             found[name] = {**value, "mrope_section": [2, 3, 3]}  # rotary dimensions of time, height and width
     tokens = [
-        n for n, v in values.items() if re.search(r"token_(id|index)$", n) and isinstance(v, int) and v >= VOCABULARY
+        n
+        for n, v in values.items()
+        if re.search(r"(token|patch)_(id|index)$", n) and isinstance(v, int) and v >= VOCABULARY
     ]
     for offset, name in enumerate(tokens):
         found[name] = VOCABULARY - 1 - offset
@@ -121,19 +133,29 @@ def _small(name: str, value: int, values: dict[str, Any], level: Level) -> int:
         "parts": (_PARTS, _LAYERS, _HEADS, _WIDTHS), "widths": (_LAYERS, _HEADS, _WIDTHS),
         "heads": (_LAYERS, _WIDTHS), "layers": (_LAYERS,),
     }[level]  # fmt: skip
+    if name == "num_hidden_layers" and value == len(_as_list(values.get("hidden_sizes"))):
+        return value  # there are stages, and each has its entry in lists
     if name == "head_dim" and "qk_rope_head_dim" in values and level != "layers":
         return 8  # rotary embeddings alone use it there
     if level in _NARROW and re.search(_HEADS[0][0], name):
         heads = max((v for n, v in values.items() if re.fullmatch(r"num_attention_heads|n_heads?|num_heads", n)
                      and isinstance(v, int)), default=0)  # fmt: skip
         return 4 if value >= heads else min(value, 2)
-    if re.fullmatch(r"(image_size|img_size|input_size|crop_size)", name) and value >= IMAGE and level != "layers":
+    if (
+        re.fullmatch(r"(pretrain_)?(image_size|img_size|input_size|crop_size)", name)
+        and value >= IMAGE
+        and level != "layers"
+    ):
         return IMAGE if level == "parts" else _image_size(values)
     for table in tables:
         for pattern, small in table:
             if re.search(pattern, name):
                 return min(value, small)
     return value
+
+
+def _as_list(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else []
 
 
 def _image_size(values: dict[str, Any]) -> int:
@@ -169,8 +191,14 @@ def _short_types(types: list[str]) -> list[str]:
 
 
 def _rebuilt(config: Any, changes: dict[str, Any]) -> Any:
-    """Return a configuration that its class makes from the values; ``None`` if the class refuses them."""
-    for values in (changes, {k: v for k, v in changes.items() if not k.endswith("_types")}):
+    """Return a configuration that its class makes from the values; ``None`` if the class refuses them.
+
+    What is not a size is kept: the full configuration may be that of a part, with values that are not its defaults.
+    """
+    given = config.to_diff_dict() if hasattr(config, "to_diff_dict") else {}
+    other = {k: v for k, v in given.items() if isinstance(v, bool | str) or k == "model_args"}
+    kept = {k: v for k, v in other.items() if k not in ("model_type", "transformers_version", *changes)}
+    for values in ({**kept, **changes}, changes, {k: v for k, v in changes.items() if not k.endswith("_types")}):
         try:
             return type(config)(**values)
         except Exception:  # noqa: BLE001, S112 - each class checks its values in its own way
