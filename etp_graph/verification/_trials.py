@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,9 +19,9 @@ from etp_graph.model import (
     convert_inputs,
     copy_model,
     eval_mode,
+    kept_generators,
     named_tensors,
     plain_forward,
-    private_random,
     run_outputs,
     without_autocast,
 )
@@ -31,8 +31,8 @@ from etp_graph.surgery import prune_
 
 from ._comparison import as_real, count_unusable, describe_difference, describe_failure, relative_error
 from ._masked import Masked
-from ._replay import Choices, SteadyNoise
-from ._sampling import random_selection, randomize_
+from ._replay import Choices, Comparable
+from ._sampling import RandomValues, random_selection
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4}
 """Largest relative error that counts as equal."""
@@ -55,33 +55,109 @@ class Trial:
     units: int
     good: bool
     why: str = ""
+    unusable: int = 0
 
 
-def _with_dtype(model: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Convert a copy, also the tensors that its modules keep as plain attributes (what an earlier forward computed)."""
-    for module in model.to(dtype).modules():
+class Copy:
+    """Copy of a model in one precision, of which each run gets a copy on the same memory.
+
+    With random weights the masked model needs no memory of its own: its units are set to zero here, and the weights are
+    written again before they are needed.
+
+    Args:
+        model: the model.
+        dtype: the precision.
+        seed: seed of the random weights; ``None``: those of the model.
+        copied: what makes the copy in a precision, with memory of its own, if not the whole model is copied.
+    """
+
+    def __init__(
+        self, model: nn.Module, dtype: torch.dtype, seed: int | None, copied: Callable[[torch.dtype], nn.Module] | None
+    ) -> None:
+        with plain_forward(model):
+            self._model = copied(dtype) if copied else _copy_in(model, dtype, filled=seed is None)
+        self._model.requires_grad_(True)
+        self._values = None if seed is None else RandomValues(seed)
+        self._intact = True
+        if self._values is not None:
+            self._values.write_(self._model)
+
+    @property
+    def model(self) -> nn.Module:
+        """The copy, with all of its weights."""
+        if not self._intact and self._values is not None:
+            self._values.write_(self._model, parameters_only=True)
+        self._intact = True
+        return self._model
+
+    def run_copy(self) -> nn.Module:
+        """Return a copy on the same memory, for one run, because a model may keep what it computes."""
+        return copy_model(self.model, share=True)
+
+    @contextmanager
+    def masked(self, plan: Plan, keep: Tensor) -> Iterator[nn.Module]:
+        """Run a copy inside whose removed units are zero. Other copies lose the weights of these units, too."""
+        masked = self.run_copy()
+        if self._values is None:
+            _give_own_memory(masked, plan)
+        else:
+            self._intact = False
+        with Masked(masked, plan, keep, finite=self._values is not None), standing_in(masked, views_only=True):
+            yield masked
+
+
+def _copy_in(model: nn.Module, dtype: torch.dtype, *, filled: bool) -> nn.Module:
+    """Return a copy of a model in another precision.
+
+    Args:
+        model: the model.
+        dtype: of all floating-point tensors, also of those that modules keep as plain attributes (what an earlier
+            forward computed).
+        filled: whether floating-point parameters get the values of the model; otherwise they have any values.
+    """
+    made = copy_model(model, share=True)
+    for parameter in made.parameters():
+        if type(parameter) is nn.Parameter:
+            target = dtype if parameter.is_floating_point() else parameter.dtype
+            if filled or not parameter.is_floating_point():
+                parameter.data = parameter.data.to(target, copy=True)
+            else:
+                parameter.data = torch.empty_like(parameter.data, dtype=target)
+    for module in made.to(dtype).modules():
         for name, value in vars(module).items():
-            if isinstance(value, torch.Tensor) and value.is_floating_point():
+            if isinstance(value, Tensor) and value.is_floating_point():
                 vars(module)[name] = value.to(dtype)
-    return model
+    return made
 
 
 class Trials:
-    """Trials on copies of one model, in the highest precision that its operators support."""
+    """Trials on copies of one model, in the highest precision that its operators support.
+
+    Args:
+        model, plan, example_inputs, gradients, randomize, seed: as of :func:`etp_graph.verify`.
+        dtypes: the precisions, highest first.
+        copied: as of :class:`Copy`.
+        effect: whether to run the unpruned model, to find a precision in which its outputs are usable, and to measure
+            the effect of a removal.
+    """
 
     def __init__(
         self, model: nn.Module, plan: Plan, example_inputs: Any, *, gradients: bool, randomize: bool, seed: int,
         dtypes: Sequence[torch.dtype] = (torch.float64, torch.float32),
-        copied: Callable[[torch.dtype], nn.Module] | None = None,
+        copied: Callable[[torch.dtype], nn.Module] | None = None, effect: bool = True,
     ) -> None:  # fmt: skip
         self.plan, self.gradients, self.seed = plan, gradients, seed
         self.seed_others, self.drawn = False, set[str]()
         self.steady = self.draws = False
         self.note = ""
-        self._copied = copied or (lambda dtype: _with_dtype(copy_model(model), dtype))
+        self.dense: list[Tensor] | None = None
         for self.dtype in dtypes:
             try:
-                self._prepare(model, example_inputs, randomize)
+                self._copy = Copy(model, self.dtype, seed if randomize else None, copied)
+                self.inputs = convert_inputs(example_inputs, like=next(self.model.parameters()))
+                if not effect:
+                    break
+                self.dense = self._dense_outputs()
             except RuntimeError:
                 if self.dtype == dtypes[-1]:
                     raise
@@ -89,22 +165,18 @@ class Trials:
             if not count_unusable(self.dense):
                 break
 
-    def _prepare(self, model: nn.Module, example_inputs: Any, randomize: bool) -> None:
-        with plain_forward(model):
-            self.model = self._copied(self.dtype)
-        self.model.requires_grad_(True)
-        self.inputs = convert_inputs(example_inputs, like=next(self.model.parameters()))
-        if randomize:
-            randomize_(self.model, seed=self.seed)
-        self.dense = self._dense_outputs()
+    @property
+    def model(self) -> nn.Module:
+        """The copy that all runs are copied from."""
+        return self._copy.model
 
     def _dense_outputs(self) -> list[Tensor]:
         """Return the outputs of a copy, because a model may keep what it computes."""
         with torch.no_grad():
-            found = self._outputs(copy_model(self.model, share=True))
+            found = self._outputs(self._copy.run_copy())
             if self.seed_others or self._draws_outside_torch(found):
                 self.seed_others = True
-                found = self._outputs(copy_model(self.model, share=True))
+                found = self._outputs(self._copy.run_copy())
         return found
 
     def _draws_outside_torch(self, found: list[Tensor]) -> bool:
@@ -116,18 +188,18 @@ class Trials:
             return False
         return threading.active_count() == 1 or relative_error(self._outputs(copy_model(self.model)), found) > 0
 
-    def _outputs(self, model: nn.Module) -> list[Tensor]:
+    def _outputs(self, model: nn.Module, choices: Choices | None = None) -> list[Tensor]:
         found: list[Tensor] = []
         for mode in self.plan.modes:
             wide = InFloat64() if self.dtype == torch.float64 else nullcontext()
             evaluation = eval_mode(model, containers=mode == "train")
-            own = private_random(model, self.seed, seed_others=self.seed_others)
-            noise = SteadyNoise(active=self.steady)
-            with evaluation, own as drawn, noise, WithoutDropout(), wide, without_autocast():
+            own = kept_generators(model, seed=self.seed if self.seed_others else None)
+            comparable = Comparable(self.seed, steady=self.steady, choices=choices)
+            with evaluation, own as drawn, comparable, WithoutDropout(), wide, without_autocast():
                 chosen = run_outputs(model, self.inputs, self.plan.outputs, every_mode=mode == "eval")
                 found += [as_real(tensor) for tensor in chosen.tensors.values()]
             self.drawn |= drawn
-            self.draws |= noise.seen
+            self.draws |= comparable.drew
         return found
 
     def distrust_gradients(self, trial: Trial, groups: Sequence[Group], ratio: float) -> bool:
@@ -172,7 +244,7 @@ class Trials:
 
     def _pruned(self, groups: Sequence[Group], ratio: float) -> nn.Module:
         """Return the pruned copy of a trial."""
-        model = copy_model(self.model, share=True)
+        model = self._copy.run_copy()
         prune_(model, self.plan, self._selection(groups, ratio))
         return model
 
@@ -251,36 +323,36 @@ class Trials:
 
     def _compare(self, groups: Sequence[Group], ratio: float) -> Trial:
         selection = self._selection(groups, ratio)
-        keep = selection.flat(self.plan)
-        masked, choices = copy_model(self.model, share=True), Choices(tolerance=TOLERANCE[self.dtype])
-        _give_own_memory(masked, self.plan)
+        keep, choices = selection.flat(self.plan), Choices(tolerance=TOLERANCE[self.dtype])
+        pruned = self._copy.run_copy()  # before masking, which writes zeros into the weights that copies share
         try:
-            with Masked(masked, self.plan, keep), standing_in(masked, views_only=True):
+            prune_(pruned, self.plan, selection)
+        except Exception as failure:  # noqa: BLE001 - of surgery, on a plan that may be wrong
+            return _failed(failure)
+        try:
+            with self._copy.masked(self.plan, keep) as masked:
                 want, want_grads = self._run(masked, choices)
         except Exception:  # of the user's code; raised again if the unpruned model does not explain it
             if not self._drop_gradients():
                 raise
             return self._compare(groups, ratio)
-        del masked  # keep one copy at a time, because memory may not suffice for two
-        pruned = copy_model(self.model, share=True)
+        del masked
         try:
-            prune_(pruned, self.plan, selection)
             got, got_grads = self._run(pruned, Choices(choices, tolerance=TOLERANCE[self.dtype]))
         except Exception as failure:  # noqa: BLE001 - the code of a user, with sizes that it may not expect
-            why = f"the pruned model fails: {describe_failure(failure)}"
-            return Trial(float("inf"), float("inf"), 0.0, 0, False, why)
+            return _failed(failure)
         error = relative_error(got, want)
         gradient_error = _gradient_error(got_grads, want_grads, self.plan, keep)
-        effect = relative_error(want, self.dense)
+        effect = 0.0 if self.dense is None else relative_error(want, self.dense)
         good = max(error, gradient_error) <= TOLERANCE[self.dtype]
         why = describe_difference(got, want, error) + (
             f" (gradients by {gradient_error:.1e})" if self.gradients else ""
         )
-        return Trial(error, gradient_error, effect, int((~keep).sum()), good, why)
+        return Trial(error, gradient_error, effect, int((~keep).sum()), good, why, count_unusable(want))
 
     def _run(self, model: nn.Module, choices: Choices) -> tuple[list[Tensor], dict[str, Tensor]]:
-        with torch.set_grad_enabled(self.gradients), choices:
-            out = self._outputs(model)
+        with torch.set_grad_enabled(self.gradients):
+            out = self._outputs(model, choices)
         if not self.gradients:
             return out, {}
         loss = self._loss(out)
@@ -297,6 +369,10 @@ class Trials:
             for t in out
             if t.requires_grad and t.is_floating_point()
         )
+
+
+def _failed(failure: Exception) -> Trial:
+    return Trial(float("inf"), float("inf"), 0.0, 0, False, f"the pruned model fails: {describe_failure(failure)}")
 
 
 def _give_own_memory(model: nn.Module, plan: Plan) -> None:

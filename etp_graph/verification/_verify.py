@@ -20,11 +20,12 @@ from etp_graph.model import (
     private_random,
     run_outputs,
     without_autocast,
+    without_garbage_collection,
 )
 from etp_graph.plan import Plan, Selection
 from etp_graph.standins import standing_in
 
-from ._comparison import as_real, count_unusable, relative_error
+from ._comparison import as_real, relative_error
 from ._masked import Masked
 from ._memory import available_memory, real_inputs
 from ._repeats import copy_with_shared_blocks, count_numbers, find_repeated_blocks
@@ -126,24 +127,34 @@ def lock_what_fails(model: nn.Module, plan: Plan, example_inputs: Any) -> Plan:
     """Return the plan with every group locked that fails the check of :func:`verify`; the reason is its error.
 
     A trial runs in float32 first. It counts as passed if the outputs differ by less than :data:`SCREENED`, which
-    rounding explains. Any larger difference is judged in float64, as by :func:`verify`.
+    rounding explains. Any larger difference, and outputs that are NaN, are judged in float64, as by :func:`verify`.
     """
-    return _lock_failing(
-        lambda plan: Trials(model, plan, example_inputs, gradients=False, randomize=True, seed=0),
-        plan,
-        _screen(model, plan, example_inputs),
-    )
+    with without_garbage_collection():
+        return _lock_failing(
+            lambda plan: Trials(model, plan, example_inputs, gradients=False, randomize=True, seed=0),
+            plan,
+            _screen(model, plan, example_inputs),
+        )
 
 
 def _screen(model: nn.Module, plan: Plan, example_inputs: Any) -> Trials | None:
-    """Return trials in float32, or ``None`` if the model computes nothing of use in float32."""
+    """Return trials in float32, or ``None`` if the model cannot be copied in float32."""
     try:
-        screen = Trials(
-            model, plan, example_inputs, gradients=False, randomize=True, seed=0, dtypes=(torch.float32,)
+        return Trials(
+            model, plan, example_inputs, gradients=False, randomize=True, seed=0, dtypes=(torch.float32,), effect=False
         )  # fmt: skip
     except RuntimeError:
         return None
-    return None if count_unusable(screen.dense) else screen
+
+
+def _passes(screen: Trials, plan: Plan, ratio: float) -> bool:
+    """Return True if rounding explains the difference that a trial in float32 finds."""
+    screen.plan = plan
+    try:
+        trial = screen.trial(plan.prunable, ratio)
+    except RuntimeError:  # of an operator that does not support float32
+        return False
+    return trial.error <= SCREENED and not trial.unusable
 
 
 def lock_what_fails_in_blocks(model: nn.Module, plan: Plan, example_inputs: Any) -> Plan:
@@ -183,8 +194,7 @@ def _lock_failing(make: Callable[[Plan], Trials], plan: Plan, screen: Trials | N
     judge: Trials | None = None
     for ratio in (0.5, 0.0, 1.0):  # 0 and 1 find operators that only accept some sizes
         if screen is not None:
-            screen.plan = plan
-            if not plan.prunable or screen.trial(plan.prunable, ratio).error <= SCREENED:
+            if not plan.prunable or _passes(screen, plan, ratio):
                 continue
         judge = judge or make(plan)
         while plan.prunable and not (trial := judge.trial(plan.prunable, ratio)).good:
