@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -32,8 +31,8 @@ def find_edits(model: nn.Module, plan: Plan, keep: Tensor) -> list[Edit]:
         kept = SlicedAxis(module, 0, tuple(layers)).kept_positions(keep)
         removed = int((~kept).sum())
         if removed:
-            edit = Edit(module=module, name=name, item=item, value=0)
-            edits.append(replace(edit, value=read_attribute(model, edit) - removed))
+            before = read_attribute(model, Edit(module=module, name=name, item=item, value=0))
+            edits.append(Edit(module=module, name=name, item=item, value=before - removed))
     return edits
 
 

@@ -179,7 +179,7 @@ def _parts(record: SurgeryRecord) -> dict[str, SurgeryRecord]:
             standins[path].append(rest)
     for edit in record.edits:
         for path, rest in (*_splits(edit.module), (edit.module, "")):
-            edits[path].append(replace(edit, module=rest))
+            edits[path].append(Edit(module=rest, name=edit.name, item=edit.item, value=edit.value))
     for names in record.blocks:
         held: defaultdict[str, list[str]] = defaultdict(list)
         for name in names:

@@ -128,7 +128,6 @@ class Masked(TorchFunctionMode):
         vectors = [p for p in module.parameters(recurse=False) if p.ndim == 1 and id(p) in self._by_weight]
         return {-1: self._by_weight[id(vectors[0])][0]} if vectors else {}
 
-
     def _running_module(self) -> nn.Module | None:
         """Return the innermost module whose forward is running.
 

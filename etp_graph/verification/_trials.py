@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -147,6 +148,7 @@ class Trials:
         copied: Callable[[torch.dtype], nn.Module] | None = None, effect: bool = True,
     ) -> None:  # fmt: skip
         self.plan, self.gradients, self.seed = plan, gradients, seed
+        self.ratios_of_gradients: frozenset[float] | None = None
         self.seed_others, self.drawn = False, set[str]()
         self.steady = self.draws = False
         self.note = ""
@@ -234,7 +236,7 @@ class Trials:
         if not self.gradients:
             return False
         try:
-            self._run(copy_model(self.model), Choices())
+            self._run(copy_model(self.model), Choices(), gradients=True)
         except Exception as error:  # noqa: BLE001 - the code of a user
             self.gradients = False
             self.note = (
@@ -253,7 +255,7 @@ class Trials:
 
     def _derivative_error(self, model: nn.Module) -> float:
         """Return how far the gradients of a model are from central differences, in a random direction."""
-        _, grads = self._run(copy_model(model), Choices())
+        _, grads = self._run(copy_model(model), Choices(), gradients=True)
         generator = torch.Generator().manual_seed(self.seed)
         steps = {
             name: torch.randn(p.shape, generator=generator, device="cpu").to(p) for name, p in model.named_parameters()
@@ -315,6 +317,7 @@ class Trials:
         If the results differ and the forward draws random numbers, they are compared again with constant ones.
         """
         trial = self._compare(groups, ratio)
+        gc.collect(0)  # copies that refer to themselves: the collector may be off
         if trial.good or self.steady or not self.draws:
             return trial
         self.steady = True
@@ -324,6 +327,7 @@ class Trials:
     def _compare(self, groups: Sequence[Group], ratio: float) -> Trial:
         selection = self._selection(groups, ratio)
         keep, choices = selection.flat(self.plan), Choices(tolerance=TOLERANCE[self.dtype])
+        gradients = self.gradients and (self.ratios_of_gradients is None or ratio in self.ratios_of_gradients)
         pruned = self._copy.run_copy()  # before masking, which writes zeros into the weights that copies share
         try:
             prune_(pruned, self.plan, selection)
@@ -331,29 +335,27 @@ class Trials:
             return _failed(failure)
         try:
             with self._copy.masked(self.plan, keep) as masked:
-                want, want_grads = self._run(masked, choices)
+                want, want_grads = self._run(masked, choices, gradients=gradients)
         except Exception:  # of the user's code; raised again if the unpruned model does not explain it
             if not self._drop_gradients():
                 raise
             return self._compare(groups, ratio)
         del masked
         try:
-            got, got_grads = self._run(pruned, Choices(choices, tolerance=TOLERANCE[self.dtype]))
+            got, got_grads = self._run(pruned, Choices(choices, tolerance=TOLERANCE[self.dtype]), gradients=gradients)
         except Exception as failure:  # noqa: BLE001 - the code of a user, with sizes that it may not expect
             return _failed(failure)
         error = relative_error(got, want)
         gradient_error = _gradient_error(got_grads, want_grads, self.plan, keep)
         effect = 0.0 if self.dense is None else relative_error(want, self.dense)
         good = max(error, gradient_error) <= TOLERANCE[self.dtype]
-        why = describe_difference(got, want, error) + (
-            f" (gradients by {gradient_error:.1e})" if self.gradients else ""
-        )
+        why = describe_difference(got, want, error) + (f" (gradients by {gradient_error:.1e})" if gradients else "")
         return Trial(error, gradient_error, effect, int((~keep).sum()), good, why, count_unusable(want))
 
-    def _run(self, model: nn.Module, choices: Choices) -> tuple[list[Tensor], dict[str, Tensor]]:
-        with torch.set_grad_enabled(self.gradients):
+    def _run(self, model: nn.Module, choices: Choices, *, gradients: bool) -> tuple[list[Tensor], dict[str, Tensor]]:
+        with torch.set_grad_enabled(gradients):
             out = self._outputs(model, choices)
-        if not self.gradients:
+        if not gradients:
             return out, {}
         loss = self._loss(out)
         if isinstance(loss, Tensor):
@@ -387,16 +389,51 @@ def _gradient_error(got: dict[str, Tensor], want: dict[str, Tensor], plan: Plan,
     """Return the largest relative error of a gradient over its kept entries."""
     full = with_no_unit(keep, True)
     sliced = Positions(plan).axes
-    top = max((float(g.abs().max()) for g in want.values() if g.numel()), default=0.0)
+    top = max((_largest(g) for g in want.values() if g.numel()), default=0.0)
     worst = 0.0
     for name, grad in got.items():
         if name not in want or ".parametrizations." in name:
             continue  # surgery rescales magnitudes, so their gradients differ although the function is the same
-        other = want[name]
-        for axis in sliced.get(name, ()):
-            other = other.index_select(axis.axis, axis.kept_positions(full).nonzero().flatten().to(other.device))
-        if other.shape != grad.shape:
+        kept = {
+            part.axis: part.kept_positions(full).nonzero().flatten().to(grad.device) for part in sliced.get(name, ())
+        }
+        if grad.shape != tuple(len(kept[d]) if d in kept else n for d, n in enumerate(want[name].shape)):
             return float("inf")
-        scale = max(float(other.abs().max()), 1e-6 * top) if other.numel() else 0.0
-        worst = max(worst, float((grad - other).abs().max()) / scale if scale else 0.0)
+        if not grad.numel():
+            continue
+        difference, largest = _compare_kept(grad, want[name], kept)
+        scale = max(largest, 1e-6 * top)
+        worst = max(worst, difference / scale if scale else 0.0)
     return worst
+
+
+_CHUNK = 2**20
+"""Number of elements of the pieces in which gradients are compared, which stay in the cache of a processor."""
+
+
+def _compare_kept(grad: Tensor, other: Tensor, kept: dict[int, Tensor]) -> tuple[float, float]:
+    """Return the largest difference of a gradient from the kept entries of another one, and the largest of these.
+
+    Args:
+        grad: the gradient.
+        other: the other one, of the shape before surgery.
+        kept: the positions that ``grad`` has of it, by axis.
+    """
+    if not grad.ndim:
+        return _largest(grad - other), _largest(other)
+    rows = kept.get(0, torch.arange(len(other), device=other.device))
+    step = max(1, _CHUNK * len(rows) // grad.numel())
+    difference, largest = 0.0, 0.0
+    for mine, piece in zip(grad.split(step), rows.split(step), strict=True):
+        part = other.index_select(0, piece)
+        for axis, positions in kept.items():
+            part = part.index_select(axis, positions) if axis else part
+        largest = max(largest, _largest(part))
+        difference = max(difference, _largest(part.sub_(mine)))
+    return difference, largest
+
+
+def _largest(tensor: Tensor) -> float:
+    """Return the largest absolute value; NaN if one is NaN."""
+    low, high = (tensor.to_dense().abs() if tensor.is_complex() or tensor.is_sparse else tensor).aminmax()
+    return float(torch.maximum(-low, high))

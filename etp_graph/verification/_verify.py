@@ -29,7 +29,7 @@ from ._comparison import as_real, relative_error
 from ._masked import Masked
 from ._memory import available_memory, real_inputs
 from ._repeats import copy_with_shared_blocks, count_numbers, find_repeated_blocks
-from ._trials import SCREENED, TOLERANCE, Trials
+from ._trials import SCREENED, TOLERANCE, Trial, Trials
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,15 +101,11 @@ def verify(
     plan.check(model)
     if outputs is not None:
         plan = replace(plan, outputs=check_outputs(outputs))
-    judge = Trials(model, plan, example_inputs, gradients=gradients, randomize=randomize, seed=seed)
-    trials = []
-    for ratio_ in [ratio] if isinstance(ratio, float) else ratio:
-        trial = judge.trial(plan.prunable, ratio_)
-        if not trial.good and judge.distrust_gradients(trial, plan.prunable, ratio_):
-            trial = judge.trial(plan.prunable, ratio_)
-        if not trial.good:
-            raise judge.equivalence_error(plan.prunable, ratio_)
-        trials.append(trial)
+    with without_garbage_collection():
+        judge = Trials(model, plan, example_inputs, gradients=gradients, randomize=randomize, seed=seed)
+        ratios = [ratio] if isinstance(ratio, float) else list(ratio)
+        judge.ratios_of_gradients = frozenset([r for r in ratios if 0 < r < 1][:1] or ratios)
+        trials = [_verified(judge, each) for each in ratios]
     if (units := sum(t.units for t in trials)) and not any(t.effect for t in trials):
         raise judge.no_effect_error(units)
     return Verification(
@@ -121,6 +117,21 @@ def verify(
         n_units=plan.n_units,
         dtype=str(judge.dtype).removeprefix("torch."),
     )
+
+
+def _verified(judge: Trials, ratio: float) -> Trial:
+    """Return a trial of all groups.
+
+    Raises:
+        EquivalenceError: it fails.
+    """
+    groups = judge.plan.prunable
+    trial = judge.trial(groups, ratio)
+    if not trial.good and judge.distrust_gradients(trial, groups, ratio):
+        trial = judge.trial(groups, ratio)
+    if not trial.good:
+        raise judge.equivalence_error(groups, ratio)
+    return trial
 
 
 def lock_what_fails(model: nn.Module, plan: Plan, example_inputs: Any) -> Plan:
@@ -193,9 +204,8 @@ def _lock_failing(make: Callable[[Plan], Trials], plan: Plan, screen: Trials | N
     """
     judge: Trials | None = None
     for ratio in (0.5, 0.0, 1.0):  # 0 and 1 find operators that only accept some sizes
-        if screen is not None:
-            if not plan.prunable or _passes(screen, plan, ratio):
-                continue
+        if screen is not None and (not plan.prunable or _passes(screen, plan, ratio)):
+            continue
         judge = judge or make(plan)
         while plan.prunable and not (trial := judge.trial(plan.prunable, ratio)).good:
             plan = plan.lock(
