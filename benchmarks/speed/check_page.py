@@ -110,10 +110,11 @@ def _findings(groups: Mapping[str, Sequence[Line]]) -> list[str]:
 
 
 def _limits(groups: Mapping[str, Sequence[Line]], left_out: Sequence[Line]) -> list[str]:
-    texts = []
-    for name in ("all", *SIZES):
-        if (lines := groups[name]) and (measured := _median(lines, "trace")) > TARGET:
-            texts.append(f"- Target missed, {name}: `trace` takes {measured:.1f} forwards (target ≤ {TARGET}).")
+    texts = [
+        f"- Target missed, {name}: `trace` takes {measured:.1f} forwards (target ≤ {TARGET})."
+        for name in ("all", *SIZES)
+        if (lines := groups[name]) and (measured := _median(lines, "trace")) > TARGET
+    ]
     texts += [f"- Not measured: `{line['model']}` ({line['verdict']})." for line in left_out]
     return [*texts, "- All figures come from one machine, which other work shared."]
 

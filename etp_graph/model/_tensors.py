@@ -141,8 +141,9 @@ def _plain_buffers(tensors: Sequence[Tensor], others: Iterable[object]) -> Itera
         tensors: parameters and buffers of the model.
         others: values that its modules hold as plain attributes.
     """
-    held = [tensor for tensor in (*tensors, *others) if type(tensor) in (Tensor, nn.Parameter)]
-    holders = Counter(tensor.untyped_storage()._cdata for tensor in held if tensor.layout == torch.strided)
+    known = [*tensors, *(value for value in others if isinstance(value, Tensor))]
+    plain = [tensor for tensor in known if type(tensor) in (Tensor, nn.Parameter) and tensor.layout == torch.strided]
+    holders = Counter(tensor.untyped_storage()._cdata for tensor in plain)
     for tensor in tensors:
         if type(tensor) is not Tensor or tensor.layout != torch.strided:
             continue
