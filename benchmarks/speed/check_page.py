@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -52,10 +52,11 @@ Medians over models, in forwards of the dense model.
 
 ## Method
 
-The sample is every seventh model of the registry, in its order, with the inputs that it was designed for (one image,
-two or three short texts). The dense forward, `trace(check=False)`, `trace` and `verify` with their defaults take turns
-in one process with one thread. Figures are medians of {repetitions} repetitions; `verify` runs once. Times are those of
-the processor, so that other work on the machine counts as little as possible. Models of more than 1.5 GB are left out.
+The sample is every seventh model of the registry, measured in random order, with the inputs that it was designed for
+(one image, two or three short texts). The dense forward, `trace(check=False)`, `trace` and `verify` with their defaults
+take turns in one process with one thread, after one call of each of the first three. Repetitions: {repetitions}, of
+which medians are kept; `verify` runs once. Times are those of the processor, so that other work on the machine counts
+as little as possible. Models of more than 1.5 GB are left out.
 
 A forward in milliseconds leaves most of its time to Python. A trace looks at each operator and each module in Python,
 so that it takes many forwards of such a model, and little time.
@@ -70,8 +71,14 @@ def _forwards(line: Line, what: str) -> float:
     return float(line[what]["median"] / line["forward"]["median"])
 
 
-def write_check_page(lines: Iterable[Line], path: Path) -> None:
-    """Write the page; the newest line of each model counts."""
+def write_check_page(lines: Iterable[Line], path: Path, *, listed: Collection[str] = ()) -> None:
+    """Write the page; the newest line of each model counts.
+
+    Args:
+        lines: the measurements.
+        path: the page.
+        listed: names of the sample, of which the page says how many were not measured.
+    """
     newest = {line["model"]: line for line in lines}
     found = [line for line in newest.values() if "verdict" not in line]
     groups = {"all": found, **{name: [line for line in found if belongs(line["forward"]["median"])]
@@ -80,7 +87,8 @@ def write_check_page(lines: Iterable[Line], path: Path) -> None:
         groups.setdefault(f"family {line['family']}", []).append(line)
     text = _HEAD.format(
         conditions=_conditions(found), findings="\n".join(_findings(groups)), groups=_table(groups),
-        limits="\n".join(_limits(groups, [line for line in newest.values() if "verdict" in line])),
+        limits="\n".join(_limits(groups, [line for line in newest.values() if "verdict" in line],
+                                 sorted(set(listed) - newest.keys()))),
         repetitions=max((line["repetitions"] for line in found), default=0), models=_models(found),
     )  # fmt: skip
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -109,13 +117,17 @@ def _findings(groups: Mapping[str, Sequence[Line]]) -> list[str]:
     return texts
 
 
-def _limits(groups: Mapping[str, Sequence[Line]], left_out: Sequence[Line]) -> list[str]:
+def _limits(groups: Mapping[str, Sequence[Line]], left_out: Sequence[Line], missing: Sequence[str]) -> list[str]:
     texts = [
         f"- Target missed, {name}: `trace` takes {measured:.1f} forwards (target ≤ {TARGET})."
         for name in ("all", *SIZES)
         if (lines := groups[name]) and (measured := _median(lines, "trace")) > TARGET
     ]
     texts += [f"- Not measured: `{line['model']}` ({line['verdict']})." for line in left_out]
+    if missing:
+        texts.append(
+            f"- {len(missing)} models of the sample were not measured: {', '.join(f'`{n}`' for n in missing)}."
+        )
     return [*texts, "- All figures come from one machine, which other work shared."]
 
 

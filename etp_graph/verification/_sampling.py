@@ -44,7 +44,8 @@ _LARGE = 2**15
 """Number of elements from which a tensor gets its numbers from a store, because drawing them takes long."""
 
 _STORED = 262_147
-"""Number of stored numbers. It is prime, so that rows of a matrix that lie closer together than this differ."""
+"""Number of stored numbers, a prime. In a tensor whose sizes are smaller, all slices along an axis therefore differ:
+the distance of two of their elements is no multiple of it."""
 
 
 class RandomValues:
@@ -81,7 +82,7 @@ class RandomValues:
                 continue
             scaled = tensor.ndim >= 2 and name.endswith(("weight", "original1", "weight_v"))
             scale = (1.0 / max(prod(tensor.shape[1:]), 1)) ** 0.5 if scaled else 0.2
-            if tensor.numel() >= _LARGE:
+            if tensor.numel() >= _LARGE and max(tensor.shape) < _STORED:
                 self._write_stored_(tensor, scale)
             else:
                 tensor.copy_(torch.randn(tensor.shape, generator=generator, device="cpu").mul_(scale))

@@ -89,6 +89,9 @@ def verify(
         outputs: what is compared, as of :func:`etp_graph.trace`. Default: what counted as an output when the plan was
             traced.
 
+    Outputs are compared in every trial, gradients in the first one that removes a part of the units (in all, if none
+    does): there every tensor has kept and removed entries. The other trials find operators that accept some sizes only.
+
     Gradients are not compared if those of the unpruned or of the pruned model itself differ from finite differences (a
     cache that was filled without gradients, an operator with a wrong derivative), or if the unpruned model has none in
     eval mode. The result then has a note.
