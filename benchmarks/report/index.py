@@ -19,6 +19,7 @@ MORE = {
     "coverage-sweep": ("Coverage of models that nobody chose", "checks the default call on models that libraries list"),
     "graph-sources": ("Two sources of plans", "compares the plans of labels with those of Torch-Pruning's graph"),
     "speed": ("Speed", "measures the cost of the force, of plans, of budgets and of surgery"),
+    "check-cost": ("Cost of the check", "measures `trace` and `verify` in forwards of the dense model"),
     "latency": ("Latency", "compares the speed-up in multiply-adds with that in time, and checks budgets in time"),
     "scale": ("Scale", "measures what the force sends and costs on several ranks, and models it for up to 1,024 GPUs"),
     "export": ("Export", "exports pruned models with `torch.export`, `torch.compile` and ONNX"),

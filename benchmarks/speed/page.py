@@ -44,8 +44,8 @@ training step, with Torch-Pruning, or with a lower limit from memory access.
   steps between two choices in a phase of 1,000 steps.
 - *Limit*: `torch._foreach_norm` and `torch._foreach_mul_` on the same tensors. They read every prunable parameter once,
   and then read and write it once.
-- *Trace*: `trace(..., check=False)`, that is the graph and all groups. The check is on by default up to 400 million
-  parameters. It runs several forward and backward passes in float64 and takes many times as long.
+- *Trace*: `trace(..., check=False)`, that is the graph and all groups. The check is on by default and takes several
+  times as long; [its cost](check-cost.md) has a record of its own.
 - *Torch-Pruning*: `GroupNormPruner.regularize`; `build_dependency` and `get_all_groups`; building a pruner and one step
   of it (ratio 0.3 everywhere).
 - Each measurement runs in a process of its own. Figures are medians of {repetitions} repetitions, in which the

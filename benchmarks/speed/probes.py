@@ -13,7 +13,9 @@ import torch
 from torch import nn
 
 import etp_graph as etp
+from benchmarks.models import registry
 from benchmarks.speed.models import CASES, Case, llama
+from etp_graph.model import run_model
 
 Timed = dict[str, list[float]]
 
@@ -187,6 +189,49 @@ def trace(name: str, repetitions: int) -> dict[str, Any]:
     gc.collect()
     found = timed({"trace": lambda: etp.trace(model, case.example, check=False)}, repetitions)
     return {**forward, **found}
+
+
+LARGEST = 1.5e9
+"""Bytes of parameters up to which a model of the registry is measured: verify holds several copies in float64."""
+
+_SHORTEST = 0.05
+"""Seconds that a measurement takes at least; a shorter action is repeated."""
+
+
+def check(name: str, repetitions: int) -> dict[str, Any]:
+    """A model of the registry: a forward, a trace without and with its check, and verify, in processor time."""
+    entry = registry()[name]
+    model, x = entry.build(), entry.inputs()
+    if sum(p.nbytes for p in model.parameters()) > LARGEST:
+        return {"verdict": f"has more than {LARGEST / 1e9} GB of parameters"}
+    plan = etp.trace(model, x)
+
+    def forward() -> None:
+        with torch.no_grad():
+            run_model(model, x)
+
+    forward()
+    actions: dict[str, Callable[[], object]] = {
+        "forward": forward,
+        "unchecked": lambda: etp.trace(model, x, check=False),
+        "trace": lambda: etp.trace(model, x),
+    }
+    found: dict[str, Any] = {what: [] for what in actions}
+    for _ in range(repetitions):
+        for what, action in actions.items():
+            found[what].append(_processor_seconds(action))
+    found["verify"] = [_processor_seconds(lambda: etp.verify(model, plan, x))]
+    return {**found, "repetitions": repetitions, "parameters": sum(p.nbytes for p in model.parameters())}
+
+
+def _processor_seconds(action: Callable[[], object]) -> float:
+    """Return the seconds of an action, as a mean over as many repetitions as take long enough to be measured."""
+    gc.collect()
+    start, times = time.process_time(), 0
+    while not times or time.process_time() - start < _SHORTEST:
+        action()
+        times += 1
+    return (time.process_time() - start) / times
 
 
 def trace_peer(name: str, repetitions: int) -> dict[str, Any]:

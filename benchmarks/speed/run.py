@@ -1,7 +1,8 @@
 """What the library costs, as ratios: against the model's own step, Torch-Pruning and the physical limit.
 
 ``python -m benchmarks speed`` measures everything, each in a process of its own, prints the table of targets and writes
-``benchmarks/results/speed-cpu.json`` and ``docs/results/speed.md``.
+``benchmarks/results/speed-cpu.json`` and ``docs/results/speed.md``. ``--check`` measures the check of a trace instead,
+see :mod:`benchmarks.speed.check`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common.processes import add_arguments, begin, measure_all
+from benchmarks.speed import check
 from benchmarks.speed.page import table, write_page
 from benchmarks.speed.settings import PROBES
 
@@ -49,7 +51,12 @@ def measure(setting: Setting) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    if "--check" in words:
+        check.main([word for word in words if word != "--check"])
+        return
     parser = argparse.ArgumentParser(prog="python -m benchmarks speed", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="measure the check of a trace; see --check --help")
     parser.add_argument("--threads", type=int, nargs="*", default=[1, 2], help="targets are for one")
     parser.add_argument("--repetitions", type=int, default=7)
     parser.add_argument("--probes", nargs="*", default=list(PROBES), choices=list(PROBES), help="default: all")

@@ -29,12 +29,12 @@ from ._modes import (
     without_garbage_collection,
 )
 from ._outputs import ChosenOutputs, Outputs, UnknownFunction, check_outputs, output_entry, run_outputs
-from ._private_random import PrivateRandom, kept_generators, private_random
+from ._private_random import PrivateRandom, is_random_operator, kept_generators, private_random
 from ._random_state import RNG, SEEDED, capture_rng, preserved_rng, restore_rng_
 from ._run import ModuleStack, convert_inputs, run_model, tensors_of
 from ._running_line import failing_line, running_line
 from ._shards import Shards, any_sharded, is_sharded, local_part, local_ranges
-from ._tensors import all_tensors, copy_model, first_names, named_tensors, persistent_names
+from ._tensors import all_tensors, copy_model, find_module, first_names, list_modules, named_tensors, persistent_names
 from ._undone import removing_hooks, undone
 from ._wrappers import after_gradients, inner_optimizer, plain_forward, require_bare
 from ._written_state import ModelState, restored_state
@@ -71,13 +71,16 @@ __all__ = [
     "counting_attributes",
     "eval_mode",
     "failing_line",
+    "find_module",
     "first_names",
     "held_size",
     "inner_optimizer",
     "is_editable",
+    "is_random_operator",
     "is_sharded",
     "is_weightless_norm",
     "kept_generators",
+    "list_modules",
     "local_part",
     "local_ranges",
     "long_axis",

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import BaseTorchFunctionMode, TorchFunctionMode
 
+from ._tensors import list_modules
 from ._undone import undone
 
 
@@ -67,15 +68,18 @@ def eval_mode(model: nn.Module, *, containers: bool = False) -> Iterator[None]:
     If ``containers`` is True, modules with submodules and without buffers are in training mode, so that auxiliary heads
     run. Norms, dropout and stochastic depth stay in eval mode.
     """
-    before = [(module, module.training) for module in model.modules()]
+    before = [(module, module.training) for _, module in list_modules(model)]
 
     def restore() -> None:
         for module, training in before:
-            module.training = training
+            if module.training is not training:
+                module.training = training
 
     with undone(restore):
-        for module, _ in before:
-            module.training = containers and any(True for _ in module.children()) and not module._buffers
+        for module, training in before:
+            wanted = containers and any(True for _ in module.children()) and not module._buffers
+            if training is not wanted:
+                module.training = wanted
         yield
 
 

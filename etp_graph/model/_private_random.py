@@ -108,6 +108,11 @@ def _random_operator(func: Any) -> _RandomOperator | None:
     return _RandomOperator(next((other for other in others if _adds_generator(other, schema)), None), None)
 
 
+def is_random_operator(func: Any) -> bool:
+    """Return True if an operator can draw random numbers, so that :meth:`PrivateRandom.call` treats it apart."""
+    return _random_operator(func) is not None
+
+
 def _adds_generator(other: Any, schema: Any) -> bool:
     """Return True if an overload has the arguments of a schema and a generator that is given by name."""
     more = [a for a in other._schema.arguments if not (a.name == "generator" and a.kwarg_only)]

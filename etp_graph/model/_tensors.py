@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections import OrderedDict
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections import Counter, OrderedDict
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -12,10 +12,51 @@ from torch import Tensor, nn
 from ._shards import is_sharded
 
 
+def list_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Return what ``model.named_modules()`` yields, in a tenth of its time: it calls itself for each level."""
+    found: list[tuple[str, nn.Module]] = []
+    waiting, seen = [("", model)], set[int]()
+    while waiting:
+        path, module = waiting.pop()
+        if id(module) in seen:
+            continue
+        inside = module._modules
+        if type(module).named_modules is not nn.Module.named_modules or type(inside) not in (dict, OrderedDict):
+            return list(model.named_modules())
+        seen.add(id(module))
+        found.append((path, module))
+        start = f"{path}." if path else ""
+        waiting += [(start + name, child) for name, child in reversed(inside.items()) if child is not None]
+    return found
+
+
+def find_module(model: nn.Module, path: str) -> nn.Module:
+    """Return what ``model.get_submodule(path)`` returns, in a fraction of its time."""
+    module: nn.Module | None = model
+    for name in path.split(".") if path else ():
+        module = None if module is None else module._modules.get(name)
+    return model.get_submodule(path) if module is None else module
+
+
 def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Yield every parameter and buffer once, with its first name; parameters come first."""
-    yield from model.named_parameters()
-    yield from model.named_buffers()
+    cls = type(model)
+    if cls.named_parameters is not nn.Module.named_parameters or cls.named_buffers is not nn.Module.named_buffers:
+        yield from model.named_parameters()
+        yield from model.named_buffers()
+        return
+    modules = list_modules(model)
+    yield from _members(modules, "_parameters")
+    yield from _members(modules, "_buffers")
+
+
+def _members(modules: Iterable[tuple[str, nn.Module]], where: str) -> Iterator[tuple[str, Tensor]]:
+    seen = set[int]()
+    for path, module in modules:
+        for name, tensor in getattr(module, where).items():
+            if tensor is not None and id(tensor) not in seen:
+                seen.add(id(tensor))
+                yield (f"{path}.{name}" if path else name), tensor
 
 
 def all_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -33,13 +74,16 @@ def copy_model(model: nn.Module, *, share: bool = False) -> nn.Module:
     ``copy.deepcopy`` refuses tensors with a graph. It calls itself about eight times for each level of nested modules,
     so inner modules are copied before those that hold them: models of many levels would exceed Python's stack.
     """
-    values = [value for module in model.modules() for value in vars(module).values()]
+    modules = [module for _, module in list_modules(model)]
+    values = [value for module in modules for value in vars(module).values()]
     values += [item for value in values if isinstance(value, list) for item in value]
     computed = [value for value in values if isinstance(value, Tensor) and not value.is_leaf]
     memo: dict[int, object] = {id(tensor): tensor.detach().clone() for tensor in computed}
+    tensors = [tensor for _, tensor in named_tensors(model)]
+    memo |= {id(buffer): buffer.clone() for buffer in _plain_buffers(tensors, values)}
     if share:
-        memo |= {id(p): _on_same_memory(p) for p in model.parameters() if type(p) is nn.Parameter}
-    for module in reversed(list(model.modules())):
+        memo |= {id(p): _on_same_memory(p) for p in tensors if type(p) is nn.Parameter}
+    for module in reversed(modules):
         _copy_module(module, memo)
     found = memo[id(model)]
     assert isinstance(found, nn.Module)
@@ -52,7 +96,14 @@ _OWN_WAYS = frozenset(
 )
 """What a class defines if it is copied in a way of its own."""
 
-_CONSTANT = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size)
+_CONSTANT = frozenset((type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size))
+
+
+_USUAL = (object, nn.Module, nn.modules.conv._ConvNd)
+"""Classes whose own ways come to the same. That of convolutions adds an attribute that old files lack."""
+
+_HELD = frozenset(("_parameters", "_buffers", "_modules"))
+"""Attributes in which a module holds its tensors and submodules by name."""
 
 
 def _copy_module(module: nn.Module, memo: dict[int, object]) -> None:
@@ -73,14 +124,37 @@ def _copy_module(module: nn.Module, memo: dict[int, object]) -> None:
             held: object = value
         elif kind in (dict, OrderedDict, set, list) and not value:
             held = memo[id(value)] = kind()
+        elif name in _HELD and all(inner is None or id(inner) in memo for inner in value.values()):
+            held = memo[id(value)] = kind((key, memo.get(id(inner))) for key, inner in value.items())
         else:
             held = copy.deepcopy(value, memo)
         new.__dict__[name] = held
     memo.setdefault(id(memo), []).append(module)  # type: ignore[attr-defined]  # as deepcopy keeps it alive
 
 
+def _plain_buffers(tensors: Sequence[Tensor], others: Iterable[object]) -> Iterator[Tensor]:
+    """Yield the buffers that a clone copies as ``copy.deepcopy`` does, in a fraction of its time.
+
+    They share their memory with no other tensor of the model, fill it, and have no attributes.
+
+    Args:
+        tensors: parameters and buffers of the model.
+        others: values that its modules hold as plain attributes.
+    """
+    known = [*tensors, *(value for value in others if isinstance(value, Tensor))]
+    plain = [tensor for tensor in known if type(tensor) in (Tensor, nn.Parameter) and tensor.layout == torch.strided]
+    holders = Counter(tensor.untyped_storage()._cdata for tensor in plain)
+    for tensor in tensors:
+        if type(tensor) is not Tensor or tensor.layout != torch.strided:
+            continue
+        storage = tensor.untyped_storage()
+        alone = holders[storage._cdata] == 1 and storage.nbytes() == tensor.nbytes
+        if alone and not (tensor.requires_grad or tensor.is_inference() or tensor.__dict__):
+            yield tensor
+
+
 def _is_copied_as_usual(cls: type[nn.Module]) -> bool:
-    return all(_OWN_WAYS.isdisjoint(vars(base)) for base in cls.__mro__ if base not in (object, nn.Module))
+    return all(_OWN_WAYS.isdisjoint(vars(base)) for base in cls.__mro__ if base not in _USUAL)
 
 
 def _on_same_memory(parameter: nn.Parameter) -> nn.Parameter:

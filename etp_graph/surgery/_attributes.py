@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
 
 from etp_graph.errors import PlanError
-from etp_graph.model import all_tensors, counting_attributes, held_size
+from etp_graph.model import all_tensors, counting_attributes, find_module, held_size
 from etp_graph.plan import ACTIVATION, Plan, Positions, SlicedAxis
 
 from ._commit import Change
@@ -32,8 +31,8 @@ def find_edits(model: nn.Module, plan: Plan, keep: Tensor) -> list[Edit]:
         kept = SlicedAxis(module, 0, tuple(layers)).kept_positions(keep)
         removed = int((~kept).sum())
         if removed:
-            edit = Edit(module=module, name=name, item=item, value=0)
-            edits.append(replace(edit, value=read_attribute(model, edit) - removed))
+            before = read_attribute(model, Edit(module=module, name=name, item=item, value=0))
+            edits.append(Edit(module=module, name=name, item=item, value=before - removed))
     return edits
 
 
@@ -44,7 +43,7 @@ def prepare_attributes(model: nn.Module, edits: Sequence[Edit]) -> list[Change]:
         found.setdefault((edit.module, edit.name), []).append(edit)
     changes = []
     for (path, name), mine in found.items():
-        module = model.get_submodule(path)
+        module = find_module(model, path)
         old = getattr(module, name)
         changes.append(_write(module, name, old, _edited(old, mine)))
     return changes
@@ -95,7 +94,7 @@ def _disagreement(
     No plan lowers the attribute then.
     """
     path, _, leaf = name.rpartition(".")
-    module = model.get_submodule(path)
+    module = find_module(model, path)
     if not type(module).__module__.startswith("torch.nn.") or isinstance(module, nn.Embedding):
         return None
     was, becomes = _counted_sizes(module, leaf, tuple(cut.tensor.shape)), _counted_sizes(module, leaf, cut.shape)
@@ -109,7 +108,7 @@ def _disagreement(
 
 def _from_start(model: nn.Module, edit: Edit) -> int | None:
     """Return the item of an edit, counted from the start of the tuple."""
-    return None if edit.item is None else edit.item % len(getattr(model.get_submodule(edit.module), edit.name))
+    return None if edit.item is None else edit.item % len(getattr(find_module(model, edit.module), edit.name))
 
 
 def _value(module: nn.Module, key: Key) -> Any:

@@ -63,9 +63,8 @@ def find_cuts(plan: Plan, tensors: Mapping[str, Tensor], keep: Tensor) -> dict[s
     """Return the cut of each tensor that shrinks, given ``keep`` bool [n_units + 1] whose last entry is True."""
     cuts: dict[str, Cut] = {}
     for name, parts in Positions(plan).axes.items():
-        kept = {
-            part.axis: mask.nonzero().flatten() for part in parts if not bool((mask := part.kept_positions(keep)).all())
-        }
+        masks = {part.axis: part.kept_positions(keep) for part in parts}
+        kept = {axis: index for axis, mask in masks.items() if len(index := mask.nonzero().flatten()) < len(mask)}
         if kept:
             device = tensors[name].device
             cuts[name] = Cut(tensors[name], {axis: index.to(device) for axis, index in kept.items()})

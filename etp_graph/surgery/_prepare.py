@@ -82,8 +82,9 @@ def bare_copies(model: nn.Module, plan: Plan, also: nn.Module | Iterable[nn.Modu
         PlanError: one is no module, does not fit the plan, or shares tensors with another.
     """
     found: list[nn.Module] = []
-    seen = {id(tensor): "the model" for _, tensor in named_tensors(model)}
-    for number, given in enumerate(list_copies(also)):
+    copies = list_copies(also)
+    seen = {id(tensor): "the model" for _, tensor in named_tensors(model)} if copies else {}
+    for number, given in enumerate(copies):
         where = f"also[{number}]"
         if not isinstance(given, nn.Module):
             raise PlanError(f"{where}: expected an nn.Module, got {type(given).__name__}.")

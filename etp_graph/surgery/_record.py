@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from etp_graph.model import find_module, list_modules
 from etp_graph.standins import size_caches_by_config_, size_caches_by_keys_
 
 _KEY = "_etp_record"
@@ -68,6 +69,8 @@ def get_record(model: nn.Module) -> SurgeryRecord:
         record = model.__dict__.get(key)
         if isinstance(record, SurgeryRecord):
             return record
+    if not any(_KEY in vars(module) or _PART in vars(module) for _, module in list_modules(model)):
+        return SurgeryRecord()
     inside = [(name, get_record(child)) for name, child in model.named_children() if not was_pruned_alone(child)]
     found = [_below(name, record) for name, record in inside if record != SurgeryRecord()]
     rounds = dict.fromkeys(pair for one in found for pair in zip(one.fingerprints, one.selections, strict=True))
@@ -148,7 +151,7 @@ def set_record(model: nn.Module, record: SurgeryRecord) -> None:
     _put_record(model, _KEY, record)
     for path, part in _parts(record).items():
         with suppress(AttributeError):  # a record read from a file names modules that are not there yet
-            _put_record(model.get_submodule(path), _PART, part)
+            _put_record(find_module(model, path), _PART, part)
     size_caches_by_keys_(model)
 
 
@@ -176,7 +179,7 @@ def _parts(record: SurgeryRecord) -> dict[str, SurgeryRecord]:
             standins[path].append(rest)
     for edit in record.edits:
         for path, rest in (*_splits(edit.module), (edit.module, "")):
-            edits[path].append(replace(edit, module=rest))
+            edits[path].append(Edit(module=rest, name=edit.name, item=edit.item, value=edit.value))
     for names in record.blocks:
         held: defaultdict[str, list[str]] = defaultdict(list)
         for name in names:
@@ -230,7 +233,7 @@ def remove_record(model: nn.Module) -> None:
 def swap_record(model: nn.Module, record: SurgeryRecord) -> tuple[Callable[[], None], Callable[[], None]]:
     """Return two functions: one stores the record of a model, and one stores those that were there before."""
     own = model.__dict__.get(_KEY)
-    parts = [(module, module.__dict__[_PART]) for module in model.modules() if _PART in module.__dict__]
+    parts = [(module, module.__dict__[_PART]) for _, module in list_modules(model) if _PART in module.__dict__]
 
     def put_back() -> None:
         if own is None:
@@ -247,20 +250,20 @@ def swap_record(model: nn.Module, record: SurgeryRecord) -> tuple[Callable[[], N
 
 
 def _drop_parts(model: nn.Module) -> None:
-    for module in model.modules():
+    for _, module in list_modules(model):
         if module.__dict__.pop(_PART, None) is not None and _KEY not in module.__dict__:
             module.__dict__.pop("save_pretrained", None)
 
 
 def read_attribute(model: nn.Module, edit: Edit) -> int:
     """Return the present value of the attribute that an edit names."""
-    value = getattr(model.get_submodule(edit.module), edit.name)
+    value = getattr(find_module(model, edit.module), edit.name)
     return int(value if edit.item is None else value[edit.item])
 
 
 def write_attribute(model: nn.Module, edit: Edit) -> None:
     """Set the attribute that an edit names, keeping the type of a tuple attribute."""
-    module = model.get_submodule(edit.module)
+    module = find_module(model, edit.module)
     if edit.item is None:
         setattr(module, edit.name, edit.value)
         return

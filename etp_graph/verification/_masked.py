@@ -6,6 +6,7 @@ the kept entries. Surgery is checked against this definition.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,9 +18,10 @@ from torch.overrides import TorchFunctionMode
 
 from etp_graph.model import (
     CHANNELWISE_LAYERS,
-    ModuleStack,
     bind_arguments,
+    find_module,
     is_weightless_norm,
+    list_modules,
     long_axis,
     named_tensors,
     norm_over_units,
@@ -37,13 +39,14 @@ class Masked(TorchFunctionMode):
         model: a copy of the traced model; its removed units are set to zero by this constructor, in place.
         plan: the plan of the model.
         keep: True for units that stay, bool [plan.n_units].
+        finite: whether all weights are finite. They can then be multiplied by zero, which is faster than writing it.
     """
 
-    def __init__(self, model: nn.Module, plan: Plan, keep: Tensor) -> None:
+    def __init__(self, model: nn.Module, plan: Plan, keep: Tensor, *, finite: bool = False) -> None:
         super().__init__()
         full = with_no_unit(keep.cpu(), True)
         tensors = dict(named_tensors(model))
-        self._running = ModuleStack(model)
+        self._modules = {id(module): module for _, module in list_modules(model)}
         self._by_weight: dict[int, dict[int, Tensor]] = {}
         self._by_module: dict[int, dict[int, Tensor]] = {}
         self._by_norm: dict[str, Tensor] = {}
@@ -53,7 +56,7 @@ class Masked(TorchFunctionMode):
             layer = _normed_layer(model, name)
             if layer is None:
                 self._by_weight[id(tensors[name])] = kept_by_axis
-                _zero_units(tensors[name], kept_by_axis)
+                _zero_units_(tensors[name], kept_by_axis, finite=finite)
             elif name.endswith("original1"):
                 parametrize.register_parametrization(layer, "weight", _Mask(kept_by_axis))
         for (module, name, item), maps in Positions(plan).attributes.items():
@@ -61,16 +64,7 @@ class Masked(TorchFunctionMode):
             if module == ACTIVATION:
                 self._by_norm[name] = kept
                 continue
-            self._by_module.setdefault(id(model.get_submodule(module)), {})[0 if item is None else item] = kept
-
-    def __enter__(self) -> Masked:
-        self._watching = self._running.watching()
-        self._watching.__enter__()
-        return super().__enter__()  # type: ignore[no-any-return, no-untyped-call]
-
-    def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)  # type: ignore[no-untyped-call]
-        self._watching.__exit__(*error)
+            self._by_module.setdefault(id(find_module(model, module)), {})[0 if item is None else item] = kept
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -128,17 +122,35 @@ class Masked(TorchFunctionMode):
 
         They come from the attributes of the module that count units, or else from its own sliced vectors.
         """
-        module = self._running.modules[-1] if self._running.modules else None
+        module = self._running_module()
         if module is None or id(module) in self._by_module:
             return self._by_module.get(id(module), {})
         vectors = [p for p in module.parameters(recurse=False) if p.ndim == 1 and id(p) in self._by_weight]
         return {-1: self._by_weight[id(vectors[0])][0]} if vectors else {}
 
+    def _running_module(self) -> nn.Module | None:
+        """Return the innermost module whose forward is running.
+
+        It is found in the calls of Python, because hooks on all modules would slow down every forward for a few norms.
+        """
+        frame = sys._getframe(1)
+        while frame is not None:
+            if frame.f_code is _CALL and id(found := frame.f_locals.get("self")) in self._modules:
+                return self._modules[id(found)]
+            frame = frame.f_back  # type: ignore[assignment]
+        return None
+
+
+_CALL = nn.Module._call_impl.__code__
+
 
 @torch.no_grad()
-def _zero_units(tensor: Tensor, kept_by_axis: dict[int, Tensor]) -> None:
+def _zero_units_(tensor: Tensor, kept_by_axis: dict[int, Tensor], *, finite: bool) -> None:
     for axis, kept in kept_by_axis.items():
-        tensor.index_fill_(axis, (~kept).nonzero().flatten().to(tensor.device), 0)
+        if finite and axis > 0 and tensor.is_floating_point():
+            tensor.mul_(kept.to(tensor).view([-1 if d == axis else 1 for d in range(tensor.ndim)]))
+        else:
+            tensor.index_fill_(axis, (~kept).nonzero().flatten().to(tensor.device), 0)
 
 
 def _reduced(

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from math import prod
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from etp_graph.model import named_tensors
 from etp_graph.plan import Group, Plan, Selection
@@ -35,27 +35,67 @@ def random_selection(plan: Plan, groups: Sequence[Group], ratio: float, generato
     return Selection(keep)  # type: ignore[arg-type]
 
 
-@torch.no_grad()
 def randomize_(model: nn.Module, *, seed: int = 0) -> None:
-    """Replace weights, biases, norm scales and running statistics by random values, in place.
+    """Replace weights, biases, norm scales and running statistics by the values of :class:`RandomValues`, in place."""
+    RandomValues(seed).write_(model)
 
-    Activations keep a moderate scale. Matrices and kernels: normal with variance 1 / fan-in (with a larger variance,
-    rounding errors would grow with the depth). Vectors named ``weight``, and tensors named ``running_var`` or
-    ``original0``: uniform in [0.5, 1.5]. Everything else: normal with standard deviation 0.2.
+
+_LARGE = 2**15
+"""Number of elements from which a tensor gets its numbers from a store, because drawing them takes long."""
+
+_STORED = 262_147
+"""Number of stored numbers, a prime. In a tensor whose sizes are smaller, all slices along an axis therefore differ:
+the distance of two of their elements is no multiple of it."""
+
+
+class RandomValues:
+    """Random values for the tensors of a model, with which activations keep a moderate scale.
+
+    Matrices and kernels: normal with variance 1 / fan-in (with a larger variance, rounding errors would grow with the
+    depth). Vectors named ``weight``, and tensors named ``running_var`` or ``original0``: uniform in [0.5, 1.5].
+    Everything else: normal with standard deviation 0.2.
+
+    Large tensors are filled from a store of normal numbers, one after the other, which begins anew at its end: drawing
+    a number takes ten times as long as copying it.
+
+    Args:
+        seed: seed of the values, which are the same each time.
     """
-    generator = torch.Generator().manual_seed(seed)
-    for name, tensor in named_tensors(model):
-        if not tensor.is_floating_point():
-            continue
-        if not isinstance(tensor, nn.Parameter) and not name.endswith(("running_mean", "running_var")):
-            if tensor.numel() == 1:  # a gate that is zero would hide errors behind it
+
+    def __init__(self, seed: int) -> None:
+        self._seed, self._next = seed, 0
+        self._stored: Tensor | None = None
+
+    @torch.no_grad()
+    def write_(self, model: nn.Module, *, parameters_only: bool = False) -> None:
+        """Write the values into a model. With ``parameters_only`` its buffers stay as they are."""
+        generator, self._next = torch.Generator().manual_seed(self._seed), 0
+        for name, tensor in model.named_parameters() if parameters_only else named_tensors(model):
+            if not tensor.is_floating_point():
+                continue
+            if not isinstance(tensor, nn.Parameter) and not name.endswith(("running_mean", "running_var")):
+                if tensor.numel() == 1:  # a gate that is zero would hide errors behind it
+                    tensor.copy_(torch.rand(tensor.shape, generator=generator, device="cpu") + 0.5)
+                continue
+            if name.endswith(("running_var", "original0")) or (tensor.ndim < 2 and name.endswith("weight")):
                 tensor.copy_(torch.rand(tensor.shape, generator=generator, device="cpu") + 0.5)
-            continue
-        if name.endswith(("running_var", "original0")) or (tensor.ndim < 2 and name.endswith("weight")):
-            value = torch.rand(tensor.shape, generator=generator, device="cpu") + 0.5
-        elif tensor.ndim >= 2 and name.endswith(("weight", "original1", "weight_v")):
-            fan_in = max(prod(tensor.shape[1:]), 1)
-            value = torch.randn(tensor.shape, generator=generator, device="cpu").mul_((1.0 / fan_in) ** 0.5)
-        else:
-            value = torch.randn(tensor.shape, generator=generator, device="cpu") * 0.2
-        tensor.copy_(value.to(tensor.dtype))
+                continue
+            scaled = tensor.ndim >= 2 and name.endswith(("weight", "original1", "weight_v"))
+            scale = (1.0 / max(prod(tensor.shape[1:]), 1)) ** 0.5 if scaled else 0.2
+            if tensor.numel() >= _LARGE and max(tensor.shape) < _STORED:
+                self._write_stored_(tensor, scale)
+            else:
+                tensor.copy_(torch.randn(tensor.shape, generator=generator, device="cpu").mul_(scale))
+
+    def _write_stored_(self, tensor: Tensor, scale: float) -> None:
+        if self._stored is None:
+            self._stored = torch.randn(_STORED, generator=torch.Generator().manual_seed(self._seed), device="cpu")
+        in_place = tensor.is_contiguous() and tensor.device.type == "cpu"
+        out = tensor.detach() if in_place else torch.empty(tensor.shape, device="cpu")
+        flat, done = out.view(-1), 0
+        while done < len(flat):
+            length = min(len(flat) - done, _STORED - self._next)
+            torch.mul(self._stored.narrow(0, self._next, length), scale, out=flat.narrow(0, done, length))
+            done, self._next = done + length, (self._next + length) % _STORED
+        if not in_place:
+            tensor.copy_(out)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,9 +20,9 @@ from etp_graph.model import (
     convert_inputs,
     copy_model,
     eval_mode,
+    kept_generators,
     named_tensors,
     plain_forward,
-    private_random,
     run_outputs,
     without_autocast,
 )
@@ -31,8 +32,8 @@ from etp_graph.surgery import prune_
 
 from ._comparison import as_real, count_unusable, describe_difference, describe_failure, relative_error
 from ._masked import Masked
-from ._replay import Choices, SteadyNoise
-from ._sampling import random_selection, randomize_
+from ._replay import Choices, Comparable
+from ._sampling import RandomValues, random_selection
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4}
 """Largest relative error that counts as equal."""
@@ -55,33 +56,110 @@ class Trial:
     units: int
     good: bool
     why: str = ""
+    unusable: int = 0
 
 
-def _with_dtype(model: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Convert a copy, also the tensors that its modules keep as plain attributes (what an earlier forward computed)."""
-    for module in model.to(dtype).modules():
+class Copy:
+    """Copy of a model in one precision, of which each run gets a copy on the same memory.
+
+    With random weights the masked model needs no memory of its own: its units are set to zero here, and the weights are
+    written again before they are needed.
+
+    Args:
+        model: the model.
+        dtype: the precision.
+        seed: seed of the random weights; ``None``: those of the model.
+        copied: what makes the copy in a precision, with memory of its own, if not the whole model is copied.
+    """
+
+    def __init__(
+        self, model: nn.Module, dtype: torch.dtype, seed: int | None, copied: Callable[[torch.dtype], nn.Module] | None
+    ) -> None:
+        with plain_forward(model):
+            self._model = copied(dtype) if copied else _copy_in(model, dtype, filled=seed is None)
+        self._model.requires_grad_(True)
+        self._values = None if seed is None else RandomValues(seed)
+        self._intact = True
+        if self._values is not None:
+            self._values.write_(self._model)
+
+    @property
+    def model(self) -> nn.Module:
+        """The copy, with all of its weights."""
+        if not self._intact and self._values is not None:
+            self._values.write_(self._model, parameters_only=True)
+        self._intact = True
+        return self._model
+
+    def run_copy(self) -> nn.Module:
+        """Return a copy on the same memory, for one run, because a model may keep what it computes."""
+        return copy_model(self.model, share=True)
+
+    @contextmanager
+    def masked(self, plan: Plan, keep: Tensor) -> Iterator[nn.Module]:
+        """Run a copy inside whose removed units are zero. Other copies lose the weights of these units, too."""
+        masked = self.run_copy()
+        if self._values is None:
+            _give_own_memory(masked, plan)
+        else:
+            self._intact = False
+        with Masked(masked, plan, keep, finite=self._values is not None), standing_in(masked, views_only=True):
+            yield masked
+
+
+def _copy_in(model: nn.Module, dtype: torch.dtype, *, filled: bool) -> nn.Module:
+    """Return a copy of a model in another precision.
+
+    Args:
+        model: the model.
+        dtype: of all floating-point tensors, also of those that modules keep as plain attributes (what an earlier
+            forward computed).
+        filled: whether floating-point parameters get the values of the model; otherwise they have any values.
+    """
+    made = copy_model(model, share=True)
+    for parameter in made.parameters():
+        if type(parameter) is nn.Parameter:
+            target = dtype if parameter.is_floating_point() else parameter.dtype
+            if filled or not parameter.is_floating_point():
+                parameter.data = parameter.data.to(target, copy=True)
+            else:
+                parameter.data = torch.empty_like(parameter.data, dtype=target)
+    for module in made.to(dtype).modules():
         for name, value in vars(module).items():
-            if isinstance(value, torch.Tensor) and value.is_floating_point():
+            if isinstance(value, Tensor) and value.is_floating_point():
                 vars(module)[name] = value.to(dtype)
-    return model
+    return made
 
 
 class Trials:
-    """Trials on copies of one model, in the highest precision that its operators support."""
+    """Trials on copies of one model, in the highest precision that its operators support.
+
+    Args:
+        model, plan, example_inputs, gradients, randomize, seed: as of :func:`etp_graph.verify`.
+        dtypes: the precisions, highest first.
+        copied: as of :class:`Copy`.
+        effect: whether to run the unpruned model, to find a precision in which its outputs are usable, and to measure
+            the effect of a removal.
+    """
 
     def __init__(
         self, model: nn.Module, plan: Plan, example_inputs: Any, *, gradients: bool, randomize: bool, seed: int,
         dtypes: Sequence[torch.dtype] = (torch.float64, torch.float32),
-        copied: Callable[[torch.dtype], nn.Module] | None = None,
+        copied: Callable[[torch.dtype], nn.Module] | None = None, effect: bool = True,
     ) -> None:  # fmt: skip
         self.plan, self.gradients, self.seed = plan, gradients, seed
+        self.ratios_of_gradients: frozenset[float] | None = None
         self.seed_others, self.drawn = False, set[str]()
         self.steady = self.draws = False
         self.note = ""
-        self._copied = copied or (lambda dtype: _with_dtype(copy_model(model), dtype))
+        self.dense: list[Tensor] | None = None
         for self.dtype in dtypes:
             try:
-                self._prepare(model, example_inputs, randomize)
+                self._copy = Copy(model, self.dtype, seed if randomize else None, copied)
+                self.inputs = convert_inputs(example_inputs, like=next(self.model.parameters()))
+                if not effect:
+                    break
+                self.dense = self._dense_outputs()
             except RuntimeError:
                 if self.dtype == dtypes[-1]:
                     raise
@@ -89,22 +167,18 @@ class Trials:
             if not count_unusable(self.dense):
                 break
 
-    def _prepare(self, model: nn.Module, example_inputs: Any, randomize: bool) -> None:
-        with plain_forward(model):
-            self.model = self._copied(self.dtype)
-        self.model.requires_grad_(True)
-        self.inputs = convert_inputs(example_inputs, like=next(self.model.parameters()))
-        if randomize:
-            randomize_(self.model, seed=self.seed)
-        self.dense = self._dense_outputs()
+    @property
+    def model(self) -> nn.Module:
+        """The copy that all runs are copied from."""
+        return self._copy.model
 
     def _dense_outputs(self) -> list[Tensor]:
         """Return the outputs of a copy, because a model may keep what it computes."""
         with torch.no_grad():
-            found = self._outputs(copy_model(self.model, share=True))
+            found = self._outputs(self._copy.run_copy())
             if self.seed_others or self._draws_outside_torch(found):
                 self.seed_others = True
-                found = self._outputs(copy_model(self.model, share=True))
+                found = self._outputs(self._copy.run_copy())
         return found
 
     def _draws_outside_torch(self, found: list[Tensor]) -> bool:
@@ -116,18 +190,18 @@ class Trials:
             return False
         return threading.active_count() == 1 or relative_error(self._outputs(copy_model(self.model)), found) > 0
 
-    def _outputs(self, model: nn.Module) -> list[Tensor]:
+    def _outputs(self, model: nn.Module, choices: Choices | None = None) -> list[Tensor]:
         found: list[Tensor] = []
         for mode in self.plan.modes:
             wide = InFloat64() if self.dtype == torch.float64 else nullcontext()
             evaluation = eval_mode(model, containers=mode == "train")
-            own = private_random(model, self.seed, seed_others=self.seed_others)
-            noise = SteadyNoise(active=self.steady)
-            with evaluation, own as drawn, noise, WithoutDropout(), wide, without_autocast():
+            own = kept_generators(model, seed=self.seed if self.seed_others else None)
+            comparable = Comparable(self.seed, steady=self.steady, choices=choices)
+            with evaluation, own as drawn, comparable, WithoutDropout(), wide, without_autocast():
                 chosen = run_outputs(model, self.inputs, self.plan.outputs, every_mode=mode == "eval")
                 found += [as_real(tensor) for tensor in chosen.tensors.values()]
             self.drawn |= drawn
-            self.draws |= noise.seen
+            self.draws |= comparable.drew
         return found
 
     def distrust_gradients(self, trial: Trial, groups: Sequence[Group], ratio: float) -> bool:
@@ -162,7 +236,7 @@ class Trials:
         if not self.gradients:
             return False
         try:
-            self._run(copy_model(self.model), Choices())
+            self._run(copy_model(self.model), Choices(), gradients=True)
         except Exception as error:  # noqa: BLE001 - the code of a user
             self.gradients = False
             self.note = (
@@ -172,7 +246,7 @@ class Trials:
 
     def _pruned(self, groups: Sequence[Group], ratio: float) -> nn.Module:
         """Return the pruned copy of a trial."""
-        model = copy_model(self.model, share=True)
+        model = self._copy.run_copy()
         prune_(model, self.plan, self._selection(groups, ratio))
         return model
 
@@ -181,7 +255,7 @@ class Trials:
 
     def _derivative_error(self, model: nn.Module) -> float:
         """Return how far the gradients of a model are from central differences, in a random direction."""
-        _, grads = self._run(copy_model(model), Choices())
+        _, grads = self._run(copy_model(model), Choices(), gradients=True)
         generator = torch.Generator().manual_seed(self.seed)
         steps = {
             name: torch.randn(p.shape, generator=generator, device="cpu").to(p) for name, p in model.named_parameters()
@@ -243,6 +317,7 @@ class Trials:
         If the results differ and the forward draws random numbers, they are compared again with constant ones.
         """
         trial = self._compare(groups, ratio)
+        gc.collect(0)  # copies that refer to themselves: the collector may be off
         if trial.good or self.steady or not self.draws:
             return trial
         self.steady = True
@@ -251,37 +326,36 @@ class Trials:
 
     def _compare(self, groups: Sequence[Group], ratio: float) -> Trial:
         selection = self._selection(groups, ratio)
-        keep = selection.flat(self.plan)
-        masked, choices = copy_model(self.model, share=True), Choices(tolerance=TOLERANCE[self.dtype])
-        _give_own_memory(masked, self.plan)
+        keep, choices = selection.flat(self.plan), Choices(tolerance=TOLERANCE[self.dtype])
+        gradients = self.gradients and (self.ratios_of_gradients is None or ratio in self.ratios_of_gradients)
+        pruned = self._copy.run_copy()  # before masking, which writes zeros into the weights that copies share
         try:
-            with Masked(masked, self.plan, keep), standing_in(masked, views_only=True):
-                want, want_grads = self._run(masked, choices)
+            prune_(pruned, self.plan, selection)
+        except Exception as failure:  # noqa: BLE001 - of surgery, on a plan that may be wrong
+            return _failed(failure)
+        try:
+            with self._copy.masked(self.plan, keep) as masked:
+                want, want_grads = self._run(masked, choices, gradients=gradients)
         except Exception:  # of the user's code; raised again if the unpruned model does not explain it
             if not self._drop_gradients():
                 raise
             return self._compare(groups, ratio)
-        del masked  # keep one copy at a time, because memory may not suffice for two
-        pruned = copy_model(self.model, share=True)
+        del masked
         try:
-            prune_(pruned, self.plan, selection)
-            got, got_grads = self._run(pruned, Choices(choices, tolerance=TOLERANCE[self.dtype]))
+            got, got_grads = self._run(pruned, Choices(choices, tolerance=TOLERANCE[self.dtype]), gradients=gradients)
         except Exception as failure:  # noqa: BLE001 - the code of a user, with sizes that it may not expect
-            why = f"the pruned model fails: {describe_failure(failure)}"
-            return Trial(float("inf"), float("inf"), 0.0, 0, False, why)
+            return _failed(failure)
         error = relative_error(got, want)
         gradient_error = _gradient_error(got_grads, want_grads, self.plan, keep)
-        effect = relative_error(want, self.dense)
+        effect = 0.0 if self.dense is None else relative_error(want, self.dense)
         good = max(error, gradient_error) <= TOLERANCE[self.dtype]
-        why = describe_difference(got, want, error) + (
-            f" (gradients by {gradient_error:.1e})" if self.gradients else ""
-        )
-        return Trial(error, gradient_error, effect, int((~keep).sum()), good, why)
+        why = describe_difference(got, want, error) + (f" (gradients by {gradient_error:.1e})" if gradients else "")
+        return Trial(error, gradient_error, effect, int((~keep).sum()), good, why, count_unusable(want))
 
-    def _run(self, model: nn.Module, choices: Choices) -> tuple[list[Tensor], dict[str, Tensor]]:
-        with torch.set_grad_enabled(self.gradients), choices:
-            out = self._outputs(model)
-        if not self.gradients:
+    def _run(self, model: nn.Module, choices: Choices, *, gradients: bool) -> tuple[list[Tensor], dict[str, Tensor]]:
+        with torch.set_grad_enabled(gradients):
+            out = self._outputs(model, choices)
+        if not gradients:
             return out, {}
         loss = self._loss(out)
         if isinstance(loss, Tensor):
@@ -299,6 +373,10 @@ class Trials:
         )
 
 
+def _failed(failure: Exception) -> Trial:
+    return Trial(float("inf"), float("inf"), 0.0, 0, False, f"the pruned model fails: {describe_failure(failure)}")
+
+
 def _give_own_memory(model: nn.Module, plan: Plan) -> None:
     """Give the parameters that units slice memory of their own, in a copy that shares it with another model."""
     tensors = dict(named_tensors(model))
@@ -311,16 +389,51 @@ def _gradient_error(got: dict[str, Tensor], want: dict[str, Tensor], plan: Plan,
     """Return the largest relative error of a gradient over its kept entries."""
     full = with_no_unit(keep, True)
     sliced = Positions(plan).axes
-    top = max((float(g.abs().max()) for g in want.values() if g.numel()), default=0.0)
+    top = max((_largest(g) for g in want.values() if g.numel()), default=0.0)
     worst = 0.0
     for name, grad in got.items():
         if name not in want or ".parametrizations." in name:
             continue  # surgery rescales magnitudes, so their gradients differ although the function is the same
-        other = want[name]
-        for axis in sliced.get(name, ()):
-            other = other.index_select(axis.axis, axis.kept_positions(full).nonzero().flatten().to(other.device))
-        if other.shape != grad.shape:
+        kept = {
+            part.axis: part.kept_positions(full).nonzero().flatten().to(grad.device) for part in sliced.get(name, ())
+        }
+        if grad.shape != tuple(len(kept[d]) if d in kept else n for d, n in enumerate(want[name].shape)):
             return float("inf")
-        scale = max(float(other.abs().max()), 1e-6 * top) if other.numel() else 0.0
-        worst = max(worst, float((grad - other).abs().max()) / scale if scale else 0.0)
+        if not grad.numel():
+            continue
+        difference, largest = _compare_kept(grad, want[name], kept)
+        scale = max(largest, 1e-6 * top)
+        worst = max(worst, difference / scale if scale else 0.0)
     return worst
+
+
+_CHUNK = 2**20
+"""Number of elements of the pieces in which gradients are compared, which stay in the cache of a processor."""
+
+
+def _compare_kept(grad: Tensor, other: Tensor, kept: dict[int, Tensor]) -> tuple[float, float]:
+    """Return the largest difference of a gradient from the kept entries of another one, and the largest of these.
+
+    Args:
+        grad: the gradient.
+        other: the other one, of the shape before surgery.
+        kept: the positions that ``grad`` has of it, by axis.
+    """
+    if not grad.ndim:
+        return _largest(grad - other), _largest(other)
+    rows = kept.get(0, torch.arange(len(other), device=other.device))
+    step = max(1, _CHUNK * len(rows) // grad.numel())
+    difference, largest = 0.0, 0.0
+    for mine, piece in zip(grad.split(step), rows.split(step), strict=True):
+        part = other.index_select(0, piece)
+        for axis, positions in kept.items():
+            part = part.index_select(axis, positions) if axis else part
+        largest = max(largest, _largest(part))
+        difference = max(difference, _largest(part.sub_(mine)))
+    return difference, largest
+
+
+def _largest(tensor: Tensor) -> float:
+    """Return the largest absolute value; NaN if one is NaN."""
+    low, high = (tensor.to_dense().abs() if tensor.is_complex() or tensor.is_sparse else tensor).aminmax()
+    return float(torch.maximum(-low, high))

@@ -20,15 +20,16 @@ from etp_graph.model import (
     private_random,
     run_outputs,
     without_autocast,
+    without_garbage_collection,
 )
 from etp_graph.plan import Plan, Selection
 from etp_graph.standins import standing_in
 
-from ._comparison import as_real, count_unusable, relative_error
+from ._comparison import as_real, relative_error
 from ._masked import Masked
 from ._memory import available_memory, real_inputs
 from ._repeats import copy_with_shared_blocks, count_numbers, find_repeated_blocks
-from ._trials import SCREENED, TOLERANCE, Trials
+from ._trials import SCREENED, TOLERANCE, Trial, Trials
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +89,9 @@ def verify(
         outputs: what is compared, as of :func:`etp_graph.trace`. Default: what counted as an output when the plan was
             traced.
 
+    Outputs are compared in every trial, gradients in the first one that removes a part of the units (in all, if none
+    does): there every tensor has kept and removed entries. The other trials find operators that accept some sizes only.
+
     Gradients are not compared if those of the unpruned or of the pruned model itself differ from finite differences (a
     cache that was filled without gradients, an operator with a wrong derivative), or if the unpruned model has none in
     eval mode. The result then has a note.
@@ -100,15 +104,11 @@ def verify(
     plan.check(model)
     if outputs is not None:
         plan = replace(plan, outputs=check_outputs(outputs))
-    judge = Trials(model, plan, example_inputs, gradients=gradients, randomize=randomize, seed=seed)
-    trials = []
-    for ratio_ in [ratio] if isinstance(ratio, float) else ratio:
-        trial = judge.trial(plan.prunable, ratio_)
-        if not trial.good and judge.distrust_gradients(trial, plan.prunable, ratio_):
-            trial = judge.trial(plan.prunable, ratio_)
-        if not trial.good:
-            raise judge.equivalence_error(plan.prunable, ratio_)
-        trials.append(trial)
+    with without_garbage_collection():
+        judge = Trials(model, plan, example_inputs, gradients=gradients, randomize=randomize, seed=seed)
+        ratios = [ratio] if isinstance(ratio, float) else list(ratio)
+        judge.ratios_of_gradients = frozenset([r for r in ratios if 0 < r < 1][:1] or ratios)
+        trials = [_verified(judge, each) for each in ratios]
     if (units := sum(t.units for t in trials)) and not any(t.effect for t in trials):
         raise judge.no_effect_error(units)
     return Verification(
@@ -122,28 +122,53 @@ def verify(
     )
 
 
+def _verified(judge: Trials, ratio: float) -> Trial:
+    """Return a trial of all groups.
+
+    Raises:
+        EquivalenceError: it fails.
+    """
+    groups = judge.plan.prunable
+    trial = judge.trial(groups, ratio)
+    if not trial.good and judge.distrust_gradients(trial, groups, ratio):
+        trial = judge.trial(groups, ratio)
+    if not trial.good:
+        raise judge.equivalence_error(groups, ratio)
+    return trial
+
+
 def lock_what_fails(model: nn.Module, plan: Plan, example_inputs: Any) -> Plan:
     """Return the plan with every group locked that fails the check of :func:`verify`; the reason is its error.
 
     A trial runs in float32 first. It counts as passed if the outputs differ by less than :data:`SCREENED`, which
-    rounding explains. Any larger difference is judged in float64, as by :func:`verify`.
+    rounding explains. Any larger difference, and outputs that are NaN, are judged in float64, as by :func:`verify`.
     """
-    return _lock_failing(
-        lambda plan: Trials(model, plan, example_inputs, gradients=False, randomize=True, seed=0),
-        plan,
-        _screen(model, plan, example_inputs),
-    )
+    with without_garbage_collection():
+        return _lock_failing(
+            lambda plan: Trials(model, plan, example_inputs, gradients=False, randomize=True, seed=0),
+            plan,
+            _screen(model, plan, example_inputs),
+        )
 
 
 def _screen(model: nn.Module, plan: Plan, example_inputs: Any) -> Trials | None:
-    """Return trials in float32, or ``None`` if the model computes nothing of use in float32."""
+    """Return trials in float32, or ``None`` if the model cannot be copied in float32."""
     try:
-        screen = Trials(
-            model, plan, example_inputs, gradients=False, randomize=True, seed=0, dtypes=(torch.float32,)
+        return Trials(
+            model, plan, example_inputs, gradients=False, randomize=True, seed=0, dtypes=(torch.float32,), effect=False
         )  # fmt: skip
     except RuntimeError:
         return None
-    return None if count_unusable(screen.dense) else screen
+
+
+def _passes(screen: Trials, plan: Plan, ratio: float) -> bool:
+    """Return True if rounding explains the difference that a trial in float32 finds."""
+    screen.plan = plan
+    try:
+        trial = screen.trial(plan.prunable, ratio)
+    except RuntimeError:  # of an operator that does not support float32
+        return False
+    return trial.error <= SCREENED and not trial.unusable
 
 
 def lock_what_fails_in_blocks(model: nn.Module, plan: Plan, example_inputs: Any) -> Plan:
@@ -182,10 +207,8 @@ def _lock_failing(make: Callable[[Plan], Trials], plan: Plan, screen: Trials | N
     """
     judge: Trials | None = None
     for ratio in (0.5, 0.0, 1.0):  # 0 and 1 find operators that only accept some sizes
-        if screen is not None:
-            screen.plan = plan
-            if not plan.prunable or screen.trial(plan.prunable, ratio).error <= SCREENED:
-                continue
+        if screen is not None and (not plan.prunable or _passes(screen, plan, ratio)):
+            continue
         judge = judge or make(plan)
         while plan.prunable and not (trial := judge.trial(plan.prunable, ratio)).good:
             plan = plan.lock(

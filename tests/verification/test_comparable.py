@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import etp_graph as etp
 from etp_graph.verification._comparison import describe_difference, describe_failure, relative_error
-from etp_graph.verification._replay import Choices
+from etp_graph.verification._replay import Choices, Comparable
 from tests.support.models.constructs import Net
 
 
@@ -51,11 +51,12 @@ def test_choices_among_equal_values_are_repeated(run: Callable[..., Any]) -> Non
 
 def test_choices_among_other_values_are_not_repeated() -> None:
     scores, rest = torch.tensor([0.0, 2.0, 1.0]), torch.tensor([0.0, 1.0, 2.0])
-    with Choices() as recorded:
+    recorded = Choices()
+    with Comparable(0, steady=False, choices=recorded):
         assert scores.topk(1).indices.tolist() == [1]
-    with Choices(recorded):
+    with Comparable(0, steady=False, choices=Choices(recorded)):
         assert rest.topk(1).indices.tolist() == [2]
-    with Choices(recorded):
+    with Comparable(0, steady=False, choices=Choices(recorded)):
         assert (scores + 1e-9).topk(1).indices.tolist() == [1]
 
 
