@@ -275,7 +275,7 @@ def _follow_own_matrices(tracker: Tracker, ref: TensorView, x: Tensor, added: Se
         elif bias.ndim == 3:
             tracker.weights.add_vector(tracker.labels, bias, ids, axis=0)
         else:
-            tracker.labels.lock(ids, f"meets a tensor that is partly of fixed width in {tracker.where}")
+            tracker.labels.lock(ids, "meets a tensor that is partly of fixed width")
     tracker.set(out, None if label is None else compact_label(label))
 
 
