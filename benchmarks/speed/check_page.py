@@ -54,7 +54,7 @@ Medians over models, in forwards of the dense model.
 
 The sample is every seventh model of the registry, measured in random order, with the inputs that it was designed for
 (one image, two or three short texts). The dense forward, `trace(check=False)`, `trace` and `verify` with their defaults
-take turns in one process with one thread, after one call of each of the first three. Repetitions: {repetitions}, of
+take turns in one process with one thread, after one dense forward and one `trace`. Repetitions: {repetitions}, of
 which medians are kept; `verify` runs once. Times are those of the processor, so that other work on the machine counts
 as little as possible. Models of more than 1.5 GB are left out.
 

@@ -48,6 +48,10 @@ _STORED = 262_147
 the distance of two of their elements is no multiple of it."""
 
 
+_STEP = 104_729
+"""How far apart the first numbers of two seeds lie in the store."""
+
+
 class RandomValues:
     """Random values for the tensors of a model, with which activations keep a moderate scale.
 
@@ -59,17 +63,17 @@ class RandomValues:
     a number takes ten times as long as copying it.
 
     Args:
-        seed: seed of the values, which are the same each time.
+        seed: seed of the values, which are the same each time until it is set to another one. The store stays.
     """
 
     def __init__(self, seed: int) -> None:
-        self._seed, self._next = seed, 0
+        self.seed, self._next = seed, 0
         self._stored: Tensor | None = None
 
     @torch.no_grad()
     def write_(self, model: nn.Module, *, parameters_only: bool = False) -> None:
         """Write the values into a model. With ``parameters_only`` its buffers stay as they are."""
-        generator, self._next = torch.Generator().manual_seed(self._seed), 0
+        generator, self._next = torch.Generator().manual_seed(self.seed), self.seed * _STEP % _STORED
         for name, tensor in model.named_parameters() if parameters_only else named_tensors(model):
             if not tensor.is_floating_point():
                 continue
@@ -89,7 +93,7 @@ class RandomValues:
 
     def _write_stored_(self, tensor: Tensor, scale: float) -> None:
         if self._stored is None:
-            self._stored = torch.randn(_STORED, generator=torch.Generator().manual_seed(self._seed), device="cpu")
+            self._stored = torch.randn(_STORED, generator=torch.Generator().manual_seed(0), device="cpu")
         in_place = tensor.is_contiguous() and tensor.device.type == "cpu"
         out = tensor.detach() if in_place else torch.empty(tensor.shape, device="cpu")
         flat, done = out.view(-1), 0

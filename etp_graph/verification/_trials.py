@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import gc
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -83,6 +84,12 @@ class Copy:
         if self._values is not None:
             self._values.write_(self._model)
 
+    def draw(self, seed: int) -> None:
+        """Write the random values of another seed, unless the model has its own weights."""
+        if self._values is not None and seed != self._values.seed:
+            self._values.seed, self._intact = seed, True
+            self._values.write_(self._model)
+
     @property
     def model(self) -> nn.Module:
         """The copy, with all of its weights."""
@@ -138,6 +145,8 @@ class Trials:
         model, plan, example_inputs, gradients, randomize, seed: as of :func:`etp_graph.verify`.
         dtypes: the precisions, highest first.
         copied: as of :class:`Copy`.
+        seeds: ratio -> seed of the random weights in its trial. Trials with other weights than the first see what these
+            hide, such as channels that are zero after a ReLU everywhere.
         effect: whether to run the unpruned model, to find a precision in which its outputs are usable, and to measure
             the effect of a removal.
     """
@@ -146,8 +155,9 @@ class Trials:
         self, model: nn.Module, plan: Plan, example_inputs: Any, *, gradients: bool, randomize: bool, seed: int,
         dtypes: Sequence[torch.dtype] = (torch.float64, torch.float32),
         copied: Callable[[torch.dtype], nn.Module] | None = None, effect: bool = True,
+        seeds: Mapping[float, int] = MappingProxyType({}),
     ) -> None:  # fmt: skip
-        self.plan, self.gradients, self.seed = plan, gradients, seed
+        self.plan, self.gradients, self.seed, self.seeds = plan, gradients, seed, seeds
         self.ratios_of_gradients: frozenset[float] | None = None
         self.seed_others, self.drawn = False, set[str]()
         self.steady = self.draws = False
@@ -326,6 +336,7 @@ class Trials:
 
     def _compare(self, groups: Sequence[Group], ratio: float) -> Trial:
         selection = self._selection(groups, ratio)
+        self._copy.draw(self.seeds.get(ratio, self.seed))
         keep, choices = selection.flat(self.plan), Choices(tolerance=TOLERANCE[self.dtype])
         gradients = self.gradients and (self.ratios_of_gradients is None or ratio in self.ratios_of_gradients)
         pruned = self._copy.run_copy()  # before masking, which writes zeros into the weights that copies share

@@ -137,6 +137,11 @@ def _verified(judge: Trials, ratio: float) -> Trial:
     return trial
 
 
+_RATIOS = {0.5: 0, 0.0: 1, 1.0: 2}
+"""Shares of the units that the check of a trace removes -> seed of the random weights. 0 and 1 find operators that only
+accept some sizes."""
+
+
 def lock_what_fails(model: nn.Module, plan: Plan, example_inputs: Any) -> Plan:
     """Return the plan with every group locked that fails the check of :func:`verify`; the reason is its error.
 
@@ -145,7 +150,7 @@ def lock_what_fails(model: nn.Module, plan: Plan, example_inputs: Any) -> Plan:
     """
     with without_garbage_collection():
         return _lock_failing(
-            lambda plan: Trials(model, plan, example_inputs, gradients=False, randomize=True, seed=0),
+            lambda plan: Trials(model, plan, example_inputs, gradients=False, randomize=True, seed=0, seeds=_RATIOS),
             plan,
             _screen(model, plan, example_inputs),
         )
@@ -155,7 +160,8 @@ def _screen(model: nn.Module, plan: Plan, example_inputs: Any) -> Trials | None:
     """Return trials in float32, or ``None`` if the model cannot be copied in float32."""
     try:
         return Trials(
-            model, plan, example_inputs, gradients=False, randomize=True, seed=0, dtypes=(torch.float32,), effect=False
+            model, plan, example_inputs, gradients=False, randomize=True, seed=0, dtypes=(torch.float32,), effect=False,
+            seeds=_RATIOS,
         )  # fmt: skip
     except RuntimeError:
         return None
@@ -186,7 +192,7 @@ def lock_what_fails_in_blocks(model: nn.Module, plan: Plan, example_inputs: Any)
         needed = 4 * torch.float32.itemsize * numbers / 2**30
         raise MemoryError(f"a copy with one block of each kind needs {needed:.0f} GiB")
     judge = Trials(
-        model, plan, real_inputs(example_inputs), gradients=False, randomize=True, seed=0, dtypes=dtypes,
+        model, plan, real_inputs(example_inputs), gradients=False, randomize=True, seed=0, dtypes=dtypes, seeds=_RATIOS,
         copied=lambda dtype: copy_with_shared_blocks(model, repeated, dtype),
     )  # fmt: skip
     names = [name for name, _ in named_tensors(judge.model)]
@@ -206,7 +212,7 @@ def _lock_failing(make: Callable[[Plan], Trials], plan: Plan, screen: Trials | N
         screen: faster trials, after which a judgement may not be needed.
     """
     judge: Trials | None = None
-    for ratio in (0.5, 0.0, 1.0):  # 0 and 1 find operators that only accept some sizes
+    for ratio in _RATIOS:
         if screen is not None and (not plan.prunable or _passes(screen, plan, ratio)):
             continue
         judge = judge or make(plan)

@@ -47,6 +47,20 @@ def test_trials_of_one_selection_agree_whatever_ran_before() -> None:
     assert first.trial(first.plan.prunable, 0.5) == second.trial(second.plan.prunable, 0.5)
 
 
+def test_each_trial_has_the_weights_of_its_seed() -> None:
+    judge = Trials(
+        Toy(), toy_plan(), X, gradients=False, randomize=True, seed=0, dtypes=(torch.float32,), seeds={0.5: 0, 0.0: 1}
+    )
+    found = []
+    for ratio in (0.5, 0.0, 0.5, 0.0):
+        assert judge.trial(judge.plan.prunable, ratio).good
+        found.append(values_of(judge.model))
+    for a, b, c, d in zip(*found, strict=True):
+        assert torch.equal(a, c)
+        assert torch.equal(b, d)
+        assert not torch.equal(a, b) or not a.is_floating_point()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("filled", [False, True])
 def test_a_copy_shares_no_memory_with_the_model(dtype: torch.dtype, filled: bool) -> None:
@@ -81,6 +95,8 @@ def test_random_values_do_not_depend_on_memory_layout_and_precision() -> None:
     for layer in (plain, last, wide):
         randomize_(layer, seed=3)
     assert torch.equal(plain.weight, last.weight)
+    randomize_(last, seed=4)
+    assert not torch.equal(plain.weight, last.weight)
     assert torch.allclose(plain.weight.double(), wide.weight, rtol=1e-6)
 
 
