@@ -38,7 +38,7 @@ def inputs_of(model: nn.Module) -> Iterator[dict[str, Any]]:
         yield text
     if text and "encoder_hidden_states" in wanted:
         config: Any = model.config
-        width = getattr(config, "cross_attention_hidden_size", None) or getattr(config, "hidden_size", 64)
+        width: Any = getattr(config, "cross_attention_hidden_size", None) or getattr(config, "hidden_size", 64)
         yield {**text, "encoder_hidden_states": noise(2, _TARGET, width)}
 
 
@@ -123,7 +123,7 @@ def _spectra(config: Any, wanted: dict[str, Any]) -> Iterator[dict[str, Any]]:
     bins = next((v for n in ("num_mel_bins", "feature_size", "input_dim") if (v := getattr(part, n, None))), 80)
     masks = [name for name in ("input_features_mask", "feature_attention_mask") if name in wanted]
     for length in dict.fromkeys([2 * (getattr(part, "max_source_positions", None) or 30), 200]):
-        mask = dict.fromkeys(masks, torch.ones(1, length, dtype=torch.long))
+        mask: dict[str, Any] = {name: torch.ones(1, length, dtype=torch.long) for name in masks}
         for count in dict.fromkeys([bins, 80, 128, getattr(part, "feature_projection_input_dim", 80)]):
             yield {"input_features": noise(1, count, length), **mask}
             yield {"input_features": noise(1, length, count), **mask}
