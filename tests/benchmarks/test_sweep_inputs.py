@@ -20,7 +20,7 @@ _MULTIMODAL = (
     "gemma3", "vipllava", "llava_next", "mllama", "paddleocr_vl", "lfm2_vl", "kosmos-2.5", "molmo2", "kimi_k25", "aria",
     "deepseek_vl_hybrid", "qwen3_vl", "qwen2_5_vl", "muse_glimmer", "minicpmv4_6", "unlimited_ocr", "inkling2", "flava",
     "voxtral", "granite_speech", "qwen2_audio", "phi4_multimodal", "video_llava", "t5gemma2", "evolla", "luke",
-    "got_ocr2", "internvl", "idefics3", "aya_vision", "smolvlm", "llava",
+    "instructblip", "blip-2", "got_ocr2", "internvl", "idefics3", "aya_vision", "smolvlm", "llava",
 )  # fmt: skip
 
 

@@ -82,6 +82,8 @@ def _text(model: nn.Module, wanted: dict[str, Any]) -> dict[str, Any]:
         found["visual_embeds"] = noise(2, 4, getattr(config, "visual_embedding_dim", 64))
         for name in ("visual_attention_mask", "visual_token_type_ids"):
             found[name] = torch.ones(2, 4, dtype=torch.long)
+    if "qformer_input_ids" in wanted:
+        found["qformer_input_ids"] = tokens(2, _TARGET, vocabulary=90, seed=3)
     if "visual_feats" in wanted:
         found["visual_feats"] = noise(2, 4, getattr(config, "visual_feat_dim", 64))
         found["visual_pos"] = noise(2, 4, getattr(config, "visual_pos_dim", 4)).sigmoid()
@@ -170,7 +172,7 @@ def _with_places(model: nn.Module, kind: str, text: dict[str, Any], others: dict
     wanted = arguments_of(model.forward)
     names_ = ("token_type_ids", "mm_token_type_ids")
     kinds: dict[str, Any] = {n: (ids == token).long() for n in names_ if n in wanted}
-    rest = {n: v[:1] for n, v in text.items() if n.startswith("decoder_")}
+    rest = {n: v[:1] for n, v in text.items() if n.startswith(("decoder_", "qformer_"))}
     yield {"input_ids": ids, **more, **rest, **others, **kinds}
 
 
