@@ -80,9 +80,10 @@ These models are not counted above: no small version of them could be built, or 
 Models of transformers are built from the default configuration with short, narrow layers, small patches and short
 tables of positions, so that each part has about its share of the full model, or as much smaller as the class allows.
 Their inputs follow from the arguments of the forward, with places for the features of images and sounds where the model
-says how many. Models of the other libraries are the smallest of their family. Models of more than 120 million
-parameters are left out. Each model runs in a process of its own, with a limit of time and memory. `verify` randomises
-the weights, removes half of the units of every prunable group and compares outputs and gradients in float64.
+says how many. Of the inputs that run, those that run most of the parts are taken. Models of the other libraries are the
+smallest of their family. Models of more than 120 million parameters are left out. Each model runs in a process of its
+own, with a limit of time and memory. `verify` randomises the weights, removes half of the units of every prunable group
+and compares outputs and gradients in float64.
 """
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -12,12 +14,13 @@ from benchmarks.coverage.sources._common import first_that_runs, share_run
 from benchmarks.coverage.sources._transformers import build
 from benchmarks.coverage.sources._transformers_seams import _at_depth
 from benchmarks.coverage.sources._transformers_sizes import shrunken
+from benchmarks.coverage.sweep_page import write_sweep_page
 
 _MULTIMODAL = (
     "gemma3", "vipllava", "llava_next", "mllama", "paddleocr_vl", "lfm2_vl", "kosmos-2.5", "molmo2", "kimi_k25", "aria",
     "deepseek_vl_hybrid", "qwen3_vl", "qwen2_5_vl", "muse_glimmer", "minicpmv4_6", "unlimited_ocr", "inkling2", "flava",
     "voxtral", "granite_speech", "qwen2_audio", "phi4_multimodal", "video_llava", "t5gemma2", "evolla", "luke",
-    "got_ocr2", "internvl", "idefics3", "aya_vision", "smolvlm", "llava",
+    "instructblip", "blip-2", "got_ocr2", "internvl", "idefics3", "aya_vision", "smolvlm", "llava",
 )  # fmt: skip
 
 
@@ -64,6 +67,16 @@ def test_inputs_that_run_more_parts_are_preferred() -> None:
     assert set(inputs) == {"text", "image"}
     _, inputs = first_that_runs([_TwoTowers], lambda model: [{"text": x}, {"text": x + 1}])
     assert inputs["text"].equal(x)
+
+
+def test_the_page_names_what_the_inputs_do_not_run(tmp_path: Path) -> None:
+    line = {"key": "smp:A", "family": "smp", "seconds": 1.0, "outcome": "exact", "trace_seconds": 0.5, "groups": 1}
+    line |= {"prunable": 0.2, "in_no_group": 0.75, "not_run": 0.7, "locked": {"feeds the model's output": 0.05}}
+    write_sweep_page([line, {**line, "key": "smp:B", "not_run": 0.0}], tmp_path / "page.md")
+    rows = (tmp_path / "page.md").read_text(encoding="utf8").splitlines()
+    assert "| in modules that these inputs do not run | 1 | 35.0% |" in rows
+    assert "| in no group | 2 | 40.0% |" in rows  # 5 % of A, 75 % of B
+    assert [row for row in rows if row.startswith("| smp:A |") and "70% in modules that these inputs do not run" in row]
 
 
 @pytest.mark.parametrize(("before", "now"), [(24, 2), (24, 3), (6, 2), (4, 4)])

@@ -38,7 +38,7 @@ def inputs_of(model: nn.Module) -> Iterator[dict[str, Any]]:
         yield text
     if text and "encoder_hidden_states" in wanted:
         config: Any = model.config
-        width = getattr(config, "cross_attention_hidden_size", None) or getattr(config, "hidden_size", 64)
+        width: Any = getattr(config, "cross_attention_hidden_size", None) or getattr(config, "hidden_size", 64)
         yield {**text, "encoder_hidden_states": noise(2, _TARGET, width)}
 
 
@@ -82,6 +82,8 @@ def _text(model: nn.Module, wanted: dict[str, Any]) -> dict[str, Any]:
         found["visual_embeds"] = noise(2, 4, getattr(config, "visual_embedding_dim", 64))
         for name in ("visual_attention_mask", "visual_token_type_ids"):
             found[name] = torch.ones(2, 4, dtype=torch.long)
+    if "qformer_input_ids" in wanted:
+        found["qformer_input_ids"] = tokens(2, _TARGET, vocabulary=90, seed=3)
     if "visual_feats" in wanted:
         found["visual_feats"] = noise(2, 4, getattr(config, "visual_feat_dim", 64))
         found["visual_pos"] = noise(2, 4, getattr(config, "visual_pos_dim", 4)).sigmoid()
@@ -123,7 +125,7 @@ def _spectra(config: Any, wanted: dict[str, Any]) -> Iterator[dict[str, Any]]:
     bins = next((v for n in ("num_mel_bins", "feature_size", "input_dim") if (v := getattr(part, n, None))), 80)
     masks = [name for name in ("input_features_mask", "feature_attention_mask") if name in wanted]
     for length in dict.fromkeys([2 * (getattr(part, "max_source_positions", None) or 30), 200]):
-        mask = dict.fromkeys(masks, torch.ones(1, length, dtype=torch.long))
+        mask: dict[str, Any] = {name: torch.ones(1, length, dtype=torch.long) for name in masks}
         for count in dict.fromkeys([bins, 80, 128, getattr(part, "feature_projection_input_dim", 80)]):
             yield {"input_features": noise(1, count, length), **mask}
             yield {"input_features": noise(1, length, count), **mask}
@@ -170,7 +172,7 @@ def _with_places(model: nn.Module, kind: str, text: dict[str, Any], others: dict
     wanted = arguments_of(model.forward)
     names_ = ("token_type_ids", "mm_token_type_ids")
     kinds: dict[str, Any] = {n: (ids == token).long() for n in names_ if n in wanted}
-    rest = {n: v[:1] for n, v in text.items() if n.startswith("decoder_")}
+    rest = {n: v[:1] for n, v in text.items() if n.startswith(("decoder_", "qformer_"))}
     yield {"input_ids": ids, **more, **rest, **others, **kinds}
 
 

@@ -142,7 +142,7 @@ def _fit_widths_between(small: Any, full: Any) -> None:
 def _narrow_timm(small: Any) -> None:
     """Take a narrow tower of timm, of the same kind."""
     kind = getattr(small, "architecture", None) or ""
-    narrow = {
+    narrow: dict[str, dict[str, Any]] = {
         "fastvit": {"embed_dims": (16, 16, 32, 32)},
         "vit_": {"embed_dim": 64, "depth": 2, "num_heads": 4, "img_size": 64},
     }
