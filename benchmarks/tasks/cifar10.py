@@ -41,7 +41,7 @@ EPOCH = 390
 _FULL = {  # rates: `python -m benchmarks contest recipe cifar10`, whose lines a test compares with these
     20: Recipe(
         dense_steps=0, sparse_steps=2 * EPOCH, finetune_steps=4 * EPOCH, scratch_steps=30 * EPOCH, dense_rate=0.1,
-        sparse_rate=0.02, finetune_rate=0.02, batch_size=128, tune_share=1.0, pushes=(0.2, 0.6, 2.0, 6.0),
+        sparse_rate=0.01, finetune_rate=0.01, batch_size=128, tune_share=1.0, pushes=(0.2, 0.6, 2.0, 6.0),
         extensions=2, precision="bf16",
     ),
     56: Recipe(
