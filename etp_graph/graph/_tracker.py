@@ -349,7 +349,7 @@ class Tracker:
 
         Equal widths would take another branch (``if x.shape != y.shape: x = self.project(x)``).
         """
-        root = self.labels.roots() if numbers.differ else torch.zeros(0)
+        root = self.labels.roots() if numbers.differ else torch.zeros(0, device="cpu")
         lines = []
         for (source, other, smaller), line in numbers.differ.items():
             label = self._label_of_source(source, numbers)

@@ -84,8 +84,8 @@ class ViewSizes:
             label_of_size: returns the labels of the units that a size counts, by its number, or ``None``.
         """
         sources = {number: label_of_size(number) for use in self.read for number in use.read}
-        units = {number: ids for number, ids in sources.items() if ids is not None}
-        root = labels.roots() if units else torch.zeros(0)
+        units: dict[Source, Tensor] = {number: ids for number, ids in sources.items() if ids is not None}
+        root = labels.roots() if units else torch.zeros(0, device="cpu")
         for use in self.read:
             if not any(number in units for number in use.read):
                 continue
@@ -115,7 +115,7 @@ class ViewSizes:
         for use in self.derived:
             if use.along is not None:
                 labels.unite(same.setdefault((use.attributes, int(use.size)), use.along), use.along, use.why)
-        root = labels.roots() if self.derived else torch.zeros(0)
+        root = labels.roots() if self.derived else torch.zeros(0, device="cpu")
         for use in self.derived:
             counted = _counted(use, labels)
             wrong = _wrong_units(use, counted, root)
@@ -139,16 +139,17 @@ def _wrong_units(use: ViewSize, counted: Mapping[Source, Tensor], root: Tensor) 
     Returns:
         Numbers of units, or ``None`` if the computation is not known.
     """
-    if not use.whole or any(len(labelled_dims(ids)) > 1 for ids in counted.values()):
-        return None
     sources = [source for source in use.size.sources if source in counted]
+    if not use.whole or any(len(labelled_dims(counted[source])) > 1 for source in sources):
+        return None
     axes = [root[counted[source].flatten()] for source in sources]
     axes.append(root[use.along] if use.along is not None else root[:0])
     units = torch.cat(axes).unique()
     units = units[units > 0]
-    held = torch.stack([(axis.view(-1, 1) == units).sum(0) for axis in axes], 1)  # positions of each unit on each axis
+    places = [torch.searchsorted(units, axis[axis > 0]) for axis in axes]
+    held = torch.stack([torch.bincount(place, minlength=len(units)) for place in places], 1)  # on each axis
     kinds, kind_of, members = held.unique(dim=0, return_inverse=True, return_counts=True)
-    bad = torch.zeros(len(kinds), dtype=torch.bool)
+    bad = torch.zeros(len(kinds), dtype=torch.bool, device="cpu")
     sign = -1 if use.size < 0 else 1
     for kind, (row, n) in enumerate(zip(kinds.tolist(), members.tolist(), strict=True)):
         for k in sorted({k for k in (1, 2, 3, 5, n - 1) if 0 < k <= n}):
@@ -156,4 +157,5 @@ def _wrong_units(use: ViewSize, counted: Mapping[Source, Tensor], root: Tensor) 
             if size is None:
                 return None
             bad[kind] |= size != int(use.size) - sign * k * row[-1]
-    return units[bad[kind_of]]
+    wrong: Tensor = units[bad[kind_of]]
+    return wrong
