@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
+from numbers import Integral
 
 import torch
 from torch import Tensor, nn
@@ -184,7 +185,7 @@ def _check_edits(model: nn.Module, edits: Iterable[Edit]) -> None:
             if type(value) not in (tuple, list, torch.Size) or not -len(value) <= edit.item < len(value):
                 raise CheckpointError(f"{where} has no entry {edit.item}: build the architecture that was saved.")
             value = value[edit.item]
-        if type(value) is not int or not 0 <= edit.value <= value:  # isinstance would accept a bool
+        if not isinstance(value, Integral) or isinstance(value, bool) or not 0 <= edit.value <= int(value):
             raise CheckpointError(f"{where} is {value!r}, and cannot become {edit.value}: build the unpruned original.")
 
 

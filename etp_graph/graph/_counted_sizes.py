@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeGuard
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -178,8 +179,9 @@ def _plain(value: Any, depth: int) -> Any:
 
 
 def _marked(value: Any, key: tuple[str, str]) -> Any:
-    if type(value) in (int, CountedInt) and value > 1:  # Counted: an earlier forward stored a size that it read
-        return CountedInt(value, (*key, None))
+    # Counted: an earlier forward stored a size that it read. NumPy's integers are sizes, too.
+    if (type(value) in (int, CountedInt) or isinstance(value, np.integer)) and int(value) > 1:
+        return CountedInt(int(value), (*key, None))
     if type(value) in (tuple, list) and value and all(type(item) is int for item in value):
         return type(value)(CountedInt(item, (*key, i)) if item > 1 else item for i, item in enumerate(value))
     return None

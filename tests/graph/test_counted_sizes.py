@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import enum
+from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import etp_graph as etp
@@ -148,3 +152,45 @@ def test_tracing_leaves_no_trace() -> None:
     for name, module in model.named_modules():
         for key, value in module.__dict__.items():
             assert type(value) is type(before[name][key]), f"{name}.{key}"
+
+
+class Attention(nn.Module):
+    """Attention with widths that NumPy computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads, self.size = np.int64(4), np.prod([3, 1])
+        self.q, self.k, self.v = (nn.Linear(12, self.heads * self.size) for _ in range(3))
+        self.out = nn.Linear(self.heads * self.size, np.int32(12))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (f(x).view(*x.shape[:2], self.heads, self.size).transpose(1, 2) for f in (self.q, self.k, self.v))
+        return self.out(F.scaled_dot_product_attention(q, k, v, scale=0.5).transpose(1, 2).flatten(2))
+
+
+def test_widths_of_numpy_are_sizes_and_survive_a_file(tmp_path: Path) -> None:
+    def build() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(12, np.int64(12)), Attention(), nn.Linear(12, 3)).eval()
+
+    model, x = build(), torch.randn(2, 5, 12)
+    plan = etp.trace(model, x)
+    assert {group.kind for group in plan.prunable} == {"heads", "neurons"}
+    assert isinstance(model[1].heads, np.int64) and etp.verify(model, plan, x).error < 1e-10
+    keep = torch.ones(plan.n_units, dtype=torch.bool)
+    for group, span in plan.spans():
+        keep[span.start] = group.locked is not None
+    etp.prune_(model, plan, etp.Selection.from_flat(plan, keep))
+    assert model[1].heads == 3
+    assert torch.equal(etp.load(etp.save(model, tmp_path / "m"), build=build)(x), model(x))
+
+
+class Mode(enum.IntEnum):
+    SUM = 2
+
+
+def test_a_member_of_an_enumeration_is_no_size() -> None:
+    model = Holder()
+    model.mode = Mode.SUM  # type: ignore[assignment]
+    with counted_sizes(model):
+        assert model.mode is Mode.SUM

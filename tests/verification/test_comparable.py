@@ -232,3 +232,18 @@ def test_tensors_that_a_forward_has_kept_are_judged_in_float64() -> None:
     assert found.dtype == "float64"
     assert model.rotation is not None
     assert model.rotation.dtype == torch.float32
+
+
+def test_a_model_that_is_nan_in_float64_is_judged_in_float32_with_weights_that_round_little() -> None:
+    from transformers import SplinterConfig, SplinterForQuestionAnswering
+
+    torch.manual_seed(0)
+    config = SplinterConfig(
+        vocab_size=99, hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=96,
+        max_position_embeddings=64, question_token_id=5,
+    )  # fmt: skip
+    ids = torch.randint(7, 98, (2, 12))
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    model = SplinterForQuestionAnswering(config).eval()
+    unchecked = etp.trace(model, inputs, check=False)
+    assert [group.locked for group in etp.trace(model, inputs).groups] == [group.locked for group in unchecked.groups]
