@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
-from numbers import Integral
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from etp_graph.errors import CheckpointError, PlanError
-from etp_graph.model import all_tensors, first_names, is_editable, is_sharded, persistent_names, sizes_of_class
+from etp_graph.model import (
+    all_tensors,
+    as_count,
+    first_names,
+    is_editable,
+    is_sharded,
+    persistent_names,
+    sizes_of_class,
+)
 from etp_graph.standins import replace_, standin
 from etp_graph.surgery import (
     Edit,
@@ -185,7 +192,7 @@ def _check_edits(model: nn.Module, edits: Iterable[Edit]) -> None:
             if type(value) not in (tuple, list, torch.Size) or not -len(value) <= edit.item < len(value):
                 raise CheckpointError(f"{where} has no entry {edit.item}: build the architecture that was saved.")
             value = value[edit.item]
-        if not isinstance(value, Integral) or isinstance(value, bool) or not 0 <= edit.value <= int(value):
+        if (count := as_count(value)) is None or not 0 <= edit.value <= count:
             raise CheckpointError(f"{where} is {value!r}, and cannot become {edit.value}: build the unpruned original.")
 
 

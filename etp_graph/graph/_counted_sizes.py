@@ -13,11 +13,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeGuard
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from etp_graph.model import sizes_of_class, undone
+from etp_graph.model import as_count, sizes_of_class, undone
 
 from ._traced_numbers import Numbers, Origin, SizeInt, TracedInt, noted_numbers
 
@@ -179,12 +178,14 @@ def _plain(value: Any, depth: int) -> Any:
 
 
 def _marked(value: Any, key: tuple[str, str]) -> Any:
-    # Counted: an earlier forward stored a size that it read. NumPy's integers are sizes, too.
-    if (type(value) in (int, CountedInt) or isinstance(value, np.integer)) and int(value) > 1:
-        return CountedInt(int(value), (*key, None))
-    if type(value) in (tuple, list) and value and all(type(item) is int for item in value):
-        return type(value)(CountedInt(item, (*key, i)) if item > 1 else item for i, item in enumerate(value))
-    return None
+    """Return what replaces an attribute: a number, or a tuple or list of numbers, with origins; else ``None``."""
+    if isinstance(value, Tensor):
+        return None  # a counter, say, whose methods the code may call
+    if type(value) in (tuple, list) and value and all(as_count(item) is not None for item in value):
+        counts = [as_count(item) or 0 for item in value]
+        return type(value)(CountedInt(n, (*key, i)) if n > 1 else n for i, n in enumerate(counts))
+    count = as_count(value)  # also of a number with an origin: an earlier forward stored a size that it read
+    return CountedInt(count, (*key, None)) if count is not None and count > 1 else None
 
 
 def _same(now: Any, value: Any) -> bool:

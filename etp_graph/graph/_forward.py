@@ -29,7 +29,8 @@ from ._labels import FEEDS_OUTPUT, TensorAxis
 from ._readings import merge_readings
 from ._shape_only import NeedsValues
 from ._traced_numbers import current_numbers
-from ._tracker import Tracker, Trackers
+from ._tracker import Tracker
+from ._trackers import Trackers
 
 _MODEL_ERRORS = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, AssertionError)
 
@@ -126,11 +127,7 @@ def follow_forwards(
         modes: tuple[str, ...] = ("eval",)
         if _unreached(trackers):
             notes, modes = _follow_training(trackers, example_inputs)
-        if (numbers := current_numbers()) is not None:
-            for tracker in trackers.all:
-                tracker.lock_used_numbers(numbers)
-            compared = [line for tracker in trackers.all for line in tracker.keep_widths_apart(numbers)]
-            notes = (*notes, *_notes_on_widths(sorted(set(compared))))
+        notes = (*notes, *_lock_numbers(trackers))
         _lock_caches(trackers, state, example_inputs)
         for tensor in state.built_tensors():
             trackers.shape_only.require_value("a tensor that the model keeps", tensor)
@@ -151,6 +148,16 @@ def follow_forwards(
             left_out=tuple(trackers.left_out),
             entries=tuple(trackers.entries),
         )
+
+
+def _lock_numbers(trackers: Trackers) -> tuple[str, ...]:
+    """Lock the units whose number the code uses, or keep their numbers apart; return notes."""
+    numbers = current_numbers()
+    if numbers is None:
+        return ()
+    for tracker in trackers.all:
+        tracker.lock_used_numbers(numbers)
+    return _notes_on_widths(sorted({line for tracker in trackers.all for line in tracker.keep_widths_apart(numbers)}))
 
 
 def _lock_caches(trackers: Trackers, state: ModelState, example_inputs: Any) -> None:
@@ -240,13 +247,19 @@ def _notes_on_widths(lines: Sequence[str]) -> tuple[str, ...]:
     """Return a note if the code compares widths that differ, because equal ones would take another branch."""
     if not lines:
         return ()
-    where = ", ".join(lines[:3]) + (", ..." if len(lines) > 3 else "")
-    return (f"the code compares widths ({where}): the larger one stays larger, so that it takes the same branch",)
+    return (
+        f"the code compares widths ({_first_of(lines)}): the larger one stays larger, so that it takes the same branch",
+    )
 
 
 def _notes_on_branches(tracker: Tracker) -> tuple[str, ...]:
     """Return a note if Python code read values of tensors, because another input may then take another branch."""
     if not tracker.readers:
         return ()
-    where = ", ".join(list(tracker.readers)[:3]) + (", ..." if len(tracker.readers) > 3 else "")
+    where = _first_of(list(tracker.readers))
     return (f"the code of {where} reads values of tensors: the plan is that of the branches these inputs take",)
+
+
+def _first_of(places: Sequence[str]) -> str:
+    """Return the first places as a list in words."""
+    return ", ".join(places[:3]) + (", ..." if len(places) > 3 else "")

@@ -24,11 +24,8 @@ from etp_graph.graph.rules._operators import (
 from etp_graph.graph.rules._products import (
     MATRIX,
     add_empty_term,
-    broadcasts_batch,
-    follow_broadcast_product,
-    follow_einsum,
     label_of_matrix_product,
-    shares_one_matrix,
+    rule_of_shared_matrix,
 )
 from etp_graph.graph.rules._recurrent import makes_state
 from etp_graph.graph.rules._terms import ProductTerm
@@ -38,7 +35,8 @@ from etp_graph.plan import Op
 from ._counted_sizes import NEW, is_counted, written_sizes
 from ._labels import at_running_line
 from ._traced_numbers import ReadSize, TracedInt, current_numbers, note_operands
-from ._tracker import Tracker, Trackers
+from ._tracker import Tracker
+from ._trackers import Trackers
 
 SUMMED = {
     **dict.fromkeys(("sum", "mean", "nansum"), 0),
@@ -99,11 +97,9 @@ class Functions(TorchFunctionMode):
 
     def _rule_of_shared_matrix(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Return the rule of a product of activations that uses one matrix for several, or ``None``."""
-        rules = {follow_broadcast_product: broadcasts_batch, follow_einsum: shares_one_matrix}
-        found = next((rule for rule, fits in rules.items() if fits(func, args, kwargs)), None)
-        tensors = [x for x in args if isinstance(x, Tensor)] if found else []
-        stored = self.trackers.all[0].weights.stored_name  # those have a rule of their own
-        return None if any(stored(x) is not None for x in tensors) else found
+        rule = rule_of_shared_matrix(func, args, kwargs)
+        stored = self.trackers.all[0].weights.stored_name  # stored matrices have a rule of their own
+        return None if rule and any(isinstance(x, Tensor) and stored(x) is not None for x in args) else rule
 
     def _measured(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Return the shape or a size of a tensor, in which sizes along units are numbers that know it."""

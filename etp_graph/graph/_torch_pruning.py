@@ -27,7 +27,7 @@ from ._grouping import build_groups
 from ._interception import run_followed
 from ._labels import Labels, Producer, TensorAxis
 from ._probe import probe_pruner
-from ._tracker import Trackers
+from ._trackers import Trackers
 
 _KINDS: dict[type[nn.Module], str] = {nn.Linear: "neurons", nn.Embedding: "features"}
 

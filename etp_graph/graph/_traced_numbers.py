@@ -53,8 +53,7 @@ class Numbers:
         sizes: the sizes of activations that the code read.
         compared: pairs (attribute, number of a size) that the code compared and that are equal.
         fixed: numbers of the sizes that the code compared with an equal number that is not traced, each with the line.
-        differ: pairs (source of the larger number, source of the smaller one or the plain number, the smaller number)
-            that the code compared, each with the line.
+        differ: pairs (larger number, smaller one) that the code compared, each with the line.
     """
 
     model: object
@@ -62,7 +61,7 @@ class Numbers:
     sizes: list[ReadSize] = field(default_factory=list)
     compared: list[tuple[Origin, int]] = field(default_factory=list)
     fixed: dict[int, str | None] = field(default_factory=dict)
-    differ: dict[tuple[Source, Source | None, int], str | None] = field(default_factory=dict)
+    differ: list[tuple[TracedInt, int, str | None]] = field(default_factory=list)
 
     def read(self, size: int, found: ReadSize) -> SizeInt:
         """Return the integer for a size that the code reads."""
@@ -317,17 +316,10 @@ def _note_difference(number: TracedInt, other: object) -> None:
     if numbers is None or not isinstance(other, int):
         return
     larger, smaller = (number, other) if int(number) > int(other) else (other, number)
-    found = _only_source(larger)
-    if found is not None and (isinstance(found, int) or isinstance(smaller, TracedInt)) and int(smaller) > 0:
-        numbers.differ.setdefault((found, _only_source(smaller), int(smaller)), running_line())
-
-
-def _only_source(number: object) -> Source | None:
-    """Return what a number was read from, ``None`` if it was computed or is a plain one."""
-    if isinstance(number, TracedInt) and number.alive and number.is_read and len(number.sources) == 1:
-        (source,) = number.sources
-        return source
-    return None
+    if not isinstance(larger, TracedInt) or not larger.alive or int(smaller) <= 0:
+        return
+    if isinstance(smaller, TracedInt) or any(isinstance(source, int) for source in larger.sources):
+        numbers.differ.append((larger, smaller, running_line()))
 
 
 class SizeInt(TracedInt):

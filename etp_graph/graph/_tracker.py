@@ -7,9 +7,8 @@ Two levels of interception are active at once (:mod:`etp_graph.graph._intercepti
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from copy import copy
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -24,14 +23,13 @@ from etp_graph.graph.rules._operators import (
     labelled_dims,
 )
 from etp_graph.graph.rules._terms import ProductTerm
-from etp_graph.model import ModelState, ModuleStack, Outputs, PrivateRandom, running_line
+from etp_graph.model import running_line
 from etp_graph.plan import Op, add_line, name_norm
 
 from ._counted_sizes import CountedInt, Sizes, is_counted, read_size
 from ._labels import REPEATED, Labels, Reading, at_running_line
-from ._shape_only import ShapeOnly
 from ._traced_numbers import Numbers, Origin, ReadSize, Source, current_numbers
-from ._view_sizes import ViewSizes
+from ._view_sizes import ViewSizes, keep_widths_apart
 from ._weights import StoredTensors, TensorView
 
 
@@ -345,22 +343,8 @@ class Tracker:
             self.labels.lock(self._label_of_size(found), add_line(reason, line))
 
     def keep_widths_apart(self, numbers: Numbers) -> list[str]:
-        """Let the larger one of two widths that the code compares stay the larger one, and return the lines.
-
-        Equal widths would take another branch (``if x.shape != y.shape: x = self.project(x)``).
-        """
-        root = self.labels.roots() if numbers.differ else torch.zeros(0, device="cpu")
-        lines = []
-        for (source, other, smaller), line in numbers.differ.items():
-            label = self._label_of_source(source, numbers)
-            if label is None or len(labelled_dims(label)) > 1:
-                continue
-            units, positions = root[label].unique(return_counts=True)
-            second = None if other is None else self._label_of_source(other, numbers)
-            if second is None or not torch.equal(units, root[second].unique()):
-                self.labels.floors.append((units, smaller // int(positions.min()) + 1))
-                lines += [] if line is None else [line]
-        return sorted(set(lines))
+        """Let the larger one of two widths that the code compares stay the larger one, and return the lines."""
+        return keep_widths_apart(self.labels, numbers, lambda source: self._label_of_source(source, numbers))
 
     def _label_of_source(self, source: Source, numbers: Numbers) -> Tensor | None:
         if isinstance(source, int):
@@ -452,77 +436,3 @@ def _copied_heads(x: Tensor, sizes: Sizes, out: Tensor) -> tuple[int, CountedInt
         if dim > 0 and is_counted(size) and x.shape[dim] == 1 < out.shape[dim] == size and x.ndim > 3:
             return dim, size, dim - 1 if dim > 1 else dim + 1
     return 0, None, 0
-
-
-class Trackers:
-    """One to three trackers that follow a forward.
-
-    One tracker follows the forward until a call depends on the reading. From then on there is a tracker for the inner
-    and a tracker for the outer reading. If heads of keys and values are repeated for several heads of queries, there
-    are two for the outer reading: the units are the heads that are repeated, or copy j of every head.
-
-    Args:
-        model: the model.
-        compute: whether to compute all values of the forward, see :mod:`etp_graph.graph._shape_only`.
-        state: keeps the values of tensors of the model that the forward overwrites; ``None``: they stay overwritten.
-        outputs: what counts as an output, as of ``trace``.
-
-    Attributes:
-        left_out: names of what the model returned besides its outputs.
-        entries: the entries of what it returned that hold outputs.
-        all: the only tracker, or those of the inner and the outer reading, with that of the copies of heads last.
-        running: the stack of running modules.
-        shape_only: the placeholders for values that were not computed.
-        random: the generators that random operators of the forward draw from.
-        paused: True while calls are not followed.
-    """
-
-    def __init__(
-        self, model: nn.Module, *, compute: bool = True, state: ModelState | None = None, outputs: Outputs = None
-    ) -> None:
-        self.model, self.compute, self.state, self.outputs = model, compute, state, outputs
-        self.left_out: dict[str, None] = {}
-        self.entries: dict[str, None] = {}
-        self.running = ModuleStack(model)
-        self.all = [Tracker(model, self.running.modules)]
-        self.shape_only = ShapeOnly(active=not compute)
-        self.random = PrivateRandom()
-        self.paused = False
-
-    def each(self, follow: Callable[[Tracker], None], func: Any = None, values: Any = ()) -> None:
-        """Let every tracker follow a call. If the call depends on the reading, split the only tracker first.
-
-        A rule that fails locks the units of the call, with the exception as the reason, and the trace goes on.
-
-        Args:
-            follow: the rule.
-            func: the function or operator of the call, for messages.
-            values: arguments and result of the call.
-        """
-        failures = []
-        for tracker in list(self.all):
-            failures += self._follow(tracker, follow)
-        for tracker in self.all if failures else ():  # in both readings: a position stays if both of its units stay
-            tracker.lock_unfollowed(func, values, failures[0])
-        self._align_costs()
-
-    def _follow(self, tracker: Tracker, follow: Callable[[Tracker], None]) -> list[Exception]:
-        """Let a tracker follow a call, or both parts of one that the call splits. Return the errors of the rule."""
-        n_ops = len(tracker.ops)
-        try:
-            follow(tracker)
-        except ReadingsDiffer:
-            other = tracker.split()
-            self.all.insert(self.all.index(tracker) + 1, other)
-            return [*self._follow(tracker, follow), *self._follow(other, follow)]
-        except Exception as error:  # noqa: BLE001 - a rule meets calls that nobody foresaw; they lock
-            del tracker.ops[n_ops:]
-            return [error]
-        return []
-
-    def _align_costs(self) -> None:
-        """Give both readings the same cost terms, if a rule failed in one of them only."""
-        longest = max(self.all, key=lambda tracker: len(tracker.ops))
-        for tracker in self.all:
-            for term in longest.ops[len(tracker.ops) :]:
-                tracker.ops.append(term if isinstance(term, Op) else replace(term, labels=()))

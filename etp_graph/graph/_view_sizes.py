@@ -1,7 +1,8 @@
-"""Sizes of views, pieces and new tensors that the code computes from sizes of other activations or from attributes.
+"""Sizes that the code computes from sizes of activations or from attributes, for views, pieces and new tensors.
 
 Surgery changes such a number if it removes units that it counts. That is right only if the axis of that size then loses
-as many positions. The computation is run again with fewer units to find out.
+as many positions. The computation is run again with fewer units to find out. The same tells how far two widths that
+the code compares may shrink.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch import Tensor
 from etp_graph.graph.rules._operators import labelled_dims
 
 from ._labels import Labels, at_running_line
-from ._traced_numbers import Origin, SizeInt, Source, TracedInt
+from ._traced_numbers import Numbers, Origin, SizeInt, Source, TracedInt
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +151,7 @@ def _wrong_units(use: ViewSize, counted: Mapping[Source, Tensor], root: Tensor) 
     held = torch.stack([torch.bincount(place, minlength=len(units)) for place in places], 1)  # on each axis
     kinds, kind_of, members = held.unique(dim=0, return_inverse=True, return_counts=True)
     bad = torch.zeros(len(kinds), dtype=torch.bool, device="cpu")
-    sign = -1 if use.size < 0 else 1
+    sign = -1 if int(use.size) < 0 else 1
     for kind, (row, n) in enumerate(zip(kinds.tolist(), members.tolist(), strict=True)):
         for k in sorted({k for k in (1, 2, 3, 5, n - 1) if 0 < k <= n}):
             size = use.size.after({source: k * lost for source, lost in zip(sources, row, strict=False)})
@@ -159,3 +160,47 @@ def _wrong_units(use: ViewSize, counted: Mapping[Source, Tensor], root: Tensor) 
             bad[kind] |= size != int(use.size) - sign * k * row[-1]
     wrong: Tensor = units[bad[kind_of]]
     return wrong
+
+
+def keep_widths_apart(
+    labels: Labels, numbers: Numbers, label_of_source: Callable[[Source], Tensor | None]
+) -> list[str]:
+    """Let the larger one of two widths that the code compares stay the larger one, and return the lines.
+
+    Equal widths would take another branch (``if x.shape != y.shape: x = self.project(x)``).
+
+    Args:
+        labels: labels of the trace; the least numbers of units are noted there.
+        numbers: the comparisons.
+        label_of_source: returns the labels of the units that a source counts, or ``None``.
+    """
+    root = labels.roots() if numbers.differ else torch.zeros(0, device="cpu")
+
+    def units_of(source: Source) -> Tensor | None:
+        label = label_of_source(source)
+        return None if label is None or len(labelled_dims(label)) > 1 else root[label].flatten().sort()[0]
+
+    lines = set()
+    for larger, smaller, line in numbers.differ:
+        others = [units_of(source) for source in getattr(smaller, "sources", ())]
+        for source in larger.sources:
+            units = units_of(source)
+            if units is not None and not any(o is not None and torch.equal(units, o) for o in others):
+                labels.floors.append((units, _fewest(larger, smaller, source, units)))
+                lines |= set() if line is None else {line}
+    return sorted(lines)
+
+
+def _fewest(larger: TracedInt, smaller: int, source: Source, units: Tensor) -> int:
+    """Return how many units of a source must stay, so that a number that is computed from it stays the larger one.
+
+    All, if the number has other sources, too, or if its computation is not known.
+    """
+    n_units, at_once = len(units.unique()), int(units.unique(return_counts=True)[1].max())
+    removable = 0
+    for removed in range(at_once, n_units * at_once, at_once) if len(larger.sources) == 1 else ():
+        left = larger.after({source: removed})
+        if left is None or left <= int(smaller):
+            break
+        removable += 1
+    return n_units - removable

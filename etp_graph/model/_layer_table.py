@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass
+from enum import Enum
+from numbers import Integral
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 _CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 
@@ -209,6 +211,16 @@ def _find_sizes(cls: type[nn.Module]) -> Mapping[str, int]:
     own = [base for base in reversed(cls.__mro__) if not base.__module__.startswith("torch.")]
     found = {name: value for base in own for name, value in vars(base).items()}
     return {name: n for name, n in found.items() if type(n) is int and n > 1 and not name.startswith("_")}
+
+
+def as_count(value: object) -> int | None:
+    """Return a size as a plain integer, also one of NumPy or a tensor with one integer; ``None`` for anything else.
+
+    Code that computes a width with arrays or tensors passes such values to layers, which keep them.
+    """
+    if isinstance(value, Tensor) and value.ndim == 0 and not value.is_meta:
+        value = value.item()
+    return int(value) if isinstance(value, Integral) and not isinstance(value, (bool, Enum)) else None
 
 
 def held_size(module: nn.Module, name: str) -> Any:

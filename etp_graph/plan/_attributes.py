@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from numbers import Integral
 
 import torch
 from torch import nn
 
 from etp_graph.errors import PlanError
-from etp_graph.model import CountingAttributes, counting_attributes, held_size, is_editable, named_tensors
+from etp_graph.model import CountingAttributes, as_count, counting_attributes, held_size, is_editable, named_tensors
 
 from ._groups import Group, index_length
 from ._plan_json import ACTIVATION
@@ -56,6 +55,4 @@ def _count(module: nn.Module, name: str, item: int | None) -> int | None:
         if not isinstance(value, tuple | list | torch.Size) or not -len(value) <= item < len(value):
             return None
         value = value[item]
-    if isinstance(value, torch.Tensor) and value.ndim == 0 and not value.is_floating_point() and not value.is_meta:
-        value = value.item()  # a width that the code computed with tensors
-    return int(value) if isinstance(value, Integral) and not isinstance(value, bool) else None  # also NumPy's
+    return as_count(value)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import etp_graph as etp
 from etp_graph.graph._counted_sizes import CountedInt, counted_sizes, written_sizes
+from tests.support.selections import without_first_units
 
 
 class Holder(nn.Module):
@@ -177,10 +178,7 @@ def test_widths_of_numpy_are_sizes_and_survive_a_file(tmp_path: Path) -> None:
     plan = etp.trace(model, x)
     assert {group.kind for group in plan.prunable} == {"heads", "neurons"}
     assert isinstance(model[1].heads, np.int64) and etp.verify(model, plan, x).error < 1e-10
-    keep = torch.ones(plan.n_units, dtype=torch.bool)
-    for group, span in plan.spans():
-        keep[span.start] = group.locked is not None
-    etp.prune_(model, plan, etp.Selection.from_flat(plan, keep))
+    etp.prune_(model, plan, without_first_units(plan))
     assert model[1].heads == 3
     assert torch.equal(etp.load(etp.save(model, tmp_path / "m"), build=build)(x), model(x))
 
@@ -194,3 +192,23 @@ def test_a_member_of_an_enumeration_is_no_size() -> None:
     model.mode = Mode.SUM  # type: ignore[assignment]
     with counted_sizes(model):
         assert model.mode is Mode.SUM
+
+
+def test_a_width_that_is_a_tensor_counts_units_and_a_counter_stays_a_tensor(tmp_path: Path) -> None:
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(6, torch.tensor(2) * 4), nn.Linear(8, 3)
+            self.calls, self.shape = torch.tensor(5), (np.int64(2), 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls.add_(1)
+            return self.second(self.first(x).view(len(x), *self.shape).flatten(1).relu())
+
+    model, x = Counting().eval(), torch.randn(3, 6)
+    assert isinstance(model.first.out_features, Tensor)
+    plan = etp.trace(model, x, prune="all")
+    assert etp.verify(model, plan, x).error < 1e-10
+    etp.prune_(model, plan, without_first_units(plan))
+    assert isinstance(model.calls, Tensor) and model(x).shape == (3, 3)
+    assert torch.equal(etp.load(etp.save(model, tmp_path / "m"), build=Counting)(x), model(x))

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import etp_graph as etp
+from tests.support.selections import without_first_units
 
 TOKENS = torch.randn(2, 7, 12, generator=torch.Generator().manual_seed(0))
 
@@ -59,10 +60,7 @@ def test_query_heads_of_shared_keys_are_units(way: str) -> None:
     kinds = {group.kind: group.n_units for group in plan.prunable if group.kind != "neurons"}
     assert kinds == {"heads": 4, "head_dims": 3}
     assert etp.verify(model, plan, TOKENS).error < 1e-10
-    keep = torch.ones(plan.n_units, dtype=torch.bool)
-    for group, span in plan.spans():
-        keep[span.start] = group.locked is not None
-    selection = etp.Selection.from_flat(plan, keep)
+    selection = without_first_units(plan)
     expected = etp.cost(model, plan, selection)
     etp.prune_(model, plan, selection)
     assert (model[1].heads, model[1].q.out_features, model[1].k.out_features) == (3, 6, 2)

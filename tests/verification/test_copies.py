@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 import etp_graph as etp
 from etp_graph.verification import Masked, randomize_
+from etp_graph.verification._copies import _copy_in
 from etp_graph.verification._sampling import _LARGE, _STORED
-from etp_graph.verification._trials import Trials, _compare_kept, _copy_in
+from etp_graph.verification._trials import Trials, _compare_kept
 from tests.support.models.constructs import Net
 from tests.support.models.toy import Toy, toy_plan
 from tests.verification.test_comparable import OwnDerivative

@@ -14,6 +14,7 @@ from etp_graph.model import PADDINGS
 
 from ._channelwise import CHANNELWISE, label_of_channelwise
 from ._indexing import GATHERS, SCATTERS, label_of_gather, label_of_scatter, met_by_gather
+from ._movement import run_on_labels
 from ._operators import (
     JOINS,
     MOVEMENT,
@@ -29,7 +30,6 @@ from ._operators import (
     label_of_softmax,
     label_of_spatial,
     labelled_dims,
-    run_on_labels,
 )
 from ._products import MATRIX, label_of_matrix_product, label_of_solution
 

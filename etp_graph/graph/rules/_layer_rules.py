@@ -229,6 +229,21 @@ def stored_matrix(tracker: Tracker, name: str, args: Any, out: Tensor) -> bool:
     if own:
         _follow_own_matrices(tracker, ref, x, added, out)
         return True
+    made = _produce_from_matrix(tracker, layer, ref, x, term)
+    label: Tensor | None = made.view([-1 if d == out.ndim - 1 else 1 for d in range(out.ndim)])
+    for bias in added:
+        if tracker.weights.view_of(bias) is None:  # an activation, as in the residual connection of GCNII
+            both = [Operand(bias.shape, tracker.get(bias)), Operand(out.shape, label)]
+            label = label_of_elementwise(tracker.labels, both, out.shape, tracker.where)
+        else:
+            tracker.weights.add_vector(tracker.labels, bias, made, axis=bias.ndim - 1)
+    tracker.set(out, None if label is None else compact_label(label))
+    return True
+
+
+def _produce_from_matrix(tracker: Tracker, layer: NamedModule, ref: TensorView, x: Tensor, term: int) -> Tensor:
+    """Produce the units of ``x @ w`` with a stored matrix or stack, and record those that it reads."""
+    first = len(ref.shape) - 2
     into = tracker.channels(x, -1)
     made = tracker.weights.produce(tracker.labels, layer, [ref], first + 1, "neurons")
     _write_cost_units(tracker, term, (into, made))
@@ -242,15 +257,7 @@ def stored_matrix(tracker: Tracker, name: str, args: Any, out: Tensor) -> bool:
     if reason:
         tracker.labels.lock(made, reason)
         tracker.labels.lock(into, reason)
-    label: Tensor | None = made.view([-1 if d == out.ndim - 1 else 1 for d in range(out.ndim)])
-    for bias in added:
-        if tracker.weights.view_of(bias) is None:  # an activation, as in the residual connection of GCNII
-            both = [Operand(bias.shape, tracker.get(bias)), Operand(out.shape, label)]
-            label = label_of_elementwise(tracker.labels, both, out.shape, tracker.where)
-        else:
-            tracker.weights.add_vector(tracker.labels, bias, made, axis=bias.ndim - 1)
-    tracker.set(out, None if label is None else compact_label(label))
-    return True
+    return made
 
 
 def _count_matrices(tracker: Tracker, term: int, ref: TensorView, n: int) -> None:

@@ -8,7 +8,7 @@ The same holds for the units along ``k`` (dimensions of queries and keys). The r
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -163,7 +163,7 @@ MATMUL = frozenset((torch.matmul, Tensor.matmul, Tensor.__matmul__))
 """Functions that broadcast the batch dimensions of a product."""
 
 
-def broadcasts_batch(func: Any, args: Any, kwargs: Any) -> bool:
+def _broadcasts_batch(func: Any, args: Any, kwargs: Any) -> bool:
     """Return whether a product uses one matrix for several, such as the keys of multi-query attention for all heads.
 
     Its operators copy that matrix first, which hides that the copies are one.
@@ -173,7 +173,7 @@ def broadcasts_batch(func: Any, args: Any, kwargs: Any) -> bool:
     return bool(args[0].shape[:-2] != args[1].shape[:-2])
 
 
-def follow_broadcast_product(tracker: Tracker, func: Any, args: Any, kwargs: Any, out: Tensor) -> None:
+def _follow_broadcast_product(tracker: Tracker, func: Any, args: Any, kwargs: Any, out: Tensor) -> None:
     """Label the result of a product that uses one matrix for several, and note its cost."""
     a, b = (_unexpanded(tracker, x) for x in args)
     label = label_of_matrix_product(tracker, "bmm", [a, b], out.shape)
@@ -216,7 +216,7 @@ class _Letters:
         return cls(first, second, out, batch, row, column, inner[0])
 
 
-def shares_one_matrix(func: Any, args: Any, kwargs: Any) -> bool:
+def _shares_one_matrix(func: Any, args: Any, kwargs: Any) -> bool:
     """Return whether this is an ``einsum`` that uses one matrix for several, as multi-query attention does.
 
     Its operators fold the dimensions that one tensor alone has, heads and positions, into one.
@@ -227,7 +227,7 @@ def shares_one_matrix(func: Any, args: Any, kwargs: Any) -> bool:
     )  # fmt: skip
 
 
-def follow_einsum(tracker: Tracker, func: Any, args: Any, kwargs: Any, out: Tensor) -> None:
+def _follow_einsum(tracker: Tracker, func: Any, args: Any, kwargs: Any, out: Tensor) -> None:
     """Label the result of such an ``einsum``, and note its cost."""
     letters = _Letters.of(args[0])
     assert letters is not None
@@ -240,6 +240,13 @@ def follow_einsum(tracker: Tracker, func: Any, args: Any, kwargs: Any, out: Tens
         label = label.permute([*map(ordered.index, letters.out), *(d for d, c in enumerate(ordered) if not c)])
         label = compact_label(label.reshape(label.shape[: out.ndim]))
     tracker.set(out, label)
+
+
+def rule_of_shared_matrix(func: Any, args: Any, kwargs: Any) -> Callable[[Tracker, Any, Any, Any, Tensor], None] | None:
+    """Return the rule for a product that uses one matrix for several, or ``None``; called as those of layers are."""
+    if _broadcasts_batch(func, args, kwargs):
+        return _follow_broadcast_product
+    return _follow_einsum if _shares_one_matrix(func, args, kwargs) else None
 
 
 def _arranged(operand: Operand, own: str, batch: str, last: tuple[str, str]) -> Operand:
