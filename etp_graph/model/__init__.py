@@ -35,7 +35,7 @@ from ._random_state import RNG, SEEDED, capture_rng, preserved_rng, restore_rng_
 from ._run import ModuleStack, convert_inputs, run_model, tensors_of
 from ._running_line import failing_line, running_line
 from ._shards import Shards, any_sharded, is_sharded, local_part, local_ranges
-from ._tensors import all_tensors, copy_model, find_module, first_names, list_modules, named_tensors, persistent_names
+from ._tensors import all_tensors, copy_model, first_names, named_tensors, persistent_names
 from ._undone import removing_hooks, undone
 from ._wrappers import after_gradients, inner_optimizer, plain_forward, require_bare
 from ._written_state import ModelState, restored_state
@@ -73,7 +73,6 @@ __all__ = [
     "counting_attributes",
     "eval_mode",
     "failing_line",
-    "find_module",
     "first_names",
     "held_size",
     "inner_optimizer",
@@ -82,7 +81,6 @@ __all__ = [
     "is_sharded",
     "is_weightless_norm",
     "kept_generators",
-    "list_modules",
     "local_part",
     "local_ranges",
     "long_axis",

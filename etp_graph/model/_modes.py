@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import BaseTorchFunctionMode, TorchFunctionMode
 
-from ._tensors import list_modules
 from ._undone import undone
 
 
@@ -68,7 +67,7 @@ def eval_mode(model: nn.Module, *, containers: bool = False) -> Iterator[None]:
     If ``containers`` is True, modules with submodules and without buffers are in training mode, so that auxiliary heads
     run. Norms, dropout and stochastic depth stay in eval mode.
     """
-    before = [(module, module.training) for _, module in list_modules(model)]
+    before = [(module, module.training) for module in model.modules()]
 
     def restore() -> None:
         for module, training in before:

@@ -18,7 +18,6 @@ from torch.utils._pytree import tree_leaves
 from etp_graph.errors import PlanError
 
 from ._run import run_model
-from ._tensors import list_modules
 
 Outputs = str | Sequence[str] | Callable[[Any], Any] | None
 """The outputs of a model: names or patterns, a function of what it returns, or ``None`` for the default."""
@@ -315,7 +314,7 @@ def _states_of_recurrence(model: nn.Module) -> Iterator[dict[int, Tensor]]:
         states.update({id(leaf): leaf for leaf in tree_leaves(made) if isinstance(leaf, Tensor)})
 
     with ExitStack() as handles:
-        for _, module in list_modules(model):
+        for module in model.modules():
             if isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
                 handles.callback(module.register_forward_hook(note).remove)
         yield states

@@ -12,51 +12,10 @@ from torch import Tensor, nn
 from ._shards import is_sharded
 
 
-def list_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Return what ``model.named_modules()`` yields, in a tenth of its time: it calls itself for each level."""
-    found: list[tuple[str, nn.Module]] = []
-    waiting, seen = [("", model)], set[int]()
-    while waiting:
-        path, module = waiting.pop()
-        if id(module) in seen:
-            continue
-        inside = module._modules
-        if type(module).named_modules is not nn.Module.named_modules or type(inside) not in (dict, OrderedDict):
-            return list(model.named_modules())
-        seen.add(id(module))
-        found.append((path, module))
-        start = f"{path}." if path else ""
-        waiting += [(start + name, child) for name, child in reversed(inside.items()) if child is not None]
-    return found
-
-
-def find_module(model: nn.Module, path: str) -> nn.Module:
-    """Return what ``model.get_submodule(path)`` returns, in a fraction of its time."""
-    module: nn.Module | None = model
-    for name in path.split(".") if path else ():
-        module = None if module is None else module._modules.get(name)
-    return model.get_submodule(path) if module is None else module
-
-
 def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Yield every parameter and buffer once, with its first name; parameters come first."""
-    cls = type(model)
-    if cls.named_parameters is not nn.Module.named_parameters or cls.named_buffers is not nn.Module.named_buffers:
-        yield from model.named_parameters()
-        yield from model.named_buffers()
-        return
-    modules = list_modules(model)
-    yield from _members(modules, "_parameters")
-    yield from _members(modules, "_buffers")
-
-
-def _members(modules: Iterable[tuple[str, nn.Module]], where: str) -> Iterator[tuple[str, Tensor]]:
-    seen = set[int]()
-    for path, module in modules:
-        for name, tensor in getattr(module, where).items():
-            if tensor is not None and id(tensor) not in seen:
-                seen.add(id(tensor))
-                yield (f"{path}.{name}" if path else name), tensor
+    yield from model.named_parameters()
+    yield from model.named_buffers()
 
 
 def all_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -74,7 +33,7 @@ def copy_model(model: nn.Module, *, share: bool = False) -> nn.Module:
     ``copy.deepcopy`` refuses tensors with a graph. It calls itself about eight times for each level of nested modules,
     so inner modules are copied before those that hold them: models of many levels would exceed Python's stack.
     """
-    modules = [module for _, module in list_modules(model)]
+    modules = list(model.modules())
     values = [value for module in modules for value in vars(module).values()]
     values += [item for value in values if isinstance(value, list) for item in value]
     computed = [value for value in values if isinstance(value, Tensor) and not value.is_leaf]

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from torch import nn
 
-from etp_graph.model import list_modules
-
 _SHAPE = "_get_static_cache_init_shape"
 """Method of transformers' generation that reads heads and their size from the configuration, for a static cache."""
 
@@ -19,7 +17,7 @@ def no_shape_from_config() -> None:
 
 def size_caches_by_keys_(model: nn.Module) -> None:
     """Keep a pruned model from allocating caches by its configuration, which describes the dense model."""
-    for _, module in list_modules(model):
+    for module in model.modules():
         if hasattr(type(module), _SHAPE):
             module.__dict__[_SHAPE] = no_shape_from_config
 

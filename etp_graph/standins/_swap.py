@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from torch import nn
 
 from etp_graph.errors import PlanError
-from etp_graph.model import list_modules, undone
+from etp_graph.model import undone
 
 from ._registry import StandIn, class_name, standin
 
@@ -23,7 +23,7 @@ def standing_in(model: nn.Module, *, views_only: bool = False) -> Iterator[None]
             module.__class__ = cls
 
     with undone(restore):
-        for _, module in list_modules(model):
+        for module in model.modules():
             found = standin(module)
             if found is not None and (found[1] or not views_only):
                 before.append((module, type(module)))
@@ -55,7 +55,7 @@ def replace_(model: nn.Module, names: Sequence[str]) -> None:
 
 def replaceable(model: nn.Module) -> Iterator[str]:
     """Yield the names of modules whose class surgery must replace if it changes them."""
-    for name, module in list_modules(model):
+    for name, module in model.named_modules():
         found = standin(module)
         if found is not None and not found[1]:
             yield name

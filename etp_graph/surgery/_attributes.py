@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from etp_graph.errors import PlanError
-from etp_graph.model import all_tensors, counting_attributes, find_module, held_size
+from etp_graph.model import all_tensors, counting_attributes, held_size
 from etp_graph.plan import ACTIVATION, Plan, Positions, SlicedAxis
 
 from ._commit import Change
@@ -43,7 +43,7 @@ def prepare_attributes(model: nn.Module, edits: Sequence[Edit]) -> list[Change]:
         found.setdefault((edit.module, edit.name), []).append(edit)
     changes = []
     for (path, name), mine in found.items():
-        module = find_module(model, path)
+        module = model.get_submodule(path)
         old = getattr(module, name)
         changes.append(_write(module, name, old, _edited(old, mine)))
     return changes
@@ -94,7 +94,7 @@ def _disagreement(
     No plan lowers the attribute then.
     """
     path, _, leaf = name.rpartition(".")
-    module = find_module(model, path)
+    module = model.get_submodule(path)
     if not type(module).__module__.startswith("torch.nn.") or isinstance(module, nn.Embedding):
         return None
     was, becomes = _counted_sizes(module, leaf, tuple(cut.tensor.shape)), _counted_sizes(module, leaf, cut.shape)
@@ -108,7 +108,7 @@ def _disagreement(
 
 def _from_start(model: nn.Module, edit: Edit) -> int | None:
     """Return the item of an edit, counted from the start of the tuple."""
-    return None if edit.item is None else edit.item % len(getattr(find_module(model, edit.module), edit.name))
+    return None if edit.item is None else edit.item % len(getattr(model.get_submodule(edit.module), edit.name))
 
 
 def _value(module: nn.Module, key: Key) -> Any:

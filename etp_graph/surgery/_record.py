@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from etp_graph.model import find_module, list_modules
 from etp_graph.standins import size_caches_by_config_, size_caches_by_keys_
 
 _KEY = "_etp_record"
@@ -69,7 +68,7 @@ def get_record(model: nn.Module) -> SurgeryRecord:
         record = model.__dict__.get(key)
         if isinstance(record, SurgeryRecord):
             return record
-    if not any(_KEY in vars(module) or _PART in vars(module) for _, module in list_modules(model)):
+    if not any(_KEY in vars(module) or _PART in vars(module) for module in model.modules()):
         return SurgeryRecord()
     inside = [(name, get_record(child)) for name, child in model.named_children() if not was_pruned_alone(child)]
     found = [_below(name, record) for name, record in inside if record != SurgeryRecord()]
@@ -151,7 +150,7 @@ def set_record(model: nn.Module, record: SurgeryRecord) -> None:
     _put_record(model, _KEY, record)
     for path, part in _parts(record).items():
         with suppress(AttributeError):  # a record read from a file names modules that are not there yet
-            _put_record(find_module(model, path), _PART, part)
+            _put_record(model.get_submodule(path), _PART, part)
     size_caches_by_keys_(model)
 
 
@@ -233,7 +232,7 @@ def remove_record(model: nn.Module) -> None:
 def swap_record(model: nn.Module, record: SurgeryRecord) -> tuple[Callable[[], None], Callable[[], None]]:
     """Return two functions: one stores the record of a model, and one stores those that were there before."""
     own = model.__dict__.get(_KEY)
-    parts = [(module, module.__dict__[_PART]) for _, module in list_modules(model) if _PART in module.__dict__]
+    parts = [(module, module.__dict__[_PART]) for module in model.modules() if _PART in module.__dict__]
 
     def put_back() -> None:
         if own is None:
@@ -250,20 +249,20 @@ def swap_record(model: nn.Module, record: SurgeryRecord) -> tuple[Callable[[], N
 
 
 def _drop_parts(model: nn.Module) -> None:
-    for _, module in list_modules(model):
+    for module in model.modules():
         if module.__dict__.pop(_PART, None) is not None and _KEY not in module.__dict__:
             module.__dict__.pop("save_pretrained", None)
 
 
 def read_attribute(model: nn.Module, edit: Edit) -> int:
     """Return the present value of the attribute that an edit names."""
-    value = getattr(find_module(model, edit.module), edit.name)
+    value = getattr(model.get_submodule(edit.module), edit.name)
     return int(value if edit.item is None else value[edit.item])
 
 
 def write_attribute(model: nn.Module, edit: Edit) -> None:
     """Set the attribute that an edit names, keeping the type of a tuple attribute."""
-    module = find_module(model, edit.module)
+    module = model.get_submodule(edit.module)
     if edit.item is None:
         setattr(module, edit.name, edit.value)
         return

@@ -19,9 +19,7 @@ from torch.overrides import TorchFunctionMode
 from etp_graph.model import (
     CHANNELWISE_LAYERS,
     bind_arguments,
-    find_module,
     is_weightless_norm,
-    list_modules,
     long_axis,
     named_tensors,
     norm_over_units,
@@ -46,7 +44,7 @@ class Masked(TorchFunctionMode):
         super().__init__()
         full = with_no_unit(keep.cpu(), True)
         tensors = dict(named_tensors(model))
-        self._modules = {id(module): module for _, module in list_modules(model)}
+        self._modules = {id(module): module for module in model.modules()}
         self._by_weight: dict[int, dict[int, Tensor]] = {}
         self._by_module: dict[int, dict[int, Tensor]] = {}
         self._by_norm: dict[str, Tensor] = {}
@@ -64,7 +62,7 @@ class Masked(TorchFunctionMode):
             if module == ACTIVATION:
                 self._by_norm[name] = kept
                 continue
-            self._by_module.setdefault(id(find_module(model, module)), {})[0 if item is None else item] = kept
+            self._by_module.setdefault(id(model.get_submodule(module)), {})[0 if item is None else item] = kept
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

@@ -5,14 +5,13 @@ from __future__ import annotations
 import gc
 import sys
 import weakref
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 import etp_graph as etp
-from etp_graph.model import copy_model, find_module, list_modules, named_tensors, sizes_of_class
+from etp_graph.model import copy_model, sizes_of_class
 
 
 class Nested(nn.Module):
@@ -63,42 +62,6 @@ def test_sizes_of_a_class_do_not_keep_it_alive(base: type[nn.Module]) -> None:
     del made
     gc.collect()
     assert gone() is None
-
-
-class Tied(nn.Module):
-    """Modules and tensors under several names, an empty place, and a module that walks in a way of its own."""
-
-    def __init__(self, own_walk: bool) -> None:
-        super().__init__()
-        self.a = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
-        self.none = None
-        self.register_module("empty", None)
-        self.b = nn.ModuleDict({"same": self.a, "rnn": nn.LSTM(4, 5)})
-        self.c = nn.Linear(3, 4)
-        self.c.weight = self.a[0].weight
-        self.register_buffer("table", torch.arange(6.0))
-        self.d = Hiding() if own_walk else nn.Identity()
-
-
-class Hiding(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.hidden = nn.Linear(2, 2)
-
-    def named_modules(self, *args: Any, **kwargs: Any) -> Any:
-        yield kwargs.get("prefix", args[1] if len(args) > 1 else ""), self
-
-
-@pytest.mark.parametrize("model", [Tied(own_walk=False), Tied(own_walk=True), Nested(3), nn.Transformer(8, 2, 1, 1)])
-def test_modules_and_tensors_are_those_of_pytorch(model: nn.Module) -> None:
-    assert list_modules(model) == list(model.named_modules())
-    expected = [*model.named_parameters(), *model.named_buffers()]
-    found = list(named_tensors(model))
-    assert [name for name, _ in found] == [name for name, _ in expected]
-    assert all(a is b for (_, a), (_, b) in zip(found, expected, strict=True))
-    assert all(find_module(model, name) is module for name, module in model.named_modules())
-    with pytest.raises(AttributeError):
-        find_module(model, "no.such.module")
 
 
 def test_copies_of_buffers_share_memory_as_the_buffers_do() -> None:
