@@ -59,8 +59,8 @@ class RandomValues:
     depth). Vectors named ``weight``, and tensors named ``running_var`` or ``original0``: uniform in [0.5, 1.5].
     Everything else: normal with standard deviation 0.2.
 
-    Large tensors are filled from a store of normal numbers, one after the other, which begins anew at its end: drawing
-    a number takes ten times as long as copying it.
+    Large tensors are filled from a store of normal numbers, one after the other, which begins anew at its end:
+    numbers are copied faster than they are drawn.
 
     Args:
         seed: seed of the values, which are the same each time until it is set to another one. The store stays.
