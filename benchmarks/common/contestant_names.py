@@ -29,7 +29,11 @@ def begins_fresh(name: str) -> bool:
 
 
 RIVALS = {
-    "DepGraph (tp-groupnorm)": "tp-groupnorm", "DepGraph (depgraph)": "depgraph", "Torque (torque)": "torque",
-    "a narrow network (small-dense)": SMALL,
+    "DepGraph": ("tp-groupnorm-local", "tp-groupnorm", "depgraph"), "Torque": ("torque-published", "torque"),
+    "L1": ("l1-uniform", "l1-gradual"), "Taylor": ("taylor", "taylor-gradual"), "no force": ("etp-hard",),
+    "a narrow network": (SMALL,),
 }  # fmt: skip
-"""What `etp` is compared with: DepGraph as its authors wrote it and as it is here, Torque, and a narrow network."""
+"""What `etp` is compared with. Of several variants of a rival the best on the validation part counts."""
+
+STRONGEST = "the strongest"
+"""The rival that has the best mean on the validation part, whichever it is."""

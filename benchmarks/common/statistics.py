@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.common.contestant_names import RIVALS
+from scipy.special import stdtrit
+
 from benchmarks.common.records import Record
+
+CONFIDENCE = 0.95
+"""Of all intervals. What is better or worse is so at p < 0.05 over the seeds."""
+FEWEST = 3
+"""Seeds of a verdict. Two often have the same difference by chance, which gives an interval without width."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,14 +62,14 @@ class Cell:
         """Dense over pruned ``macs``, ``params`` or ``latency``."""
         return Spread.of([record[key][0] / record[key][1] for record in self.ok if record[key][1]])
 
-    def by_seed(self) -> dict[int, float]:
-        """The final metric on the test part."""
-        return {record["config"]["seed"]: record["test"]["finetuned"] for record in self.ok}
+    def by_seed(self, stage: str = "finetuned") -> dict[int, float]:
+        """The metric on the test part after a stage, of the seeds that have it."""
+        return {record["config"]["seed"]: record["test"][stage] for record in self.ok if stage in record["test"]}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
-    """A method minus another on the seeds that both have; ``better``: towards the better side of the metric."""
+    """A method minus another on the ``n`` seeds that both have; ``better``: towards the better side of the metric."""
 
     mean: float
     deviation: float
@@ -70,11 +77,22 @@ class Difference:
     better: bool
 
     @property
+    def half_width(self) -> float:
+        """Half of the interval of the mean, by Student's t with n - 1 degrees of freedom."""
+        return float(stdtrit(self.n - 1, (1 + CONFIDENCE) / 2)) * self.deviation / math.sqrt(self.n)
+
+    @property
     def mark(self) -> str:
-        """Whether it is more than one standard deviation of the difference."""
-        if abs(self.mean) <= self.deviation:
-            return "within one deviation"
+        """Whether the interval is on one side of zero."""
+        if abs(self.mean) <= self.half_width:
+            return "not significant"
         return "better" if self.better else "worse"
+
+    def text(self, *, percent: bool = False, digits: int = 2) -> str:
+        """``mean [low, high]`` in the unit of the metric."""
+        by = 100.0 if percent else 1.0
+        low, high = self.mean - self.half_width, self.mean + self.half_width
+        return f"{by * self.mean:+.{digits}f} [{by * low:+.{digits}f}, {by * high:+.{digits}f}]"
 
 
 def cells(records: Iterable[Record]) -> list[Cell]:
@@ -90,27 +108,14 @@ def cells(records: Iterable[Record]) -> list[Cell]:
 
 
 def difference(own: Cell, other: Cell, *, higher: bool) -> Difference | None:
-    """The final metrics of two methods; ``None`` with fewer than two common seeds."""
+    """The final metrics of two methods; ``None`` with too few common seeds."""
     return paired(own.by_seed(), other.by_seed(), higher=higher)
 
 
 def paired(left: Mapping[int, float], right: Mapping[int, float], *, higher: bool) -> Difference | None:
-    """Left minus right over the common seeds; ``None`` with fewer than two, which say nothing about chance."""
+    """Left minus right over the common seeds; ``None`` with fewer than :data:`FEWEST`."""
     pairs = [left[seed] - right[seed] for seed in sorted(left.keys() & right.keys())]
-    if len(pairs) < 2:
+    if len(pairs) < FEWEST:
         return None
     mean = statistics.fmean(pairs)
     return Difference(mean=mean, deviation=statistics.stdev(pairs), n=len(pairs), better=(mean > 0) == higher)
-
-
-def impossible(found: Sequence[Cell], name: str, speed_up: float) -> bool:
-    """Whether a rival was asked for at a speed-up, and gave no network."""
-    return any(cell.method == RIVALS[name] and cell.speed_up == speed_up and not cell.ok for cell in found)
-
-
-def rival(found: Sequence[Cell], name: str, speed_up: float) -> Cell | None:
-    """The runs of a rival at a speed-up, if it gave any network."""
-    for cell in found:
-        if cell.method == RIVALS[name] and cell.speed_up == speed_up and cell.ok:
-            return cell
-    return None

@@ -6,14 +6,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common.contestant_names import RIVALS, SMALL
+from benchmarks.common.contestant_names import RIVALS, SMALL, STRONGEST
 from benchmarks.common.markdown import as_row, with_spread
 from benchmarks.common.records import Record
 from benchmarks.common.statistics import Cell, Spread, cells
 from benchmarks.contest.gate import refusal, under_newest_recipe
-from benchmarks.contest.verdicts import VERDICTS, as_times, better_methods, difference_text, speed_ups_of, verdict_on
+from benchmarks.contest.verdicts import VERDICTS, against, as_times, better_methods, difference_text, speed_ups_of
 from benchmarks.tasks.base import concerns
 
+_VERDICT = (
+    "the 95 % interval of the difference, by Student's t over the common seeds, is on one side of zero. Of several "
+    "variants of a rival the one that is best on the validation part is compared."
+)
 COLUMNS = ("method", "before surgery", "right after", "fine-tuned", "params", "MACs", "p50 latency", "push", "seeds")
 
 
@@ -80,13 +84,13 @@ def _findings(records: Sequence[Record], found: Sequence[Cell]) -> list[str]:
         if own is None:
             continue
         sorts: dict[str, list[str]] = {}
-        for name, method in RIVALS.items():
-            verdict = verdict_on(own, found, name, higher=metric["higher"])
-            if verdict in VERDICTS:
-                sorts.setdefault(verdict, []).append(f"`{method}`")
+        for name in RIVALS:
+            result = against(own, found, name, higher=metric["higher"])
+            if not isinstance(result, str):
+                sorts.setdefault(result[1].mark, []).append(f"`{result[0].method}`")
         said = "; ".join(f"{VERDICTS[sort]} {', '.join(names)}" for sort in VERDICTS if (names := sorts.get(sort)))
-        against = f" It is {said}." if said else ""
-        lines.append(f"- At {speed_up:g}x `etp` has {with_spread(own.stage('finetuned'), metric)}.{against}")
+        compared = f" It is {said}." if said else ""
+        lines.append(f"- At {speed_up:g}x `etp` has {with_spread(own.stage('finetuned'), metric)}.{compared}")
         others = [cell for cell in found if cell.ok and cell.speed_up == speed_up and cell is not own]
         if not others:
             lines.append(f"- At {speed_up:g}x no other method has run yet.")
@@ -126,7 +130,7 @@ def _terms(metric: Mapping[str, Any]) -> list[str]:
         f"- *Before surgery* (after sparse training), *right after* surgery and *fine-tuned*: {metric['name']} on the "
         "test part, mean ± standard deviation over the seeds. A dash: the method has no such stage.",
         "- *Params*, *MACs* and *p50 latency*: of the dense network, divided by those of the pruned one.",
-        "- *Better* and *worse*: by more than one standard deviation of the difference over the common seeds.",
+        f"- *Better* and *worse*: {_VERDICT}",
         "- *Push*: the chosen strength. A star: it is the first or last of those tried.",
     ]
 
@@ -164,7 +168,7 @@ def _marks(found: Sequence[Cell], speed_up: float, metric: Mapping[str, Any]) ->
     own = _own(found, speed_up)
     if own is None:
         return []
-    return [f"- etp against {name}: {difference_text(own, found, name, metric)}" for name in RIVALS]
+    return [f"- etp against {name}: {difference_text(own, found, name, metric)}" for name in (STRONGEST, *RIVALS)]
 
 
 def _conditions(records: Sequence[Record], config: Mapping[str, Any]) -> list[str]:

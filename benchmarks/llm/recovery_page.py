@@ -26,8 +26,8 @@ TERMS = """## Terms
 - The text of the Penn Treebank is in lower case, with `<unk>` and `N`. So training lowers the perplexity of the dense
   model, too: compare with the row `dense` of the same steps. SST-2 is the text that nobody trained on.
 - *Before*: without training.
-- The learning rate of each way is the one of three with the least perplexity on the validation text after 40 steps. The
-  test texts were read at the end of each run.
+- The learning rate of each way is the one of those below with the least perplexity on the validation text after 40
+  steps. The test texts were read at the end of each run.
 - AdamW without weight decay, warm-up of a tenth of the steps, then a cosine to zero; gradients clipped to norm 1;
   bfloat16 autocast.
 

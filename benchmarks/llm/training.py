@@ -43,7 +43,9 @@ class Recovery:
 
 RECOVERIES: Mapping[str, Recovery] = {
     "full": Recovery(source="all weights, AdamW"),
-    "lora": Recovery(rates=(3e-4, 1e-3, 3e-3), adapters=True, source="Hu et al. 2022, as LLM-Pruner (Ma et al. 2023)"),
+    "lora": Recovery(
+        rates=(3e-4, 1e-3, 3e-3, 1e-2), adapters=True, source="Hu et al. 2022, as LLM-Pruner (Ma et al. 2023)"
+    ),
     "distilled": Recovery(teacher=True, source="all weights, `etp.recovery.Distillation` with its defaults"),
     "etp": Recovery(
         sparse=True,

@@ -1,31 +1,37 @@
 """Write the records of measurements from committed results, without measuring: ``python -m benchmarks report``.
 
 It writes ``docs/results/TASK.md`` with figures for every file of runs, the records on coverage, speed, latency, scale
-and export from their JSON files, and ``docs/results/index.md``. Remarks that do not follow from figures are in a
-Markdown file beside the runs (``TASK.md``) and are copied onto the page.
+and export from their JSON files, and the pages on all tasks: ``evidence.md``, ``archive.md`` and ``index.md``. Remarks
+that do not follow from figures are in a Markdown file beside the runs (``TASK.md``) and are copied onto the page.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
 
 from benchmarks.common.figures import plot_curves, plot_latency, plot_overview
 from benchmarks.common.records import PAGES, RUNS, Record, by_scale, read_records, task_files
-from benchmarks.contest.gate import refusal, under_newest_recipe
+from benchmarks.contest.gate import GATED, refusal, under_newest_recipe
 from benchmarks.contest.page import page
 from benchmarks.coverage import page as coverage_page
 from benchmarks.export import page as export_page
 from benchmarks.graph_sources import page as graph_sources_page
 from benchmarks.latency import page as latency_page
 from benchmarks.models import registry
-from benchmarks.report.index import MORE, index
+from benchmarks.report.contrasts import effects
+from benchmarks.report.contrasts import plot as plot_contrasts
+from benchmarks.report.evidence import evidence
+from benchmarks.report.index import MORE, archive, index
 from benchmarks.scale import page as scale_page
 from benchmarks.speed import page as speed_page
+
+EVIDENCE = "evidence.md"
+"""What follows from the runs at full size, in words; beside the runs."""
 
 
 def write(runs: Path, out: Path) -> list[Path]:
@@ -46,12 +52,24 @@ def write(runs: Path, out: Path) -> list[Path]:
         path.write_text(page(records, figures=shown, remarks=remarks.get(name, "")), encoding="utf8")
         written.append(path)
     written += measured(runs.parent, out)
-    pages = {name: records for name, records in pages.items() if name not in refused}
-    more = [name for name in MORE if (out / f"{name}.md").exists()]
-    overview = plot_overview({n: r for n, r in pages.items() if r[0]["config"]["scale"] == "cpu"}, out / "images")
-    figure = f"images/{overview}" if overview else None
-    (out / "index.md").write_text(index(pages, more, figure), encoding="utf8")
-    return [*written, out / "index.md"]
+    return [*written, *_summaries({name: own for name, own in pages.items() if name not in refused}, runs, out)]
+
+
+def _summaries(pages: Mapping[str, Sequence[Record]], runs: Path, out: Path) -> list[Path]:
+    """Write the pages on all tasks, and the figures in them."""
+    full = {name: records for name, records in pages.items() if records[0]["config"]["scale"] in GATED}
+    short = {name: records for name, records in pages.items() if name not in full}
+    remarks = runs / EVIDENCE
+    drawn = [plot_contrasts(effects(full), out / "images"), plot_overview(short, out / "images")]
+    contrasts, overview = (None if figure is None else f"images/{figure}" for figure in drawn)
+    text = {
+        "evidence": evidence(full, remarks=remarks.read_text("utf8") if remarks.exists() else "", figure=contrasts),
+        "archive": archive(short, overview),
+        "index": index(full, [name for name in MORE if (out / f"{name}.md").exists()]),
+    }
+    for name, page_text in text.items():
+        (out / f"{name}.md").write_text(page_text, encoding="utf8")
+    return [out / f"{name}.md" for name in text]
 
 
 def measured(results: Path, out: Path) -> list[Path]:

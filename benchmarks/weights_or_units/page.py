@@ -193,7 +193,7 @@ def _against(own: Entry, other: Entry, metric: Mapping[str, Any]) -> str:
     found: Difference | None = paired(own.by_seed(), other.by_seed(), higher=metric["higher"])
     if found is None:
         return f"{own.mean - other.mean:+.2f} (too few common seeds for a verdict)"
-    return f"{found.mean:+.2f} ± {found.deviation:.2f} ({found.mark})"
+    return f"{found.text()} ({found.mark})"
 
 
 def _conditions(records: Sequence[Record]) -> list[str]:
@@ -212,7 +212,8 @@ def _conditions(records: Sequence[Record]) -> list[str]:
         f"- Schedule: {_schedule(records[0]['schedule'])}. It is the share of the way to the sparsity.",
         "- Nothing else was chosen: the last step counts, and the test part is read once for each finished network. "
         "Seeds vary the order of the data, dropout and fresh weights, not the checkpoint.",
-        "- Better and worse mean by more than one standard deviation of the difference over the common seeds.",
+        "- *Better* and *worse*: the 95 % interval of the difference (in brackets), by Student's t over the common "
+        "seeds, is on one side of zero.",
         "- Latency is the median over forwards of the dense network and the other one in turns.",
     ]  # fmt: skip
     lines += sorted({

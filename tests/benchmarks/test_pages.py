@@ -12,13 +12,17 @@ import pytest
 
 from benchmarks.common import figures as plots
 from benchmarks.common import statistics as summary
+from benchmarks.common.contestant_names import RIVALS, STRONGEST
 from benchmarks.common.records import by_scale, read_records, task_files
 from benchmarks.contest import contestants
 from benchmarks.contest import page as task_page
 from benchmarks.contest.variants import ETP, STUDY
+from benchmarks.contest.verdicts import rival
 from benchmarks.papers import reproduce
 from benchmarks.report import run as report
-from benchmarks.report.index import index
+from benchmarks.report.contrasts import effects
+from benchmarks.report.evidence import evidence
+from benchmarks.report.index import archive, index
 from benchmarks.serving import page as serving_page
 from benchmarks.study import run as study
 from benchmarks.weights_or_units import page as gradual_page
@@ -46,34 +50,40 @@ def line(method: str, seed: int, value: float, *, speed_up: float = 2.0, status:
 
 def lines() -> list[dict[str, Any]]:
     return [
-        line("etp", 0, 0.80), line("etp", 1, 0.84), line("torque", 0, 0.70), line("torque", 1, 0.72),
-        line("tp-groupnorm", 0, 0.79), line("tp-groupnorm", 1, 0.85), line("tp-growing", 0, 0, status="not possible"),
+        *(line("etp", seed, value) for seed, value in enumerate((0.80, 0.82, 0.84))),
+        *(line("torque", seed, value) for seed, value in enumerate((0.70, 0.71, 0.72))),
+        *(line("tp-groupnorm", seed, value) for seed, value in enumerate((0.79, 0.82, 0.85))),
+        line("tp-growing", 0, 0, status="not possible"),
     ]  # fmt: skip
 
 
 def test_page_is_a_function_of_the_lines() -> None:
     text = task_page.page(lines())
     assert text == task_page.page(json.loads(json.dumps(lines())))
-    # stdev(80, 84) = 2.83, stdev(70, 72) = 1.41; etp - torque = 10, 12; etp - tp-groupnorm = 1, -1
-    assert "| **etp** | - | 41.00 ± 1.41 | 82.00 ± 2.83 | 2.50x | 2.00x | 1.50x | 0.5* | 2 |" in text
-    assert "| torque | - | 35.50 ± 0.71 | 71.00 ± 1.41 |" in text
-    assert "etp against Torque (torque): +11.00 ± 1.41, better (2 seeds)" in text
-    assert "etp against DepGraph (tp-groupnorm): +0.00 ± 1.41, within one deviation (2 seeds)" in text
+    # stdev(80, 82, 84) = 2, stdev(70, 71, 72) = 1; etp - torque = 10, 11, 12; etp - tp-groupnorm = 1, 0, -1; both have
+    # the deviation 1, and with two degrees of freedom the interval is 4.303 / sqrt(3) = 2.48 on each side.
+    assert "| **etp** | - | 41.00 ± 1.00 | 82.00 ± 2.00 | 2.50x | 2.00x | 1.50x | 0.5* | 3 |" in text
+    assert "| torque | - | 35.50 ± 0.50 | 71.00 ± 1.00 |" in text
+    assert "etp against Torque: +11.00 [+8.52, +13.48], better: `torque`" in text
+    assert "etp against DepGraph: +0.00 [-2.48, +2.48], not significant: `tp-groupnorm`" in text
     assert "- tp-growing: not possible. it cannot" in text
-    assert "--methods etp torque tp-groupnorm tp-growing --speed-ups 2 --seeds 0 1 --scale cpu" in text
+    assert "--methods etp torque tp-groupnorm tp-growing --speed-ups 2 --seeds 0 1 2 --scale cpu" in text
 
 
 def test_a_page_begins_with_its_findings_and_limits() -> None:
     text = task_page.page(lines())
     head, _, tables = text.partition("## Terms")
     assert "|" not in head
-    assert "- At 2x `etp` has 82.00 ± 2.83. It is better than `torque`; within one deviation of `tp-groupnorm`." in head
+    assert (
+        "- At 2x `etp` has 82.00 ± 2.00. It is better than `torque`; not significantly different from `tp-groupnorm`."
+        in head
+    )
     assert "- At 2x no other pruned or narrow network has a better mean than `etp`." in head
     assert "- At 2x these have a better mean than `etp`: `whc` (90.00)." in task_page.page(
         [*lines(), line("whc", 0, 0.9)]
     )
     assert "- Without a result: `tp-growing` at 2x." in head
-    assert "- The figures of `etp` come from 2 seeds." in head
+    assert "- The figures of `etp` come from 3 seeds." in head
     assert "| **etp** |" in tables
 
 
@@ -97,8 +107,8 @@ def test_a_refused_recipe_has_a_page_without_tables(tmp_path: Path) -> None:
     runs.mkdir()
     (runs / "toy.jsonl").write_text("\n".join(map(json.dumps, refused)))
     report.write(runs, out)
-    assert "etp against" not in (out / "index.md").read_text().partition("| task |")[2].partition("\n")[2]
-    assert "](toy-full.md)" not in (out / "index.md").read_text()
+    for name in ("index", "evidence", "archive"):
+        assert "](toy-full.md)" not in (out / f"{name}.md").read_text()
     assert (out / "toy-full.md").read_text() == text
 
 
@@ -117,31 +127,74 @@ def test_a_page_counts_the_trials_once_for_all_seeds() -> None:
     assert "hours of tuning" not in task_page.page(lines())
 
 
-def test_index_counts_verdicts() -> None:
+def full(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{**one, "config": {**one["config"], "scale": "full"}} for one in records]
+
+
+def control(lost: float) -> dict[str, Any]:
+    body = line("dense", 0, 0.9, speed_up=1.0)
+    return {**body, "val": {"dense": 0.9, "finetuned": 0.9 - lost}}
+
+
+def test_the_evidence_counts_verdicts() -> None:
+    text = evidence({"toy-full": full(lines())})
+    rows = {name: next(r for r in text.splitlines() if r.startswith(f"- Against {name},")) for name in RIVALS}
+    assert rows["Torque"].endswith("`etp` is better in 1, not significant in 0, worse in 0.")
+    assert rows["DepGraph"].endswith("`etp` is better in 0, not significant in 1, worse in 0.")
+    assert rows["Taylor"].endswith("worse in 0; no such run yet in 1.")
+    assert "the unpruned network" in text and "0.0 hours of one thread" in text
+
+
+def test_the_index_lists_all_records() -> None:
     text = index({"toy": lines()}, ["study"])
-    torque, depgraph = (
-        next(row for row in text.splitlines() if row.startswith(f"- Against {name}"))
-        for name in ("Torque", "DepGraph (depgraph)")
-    )
-    assert torque.endswith("`etp` is better in 1, within one deviation in 0, worse in 0.")
-    assert depgraph.endswith("worse in 0; no such run yet in 1.")
     assert "- [The study behind `etp`](study.md) compares" in text
     assert "- [a toy](toy.md) compares 4 methods by accuracy at 2x." in text
+    assert text.index("(evidence.md)") < text.index("(study.md)") < text.index("(archive.md)")
 
 
-def test_only_full_size_gives_findings_and_a_control_that_loses_is_named() -> None:
-    def control(lost: float) -> dict[str, Any]:
-        body = line("dense", 0, 0.9, speed_up=1.0)
-        return {**body, "val": {"dense": 0.9, "finetuned": 0.9 - lost}}
+def test_only_full_size_gives_evidence_and_a_control_that_loses_is_named(tmp_path: Path) -> None:
+    old = archive({"toy": [*lines(), control(0.02)], "other": [*lines(), control(-0.01)]})
+    assert "In 1 of 2 tasks the unpruned control loses more than 0.3 points" in old
+    assert "of 2 tasks and speed-ups" in old and "| -2.00 |" in old and "| +1.00 |" in old
+    assert "| -0.10 |" in evidence({"toy-full": full([*lines(), control(0.001)])})
+    runs = tmp_path / "runs"
+    runs.mkdir()
+    both = [*lines(), *full([*lines()[:2], control(0.001)])]
+    (runs / "toy.jsonl").write_text("\n".join(map(json.dumps, both)))
+    report.write(runs, tmp_path / "out")
+    new, old = ((tmp_path / "out" / f"{name}.md").read_text() for name in ("evidence", "archive"))
+    assert "(toy-full.md)" in new and "(toy.md)" not in new and "(toy.md)" in old and "(toy-full.md)" not in old
+    assert "Fewer than three seeds: a toy." in new
 
-    full = [{**one, "config": {**one["config"], "scale": "full"}} for one in (*lines(), control(0.001))]
-    text = index({"toy-full": full, "toy": [*lines(), control(0.02)], "other": [*lines(), control(-0.01)]})
-    head, _, archive = text.partition("## Archive: short schedules")
-    assert head.count("- Against Torque (torque), of 1 tasks") == 1 and "toy-full.md" in head
-    assert "In 1 of 2 tasks of the archive the unpruned control loses more than 0.3 points" in head
-    assert "(toy.md)" not in head and "of 2 tasks and speed-ups" in archive
-    assert "| -0.10 |" in head and "| -2.00 |" in archive and "| +1.00 |" in archive
-    assert "Fewer than three seeds: toy-full." in head
+
+def test_a_rival_is_chosen_by_validation_and_not_by_the_test_part() -> None:
+    def both(method: str, seed: int, val: float, test: float) -> dict[str, Any]:
+        return {**line(method, seed, test), "val": {"finetuned": val}}
+
+    records = [
+        *(both("etp", seed, 0.8, 0.8) for seed in range(3)), *(both("l1-uniform", seed, 0.7, 0.9) for seed in range(3)),
+        *(both("l1-gradual", seed, 0.75, 0.6) for seed in range(3)), both("taylor", 0, 0.99, 0.5),
+        *(both("l1-gradual+kd", seed, 0.9, 0.9) for seed in range(3)),
+    ]  # fmt: skip
+    own, *_ = found = summary.cells(records)
+    for name in ("L1", STRONGEST):  # a single seed and a network with a teacher are no better rivals
+        other = rival(own, found, name, higher=True)
+        assert other is not None and other.method == "l1-gradual"
+    assert rival(own, found, "Taylor", higher=True).method == "taylor"  # type: ignore[union-attr]
+
+
+def test_contrasts_take_one_thing_at_a_time_and_turn_metrics_the_right_way() -> None:
+    runs = [
+        *(line("etp", seed, 0.80 + 0.01 * seed) for seed in range(3)),
+        *(line("etp-hard", seed, 0.70 + 0.01 * seed) for seed in range(3)),
+    ]  # fmt: skip
+    higher = effects({"toy": runs})
+    assert [(one.contrast.part, one.stage) for one in higher] == [("the force", "pruned"), ("the force", "finetuned")]
+    assert higher[1].gain.mean == pytest.approx(10.0) and higher[1].gain.mark == "better"
+    lower = [{**one, "metric": {"name": "MSE", "higher": False, "percent": False}} for one in runs]
+    found = effects({"toy": lower})[1].gain
+    assert found.mark == "worse"
+    assert found.mean == pytest.approx(-100 * sum(0.1 / (0.7 + 0.01 * s) for s in range(3)) / 3)
 
 
 def test_committed_runs_are_found() -> None:
@@ -180,13 +233,16 @@ def test_committed_results_give_the_committed_records(tmp_path: Path) -> None:
 
 def test_differences_point_to_the_better_side() -> None:
     own, other, _ = (cell for cell in summary.cells(lines()) if cell.method != "tp-growing")
+    assert summary.difference(own, other, higher=True).half_width == pytest.approx(0.024841, abs=1e-6)  # type: ignore[union-attr]
     assert summary.difference(own, other, higher=True).mark == "better"  # type: ignore[union-attr]
     assert summary.difference(own, other, higher=False).mark == "worse"  # type: ignore[union-attr]
     alone = summary.cells([line("etp", 0, 0.8), line("torque", 0, 0.1)])
     assert summary.difference(*alone, higher=True) is None
-    page = task_page.page([line("etp", 0, 0.8), line("torque", 0, 0.1), line("depgraph", 1, 0.1)])
-    assert "etp against Torque (torque): +70.00, a single seed" in page
-    assert "etp against DepGraph (depgraph): no common seed" in page
+    few = [line("etp", 0, 0.8), line("torque", 0, 0.1), line("depgraph", 1, 0.1)]
+    assert "etp against Torque: +70.00, a single seed: `torque`" in task_page.page(few)
+    assert "etp against DepGraph: no common seed: `depgraph`" in task_page.page(few)
+    more = [*few, line("etp", 1, 0.8), line("torque", 1, 0.2)]
+    assert "etp against Torque: +65.00, 2 seeds: `torque`" in task_page.page(more)  # too few for a verdict
 
 
 def test_report_writes_pages_figures_and_an_index(tmp_path: Path) -> None:
@@ -195,12 +251,12 @@ def test_report_writes_pages_figures_and_an_index(tmp_path: Path) -> None:
     (runs / "toy.jsonl").write_text("".join(json.dumps(each) + "\n" for each in lines()))
     (runs / "toy.md").write_text("It was tried in vain.\n")
     written = report.write(runs, tmp_path / "pages")
-    assert [path.name for path in written] == ["toy.md", "index.md"]
-    for name, there in (("toy-curve.png", 0), ("toy-latency.png", 0), ("overview.png", 1)):
+    assert [path.name for path in written] == ["toy.md", "evidence.md", "archive.md", "index.md"]
+    for name, there in (("toy-curve.png", 0), ("toy-latency.png", 0), ("overview.png", 2)):
         assert (tmp_path / "pages" / "images" / name).stat().st_size > 1000
         assert f"(images/{name})" in written[there].read_text()
     assert "## Remarks\n\nIt was tried in vain.\n" in written[0].read_text()
-    assert "+11.00 ± 1.41, better" in written[1].read_text()
+    assert "+11.00 [+8.52, +13.48], better" in written[2].read_text()
 
 
 def test_a_task_with_a_single_seed_is_not_in_the_overview(tmp_path: Path) -> None:

@@ -206,22 +206,22 @@ def line(method: str, seed: int, value: float, *, sparsity: float = 0.5, latency
 
 def lines() -> list[dict[str, Any]]:
     return [
-        line("large-sparse", 0, 70.0), line("large-sparse", 1, 72.0),
-        line("small-dense", 0, 80.0, latency=2.0), line("small-dense", 1, 84.0, latency=2 / 3),
-        line("large-pruned-by-units", 0, 69.0, latency=1.0), line("large-pruned-by-units", 1, 74.0, latency=1.0),
+        *(line("large-sparse", seed, value) for seed, value in enumerate((70.0, 71.0, 72.0))),
+        *(line("small-dense", seed, 80.0 + 2 * seed, latency=x) for seed, x in enumerate((2.0, 1.0, 2 / 3))),
+        *(line("large-pruned-by-units", seed, x, latency=1.0) for seed, x in enumerate((69.0, 71.5, 74.0))),
     ]  # fmt: skip
 
 
 def test_page_says_what_the_lines_say() -> None:
     text = gradual_page.page(lines())
-    assert "| 50 % | large-sparse | 71.00 ± 1.41 | 72.00 ± 1.41 | 500 | 50.0 % | 1.00x (1.00 to 1.00) | 2 |" in text
+    assert "| 50 % | large-sparse | 71.00 ± 1.00 | 72.00 ± 1.00 | 500 | 50.0 % | 1.00x (1.00 to 1.00) | 3 |" in text
     assert "At 50 % zeros **large-sparse** has the best mean" in text
-    assert "large-pruned-by-units +0.50 ± 2.12 (within one deviation); small-dense +11.00 ± 1.41 (worse)" in text
-    assert "large-sparse against small-dense: -11.00 ± 1.41 (better) at 50 %" in text
+    assert "large-pruned-by-units +0.50 [-3.23, +4.23] (not significant); small-dense +11.00 [+8.52, +13.48] (worse)" in text
+    assert "large-sparse against small-dense: -11.00 [-13.48, -8.52] (better) at 50 %" in text
     assert "checkpoint: 0.5 (diverged), **1 (90.0)**\\*. The two phases after it, in proportion: 0.1 and 0.2." in text
     assert "small-dense, 50 %: 0.5 (diverged), **1 (90.0)**\\*" in text
     assert "| - | checkpoint | 82.00 | 80.00 | 1,000 |" in text
-    assert "| 50 % | small-dense | 82.00 ± 2.83 | 83.00 ± 2.83 | 500 | 50.0 % | 2.00x (1.00 to 3.00) | 2 |" in text
+    assert "| 50 % | small-dense | 82.00 ± 2.00 | 83.00 ± 2.00 | 500 | 50.0 % | 2.00x (1.00 to 3.00) | 3 |" in text
     assert "large-sparse 1.00x; large-pruned-by-units 2.00x; small-dense 2.00x" in text
     rows = [row.split(" | ")[1] for row in text.splitlines() if row.startswith("| 50 %")]
     assert rows == list(METHODS[1:])  # whatever the order of the lines
@@ -238,5 +238,6 @@ def test_pages_of_the_comparison_leave_these_lines_alone(tmp_path: Path) -> None
     (tmp_path / "gradual.jsonl").write_text(json.dumps(lines()[0]) + "\n")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "gradual.md").write_text("")
-    (index,) = report.write(tmp_path, tmp_path / "out")
+    *_, index = report.write(tmp_path, tmp_path / "out")
+    assert [path.stem for path in (tmp_path / "out").glob("*.md")].count("gradual") == 1
     assert "(gradual.md)" in index.read_text()
