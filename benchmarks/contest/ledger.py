@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from benchmarks.common.records import Record, append_record, read_records
 from benchmarks.contest.gate import controls, refusal
-from benchmarks.contest.protocol import TUNING_SEED, Config
+from benchmarks.contest.protocol import Config
 from benchmarks.contest.tuning import Trial
 from benchmarks.tasks.base import Recipe, concerns
 
@@ -73,14 +73,14 @@ class Ledger:
         return controls(self._of_scale(config), as_json(recipe))
 
     def trials(self, config: Config, recipe: Recipe) -> list[Trial]:
-        """The trials of a contestant under this recipe, whatever the seed of its run: tuning has a seed of its own."""
-        same = concerns(as_json(recipe), config.method)
+        """The trials of a contestant under this recipe, see :meth:`~benchmarks.contest.protocol.Config.tuned_as`."""
+        same, key = concerns(as_json(recipe), config.method), config.tuned_as(recipe).key
 
         def fits(lines: Iterable[Record]) -> list[Record]:
             return [
                 line for line in lines
                 if concerns(line["recipe"], config.method) == same
-                and Config(**{**line["config"], "seed": config.seed}).key == config.key
+                and Config(**line["config"]).tuned_as(recipe).key == key
             ]  # fmt: skip
 
         in_runs = [Trial(**trial) for line in fits(self.runs) for trial in line.get("trials", ())]
@@ -95,7 +95,7 @@ class Ledger:
     def write_trial(self, config: Config, recipe: Recipe, trial: Trial) -> None:
         """Append the line of a trial."""
         body = {
-            "config": asdict(replace(config, seed=TUNING_SEED)), "recipe": as_json(recipe), "trial": asdict(trial)
+            "config": asdict(config.tuned_as(recipe)), "recipe": as_json(recipe), "trial": asdict(trial)
         }  # fmt: skip
         append_record(self._trial_file, body)
         self._trials.append(json.loads(json.dumps(body)))

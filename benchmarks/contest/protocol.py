@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from time import perf_counter
 from typing import Any
@@ -29,7 +29,7 @@ from benchmarks.contest.torch_pruning_check import impossible
 from benchmarks.contest.training import cache_root, checkpoint
 from benchmarks.contest.training_state import RunStates, folder_of, keeping_states
 from benchmarks.contest.tuning import Trial, best_trial, missing_pushes
-from benchmarks.tasks.base import Part, Task
+from benchmarks.tasks.base import Part, Recipe, Task
 from etp_graph.errors import CheckpointError, EtpError
 
 TUNING_SEED = 1_000
@@ -58,6 +58,10 @@ class Config:
     def given_push(self) -> float | None:
         """The strength that a plan gives; ``None``: it is tuned, or there is none."""
         return float(self.method.partition(AT)[2]) if AT in self.method else None
+
+    def tuned_as(self, recipe: Recipe) -> Config:
+        """The run whose trials give this one its strength: tuning has a seed, and may have a speed-up, of its own."""
+        return replace(self, seed=TUNING_SEED, speed_up=recipe.tuned_at or self.speed_up)
 
     @property
     def key(self) -> tuple[str, str, str, float, int]:
@@ -147,7 +151,7 @@ class Protocol:
         """All trials of a contestant, those that are there and the missing ones; the test part is not looked at."""
         found = list(trials)
         while pushes := missing_pushes(found, self.task.recipe, config.base, self.task.metric):
-            found.append(self.try_push(config, pushes[0]))
+            found.append(self.try_push(config.tuned_as(self.task.recipe), pushes[0]))
             keep(found[-1])
         return found
 

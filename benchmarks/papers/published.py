@@ -71,16 +71,16 @@ METHODS: Mapping[str, tuple[str, ...]] = {
 }  # fmt: skip
 """Method of a row -> contestants that stand for it, the best match first."""
 
-_SEARCHES = "a search for the widths, which this library does not do"
+_SEARCHES = "a search for the widths; one by optuna runs without training only (results/oneshot.md)"
+_KRONECKER = "second-order, with Kronecker factors; here it runs without training only (results/oneshot.md)"
 _OTHERS = {
     "AMC": _SEARCHES, "ABCPruner": _SEARCHES, "RL-MCTS": _SEARCHES,
     "LFPC": "learns a criterion for each layer, which this library does not do",
-    "CP": "chooses channels by lasso regression on feature maps, layer by layer, which this library does not do",
-    "ThiNet": "chooses channels by their share of the next layer's output, which this library does not do",
+    "CP": "chooses channels by lasso regression on feature maps; only its reconstruction is here (`compensate_`)",
+    "ThiNet": "chooses channels by their share of the next layer's output; only its reconstruction is here "
+    "(`compensate_`)",
     "CNN-FCF": "learns factors of filters under constraints, which this library does not do",
-    "Kron-OBD": "second-order, with Kronecker factors, which this library does not have",
-    "Kron-OBS": "second-order, with Kronecker factors, which this library does not have",
-    "EigenDamage": "second-order, with Kronecker factors, which this library does not have",
+    "Kron-OBD": _KRONECKER, "Kron-OBS": _KRONECKER, "EigenDamage": _KRONECKER,
     "best other": "the paper does not say which method",
 }  # fmt: skip
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 from pathlib import Path
 from time import monotonic, sleep
@@ -105,11 +105,25 @@ class Queue:
                 return
         if config.given_push is None and tunable(config.base):
             trials = ledger.trials(config, recipe)
-            pushes = missing_pushes(trials, recipe, config.base, facts.metric)
+            pushes, tuned = missing_pushes(trials, recipe, config.base, facts.metric), config.tuned_as(recipe)
+            if pushes and self._is_impossible(tuned, recipe):
+                self.note(
+                    f"{describe(config)} is passed over: its strength is tuned at {tuned.speed_up:g}x, not possible"
+                )
+                return
             if pushes:
-                yield from (Job(config=config, push=push) for push in pushes)
+                yield from (Job(config=replace(tuned, seed=config.seed), push=push) for push in pushes)
                 return
         yield Job(config=config)
+
+    def _is_impossible(self, tuned: Config, recipe: Recipe) -> bool:
+        """Whether a run of any seed at the speed-up of tuning says that there is no network."""
+        same = (tuned.task, tuned.scale, tuned.method, tuned.speed_up)
+        return any(
+            record["status"] == "not possible" and Config(**record["config"]).tuned_as(recipe).key[:4] == same
+            and float(record["config"]["speed_up"]) == tuned.speed_up
+            for record in self.ledger(tuned.task).runs
+        )  # fmt: skip
 
     def work(self, planned: Sequence[Planned]) -> bool:
         """Do the first job that no other queue has; whether there was one."""

@@ -24,7 +24,7 @@ from benchmarks.contest.training import train
 from benchmarks.queue.locks import holder
 from benchmarks.queue.plan import Experiment, Planned, chosen, planned_runs
 from benchmarks.queue.queue import LOCKS, Job, add_choice
-from benchmarks.tasks import TaskUnavailableError, make
+from benchmarks.tasks import Task, TaskUnavailableError, make
 
 STEPS = 3
 """Training steps of an estimate, after one that is not counted."""
@@ -88,13 +88,16 @@ def progress_of(experiment: Experiment, planned: Sequence[Planned], folder: Path
     found.running += sum(holder(folder / LOCKS, file.stem) is not None for file in _trial_locks(experiment, folder))
     had = sum((line["config"]["method"], line["config"]["speed_up"]) in tuned for line in trials)
     found.trials = max(0, GRID * len(tuned) - had)
+    task = _task_of(experiment) if estimate and found.missing else None
+    if task is not None and task.recipe.tuned_at:
+        tuned = {(method, task.recipe.tuned_at) for method, _ in tuned}
     seconds = [line["seconds"] for line in lines if line["status"] == "ok"] + [t["trial"]["seconds"] for t in trials]
     found.spent = sum(line["seconds"] for line in lines) + sum(line["trial"]["seconds"] for line in trials)
     found.measured = bool(seconds)
     if seconds:
         found.seconds = statistics.fmean(seconds)
-    elif estimate and found.missing:
-        found.seconds = seconds_of_run(experiment)
+    elif task is not None:
+        found.seconds = seconds_of_run(task)
     return found
 
 
@@ -113,12 +116,16 @@ def _trial_locks(experiment: Experiment, folder: Path) -> list[Path]:
     return sorted((folder / LOCKS).glob(f"{experiment.task}-{experiment.scale}-*-trial-*.lock"))
 
 
-def seconds_of_run(experiment: Experiment) -> float | None:
-    """Estimate the seconds of a run from a few steps of a network with fresh weights; ``None``: no such task here."""
+def _task_of(experiment: Experiment) -> Task | None:
+    """The task; ``None``: its data are not here."""
     try:
-        task = make(experiment.task, scale_of(experiment.scale))
+        return make(experiment.task, scale_of(experiment.scale))
     except TaskUnavailableError:
         return None
+
+
+def seconds_of_run(task: Task) -> float:
+    """Estimate the seconds of a run from a few steps of the dense network with fresh weights."""
     model = task.build().to(task.device)
     train(task, model, steps=1, peak=1e-6, seed=0, start=0)
     begin = perf_counter()

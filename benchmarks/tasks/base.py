@@ -46,6 +46,8 @@ class Recipe:
         clip: largest norm of the gradient; 0: not clipped.
         tune_share: share of both phases that a tuning trial takes.
         pushes: the strengths that are tried, as dimensionless pushes (:mod:`benchmarks.contest.strength`).
+        tuned_at: the speed-up at which a strength is tuned for all; 0: at each. A strength is a pull towards zero, and
+            methods that have one do not adapt it to the budget.
         extensions: how many further pushes may be tried beyond an edge of ``pushes`` while the best one lies there.
         precision: of the forward and backward pass of a training step; ``bf16`` is autocast with weights in fp32.
             Networks are always evaluated in fp32.
@@ -65,6 +67,7 @@ class Recipe:
     tune_share: float = 0.3
     pushes: tuple[float, ...] = (0.05, 0.2, 0.8, 3.0)
     extensions: int = 0
+    tuned_at: float = 0.0
     precision: Precision = "fp32"
 
     def trial(self) -> Recipe:

@@ -26,10 +26,10 @@ _RECIPES = {
         dense_steps=400, sparse_steps=200, finetune_steps=200, scratch_steps=800, dense_rate=1e-3, sparse_rate=5e-4,
         finetune_rate=5e-4, batch_size=32, optimizer="adamw", weight_decay=0.01, tune_share=0.25,
     ),
-    "full": Recipe(  # 265 steps a pass: 6 passes as in the authors' code, then 1 and 3
-        dense_steps=6 * 265, sparse_steps=265, finetune_steps=3 * 265, scratch_steps=10 * 265, dense_rate=1e-4,
+    "full": Recipe(  # 265 steps a pass: 6 passes as in the authors' code, then 1 and 2
+        dense_steps=6 * 265, sparse_steps=265, finetune_steps=2 * 265, scratch_steps=9 * 265, dense_rate=1e-4,
         sparse_rate=5e-5, finetune_rate=5e-5, batch_size=32, optimizer="adamw", weight_decay=0.01, tune_share=1.0,
-        pushes=(0.2, 0.6, 2.0, 6.0), extensions=2,
+        pushes=(0.2, 0.6, 2.0, 6.0), extensions=2, tuned_at=6.5, precision="bf16",
     ),
     "paper": Recipe(
         dense_steps=2_000, sparse_steps=2_000, finetune_steps=2_000, scratch_steps=6_000, dense_rate=1e-4,

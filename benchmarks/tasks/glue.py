@@ -63,9 +63,9 @@ _FULL = {  # rates: `python -m benchmarks contest recipe sst2`
     name: Recipe(
         dense_steps=epoch * 3, sparse_steps=epoch * sparse, finetune_steps=epoch * after, scratch_steps=epoch * 6,
         dense_rate=5e-5, sparse_rate=5e-5, finetune_rate=5e-5, batch_size=32, tune_share=1.0,
-        pushes=(0.2, 0.6, 2.0, 6.0), extensions=2, **_ADAM,
+        pushes=(0.2, 0.6, 2.0, 6.0), extensions=2, precision="bf16", **_ADAM,
     )
-    for name, epoch, sparse, after in (("sst2", 2_042, 1, 2), ("mrpc", 102, 3, 6))
+    for name, epoch, sparse, after in (("sst2", 2_042, 1, 2), ("mrpc", 102, 2, 4))
 }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Tasks under other conditions, for the study: no training before the pruning, or another optimizer.
+"""Tasks under other conditions: no training before the pruning, longer phases, or another optimizer.
 
 The rates of the other optimizer are usual ones for such a network; nobody tuned them.
 """
@@ -29,6 +29,14 @@ def from_scratch(task: Task) -> Task:
     return task
 
 
+def twice_as_long(task: Task) -> Task:
+    """The task with both phases twice as long, to see whether they are long enough."""
+    own = task.recipe
+    task.recipe = replace(own, sparse_steps=2 * own.sparse_steps, finetune_steps=2 * own.finetune_steps)
+    task.title = f"{task.title}, phases of twice the length"
+    return task
+
+
 def trained_by(task: Task, optimizer: str, **rates: Any) -> Task:
     """The task with another optimizer, where the checkpoint is given: one trained so would be another."""
     assert not task.recipe.dense_steps
@@ -41,6 +49,7 @@ CONDITIONS: dict[str, tuple[str, Callable[[Task], Task]]] = {
     "cifar10-scratch": ("cifar10", from_scratch),
     "ptb-scratch": ("ptb", from_scratch),
     "cora-scratch": ("cora", from_scratch),
+    **{f"{name}-twice": (name, twice_as_long) for name in ("cifar10", "mrpc", "ptb", "cora")},
     "cifar10-adamw": ("cifar10", lambda task: trained_by(task, "adamw", sparse_rate=1e-3, finetune_rate=1e-3)),
 }
 """Name -> the task, and what is done to it."""

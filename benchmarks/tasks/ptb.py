@@ -26,8 +26,8 @@ _RECIPES = {
         sparse_rate=4e-3, finetune_rate=4e-3, batch_size=24, optimizer="adamw", weight_decay=0.0, tune_share=0.25,
         clip=1.0,
     ),
-    "full": Recipe(  # 453 steps a pass: 13 passes, as Zaremba et al. 2014 give their small network, then 2 and 4
-        dense_steps=13 * 453, sparse_steps=2 * 453, finetune_steps=4 * 453, scratch_steps=19 * 453, dense_rate=4e-3,
+    "full": Recipe(  # 453 steps a pass: 13 passes, as Zaremba et al. 2014 give their small network, then 1 and 2
+        dense_steps=13 * 453, sparse_steps=453, finetune_steps=2 * 453, scratch_steps=16 * 453, dense_rate=4e-3,
         sparse_rate=5e-4, finetune_rate=5e-4, batch_size=64, optimizer="adamw", weight_decay=0.0, tune_share=1.0,
         pushes=(0.2, 0.6, 2.0, 6.0), extensions=2, clip=1.0,
     ),

@@ -267,6 +267,36 @@ def test_a_queue_writes_each_trial_and_stops_in_time(toy: Gated, tmp_path: Path)
     assert all(len(r["trials"]) == 3 for r in runs)
 
 
+def test_a_strength_that_is_tuned_at_one_speed_up_serves_all(toy: Gated, tmp_path: Path) -> None:
+    toy.recipe = replace(FULL, tuned_at=3.0)
+    planned = planned_runs([experiment("torque", speed_ups=(2.0, 3.0))])
+    one = Queue(tmp_path, console=QUIET)
+    one.work(planned)
+    assert {job.name for job in one.jobs(planned)} == {"toy-full-torque-3-trial-0.5", "toy-full-torque-3-trial-2"}
+    assert queue.work_off(one, planned) == "nothing is left to take up"
+    tried = read_records(tmp_path / TRIALS / "toy.jsonl")
+    assert [line["config"]["speed_up"] for line in tried] == [3.0] * 3
+    runs = [r for r in read_records(tmp_path / "toy.jsonl") if r["config"]["method"] == "torque"]
+    assert [(r["config"]["speed_up"], r["push"], len(r["trials"])) for r in runs] == [(2.0, 0.125, 3), (3.0, 0.125, 3)]
+    again = run.run_all([config("torque", speed_up=4.0)], tmp_path / "toy.jsonl", console=QUIET)
+    assert again == 1 and len(read_records(tmp_path / TRIALS / "toy.jsonl")) == 3
+
+
+def test_runs_without_a_strength_for_them_are_passed_over(
+    toy: Gated, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def out_of_reach(*args: Any, **options: Any) -> Any:
+        raise NotPossibleError("BudgetError: out of reach")
+
+    toy.recipe = replace(FULL, tuned_at=3.0)
+    monkeypatch.setattr(Protocol, "try_push", out_of_reach)
+    console = Console(record=True, width=200)
+    planned = planned_runs([experiment("torque", "random")])
+    assert queue.work_off(Queue(tmp_path, console=console), planned) == "nothing is left to take up"
+    assert "torque 2x seed 0 is passed over: its strength is tuned at 3x, not possible" in console.export_text()
+    assert ("random", 0, "ok") in done(tmp_path)
+
+
 def test_two_queues_never_take_the_same_run(toy: Gated, tmp_path: Path) -> None:
     planned = planned_runs([experiment("random", "l1")])
     run.run_all([config("dense", speed_up=1.0)], tmp_path / "toy.jsonl", console=QUIET)

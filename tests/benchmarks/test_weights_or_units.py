@@ -216,7 +216,10 @@ def test_page_says_what_the_lines_say() -> None:
     text = gradual_page.page(lines())
     assert "| 50 % | large-sparse | 71.00 ± 1.00 | 72.00 ± 1.00 | 500 | 50.0 % | 1.00x (1.00 to 1.00) | 3 |" in text
     assert "At 50 % zeros **large-sparse** has the best mean" in text
-    assert "large-pruned-by-units +0.50 [-3.23, +4.23] (not significant); small-dense +11.00 [+8.52, +13.48] (worse)" in text
+    assert (
+        "large-pruned-by-units +0.50 [-3.23, +4.23] (not significant); small-dense +11.00 [+8.52, +13.48] (worse)"
+        in text
+    )
     assert "large-sparse against small-dense: -11.00 [-13.48, -8.52] (better) at 50 %" in text
     assert "checkpoint: 0.5 (diverged), **1 (90.0)**\\*. The two phases after it, in proportion: 0.1 and 0.2." in text
     assert "small-dense, 50 %: 0.5 (diverged), **1 (90.0)**\\*" in text
