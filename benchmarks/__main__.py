@@ -10,6 +10,7 @@ COMMANDS = {
     "contest": ("contest.command", "Compare methods on a task, each on the same terms."),
     "report": ("report.run", "Write the records of measurements from committed results, without measuring."),
     "reproduce": ("papers.reproduce", "Write the papers' tables and figures, row by row."),
+    "paper-figures": ("papers.filters", "Train a VGG-19 under the forces of the papers, and draw their figures."),
     "study": ("study.run", "Compare `etp` with variants of it, on validation parts alone."),
     "weight-decay": ("recipes.weight_decay", "Show how the weight decay of a task's recipe was chosen."),
     "torch-pruning-check": (

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 
 from benchmarks.tasks.base import Metric, Part, Recipe, Scale, Task, TaskUnavailableError
-from benchmarks.tasks.cifar10 import Pretrained, Untrained
+from benchmarks.tasks.cifar10 import Pretrained, Untrained, Vgg19
 from benchmarks.tasks.cifar100 import Cifar100
 from benchmarks.tasks.ett import Ett
 from benchmarks.tasks.flickr8k import Flickr8k
@@ -23,6 +23,7 @@ TASKS: dict[str, Callable[[Scale], Task]] = {
     "cifar10-resnet56": partial(Pretrained, depth=56),
     "cifar10-densenet40": partial(Untrained, kind=DenseNet),
     "cifar10-resnet164": partial(Untrained, kind=PreactResNet),
+    "cifar10-vgg19": Vgg19,
     "cifar100": Cifar100,
     "sst2": partial(Glue, name="sst2"),
     "mrpc": partial(Glue, name="mrpc"),

@@ -16,7 +16,7 @@ from torch import nn
 from benchmarks.tasks.base import Recipe, Scale, require
 from benchmarks.tasks.images import PhotoTask, Sizes
 from etp_graph.demo.zoo.data import DataError, Split, cifar10, data_root, load_weights
-from etp_graph.demo.zoo.models import CifarResNet, DenseNet, PreactResNet
+from etp_graph.demo.zoo.models import VGG, CifarResNet, DenseNet, PreactResNet
 
 SIZES = {
     "smoke": Sizes(train=60, val=20, test=20),
@@ -36,6 +36,8 @@ _CPU = {
         finetune_rate=0.05, batch_size=64, tune_share=0.2,
     ),
 }  # fmt: skip
+VGG19: tuple[int | str, ...] = (64, 64, "M", 128, 128, "M", *[256] * 4, "M", *[512] * 4, "M", *[512] * 4)
+"""Channels of its 16 convolutions; M: the image is halved."""
 EPOCH = 390
 """Steps of a pass over 50,000 images in batches of 128."""
 _FULL = {  # rates: `python -m benchmarks contest recipe cifar10`, whose lines a test compares with these
@@ -125,6 +127,26 @@ class Untrained(Cifar10):
 
     def build(self) -> nn.Module:
         return self.kind(self.depth)
+
+
+class Vgg19(Cifar10):
+    """VGG-19 with batch norm, a quarter of its channels, trained first: the network of Torque's figures."""
+
+    name = "cifar10-vgg19"
+
+    def __init__(self, scale: Scale) -> None:
+        super().__init__(scale, sizes=SIZES[scale])
+        self.divided_by = 1 if scale == "paper" else 16 if scale == "smoke" else 4
+        narrow = f", channels / {self.divided_by}" if self.divided_by > 1 else ""
+        self.title = f"VGG-19-BN{narrow} on CIFAR-10"
+        first, paper = {"dense_steps": 2, "dense_rate": 0.05}, {"dense_steps": 70_200, "scratch_steps": 140_400}
+        self.recipe = {
+            "smoke": replace(_SMOKE, **first), "cpu": replace(_FIRST, dense_rate=0.05),
+            "full": replace(_FIRST_FULL, dense_rate=0.05), "paper": replace(_PAPER, **paper),
+        }[scale]  # fmt: skip
+
+    def build(self) -> nn.Module:
+        return VGG([c if isinstance(c, str) else c // self.divided_by for c in VGG19], num_classes=10)
 
 
 def _held_out(sizes: Sizes) -> Split:

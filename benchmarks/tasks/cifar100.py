@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from benchmarks.tasks.base import Recipe, Scale, require
+from benchmarks.tasks.cifar10 import VGG19
 from benchmarks.tasks.images import PhotoTask, Sizes
 from etp_graph.demo.zoo.data import Split, data_root
 from etp_graph.demo.zoo.models import VGG
@@ -68,9 +69,8 @@ class Cifar100(PhotoTask):
         )  # fmt: skip
 
     def build(self) -> nn.Module:
-        m, by = "M", WIDTH[self.scale]
-        layout: tuple[int | str, ...] = (64, 64, m, 128, 128, m, *[256] * 4, m, *[512] * 4, m, *[512] * 4)
-        return VGG([entry if isinstance(entry, str) else entry // by for entry in layout], num_classes=100)
+        by = WIDTH[self.scale]
+        return VGG([entry if isinstance(entry, str) else entry // by for entry in VGG19], num_classes=100)
 
 
 def _images(folder: Path, part: str, count: int) -> Tensor:
