@@ -13,6 +13,11 @@ COMMANDS = {
     "paper-figures": ("papers.filters", "Train a VGG-19 under the forces of the papers, and draw their figures."),
     "study": ("study.run", "Compare `etp` with variants of it, on validation parts alone."),
     "weight-decay": ("recipes.weight_decay", "Show how the weight decay of a task's recipe was chosen."),
+    "gpu": (
+        "gpu.run",
+        "Run the queue on a GPU for some minutes, several runs at once, and pack what is needed to go on.",
+    ),
+    "gpu-step": ("gpu.step", "Measure the cost of the force on a training step, and whether it waits for the GPU."),
     "torch-pruning-check": (
         "contest.torch_pruning_check",
         "Check whether Torch-Pruning's pruned network is right.",

@@ -117,6 +117,21 @@ The last two are long and ask what others ask: they come when all others are don
 """
 
 
+GPU_PLAN: tuple[Experiment, ...] = (
+    Experiment(
+        name="P1", title="ResNet-56 with the schedule of the papers", task="cifar10-resnet56", scale="paper",
+        methods=("etp", "etp-hard", "l1-uniform", "taylor-gradual", "tp-groupnorm-local", "torque-published"),
+        speed_ups=(2.57,),
+    ),
+    Experiment(
+        name="P2", title="VGG-19 with the schedule of the papers", task="cifar100", scale="paper",
+        methods=("etp", "etp-hard", "l1-uniform", "taylor-gradual", "tp-groupnorm-local", "torque-published"),
+        speed_ups=(8.92,),
+    ),
+)  # fmt: skip
+"""What only a GPU does in hours; the queue takes these up where they are named."""
+
+
 def planned_runs(experiments: Sequence[Experiment]) -> list[Planned]:
     """All runs, each once: the first seed of every experiment, then the second, and so on.
 
@@ -132,11 +147,11 @@ def planned_runs(experiments: Sequence[Experiment]) -> list[Planned]:
 
 
 def chosen(names: Sequence[str] | None, tasks: Sequence[str] | None) -> list[Experiment]:
-    """The experiments of these names and these tasks; without a choice all."""
+    """The experiments of these names and these tasks; without names all of :data:`PLAN`."""
     return [
-        experiment for experiment in PLAN
+        experiment for experiment in ((*PLAN, *GPU_PLAN) if names else PLAN)
         if (not names or experiment.name in names) and (not tasks or experiment.task in tasks)
     ]  # fmt: skip
 
 
-BY_NAME: Mapping[str, Experiment] = {experiment.name: experiment for experiment in PLAN}
+BY_NAME: Mapping[str, Experiment] = {experiment.name: experiment for experiment in (*PLAN, *GPU_PLAN)}

@@ -63,6 +63,7 @@ _FIRST = Recipe(  # of networks without weights, on a CPU
 _PAPER = Recipe(  # 100 epochs of each phase, as DepGraph's authors take on CIFAR
     dense_steps=0, sparse_steps=35_100, finetune_steps=35_100, scratch_steps=105_300, dense_rate=0.1,
     sparse_rate=0.01, finetune_rate=0.01, batch_size=128, tune_share=0.1, pushes=(0.2, 0.6, 2.0, 6.0, 20.0),
+    precision="bf16",
 )  # fmt: skip
 _SMOKE = Recipe(
     dense_steps=0, sparse_steps=2, finetune_steps=2, scratch_steps=2, dense_rate=0.1, sparse_rate=0.02,

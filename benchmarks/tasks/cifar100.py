@@ -43,6 +43,7 @@ _RECIPES = {
     "paper": Recipe(
         dense_steps=70_200, sparse_steps=35_100, finetune_steps=35_100, scratch_steps=140_400, dense_rate=0.1,
         sparse_rate=0.01, finetune_rate=0.01, batch_size=128, tune_share=0.1, pushes=(0.2, 0.6, 2.0, 6.0, 20.0),
+        precision="bf16",
     ),
 }  # fmt: skip
 
