@@ -8,6 +8,9 @@ UNPRUNED = "dense"
 SMALL = "small-dense"
 """The control that begins narrow, with fresh weights."""
 
+ONESHOT = "oneshot"
+"""This library's call that needs no training, before all steps of fine-tuning."""
+
 CONTROLS = (UNPRUNED, SMALL, "random", "l1-uniform")
 """The two above; random units; the L1 norm with the same share everywhere."""
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import etp_graph as etp
-from benchmarks.common.contestant_names import CONTROLS, DISTILLED, FRESH, SMALL, UNPRUNED, bare_name
+from benchmarks.common.contestant_names import CONTROLS, DISTILLED, FRESH, ONESHOT, SMALL, UNPRUNED, bare_name
 from benchmarks.contest import torch_pruning
 from benchmarks.contest.counting import Counter
 from benchmarks.contest.strength import reference
@@ -30,6 +30,8 @@ RATES = (0.3, 1.0, 3.0, 9.0)
 """Learning rates that `small-dense` tries, as multiples of the one of the wide network."""
 CALIBRATION = 4
 """Batches that a criterion sees which needs data."""
+EXAMPLES, AT_ONCE = 256, 64
+"""Training examples that calibrate pruning without training, and those of one batch."""
 TEMPERATURE, DISTANCE = 4.0, 0.5
 """Of distillation: what logits are divided by, and what the distance is multiplied with as a part of the loss."""
 
@@ -40,7 +42,7 @@ def known() -> tuple[str, ...]:
     The methods of this library also begin with random weights.
     """
     own = dict.fromkeys([*methods.METHODS, *CONTROL_METHODS, *STUDY])
-    names = [*dict.fromkeys([*own, *torch_pruning.PEERS, *CONTROLS]), *(name + FRESH for name in own)]
+    names = [*dict.fromkeys([*own, *torch_pruning.PEERS, *CONTROLS, ONESHOT]), *(name + FRESH for name in own)]
     return (*names, *(name + DISTILLED for name in names))
 
 
@@ -131,6 +133,8 @@ class Contest:
             return self._dense()
         if name == SMALL:
             return self._small(1.0 if push is None else push)
+        if name == ONESHOT:
+            return self._oneshot()
         if name in torch_pruning.PEERS:
             return self._peer(torch_pruning.PEERS[name], push)
         method = library_method(name)
@@ -171,6 +175,25 @@ class Contest:
             )  # fmt: skip
         self.watch("finetuned", model)
         return Finished(model=model, strength=peak, macs=macs)
+
+    def _oneshot(self) -> Finished:
+        """Prune without training by the defaults of ``oneshot_``, then take the steps of both phases."""
+        model = copy.deepcopy(self.start.dense)
+        chosen = torch.randperm(self.task.n_train, generator=torch.Generator().manual_seed(self.seed))[:EXAMPLES]
+        batches = [self.task.inputs(some) for some in chosen.split(AT_ONCE)]
+        examples = dict(zip(map(id, batches), chosen.split(AT_ONCE), strict=True))
+        generator = torch.Generator().manual_seed(self.seed)
+
+        def loss(model: nn.Module, batch: Any) -> torch.Tensor:
+            return self.task.loss(model, examples[id(batch)], generator)
+
+        budget = etp.Budget(speed_up=self.speed_up)
+        result = etp.oneshot_(model, batches, budget=budget, plan=self.start.plan, loss=loss, progress=False)
+        self.watch("pruned", model)
+        self._phase(model, "sparse")
+        self._phase(model, "finetuned")
+        self.watch("finetuned", model)
+        return Finished(model=model, macs=result.pruned.macs)
 
     def _library(self, method: Method, push: float | None) -> Finished:
         """This library's pipeline, as users call it."""

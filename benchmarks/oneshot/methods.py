@@ -14,9 +14,6 @@ import etp_graph as etp
 from benchmarks.common.scores import given, observed_scores
 from benchmarks.oneshot.search import searched_scores
 from benchmarks.tasks.base import Task
-from benchmarks.tasks.glue import Glue, shortened
-from benchmarks.tasks.graphs import GraphTask
-from benchmarks.tasks.images import PhotoTask
 from etp_graph.recovery import InputMoments, input_moments
 
 MadeGood = Literal["nothing", "norms", "weights"]
@@ -95,7 +92,7 @@ class Experiment:
     def of(cls, task: Task, model: nn.Module, seed: int) -> Experiment:
         """The experiment of a seed."""
         chosen = torch.randperm(task.n_train, generator=torch.Generator().manual_seed(seed))[:SAMPLES]
-        batches = [inputs_of(task, some) for some in chosen.split(BATCH)]
+        batches = [task.inputs(some) for some in chosen.split(BATCH)]
         plan = etp.trace(model, task.example(), prune=task.prune, ignore=task.ignore, check=False)
         return cls(task=task, model=model, plan=plan, batches=batches, seed=seed)
 
@@ -143,13 +140,3 @@ class Experiment:
         labelled = torch.randperm(self.task.n_train, generator=generator)[:SAMPLES].split(BATCH)
         losses = [lambda some=some: self.task.loss(self.model, some, generator) for some in labelled]
         return observed_scores(self.model, self.plan, criterion, self.batches, data_losses=losses, seed=self.seed)
-
-
-def inputs_of(task: Task, chosen: Tensor) -> Any:
-    """What the model takes for these training examples."""
-    if isinstance(task, PhotoTask):
-        return task.split.train_x[chosen]
-    if isinstance(task, Glue):
-        return shortened(task.parts["train"][0], chosen)
-    assert isinstance(task, GraphTask), task.name
-    return task.example()

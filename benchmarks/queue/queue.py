@@ -106,7 +106,7 @@ class Queue:
         if config.given_push is None and tunable(config.base):
             trials = ledger.trials(config, recipe)
             pushes, tuned = missing_pushes(trials, recipe, config.base, facts.metric), config.tuned_as(recipe)
-            if pushes and self._is_impossible(tuned, recipe):
+            if pushes and self._is_impossible(tuned):
                 self.note(
                     f"{describe(config)} is passed over: its strength is tuned at {tuned.speed_up:g}x, not possible"
                 )
@@ -116,14 +116,11 @@ class Queue:
                 return
         yield Job(config=config)
 
-    def _is_impossible(self, tuned: Config, recipe: Recipe) -> bool:
+    def _is_impossible(self, tuned: Config) -> bool:
         """Whether a run of any seed at the speed-up of tuning says that there is no network."""
-        same = (tuned.task, tuned.scale, tuned.method, tuned.speed_up)
-        return any(
-            record["status"] == "not possible" and Config(**record["config"]).tuned_as(recipe).key[:4] == same
-            and float(record["config"]["speed_up"]) == tuned.speed_up
-            for record in self.ledger(tuned.task).runs
-        )  # fmt: skip
+        seeds = {record["config"]["seed"] for record in self.ledger(tuned.task).runs}
+        found = [self.ledger(tuned.task).find(replace(tuned, seed=seed)) for seed in seeds]
+        return any(record is not None and record["status"] == "not possible" for record in found)
 
     def work(self, planned: Sequence[Planned]) -> bool:
         """Do the first job that no other queue has; whether there was one."""

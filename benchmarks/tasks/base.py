@@ -161,6 +161,10 @@ class Task(ABC):
         return self.example()
 
     @abstractmethod
+    def inputs(self, chosen: Tensor) -> Any:
+        """What the model takes for the training examples ``chosen`` [n], as they are."""
+
+    @abstractmethod
     def loss(self, model: nn.Module, chosen: Tensor, generator: torch.Generator) -> Tensor:
         """The training loss on the examples ``chosen`` [n]; the generator varies them (augmentation)."""
 

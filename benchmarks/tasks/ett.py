@@ -85,6 +85,9 @@ class Ett(Task):
     def latency_inputs(self) -> tuple[Tensor, ...]:
         return self._windows(PAST + torch.arange(8))[0]
 
+    def inputs(self, chosen: Tensor) -> tuple[Tensor, ...]:
+        return self._windows(chosen + PAST)[0]
+
     def loss(self, model: nn.Module, chosen: Tensor, generator: torch.Generator) -> Tensor:
         inputs, target = self._windows(chosen + PAST)
         return F.mse_loss(model(*inputs), target)

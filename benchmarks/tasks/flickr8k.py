@@ -109,10 +109,14 @@ class Flickr8k(Task):
     def latency_inputs(self) -> dict[str, Tensor]:
         return {"pixel_values": self.photos["train"][:4], "input_ids": self.tokens[:4, :-1]}
 
+    def inputs(self, chosen: Tensor) -> dict[str, Tensor]:
+        return {
+            "pixel_values": self.photos["train"][self.owner[chosen]], "input_ids": self.tokens[chosen, :-1]
+        }  # fmt: skip
+
     def loss(self, model: nn.Module, chosen: Tensor, generator: torch.Generator) -> Tensor:
-        tokens = self.tokens[chosen]
-        logits = model(pixel_values=self.photos["train"][self.owner[chosen]], input_ids=tokens[:, :-1]).logits
-        return F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), ignore_index=PAD)
+        logits = model(**self.inputs(chosen)).logits
+        return F.cross_entropy(logits.flatten(0, 1), self.tokens[chosen, 1:].flatten(), ignore_index=PAD)
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, part: Part) -> float:

@@ -149,6 +149,9 @@ class Glue(Task):
     def latency_inputs(self) -> dict[str, Tensor]:
         return {key: value[:4] for key, value in self.parts["train"][0].items()}
 
+    def inputs(self, chosen: Tensor) -> dict[str, Tensor]:
+        return shortened(self.parts["train"][0], chosen)
+
     def loss(self, model: nn.Module, chosen: Tensor, generator: torch.Generator) -> Tensor:
         inputs, labels = self.parts["train"]
         loss: Tensor = model(**shortened(inputs, chosen), labels=labels[chosen]).loss

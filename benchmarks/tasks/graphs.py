@@ -59,6 +59,9 @@ class GraphTask(Task):
     def example(self) -> tuple[Tensor, Tensor]:
         return self.x, self.edges
 
+    def inputs(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
+        return self.x, self.edges
+
 
 def _file(name: str) -> Path:
     path = data_root() / "graphs" / f"{name}.npz"
@@ -189,7 +192,10 @@ class PPI(Task):
         return PPIGAT(width=self.width)
 
     def example(self) -> tuple[Tensor, Tensor]:
-        graph = self.graphs["train"][0]
+        return self.inputs(torch.tensor([0]))
+
+    def inputs(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
+        graph = self.graphs["train"][int(chosen[0])]
         return graph.x, graph.edge_index
 
     def loss(self, model: nn.Module, chosen: Tensor, generator: torch.Generator) -> Tensor:

@@ -39,6 +39,9 @@ class PhotoTask(Task):
     def latency_inputs(self) -> Tensor:
         return self.split.train_x[: self.latency_batch]
 
+    def inputs(self, chosen: Tensor) -> Tensor:
+        return self.split.train_x[chosen]
+
     def loss(self, model: nn.Module, chosen: Tensor, generator: torch.Generator) -> Tensor:
         x = crop_flip(self.split.train_x[chosen], generator).contiguous(memory_format=torch.channels_last)
         return F.cross_entropy(model(x), self.split.train_y[chosen])

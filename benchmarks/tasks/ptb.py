@@ -76,6 +76,9 @@ class Ptb(Task):
     def latency_inputs(self) -> Tensor:
         return self.parts["train"][:8, :-1]
 
+    def inputs(self, chosen: Tensor) -> Tensor:
+        return self.parts["train"][chosen, :-1]
+
     def loss(self, model: nn.Module, chosen: Tensor, generator: torch.Generator) -> Tensor:
         return _loss(model, self.parts["train"][chosen])
 

@@ -214,6 +214,9 @@ def demo(
     ] = None,
     data: Annotated[DemoData, typer.Option(help="digits need no download.")] = DemoData.DIGITS,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer images and epochs.")] = False,
+    validation: Annotated[
+        bool, typer.Option("--validation", help="Measure on the validation images and do not read the test images.")
+    ] = False,
     out: Annotated[Path, typer.Option("--out", help="Folder for models, report and plots.")] = Path("etp-demo"),
     threads: Threads = None,
     debug: Debug = False,
@@ -226,7 +229,7 @@ def demo(
         from etp_graph.demo import DemoConfig, run_demo
 
         Budget(speed_up=speed_up)  # raises BudgetError for a bad value before training
-        config = DemoConfig.preset(data.value, quick=quick, speed_up=speed_up, seeds=seeds)
+        config = DemoConfig.preset(data.value, quick=quick, speed_up=speed_up, seeds=seeds, validation=validation)
         run_demo(config, out, console=Console())
 
 

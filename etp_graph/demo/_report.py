@@ -14,7 +14,7 @@ from rich.table import Table
 from etp_graph._text import si
 from etp_graph.errors import EtpError
 
-from ._results import LABELS, DemoResult, MethodOutcome
+from ._results import LABELS, DemoConfig, DemoResult, MethodOutcome
 
 COLUMNS = ("method", "before surgery", "right after", "fine-tuned", "params", "MACs", "speed-up", "p50 latency")
 
@@ -54,7 +54,7 @@ def table(result: DemoResult) -> Table:
     config = result.config
     seeds = f"{config.seeds} seed{'s' if config.seeds > 1 else ''}"
     shown = Table(
-        title=f"{config.data}: test accuracy in % at {config.speed_up:g}x fewer MACs, {seeds}",
+        title=f"{config.data}: {_part(config)} accuracy in % at {config.speed_up:g}x fewer MACs, {seeds}",
         box=SIMPLE_HEAD, title_style="bold", title_justify="left", show_edge=False, padding=0,
     )  # fmt: skip
     for column in COLUMNS:
@@ -135,10 +135,10 @@ def _explanation(result: DemoResult) -> list[str]:
     spread = f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
     config = result.config
     return [
-        f"Test accuracy in percent, {spread}: before surgery (after sparse training), right after surgery, and after "
-        "fine-tuning. MACs are counted by forward hooks on convolutions and linear layers, alike for all methods. "
-        f"p50 latency: median of {config.latency_rounds} forwards of {config.latency_batch} images, dense over pruned, "
-        "the models taking turns in one run.",
+        f"{_part(config).capitalize()} accuracy in percent, {spread}: before surgery (after sparse training), right "
+        "after surgery, and after fine-tuning. MACs are counted by forward hooks on convolutions and linear layers, "
+        f"alike for all methods. p50 latency: median of {config.latency_rounds} forwards of {config.latency_batch} "
+        "images, dense over pruned, the models taking turns in one run.",
         "",
         "*dense* is the checkpoint that all methods begin with; *dense control* is never cut and trains for the same "
         "epochs; *random units* is cut at once and trains all of its epochs afterwards; *DepGraph* is Torch-Pruning's "
@@ -146,6 +146,10 @@ def _explanation(result: DemoResult) -> list[str]:
         f"a curve has {config.recipe.curve_epochs} epochs of fine-tuning, and ETP's a sparse phase of its own; "
         "the others have one sparse phase, whose network is cut to each.",
     ]
+
+
+def _part(config: DemoConfig) -> str:
+    return "validation" if config.validation else "test"
 
 
 def _line(cells: Sequence[str]) -> str:

@@ -161,6 +161,7 @@ class DemoConfig:
         latency_batch: number of images in the batch for measuring latency.
         latency_rounds: number of latency measurements of each model.
         quick: True for the short form; used only for the command in the report.
+        validation: measure on the validation images. The test images are not read.
     """
 
     data: DataName = "digits"
@@ -173,24 +174,32 @@ class DemoConfig:
     latency_batch: int = 64
     latency_rounds: int = 30
     quick: bool = False
+    validation: bool = False
 
     @classmethod
     def preset(
-        cls, data: str = "digits", *, quick: bool = False, speed_up: float = 8.0, seeds: int | None = None
+        cls,
+        data: str = "digits",
+        *,
+        quick: bool = False,
+        speed_up: float = 8.0,
+        seeds: int | None = None,
+        validation: bool = False,
     ) -> DemoConfig:
         """Return the documented defaults. ``quick``: a short schedule, and one seed unless ``seeds`` is given."""
         recipe, train_limit, test_limit = PRESETS[data, quick]
         return cls(
             data="cifar10" if data == "cifar10" else "digits", speed_up=float(speed_up),
             seeds=seeds or (1 if quick else 3), recipe=recipe, train_limit=train_limit, test_limit=test_limit,
-            quick=quick,
+            quick=quick, validation=validation,
         )  # fmt: skip
 
     @property
     def command(self) -> str:
         """Return the command line of this configuration."""
         quick = " --quick" if self.quick else ""
-        return f"etp-graph demo --data {self.data} --speed-up {self.speed_up:g} --seeds {self.seeds}{quick}"
+        part = " --validation" if self.validation else ""
+        return f"etp-graph demo --data {self.data} --speed-up {self.speed_up:g} --seeds {self.seeds}{quick}{part}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

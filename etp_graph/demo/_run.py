@@ -45,6 +45,8 @@ def run_demo(config: DemoConfig, out: Path, *, console: Console | None = None) -
     require_matplotlib()  # fail now, and not after training
     _make_folder(out)
     split, build, augment = _task(config)
+    if config.validation:
+        split = replace(split, test_x=split.val_x, test_y=split.val_y)
     outcomes: list[MethodOutcome] = []
     macs = params = 0
     with _progress(console, _epochs(config)) as tick:

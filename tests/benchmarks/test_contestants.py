@@ -49,6 +49,19 @@ def test_published_methods_have_their_strength_tuned_like_all_others(toy: Toy, m
     assert [trial["push"] for trial in record["trials"]] == list(RECIPE.pushes)
 
 
+def test_pruning_without_training_is_trained_for_the_steps_of_both_phases(toy: Toy) -> None:
+    bench = Protocol(toy)
+    toy.seen.clear()
+    record = bench.run(config("oneshot"))
+    assert record["status"] == "ok", record
+    assert record["speed_up"] >= 2 and record["push"] is None and not record["trials"]
+    assert set(record["test"]) == {"dense", "pruned", "finetuned"}
+    steps = RECIPE.sparse_steps + RECIPE.finetune_steps
+    assert [len(chosen) for chosen in toy.seen[-steps:]] == [RECIPE.batch_size] * steps
+    calibrated = toy.seen[:-steps]  # by training examples alone, all of them in batches
+    assert sorted({i for chosen in calibrated for i in chosen}) == list(range(toy.n_train))
+
+
 def test_fresh_weights_train_as_long_as_the_checkpoint_and_the_phase(toy: Toy) -> None:
     long = replace(RECIPE, scratch_steps=11)
     toy.recipe = long  # type: ignore[misc]

@@ -13,6 +13,7 @@ from torch import nn
 
 import etp_graph as etp
 from etp_graph.demo import DemoConfig, DemoResult, run_demo
+from etp_graph.demo import _contest as contest
 from etp_graph.demo import _run as run
 from etp_graph.demo._contest import Contest, count_macs
 from etp_graph.demo._report import rows
@@ -118,6 +119,19 @@ def test_a_run_repeats_itself(small: pytest.MonkeyPatch, done: tuple[DemoResult,
     for outcome in again.outcomes:
         first = done[0].of(outcome.method)[0]
         assert replace(outcome, seconds=0, latency_ratio=0) == replace(first, seconds=0, latency_ratio=0)
+
+
+def test_validation_leaves_the_test_images_alone(
+    small: pytest.MonkeyPatch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(CONFIG, methods=("random",), validation=True, recipe=replace(RECIPE, sparse_epochs=1))
+    seen: list[torch.Tensor] = []
+    monkeypatch.setattr(contest, "accuracy", lambda model, x, y: seen.append(x) or 0.5)
+    run_demo(config, tmp_path)
+    split = data.digits()
+    assert seen and all(torch.equal(x, split.val_x) for x in seen)
+    report = (tmp_path / "report.md").read_text()
+    assert "Validation accuracy in percent" in report and " --validation`" in report
 
 
 def test_a_second_run_replaces_the_models_of_the_first(small: pytest.MonkeyPatch, tmp_path: Path) -> None:

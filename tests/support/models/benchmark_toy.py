@@ -46,6 +46,9 @@ class Toy(Task):
     def example(self) -> Tensor:
         return self.x[:1]
 
+    def inputs(self, chosen: Tensor) -> Tensor:
+        return self.x[chosen]
+
     def loss(self, model: nn.Module, chosen: Tensor, generator: torch.Generator) -> Tensor:
         self.seen.append(chosen.tolist())
         return F.cross_entropy(model(self.x[chosen]), self.y[chosen])
