@@ -120,6 +120,15 @@ QUESTIONS = (
             at_once=replace(ETP, strength=schedules.Cubic(end=0.1)),
         ),
     ),
+    Question(
+        title="Without a force",
+        variants=_named(
+            hard=CONTROLS["etp-hard"],
+            hard_end_50=replace(CONTROLS["etp-hard"], strength=schedules.Cubic(end=0.5)),
+            hard_at_once=replace(CONTROLS["etp-hard"], strength=schedules.Cubic(end=0.1)),
+            hard_local=replace(CONTROLS["etp-hard"], scope="local"),
+        ),
+    ),
 )  # fmt: skip
 
 STUDY: Mapping[str, Method] = {

@@ -20,6 +20,8 @@ MORE = {
     "serving": ("A served language model", "runs a pruned SmolLM2 in engines without this library"),
     "encoder": ("A served sentence encoder", "runs a pruned MiniLM in sentence-transformers and ONNX Runtime"),
     "study": ("The study behind `etp`", "compares `etp` with variants of it that differ in one thing each"),
+    "study-full": ("The study at full size", "asks on validation parts what the default of `etp` should be"),
+    "paper-figures": ("The papers' figures", "trains a VGG-19 under the forces of the papers"),
     "llm": ("A language model without training", "compares methods that prune SmolLM2-135M without training it"),
     "llm-recovery": ("A language model with a few minutes of training", "trains the pruned SmolLM2 in four ways"),
     "oneshot": ("Networks without training", "compares methods on a ResNet-56, a BERT and a GAT"),

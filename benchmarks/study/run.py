@@ -2,8 +2,9 @@
 
 ``python -m benchmarks study cora ptb --seeds 1000 1001`` runs them (:mod:`benchmarks.contest.variants`) as
 :mod:`benchmarks.contest.run` runs methods, but never reads a test part. One JSON line a run in
-``benchmarks/results/study/TASK.jsonl``; ``--page`` writes ``docs/results/study.md`` and ``study-tables.md`` from all of
-them and from what its authors conclude (``benchmarks/results/study/remarks.md``).
+``benchmarks/results/study/TASK.jsonl``, or ``TASK-full.jsonl`` with ``--scale full``. ``--page`` writes
+``docs/results/study.md`` and ``study-tables.md``, and for full size ``study-full.md`` and ``study-full-tables.md``,
+from all lines and from what its authors conclude (``benchmarks/results/study/remarks.md`` and ``remarks-full.md``).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,26 +26,82 @@ from benchmarks.contest.run import configs, run_all
 from benchmarks.contest.variants import QUESTIONS, STUDY
 from benchmarks.tasks import TaskUnavailableError
 
-LINES, PAGE = Path("benchmarks/results/study"), PAGES / "study.md"
-FIGURES = PAGE.with_name("study-tables.md")
-REMARKS = LINES / "remarks.md"
+LINES = Path("benchmarks/results/study")
 SPEED_UPS: Mapping[str, float] = {
     "cifar10": 5.0, "cora": 9.0, "tolokers": 9.0, "ptb": 5.0, "ett": 5.0, "sst2": 6.0,
     "cifar10-adamw": 5.0, "cora-scratch": 9.0, "ptb-scratch": 5.0,
 }  # fmt: skip
-CONTROLS = ("l1-uniform", "depgraph")
+CONTROLS = ("l1-uniform", "depgraph", "l1-gradual", "oneshot")
 
 
-def page(found: Mapping[str, Sequence[dict[str, Any]]], remarks: str = "") -> str:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Length:
+    """The study on schedules of one length.
+
+    Attributes:
+        scale: of the tasks.
+        title: of the page.
+        stem: of the pages; the lines of a task have the same suffix.
+        what: a sentence on the length.
+    """
+
+    scale: str
+    title: str
+    stem: str
+    what: str
+
+    @property
+    def page(self) -> Path:
+        """The summary."""
+        return PAGES / f"{self.stem}.md"
+
+    @property
+    def figures(self) -> Path:
+        """The page of all figures."""
+        return PAGES / f"{self.stem}-tables.md"
+
+    @property
+    def remarks(self) -> Path:
+        """What its authors conclude."""
+        return LINES / ("remarks.md" if self.scale == "cpu" else f"remarks-{self.scale}.md")
+
+    def lines(self, task: str) -> Path:
+        """The lines of a task."""
+        return LINES / (f"{task}.jsonl" if self.scale == "cpu" else f"{task}-{self.scale}.jsonl")
+
+    def found(self) -> dict[str, list[dict[str, Any]]]:
+        """All lines, by task."""
+        return {task: records for task in sorted(SPEED_UPS) if (records := read_records(self.lines(task)))}
+
+
+LENGTHS = {
+    length.scale: length
+    for length in (
+        Length(
+            scale="cpu", title="The study behind `etp`", stem="study",
+            what="Schedules are short; [the evidence](evidence.md) has runs at full size.",
+        ),
+        Length(
+            scale="full", title="The study of `etp` at full size", stem="study-full",
+            what="Recipes are those of [the evidence](evidence.md): whole data sets, and training that keeps the dense "
+            "network's accuracy.",
+        ),
+    )
+}  # fmt: skip
+"""By the scale of their tasks."""
+
+
+def page(found: Mapping[str, Sequence[dict[str, Any]]], remarks: str = "", length: Length = LENGTHS["cpu"]) -> str:
     """The summary, a pure function of the records of each task and of what follows from them."""
     found = _by_speed_up(found)
     by_task = _by_task(found)
     seeds = [len({record["config"]["seed"] for record in records}) for records in found.values()]
     lines = [
-        "# The study behind `etp`", "",
+        f"# {length.title}", "",
         "This record compares `etp` with variants of it that differ in one thing each, to find which parts of the "
         f"method matter. There are {len(found)} settings, each a task at a speed-up. All figures are on *validation* "
-        f"parts; no test part was read. [The second page]({FIGURES.name}) has every figure and the commands.", "",
+        f"parts; no test part was read. {length.what} [The second page]({length.figures.name}) has every figure and "
+        "the commands.", "",
         "- Measure: `python -m benchmarks study TASK --speed-ups X --seeds N`.",
         "- Results: `benchmarks/results/study`.",
         "- Write the pages again without measuring: `python -m benchmarks study --page`.",
@@ -63,14 +121,14 @@ def page(found: Mapping[str, Sequence[dict[str, Any]]], remarks: str = "") -> st
     return "\n".join([*lines, *(["## What follows", "", remarks.strip(), ""] if remarks else [])])
 
 
-def tables(found: Mapping[str, Sequence[dict[str, Any]]]) -> str:
+def tables(found: Mapping[str, Sequence[dict[str, Any]]], length: Length = LENGTHS["cpu"]) -> str:
     """All figures, a table for each question, and the commands."""
     found = _by_speed_up(found)
     by_task = _by_task(found)
     names = ["etp", *STUDY, *CONTROLS]
     lines = [
-        "# The study behind `etp`, all figures", "",
-        f"This page lists every figure of [the study]({PAGE.name}). In each field: right after surgery / after "
+        f"# {length.title}, all figures", "",
+        f"This page lists every figure of [the study]({length.page.name}). In each field: right after surgery / after "
         "fine-tuning, on the validation part, mean ± standard deviation over the seeds. *Worse by*: the mean over the "
         "settings of the relative loss against `etp`.", "",
     ]  # fmt: skip
@@ -123,7 +181,9 @@ def _commands(found: Mapping[str, Sequence[dict[str, Any]]]) -> list[str]:
     for records in found.values():
         seeds = " ".join(str(seed) for seed in sorted({record["config"]["seed"] for record in records}))
         first = records[0]["config"]
-        settings.append(f"python -m benchmarks study {first['task']} --speed-ups {first['speed_up']:g} --seeds {seeds}")
+        scale = "" if first["scale"] == "cpu" else f" --scale {first['scale']}"
+        speed_up = f"--speed-ups {first['speed_up']:g}"
+        settings.append(f"python -m benchmarks study {first['task']}{scale} {speed_up} --seeds {seeds}")
     return settings
 
 
@@ -188,7 +248,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--variants", nargs="+", default=["etp", *STUDY, *CONTROLS], metavar="NAME")
     parser.add_argument("--speed-ups", nargs="+", type=float, metavar="X", help=f"default {dict(SPEED_UPS)}")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1000], metavar="N", help="default 1000")
-    parser.add_argument("--page", action="store_true", help=f"write {PAGE} and {FIGURES.name}")
+    parser.add_argument("--scale", choices=list(LENGTHS), default="cpu", help="default cpu")
+    parser.add_argument("--page", action="store_true", help="write the pages of all lines")
     options = parser.parse_args(arguments)
     unknown = sorted(set(options.variants) - {"etp", *STUDY, *CONTROLS})
     if unknown:
@@ -196,15 +257,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     console = Console(stderr=True)
     for task in options.tasks:
-        todo = configs(task, "cpu", options.variants, options.speed_ups or [SPEED_UPS[task]], options.seeds)
+        todo = configs(task, options.scale, options.variants, options.speed_ups or [SPEED_UPS[task]], options.seeds)
         try:
-            run_all(todo, LINES / f"{task}.jsonl", console=console, blind=True)
+            run_all(todo, LENGTHS[options.scale].lines(task), console=console, blind=True)
         except TaskUnavailableError as error:
             parser.exit(2, f"{task}: {error}\n")
     if options.page:
-        found = {path.stem: read_records(path) for path in sorted(LINES.glob("*.jsonl")) if path.stem in SPEED_UPS}
-        PAGE.parent.mkdir(parents=True, exist_ok=True)
-        remarks = REMARKS.read_text(encoding="utf8") if REMARKS.is_file() else ""
-        PAGE.write_text(page(found, remarks), encoding="utf8")
-        FIGURES.write_text(tables(found), encoding="utf8")
-        console.print(f"wrote {PAGE} and {FIGURES}", highlight=False)
+        for path in write_pages():
+            console.print(f"wrote {path}", highlight=False)
+
+
+def write_pages() -> list[Path]:
+    """Write the pages of every length that has lines; what was written."""
+    written = []
+    for length in LENGTHS.values():
+        found = length.found()
+        if found:
+            remarks = length.remarks.read_text(encoding="utf8") if length.remarks.is_file() else ""
+            length.page.parent.mkdir(parents=True, exist_ok=True)
+            length.page.write_text(page(found, remarks, length), encoding="utf8")
+            length.figures.write_text(tables(found, length), encoding="utf8")
+            written += [length.page, length.figures]
+    return written

@@ -212,13 +212,12 @@ def test_committed_runs_give_the_committed_page(file: Path) -> None:
         assert text == (PAGES / f"{name}.md").read_text(encoding="utf8")
 
 
-def test_committed_results_give_the_committed_records(tmp_path: Path) -> None:
+def test_committed_results_give_the_committed_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     every = [record for file in task_files(RUNS) for record in read_records(file)]
     reproduce.write_page(every, tmp_path / "papers.md")
-    found = {path.stem: read_records(path) for path in sorted((RUNS.parent / "study").glob("*.jsonl"))}
-    remarks = (RUNS.parent / "study" / "remarks.md").read_text(encoding="utf8")
-    (tmp_path / "study.md").write_text(study.page(found, remarks), encoding="utf8")
-    (tmp_path / "study-tables.md").write_text(study.tables(found), encoding="utf8")
+    monkeypatch.setattr(study, "LINES", RUNS.parent / "study")
+    monkeypatch.setattr(study, "PAGES", tmp_path)
+    assert {path.stem for path in study.write_pages()} >= {"study", "study-tables"}
     (tmp_path / "gradual.md").write_text(gradual_page.page(read_records(RUNS / "gradual.jsonl")), encoding="utf8")
     served = serving_page.page(read_records(RUNS.parent / "serving.jsonl"))
     (tmp_path / "serving.md").write_text(served, encoding="utf8")
@@ -285,6 +284,24 @@ def test_the_study_compares_variants_on_the_validation_part() -> None:
     assert "| `etp[uniform]` | 30.00 / 60.00 | +25.0 % |" in text  # (80 - 60) / 80
     assert "| `l1-uniform` | 36.00 / 72.00 | +10.0 % |" in text
     assert "etp[rate-8]" not in text  # not run
+
+
+def test_the_study_keeps_its_lengths_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines, pages = tmp_path / "lines", tmp_path / "pages"
+    lines.mkdir()
+    monkeypatch.setattr(study, "LINES", lines)
+    monkeypatch.setattr(study, "PAGES", pages)
+    full = blind("etp[hard]", 0.9)
+    full["config"]["scale"] = "full"
+    (lines / "cora-full.jsonl").write_text(json.dumps({**full}) + "\n")
+    (lines / "remarks-full.md").write_text("It holds.\n")
+    assert [path.name for path in study.write_pages()] == ["study-full.md", "study-full-tables.md"]
+    (lines / "cora.jsonl").write_text(json.dumps(blind("etp[uniform]", 0.8)) + "\n")
+    assert len(study.write_pages()) == 4
+    short, long = ((pages / f"{name}-tables.md").read_text() for name in ("study", "study-full"))
+    assert "etp[uniform]" in short and "etp[hard]" not in short
+    assert "etp[hard]" in long and "etp[uniform]" not in long and "--scale full" in long
+    assert "It holds." in (pages / "study-full.md").read_text()
 
 
 def test_a_variant_with_the_figure_of_etp_counts_as_no_loss() -> None:
