@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from benchmarks.common.contestant_names import DISTILLED, SMALL, UNPRUNED
+from benchmarks.common.contestant_names import DISTILLED, ONESHOT, SMALL, UNPRUNED
 from benchmarks.contest.protocol import Config
 from benchmarks.tasks.base import Scale
 
@@ -65,11 +65,11 @@ _TWICE = ("etp-hard", "l1-uniform")
 PLAN: tuple[Experiment, ...] = (
     Experiment(
         name="E1", title="ResNet-20: does the force bring anything beyond the choice?", task="cifar10",
-        methods=(*_UNTUNED, *_TUNED), speed_ups=(5.0,),
+        methods=(*_UNTUNED, ONESHOT, *_TUNED), speed_ups=(5.0,),
     ),
     Experiment(
         name="M1", title="BERT on MRPC: the same question with AdamW, and distillation", task="mrpc",
-        methods=(*_UNTUNED, f"etp{DISTILLED}", f"taylor-gradual{DISTILLED}", "depgraph", "torque-published"),
+        methods=(*_UNTUNED, ONESHOT, f"etp{DISTILLED}", f"taylor-gradual{DISTILLED}", "depgraph", "torque-published"),
         speed_ups=(8.0,),
     ),
     Experiment(
