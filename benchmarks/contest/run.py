@@ -95,7 +95,7 @@ def run_one(protocol: Protocol, config: Config, ledger: Ledger, *, console: Cons
 
     def keep(trial: Trial) -> None:
         ledger.write_trial(config, recipe, trial)
-        protocol.forget(config, trial.push)
+        protocol.forget(config.tuned_as(recipe), trial.push)
 
     controls = pairs_of(ledger.controls(config, recipe))
     record = protocol.run(config, trials=trials, keep=keep, controls=controls)

@@ -89,6 +89,9 @@ def test_a_condition_changes_the_recipe_and_nothing_else(name: str, tmp_path: Pa
     if own.optimizer != other.optimizer:
         rates = {"sparse_rate": own.sparse_rate, "finetune_rate": own.finetune_rate}
         assert own == replace(other, optimizer=own.optimizer, **rates)
+    elif name.endswith("-twice"):
+        phases = {"sparse_steps": 2 * other.sparse_steps, "finetune_steps": 2 * other.finetune_steps}
+        assert own == replace(other, **phases)
     else:
         steps, after = other.dense_steps + other.sparse_steps, other.finetune_steps
         if not other.dense_steps:  # given weights: all steps are before surgery
