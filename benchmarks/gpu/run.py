@@ -1,6 +1,6 @@
 """Run the queue on a GPU for some minutes, several runs at once, and pack what is needed to go on.
 
-``python -m benchmarks gpu --minutes 9 --state FOLDER`` is for machines that are lent for minutes and forget everything.
+``python -m benchmarks gpu --minutes 9 --state FOLDER`` is for preemptible machines, which keep nothing.
 It unpacks the archives in FOLDER, if there are any, starts several workers of ``contest queue`` that share the work,
 stops them in time, and packs the lines, the checkpoints and the states of unfinished runs into FOLDER again. A run goes
 on at its last pass over the data.

@@ -1,4 +1,4 @@
-"""The runs on a GPU that is lent for minutes: what is packed goes on, and the step is measured on any device."""
+"""Runs on a preemptible GPU: what is packed goes on, and the step is measured on any device."""
 
 from __future__ import annotations
 
