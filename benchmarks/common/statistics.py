@@ -107,6 +107,18 @@ def cells(records: Iterable[Record]) -> list[Cell]:
     return [Cell(method=m, speed_up=s, records=tuple(own)) for (m, s), own in grouped.items()]
 
 
+def trial_seconds(records: Iterable[Record]) -> dict[tuple[str, float, float], float]:
+    """Seconds of each trial by method, speed-up and push: once for all runs that share it."""
+    found: dict[tuple[str, float, float], float] = {}
+    for record in records:
+        config = record["config"]
+        speed_up = float(record["recipe"].get("tuned_at") or config["speed_up"])
+        for trial in record.get("trials", ()):
+            if trial.get("seconds"):  # lines from before this was kept have none
+                found.setdefault((config["method"], speed_up, trial["push"]), trial["seconds"])
+    return found
+
+
 def difference(own: Cell, other: Cell, *, higher: bool) -> Difference | None:
     """The final metrics of two methods; ``None`` with too few common seeds."""
     return paired(own.by_seed(), other.by_seed(), higher=higher)

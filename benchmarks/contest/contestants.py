@@ -30,8 +30,6 @@ RATES = (0.3, 1.0, 3.0, 9.0)
 """Learning rates that `small-dense` tries, as multiples of the one of the wide network."""
 CALIBRATION = 4
 """Batches that a criterion sees which needs data."""
-EXAMPLES, AT_ONCE = 256, 64
-"""Training examples that calibrate pruning without training, and those of one batch."""
 TEMPERATURE, DISTANCE = 4.0, 0.5
 """Of distillation: what logits are divided by, and what the distance is multiplied with as a part of the loss."""
 
@@ -179,9 +177,9 @@ class Contest:
     def _oneshot(self) -> Finished:
         """Prune without training by the defaults of ``oneshot_``, then take the steps of both phases."""
         model = copy.deepcopy(self.start.dense)
-        chosen = torch.randperm(self.task.n_train, generator=torch.Generator().manual_seed(self.seed))[:EXAMPLES]
-        batches = [self.task.inputs(some) for some in chosen.split(AT_ONCE)]
-        examples = dict(zip(map(id, batches), chosen.split(AT_ONCE), strict=True))
+        calibration = self.task.calibration(torch.Generator().manual_seed(self.seed))
+        batches = [self.task.inputs(some) for some in calibration]
+        examples = dict(zip(map(id, batches), calibration, strict=True))
         generator = torch.Generator().manual_seed(self.seed)
 
         def loss(model: nn.Module, batch: Any) -> torch.Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 from benchmarks.common.contestant_names import RIVALS, SMALL, STRONGEST
 from benchmarks.common.markdown import as_row, with_spread
 from benchmarks.common.records import Record
-from benchmarks.common.statistics import Cell, Spread, cells
+from benchmarks.common.statistics import Cell, Spread, cells, trial_seconds
 from benchmarks.contest.gate import refusal, under_newest_recipe
 from benchmarks.contest.verdicts import VERDICTS, against, as_times, better_methods, difference_text, speed_ups_of
 from benchmarks.tasks.base import concerns
@@ -199,13 +199,8 @@ def _conditions(records: Sequence[Record], config: Mapping[str, Any]) -> list[st
 def _tuning_cost(records: Sequence[Record]) -> str:
     """Trials of strengths and what they took beside the runs; empty where lines do not tell them apart."""
     cost: dict[str, list[float]] = {}
-    seen: set[tuple[str, float, float]] = set()
-    for record in records:
-        method, speed_up = record["config"]["method"], float(record["config"]["speed_up"])
-        for trial in record.get("trials", ()):
-            if trial.get("seconds") and (method, speed_up, trial["push"]) not in seen:  # all seeds share the trials
-                seen.add((method, speed_up, trial["push"]))
-                cost.setdefault(method, []).append(trial["seconds"])
+    for (method, _, _), seconds in trial_seconds(records).items():
+        cost.setdefault(method, []).append(seconds)
     if not cost:
         return ""
     each = ", ".join(f"`{m}` {len(s)} trials in {sum(s) / 3600:.1f} hours" for m, s in cost.items())

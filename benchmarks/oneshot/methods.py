@@ -21,9 +21,6 @@ MadeGood = Literal["nothing", "norms", "weights"]
 MADE_GOOD: tuple[MadeGood, ...] = ("nothing", "norms", "weights")
 """Nothing; batch norms are measured anew; the layers that read removed units get new weights, by the default ridge."""
 
-SAMPLES, BATCH = 256, 64
-"""Examples of the training set that calibrate, and those of one batch."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Method:
@@ -91,8 +88,7 @@ class Experiment:
     @classmethod
     def of(cls, task: Task, model: nn.Module, seed: int) -> Experiment:
         """The experiment of a seed."""
-        chosen = torch.randperm(task.n_train, generator=torch.Generator().manual_seed(seed))[:SAMPLES]
-        batches = [task.inputs(some) for some in chosen.split(BATCH)]
+        batches = [task.inputs(some) for some in task.calibration(torch.Generator().manual_seed(seed))]
         plan = etp.trace(model, task.example(), prune=task.prune, ignore=task.ignore, check=False)
         return cls(task=task, model=model, plan=plan, batches=batches, seed=seed)
 
@@ -137,6 +133,6 @@ class Experiment:
 
     def _observe(self, criterion: str) -> Tensor:
         generator = torch.Generator().manual_seed(self.seed)
-        labelled = torch.randperm(self.task.n_train, generator=generator)[:SAMPLES].split(BATCH)
+        labelled = self.task.calibration(generator)
         losses = [lambda some=some: self.task.loss(self.model, some, generator) for some in labelled]
         return observed_scores(self.model, self.plan, criterion, self.batches, data_losses=losses, seed=self.seed)

@@ -7,7 +7,8 @@ from statistics import mean
 from typing import Any
 
 from benchmarks.common.records import Record
-from benchmarks.oneshot.methods import BATCH, MADE_GOOD, METHODS, SAMPLES
+from benchmarks.oneshot.methods import MADE_GOOD, METHODS
+from benchmarks.tasks.base import CALIBRATED_AT_ONCE, CALIBRATION
 
 DENSE = "dense"
 
@@ -93,9 +94,10 @@ def _shown(values: Sequence[float]) -> str:
 
 
 def _terms() -> str:
+    total, at_once = CALIBRATION, CALIBRATED_AT_ONCE
     text = f"""## Terms
 
-- *Calibration*: {SAMPLES} training examples in batches of {BATCH}; of a graph, all of it. Criteria that read gradients
+- *Calibration*: {total} training examples in batches of {at_once}; of a graph, all of it. Criteria that read gradients
   draw labels from the predictions of the network, but `taylor` takes those of the data.
 - *Batch norms anew*: their statistics are measured on the calibration examples after surgery.
 - *New weights*: the layers that read removed units are fitted by least squares, with the default ridge of `oneshot_`.

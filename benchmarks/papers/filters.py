@@ -27,6 +27,7 @@ from benchmarks.contest.contestants import library_method
 from benchmarks.contest.strength import drift, reference
 from benchmarks.contest.training import train
 from benchmarks.papers import filters_page
+from benchmarks.papers.norms_figure import DISTANCES, OF_UNITS
 from benchmarks.tasks import SCALES, TaskUnavailableError, make
 from benchmarks.tasks.base import Task
 from etp_graph.errors import BudgetError
@@ -37,8 +38,6 @@ RESULTS = Path("benchmarks/results/paper-figures.jsonl")
 TASK = "cifar10-vgg19"
 SHARES = (0.1, 0.3, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.93, 0.96, 0.98)
 """Of the parameters, that are removed."""
-DISTANCES, OF_UNITS = (150, 254), 256
-"""The filters that ETP shows, and how many their layer has; a narrower layer has them at the same share of the way."""
 EVERY = 20
 """Steps between two looks at the norms."""
 _EPOCH = 391

@@ -9,6 +9,7 @@ from typing import Any
 from benchmarks.common import figures as plots
 from benchmarks.common.markdown import as_row
 from benchmarks.common.records import Record
+from benchmarks.papers.norms_figure import DISTANCES, OF_UNITS
 
 LAYER = 14
 """The convolution that Torque's figure 5 shows, from 1."""
@@ -189,11 +190,11 @@ def _survivors(axes: Sequence[Any], records: Sequence[Record]) -> None:
 
 
 def _training(axes: Sequence[Any], records: Sequence[Record]) -> None:
-    for number, (ax, distance) in enumerate(zip(axes, (150, 254), strict=True)):
+    for number, (ax, distance) in enumerate(zip(axes, DISTANCES, strict=True)):
         for record in records:
             steps = [record["every"] * look for look in range(len(record["norms"]))]
             ax.plot(steps, [look[number] for look in record["norms"]], linewidth=1.2, label=record["config"]["force"])
-        ax.set_title(f"the filter at the distance {distance} of 256")
+        ax.set_title(f"the filter at the distance {distance} of {OF_UNITS}")
         ax.set_xlabel("step")
     axes[0].set_ylabel("norm of the filter")
     axes[0].legend()

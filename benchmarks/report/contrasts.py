@@ -32,11 +32,11 @@ class Contrast:
 CONTRASTS = (
     Contrast(
         part="the force", left="etp", right="etp-hard",
-        what="the same units at the same times: pushed, or zeroed at once",
+        what="units chosen by the same rule at the same times: pushed to zero, or set to zero when chosen",
     ),
     Contrast(
         part="its shape", left="etp", right="etp-uniform-force",
-        what="the same units at the same times: an exponential or a uniform force",
+        what="units chosen by the same rule at the same times: an exponential or a uniform force",
     ),
     Contrast(
         part="the choice", left="etp-hard", right="l1-gradual",

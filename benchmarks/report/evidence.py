@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from benchmarks.common.contestant_names import UNPRUNED
 from benchmarks.common.markdown import as_row, with_spread
 from benchmarks.common.records import Record
-from benchmarks.common.statistics import Cell, cells
+from benchmarks.common.statistics import cells, trial_seconds
 from benchmarks.contest.verdicts import as_times, speed_ups_of
 from benchmarks.papers.published import PublishedRow, published_rows
 from benchmarks.papers.reproduce import nearest
@@ -114,8 +114,8 @@ def _hours(pages: Pages) -> Iterator[str]:
     total = 0.0
     for name, records in pages.items():
         found, config = cells(records), records[0]["config"]
-        trials = _trials(found)
-        hours, tuning = sum(record["seconds"] for record in records) / 3600, sum(trials.values()) / 3600
+        hours = sum(record["seconds"] for record in records) / 3600
+        tuning = sum(trial_seconds(records).values()) / 3600
         total += hours + tuning
         yield as_row((
             f"[{records[0]['title']}]({name}.md)", as_times(speed_ups_of(found)), str(len({c.method for c in found})),
@@ -124,11 +124,3 @@ def _hours(pages: Pages) -> Iterator[str]:
         ))  # fmt: skip
     yield ""
     yield f"{total:.1f} hours of one thread in all, without training checkpoints and choosing learning rates."
-
-
-def _trials(found: Sequence[Cell]) -> dict[tuple[str, float, float], float]:
-    """Seconds of each trial of a strength, once for all seeds."""
-    return {
-        (cell.method, cell.speed_up, trial["push"]): trial.get("seconds") or 0.0
-        for cell in found for record in cell.records for trial in record.get("trials", ())
-    }  # fmt: skip

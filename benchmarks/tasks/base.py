@@ -46,8 +46,7 @@ class Recipe:
         clip: largest norm of the gradient; 0: not clipped.
         tune_share: share of both phases that a tuning trial takes.
         pushes: the strengths that are tried, as dimensionless pushes (:mod:`benchmarks.contest.strength`).
-        tuned_at: the speed-up at which a strength is tuned for all; 0: at each. A strength is a pull towards zero, and
-            methods that have one do not adapt it to the budget.
+        tuned_at: the speed-up whose trials choose a strength for all speed-ups; 0: each has trials of its own.
         extensions: how many further pushes may be tried beyond an edge of ``pushes`` while the best one lies there.
         precision: of the forward and backward pass of a training step; ``bf16`` is autocast with weights in fp32.
             Networks are always evaluated in fp32.
@@ -90,6 +89,10 @@ def concerns(recipe: Mapping[str, Any], method: str) -> dict[str, Any]:
     whole = {**defaults, **recipe}
     whole["pushes"] = list(whole["pushes"])  # as JSON gives them back
     return {name: value for name, value in whole.items() if name != "scratch_steps" or begins_fresh(method)}
+
+
+CALIBRATION, CALIBRATED_AT_ONCE = 256, 64
+"""Examples that calibrate pruning without training, and those of one batch."""
 
 
 class TaskUnavailableError(Exception):
@@ -179,6 +182,11 @@ class Task(ABC):
     def details(self, model: nn.Module, part: Part) -> dict[str, float]:
         """Further metrics, for the record; nothing is chosen by them."""
         return {}
+
+    def calibration(self, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """Training examples that calibrate pruning without training, drawn by the generator, batch by batch."""
+        order = torch.randperm(self.n_train, generator=generator)
+        return order[:CALIBRATION].split(CALIBRATED_AT_ONCE)
 
     @property
     def steps_per_pass(self) -> int:

@@ -10,7 +10,7 @@ import pytest
 from benchmarks.common.records import read_records
 from benchmarks.contest import training
 from benchmarks.oneshot import methods, run, search
-from benchmarks.tasks import TaskUnavailableError, make
+from benchmarks.tasks import TaskUnavailableError, base, make
 
 TASKS = {"cora": list(methods.METHODS), "sst2": ["flap", "fisher"], "cifar10-resnet56": ["taylor", "fisher"]}
 """All methods on the smallest task."""
@@ -19,7 +19,7 @@ TASKS = {"cora": list(methods.METHODS), "sst2": ["flap", "fisher"], "cifar10-res
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(search, "TRIALS", 2)
-    monkeypatch.setattr(methods, "SAMPLES", 12)
+    monkeypatch.setattr(base, "CALIBRATION", 12)
     monkeypatch.setattr(training, "cache_root", lambda: tmp_path / "cache")
 
 

@@ -125,6 +125,11 @@ def test_a_page_counts_the_trials_once_for_all_seeds() -> None:
     records = [{**line("torque", seed, 0.8), "trials": trials} for seed in (0, 1)]
     assert "and 1.5 hours of tuning: `torque` 2 trials in 1.5 hours." in task_page.page(records)
     assert "hours of tuning" not in task_page.page(lines())
+    at_once = [
+        {**line("torque", 0, 0.8, speed_up=x), "trials": trials, "recipe": {**fields_of(RECIPE), "tuned_at": 3.0}}
+        for x in (2.0, 4.0)
+    ]  # fmt: skip
+    assert "and 1.5 hours of tuning: `torque` 2 trials" in task_page.page(at_once)  # one tuning for both speed-ups
 
 
 def full(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
