@@ -22,6 +22,7 @@ from torch import nn
 
 from benchmarks.common.contestant_names import DISTILLED, UNPRUNED
 from benchmarks.common.machine import commit, machine_conditions, median_seconds, parameters, sources_digest
+from benchmarks.common.precision import precision_here
 from benchmarks.contest.contestants import Contest, Finished, Stage, Start, tunable
 from benchmarks.contest.gate import GATED, refusal_of
 from benchmarks.contest.torch_pruning import PEERS
@@ -106,6 +107,7 @@ class Protocol:
         record: dict[str, Any] = {
             "format": FORMAT, "config": asdict(config), "title": self.task.title, "metric": asdict(self.task.metric),
             "recipe": asdict(self.task.recipe), "checkpoint": self.task.checkpoint_note,
+            "precision": precision_here(self.task.recipe.precision, self.task.device.type),
             "conditions": machine_conditions(), "commit": commit(),
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
         }  # fmt: skip

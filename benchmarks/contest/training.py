@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 from math import isfinite
 from pathlib import Path
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
 from benchmarks.common.machine import sources_digest
+from benchmarks.common.precision import autocast
 from benchmarks.contest.training_state import RunStates, folder_of, keeping_states, next_training
 from benchmarks.tasks.base import Task
 
@@ -95,19 +95,13 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = rate(step / max(steps - 1, 1), peak)
         optimizer.zero_grad(set_to_none=True)
-        with autocast(task):
+        with autocast(task.recipe.precision, task.device.type):
             loss = task.loss(model, chosen, generator)
         _step(task, model, optimizer, loss if penalty is None else loss + penalty())
         after_step(step + 1)
         if state is not None:
             ends = (start + step + 1) % task.steps_per_pass == 0
             state.keep(model, optimizer, attached, generator, done=step + 1, steps=steps, pass_ends=ends)
-
-
-def autocast(task: Task) -> AbstractContextManager[object]:
-    """The precision of the task's forward passes in training."""
-    half = task.recipe.precision == "bf16"
-    return torch.autocast(task.device.type, dtype=torch.bfloat16) if half else nullcontext()
 
 
 def _step(task: Task, model: nn.Module, optimizer: Optimizer, loss: Tensor) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from benchmarks.common.precision import precision_here
 from benchmarks.common.records import PAGES, Record, append_record, read_records
 from benchmarks.llm.methods import METHODS
 from benchmarks.llm.recovery_page import DENSE, page
@@ -57,7 +58,8 @@ class Session:
         self.dense, self.tokenizer = load_smollm2()
         self.experiment = experiment_of(self.dense, self.tokenizer, seed)  # which only changes copies
         self.target = units_target(self.dense, share)
-        self.teacher = copy.deepcopy(self.dense).to(torch.bfloat16)
+        half = precision_here("bf16", "cpu") == "bf16"
+        self.teacher = copy.deepcopy(self.dense).to(torch.bfloat16 if half else torch.float32)
         self._pruned: dict[str, Any] = {}
 
     def run(self, config: dict[str, Any]) -> Record:
@@ -66,7 +68,8 @@ class Session:
         begin = perf_counter()
         start, model = self._trained(config["method"], config["how"], config["steps"], rate)
         return {
-            "config": config, "rate": rate, "params": model.num_parameters(), "before": start,
+            "config": config, "rate": rate, "precision": precision_here("bf16", "cpu"),
+            "params": model.num_parameters(), "before": start,
             "perplexity": measured(model, self.tokenizer), "seconds": round(perf_counter() - begin, 1),
         }  # fmt: skip
 

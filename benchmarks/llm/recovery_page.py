@@ -28,8 +28,9 @@ TERMS = """## Terms
 - *Before*: without training.
 - The learning rate of each way is the one of those below with the least perplexity on the validation text after 40
   steps. The test texts were read at the end of each run.
-- AdamW without weight decay, warm-up of a tenth of the steps, then a cosine to zero; gradients clipped to norm 1;
-  bfloat16 autocast.
+- AdamW without weight decay, warm-up of a tenth of the steps, then a cosine to zero; gradients clipped to norm 1.
+- *Precision*: `bf16` is autocast. A processor that would only emulate it trains in `fp32`. Minutes of rows of different
+  precision cannot be compared.
 
 """
 
@@ -74,14 +75,16 @@ def _against(row: Record, control: Record | None, text: str) -> str:
 
 def _table(rows: Sequence[Record]) -> str:
     head = (
-        "| model and training | steps | rate | Penn Treebank, before | after | SST-2, before | after | minutes |\n"
-        "|---|---:|---:|---:|---:|---:|---:|---:|\n"
+        "| model and training | steps | rate | Penn Treebank, before | after | SST-2, before | after | precision "
+        "| minutes |\n"
+        "|---|---:|---:|---:|---:|---:|---:|---|---:|\n"
     )
     for one in rows:
         before, after = one["before"] or {}, one["perplexity"]
         cells = [f"{found[text]:.1f}" if text in found else "" for text in ("ptb", "sst2") for found in (before, after)]
         head += (
             f"| `{_name(one)}` | {one['config']['steps']} | {one['rate']:g} | {' | '.join(cells)} | "
+            f"{one.get('precision', 'bf16')} | "
             f"{one['seconds'] / 60:.0f} |\n"
         )
     return head

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import etp_graph as etp
+from benchmarks.common.precision import autocast
 from etp_graph.recovery import Distillation
 
 WARM = 0.1
@@ -62,7 +63,10 @@ def train_(
     around: AbstractContextManager[Distillation | None] | None = None,
     attach: Callable[[torch.optim.Optimizer], object] = lambda optimizer: None,
 ) -> None:
-    """Train on one window [tokens] a step, in bfloat16 autocast, with AdamW and gradients clipped to norm 1."""
+    """Train on one window [tokens] a step, with AdamW and gradients clipped to norm 1.
+
+    Forward passes are in bfloat16 autocast where the processor computes in it.
+    """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=rate, weight_decay=0.0)
     attach(optimizer)
@@ -71,7 +75,7 @@ def train_(
     model.train()
     with around or nullcontext() as distillation:
         for window in windows:
-            with torch.autocast("cpu", torch.bfloat16):
+            with autocast("bf16", "cpu"):
                 loss = model(input_ids=window[None], labels=window[None], use_cache=False).loss
                 loss = loss if distillation is None else distillation.mixed(loss)
             loss.backward()

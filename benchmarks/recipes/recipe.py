@@ -19,12 +19,13 @@ from rich.table import Table
 
 from benchmarks.common.contestant_names import UNPRUNED
 from benchmarks.common.machine import commit, machine_conditions
+from benchmarks.common.precision import Precision, precision_here
 from benchmarks.common.records import RUNS, Record, append_record, read_records
 from benchmarks.contest.gate import allowed_loss, loss_of
 from benchmarks.contest.ledger import as_json
 from benchmarks.contest.protocol import TUNING_SEED, Config, Protocol
 from benchmarks.tasks import SCALES, TASKS, TaskUnavailableError, make
-from benchmarks.tasks.base import Precision, Recipe, concerns
+from benchmarks.tasks.base import Recipe, concerns
 
 RECIPES = "recipes"
 """Folder of the lines, beside those of the runs."""
@@ -127,6 +128,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         protocol = Protocol(make(options.task, options.scale), resumable=True)
     except TaskUnavailableError as error:
         parser.exit(2, f"{options.task}: {error}\n")
+    for precision in options.precisions:
+        if precision_here(precision, protocol.task.device.type) != precision:
+            parser.error(f"--precisions {precision}: this processor emulates it; leave it out")
     rates = options.rates or [multiple * protocol.task.recipe.sparse_rate for multiple in MULTIPLES]
     out = options.out / RECIPES / f"{options.task}.jsonl"
     console.print(table(search(protocol, rates, options.precisions, out, console=console)))

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.common.contestant_names import begins_fresh
+from benchmarks.common.precision import Precision
 
 Scale = Literal["smoke", "cpu", "full", "paper"]
 Part = Literal["val", "test"]
-Precision = Literal["fp32", "bf16"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +48,8 @@ class Recipe:
         pushes: the strengths that are tried, as dimensionless pushes (:mod:`benchmarks.contest.strength`).
         tuned_at: the speed-up whose trials choose a strength for all speed-ups; 0: each has trials of its own.
         extensions: how many further pushes may be tried beyond an edge of ``pushes`` while the best one lies there.
-        precision: of the forward and backward pass of a training step; ``bf16`` is autocast with weights in fp32.
+        precision: of the forward and backward pass of a training step; ``bf16`` is autocast with weights in fp32,
+            and fp32 where a CPU would emulate it; the lines say which it was.
             Networks are always evaluated in fp32.
     """
 
