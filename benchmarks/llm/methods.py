@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import etp_graph as etp
 from benchmarks.common.scores import given, observed_scores
+from benchmarks.llm import torch_pruning
 from etp_graph.collect import OwnLabels
 from etp_graph.plan import Positions, with_no_unit
 from etp_graph.recovery import InputMoments, input_moments
@@ -38,6 +39,7 @@ class Method:
         scope, rank: as of :class:`etp_graph.Budget`.
         heads: whether heads may go, too.
         allocation: ``"sensitivity"``: how groups compare is measured, see :func:`etp_graph.criteria.sensitivity`.
+        peer: the whole recipe is Torch-Pruning's, by its own code.
         depth: ``"alone"``: only whole layers go; ``"before"``: two or four layers may go before units do.
         source: where the method comes from.
     """
@@ -49,6 +51,7 @@ class Method:
     heads: bool = True
     allocation: Literal["scores", "sensitivity"] = "scores"
     depth: Literal["none", "alone", "before"] = "none"
+    peer: bool = False
     source: str = ""
 
 
@@ -79,6 +82,10 @@ METHODS: Mapping[str, Method] = {
     ),
     "shortgpt": Method(criterion="influence", depth="alone", source="Men et al. 2024: the layers of least influence"),
     "wanda-sp+weights": Method(criterion="wanda", made_good="weights", source="Wanda-sp with compensation"),
+    "torch-pruning": Method(
+        criterion="magnitude", peer=True,
+        source="`examples/LLMs/prune_llm.py` of Torch-Pruning, by its own code; the width of the stream is pruned, too",
+    ),
 }  # fmt: skip
 
 
@@ -108,6 +115,8 @@ class Experiment:
 
     def prune(self, method: Method, params: int) -> tuple[Any, etp.Selection | None]:
         """A pruned copy with at most this many parameters, and the units that stay, if units were chosen."""
+        if method.peer:
+            return torch_pruning.pruned(self.model, params), None
         model, plan = copy.deepcopy(self.model), self.plan
         if method.depth == "alone":
             return self._shortened(model, params), None

@@ -16,7 +16,7 @@ SHARES = (0.8, 0.9, 0.7, 0.5)
 HEAD = """# A language model pruned without training
 
 SmolLM2-135M-Instruct (30 layers, weights of 4 bits read as float32) loses heads, neurons or whole layers until a share
-of its parameters stays. Embeddings are not counted and not pruned. No method trains.
+of its parameters stays. Embeddings are not counted, and only `torch-pruning` prunes their width. No method trains.
 
 - Measure: `python -m benchmarks llm` (one thread; a run that has a line is not repeated).
 - Results: `benchmarks/results/llm.jsonl`.
