@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from math import isfinite, isnan, nan
 from types import MappingProxyType
 from typing import Any
 
@@ -310,10 +311,10 @@ def _failed(failure: Exception) -> Trial:
 
 
 def _gradient_error(got: dict[str, Tensor], want: dict[str, Tensor], plan: Plan, keep: Tensor) -> float:
-    """Return the largest relative error of a gradient over its kept entries."""
+    """Return the largest relative error of a gradient over its kept entries that are finite with masks."""
     full = with_no_unit(keep, True)
     sliced = Positions(plan).axes
-    top = max((_largest(g) for g in want.values() if g.numel()), default=0.0)
+    top = max((size for g in want.values() if g.numel() and isfinite(size := _largest(g))), default=0.0)
     worst = 0.0
     for name, grad in got.items():
         if name not in want or ".parametrizations." in name:
@@ -326,6 +327,8 @@ def _gradient_error(got: dict[str, Tensor], want: dict[str, Tensor], plan: Plan,
         if not grad.numel():
             continue
         difference, largest = _compare_kept(grad, want[name], kept)
+        if not isfinite(difference):
+            difference, largest = _compare_finite(grad, want[name], kept)
         scale = max(largest, 1e-6 * top)
         worst = max(worst, difference / scale if scale else 0.0)
     return worst
@@ -338,6 +341,8 @@ _CHUNK = 2**20
 def _compare_kept(grad: Tensor, other: Tensor, kept: dict[int, Tensor]) -> tuple[float, float]:
     """Return the largest difference of a gradient from the kept entries of another one, and the largest of these.
 
+    Both are NaN if an entry is.
+
     Args:
         grad: the gradient.
         other: the other one, of the shape before surgery.
@@ -347,14 +352,33 @@ def _compare_kept(grad: Tensor, other: Tensor, kept: dict[int, Tensor]) -> tuple
         return _largest(grad - other), _largest(other)
     rows = kept.get(0, torch.arange(len(other), device=other.device))
     step = max(1, _CHUNK * len(rows) // grad.numel())
-    difference, largest = 0.0, 0.0
+    differences, sizes = list[float](), list[float]()
     for mine, piece in zip(grad.split(step), rows.split(step), strict=True):
         part = other.index_select(0, piece)
         for axis, positions in kept.items():
             part = part.index_select(axis, positions) if axis else part
-        largest = max(largest, _largest(part))
-        difference = max(difference, _largest(part.sub_(mine)))
-    return difference, largest
+        sizes.append(_largest(part))
+        differences.append(_largest(part.sub_(mine)))
+    return _maximum(differences), _maximum(sizes)
+
+
+def _maximum(values: Sequence[float]) -> float:
+    """Return the largest value; NaN if one is NaN, which ``max`` would pass over."""
+    return nan if any(isnan(value) for value in values) else max(values)
+
+
+def _compare_finite(grad: Tensor, other: Tensor, kept: dict[int, Tensor]) -> tuple[float, float]:
+    """Return what :func:`_compare_kept` does, of the entries that are finite in the other gradient.
+
+    A mask may divide zero by zero where surgery does not, as in the norm of a unit. The opposite is an error.
+    """
+    for axis, positions in kept.items():
+        other = other.index_select(axis, positions)
+    usable = other.isfinite()
+    if not bool(grad.isfinite()[usable].all()):
+        return float("inf"), 1.0
+    values = other[usable]
+    return (_largest(values - grad[usable]), _largest(values)) if values.numel() else (0.0, 0.0)
 
 
 def _largest(tensor: Tensor) -> float:

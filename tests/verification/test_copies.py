@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -163,6 +164,23 @@ def test_gradients_are_compared_at_any_ratios(ratio: Any) -> None:
     assert "differ from finite differences" in etp.verify(model, plan, x, ratio=ratio).note
     right = net(lambda n, x: n.b(n.a(x)))
     assert etp.verify(right, plan, x, ratio=ratio).gradient_error is not None
+
+
+@pytest.mark.parametrize(("where", "passes"), [("narrow", False), ("wide", True), ("both", True)])
+def test_gradients_that_surgery_makes_nan_are_an_error(where: str, passes: bool) -> None:
+    """Where masking makes them, as in the norm of a unit that is zero, there is nothing to compare."""
+
+    def run(n: nn.Module, x: Tensor) -> Tensor:
+        hidden = n.a(x)
+        is_wide = hidden.shape[1] == wide
+        undefined = where == "both" or is_wide == (where == "wide")
+        return n.b(hidden + (hidden * 0).sum().sqrt() if undefined else hidden)  # the square root has no slope at 0
+
+    model, x = net(run), torch.randn(4, 6)
+    wide = model.a.out_features
+    plan = etp.trace(net(lambda n, x: n.b(n.a(x))), x)  # tracing this one would lock what its size decides
+    with nullcontext() if passes else pytest.raises(etp.EquivalenceError):
+        etp.verify(model, plan, x, ratio=0.3)
 
 
 @pytest.mark.parametrize("shape", [(2**11, 700), (700, 2**11), (5,), ()])
