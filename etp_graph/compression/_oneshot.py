@@ -101,7 +101,8 @@ def oneshot_(
         criterion: a name of :data:`etp_graph.criteria.CRITERIA`, or a function of (model, plan). ``None``: ``fisher``
             if there is a loss, or the model returns a field ``logits`` (models of transformers), else ``magnitude``.
         compensate: change the weights that read removed units by least squares. Give what
-            :func:`etp_graph.recovery.input_moments` recorded to prune copies of one model to several sizes.
+            :func:`etp_graph.recovery.input_moments` recorded to prune copies of one model to several sizes. New
+            weights may hurt where a criterion keeps few units of a layer, because all outputs count alike.
         ridge: as for :func:`etp_graph.recovery.compensate_`.
         batch_norms: measure the statistics of batch norms anew after surgery
             (:func:`etp_graph.recovery.reestimate_batch_norms_`); for use without compensation.
