@@ -470,14 +470,18 @@ def test_the_rate_of_a_recipe_is_the_best_of_its_lines(file: Path) -> None:
     assert own.precision == "fp32" or recipe.find(lines, replace(own, precision="fp32")) is not None
 
 
-def test_half_precision_is_that_of_the_forward_alone(toy: Gated) -> None:
+@pytest.mark.parametrize(("instructions", "half"), [("AVX512", torch.bfloat16), ("AVX2", torch.float32)])
+def test_half_precision_is_that_of_the_forward_alone_where_it_is_not_emulated(
+    toy: Gated, monkeypatch: pytest.MonkeyPatch, instructions: str, half: torch.dtype
+) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: instructions)
     seen: list[torch.dtype] = []
     model = toy.build()
     model.register_forward_hook(lambda module, args, output: seen.append(output.dtype))
     train(toy, model, steps=1, peak=0.01, seed=0, start=0)
     toy.recipe = replace(FULL, precision="bf16")
     train(toy, model, steps=1, peak=0.01, seed=0, start=0)
-    assert seen == [torch.float32, torch.bfloat16]
+    assert seen == [torch.float32, half]
     assert all(p.dtype == torch.float32 for p in model.parameters())
 
 
