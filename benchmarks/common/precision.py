@@ -10,7 +10,7 @@ import torch
 Precision = Literal["fp32", "bf16"]
 
 _EMULATED = ("DEFAULT", "AVX2")
-"""Instruction sets of a CPU on which PyTorch emulates bfloat16: 15 times as slow as float32 for a language model."""
+"""Instruction sets of a CPU on which PyTorch emulates bfloat16, which is many times as slow as float32."""
 
 
 def precision_here(wanted: Precision, device: str) -> Precision:

@@ -190,6 +190,10 @@ def _conditions(records: Sequence[Record], config: Mapping[str, Any]) -> list[st
     ]
     if any(concerns(r["recipe"], r["config"]["method"]) != concerns(recipe, r["config"]["method"]) for r in records):
         lines.append("- **The records come from more than one recipe**; the steps above are those of the first.")
+    precisions = {r.get("precision", r["recipe"].get("precision", "fp32")) for r in records}
+    if len(precisions) > 1:
+        found = ", ".join(sorted(precisions))
+        lines.append(f"- **The records come from more than one precision of training**: {found}.")
     for name in records[0]["conditions"]:
         values = dict.fromkeys(record["conditions"].get(name, "-") for record in records)
         lines.append(f"- {name}: {', '.join(values)}")

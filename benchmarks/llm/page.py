@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from statistics import mean
 
@@ -93,8 +94,15 @@ def _summary(rows: Sequence[Record], dense: Record, shares: Sequence[float]) -> 
         order = sorted(means, key=means.__getitem__)
         shown = ", ".join(f"`{name}` {means[name]:.2f}" for name in order)
         lines.append(f"- At {share:.0%} of the parameters, best first: {shown}.")
-    lines.append(f"- Seeds of the calibration text: {', '.join(map(str, seeds))}.")
+    lines.append(f"- Seeds of the calibration text: {', '.join(map(str, seeds))}; {_n_seeds(rows)}.")
     return "## Findings\n\n" + "\n".join(lines) + "\n\n"
+
+
+def _n_seeds(rows: Sequence[Record]) -> str:
+    """How many of the seeds a field has: a series that is under way has more of some methods than of others."""
+    numbers = Counter((one["config"]["method"], one["config"]["share"]) for one in rows).values()
+    least, most = min(numbers), max(numbers)
+    return f"each field has {least}" if least == most else f"a field has {least} to {most} of them"
 
 
 def _table(rows: Sequence[Record], dense: Record, shares: Sequence[float], text: str) -> str:

@@ -1,6 +1,6 @@
 """Torch-Pruning's own recipe for language models, by its own code.
 
-``examples/LLMs/prune_llm.py`` of Torch-Pruning (commit 566a887): group norms with ``p=2`` and the mean over a group,
+``examples/LLMs/prune_llm.py`` of Torch-Pruning (commit 0a4ee93): group norms with ``p=2`` and the mean over a group,
 every group at the same ratio, whole heads, widths rounded to multiples of 4. Unlike the other methods here it prunes
 the width of the stream, embeddings included.
 

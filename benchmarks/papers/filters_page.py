@@ -132,7 +132,7 @@ def _conditions(records: Sequence[Record]) -> list[str]:
     lines = [
         f"- {sum(record['seconds'] for record in records) / 60:.0f} minutes in all.",
         "- SGD with Nesterov momentum 0.9 and weight decay 1e-4, batches of 128, one cycle of the learning rate up to "
-        "0.05, flips and crops, bfloat16 autocast. Networks are evaluated in float32.",
+        "0.05, flips and crops, bfloat16 autocast where the processor has it. Networks are evaluated in float32.",
     ]
     facts = [{**record["conditions"], "commit": record["commit"]} for record in records]
     return lines + [f"- {name}: {', '.join(dict.fromkeys(one.get(name, '-') for one in facts))}" for name in facts[0]]

@@ -67,6 +67,8 @@ def _takes_turns(module: nn.Module, neurons: int) -> bool | None:
     with torch.no_grad():
         try:
             found = join(values).isnan()
+        except MemoryError:  # says nothing about the method
+            raise
         except Exception:  # noqa: BLE001 - a method of another meaning
             return None
     if found.shape != (2, neurons):

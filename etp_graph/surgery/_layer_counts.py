@@ -156,5 +156,7 @@ def _module_names(cls: type[nn.Module], config: Any) -> set[str]:
             warnings.simplefilter("ignore")
             found: Any = cls
             return {name for name, _ in found(copy.deepcopy(config)).named_modules()}
+    except MemoryError:  # says nothing about the configuration
+        raise
     except Exception:  # noqa: BLE001 - a class of any library, with sizes that it may not accept
         return set()

@@ -53,6 +53,8 @@ def _unknown_after_a_step(optimizer: Optimizer) -> str:
         with preserved_rng(nn.ParameterList(p for group in twin.param_groups for p in group["params"])):
             _step(twin)
         return find_uncuttable(twin)
+    except MemoryError:  # says nothing about the optimizer
+        raise
     except Exception:  # noqa: BLE001 - the optimizer is the user's, and may need more than parameters with gradients
         return ""
 

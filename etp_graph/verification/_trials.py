@@ -372,6 +372,7 @@ def _compare_finite(grad: Tensor, other: Tensor, kept: dict[int, Tensor]) -> tup
 
     A mask may divide zero by zero where surgery does not, as in the norm of a unit. The opposite is an error.
     """
+    grad, other = grad.to_dense(), other.to_dense()  # sparse ones cannot be asked which entries are finite
     for axis, positions in kept.items():
         other = other.index_select(axis, positions)
     usable = other.isfinite()

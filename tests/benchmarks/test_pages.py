@@ -132,6 +132,12 @@ def test_a_page_counts_the_trials_once_for_all_seeds() -> None:
     assert "and 1.5 hours of tuning: `torque` 2 trials" in task_page.page(at_once)  # one tuning for both speed-ups
 
 
+def test_a_page_says_that_its_runs_differ_in_precision() -> None:
+    records = [{**line("torque", seed, 0.8), "precision": name} for seed, name in enumerate(("bf16", "fp32"))]
+    assert "more than one precision of training**: bf16, fp32." in task_page.page(records)
+    assert "precision of training" not in task_page.page(lines())
+
+
 def full(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{**one, "config": {**one["config"], "scale": "full"}} for one in records]
 

@@ -13,7 +13,7 @@ import etp_graph as etp
 from etp_graph.verification import Masked, randomize_
 from etp_graph.verification._copies import _copy_in
 from etp_graph.verification._sampling import _LARGE, _STORED
-from etp_graph.verification._trials import Trials, _compare_kept
+from etp_graph.verification._trials import Trials, _compare_finite, _compare_kept
 from tests.support.models.constructs import Net
 from tests.support.models.toy import Toy, toy_plan
 from tests.verification.test_comparable import OwnDerivative
@@ -181,6 +181,16 @@ def test_gradients_that_surgery_makes_nan_are_an_error(where: str, passes: bool)
     plan = etp.trace(net(lambda n, x: n.b(n.a(x))), x)  # tracing this one would lock what its size decides
     with nullcontext() if passes else pytest.raises(etp.EquivalenceError):
         etp.verify(model, plan, x, ratio=0.3)
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_entries_that_are_finite_with_masks_are_compared(sparse: bool) -> None:
+    mine, other = torch.ones(3, 2), torch.ones(3, 2)
+    other[0, 0], mine[1, 1] = torch.nan, 1.5
+    kept = {0: torch.arange(3)}
+    assert _compare_finite(*(t.to_sparse() if sparse else t for t in (mine, other)), kept) == (0.5, 1.0)
+    mine[2, 0] = torch.nan
+    assert _compare_finite(*(t.to_sparse() if sparse else t for t in (mine, other)), kept)[0] == float("inf")
 
 
 @pytest.mark.parametrize("shape", [(2**11, 700), (700, 2**11), (5,), ()])
