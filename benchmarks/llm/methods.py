@@ -130,7 +130,7 @@ class Experiment:
             return self._with_biases(model, scores, budget)
         done = etp.oneshot_(
             model, self.batches, budget=budget, criterion=given(scores), plan=plan, ridge=RIDGE, progress=False,
-            compensate=self._recorded() if method.made_good == "weights" else False,
+            compensate=self._recorded() if method.made_good == "weights" else False, blend=1,
         )  # fmt: skip
         return model, done.selection
 
@@ -146,7 +146,7 @@ class Experiment:
     def _with_depth(self, model: Any, method: Method, budget: etp.Budget) -> tuple[Any, etp.Selection]:
         done = etp.oneshot_(
             model, self.batches, budget=budget, criterion=method.criterion, ridge=RIDGE, progress=False, blocks=BLOCKS,
-            loss=OwnLabels(seed=self.seed), compensate=method.made_good == "weights",
+            loss=OwnLabels(seed=self.seed), compensate=method.made_good == "weights", blend=1,
         )  # fmt: skip
         return model, done.selection
 

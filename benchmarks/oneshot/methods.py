@@ -16,10 +16,11 @@ from benchmarks.oneshot.search import searched_scores
 from benchmarks.tasks.base import Task
 from etp_graph.recovery import InputMoments, input_moments
 
-MadeGood = Literal["nothing", "norms", "weights"]
+MadeGood = Literal["nothing", "norms", "weights", "blend"]
 
-MADE_GOOD: tuple[MadeGood, ...] = ("nothing", "norms", "weights")
-"""Nothing; batch norms are measured anew; the layers that read removed units get new weights, by the default ridge."""
+MADE_GOOD: tuple[MadeGood, ...] = ("nothing", "norms", "weights", "blend")
+"""Nothing; batch norms are measured anew; the layers that read removed units get new weights, by the default ridge; or
+the best blend of old and new weights, which is the default of ``oneshot_``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +100,8 @@ class Experiment:
         etp.oneshot_(
             model, self.batches, criterion=given(scores), plan=self.plan, progress=False,
             budget=etp.Budget(speed_up=speed_up, scope=method.scope, rank=method.rank),
-            compensate=self._recorded() if made_good == "weights" else False, batch_norms=made_good == "norms",
+            compensate=self._recorded() if made_good in ("weights", "blend") else False,
+            batch_norms=made_good == "norms", **({"blend": 1} if made_good == "weights" else {}),
         )  # fmt: skip
         return model
 

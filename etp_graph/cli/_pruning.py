@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from etp_graph._config import require
 from etp_graph.budget import Budget, Rank
 from etp_graph.checkpoint import save
+from etp_graph.compression import choose_blend
 from etp_graph.criteria import COLLECTED, find_criterion, magnitude
 from etp_graph.depth import shorten_
 from etp_graph.errors import BudgetError
@@ -21,7 +22,7 @@ from etp_graph.export import huggingface, require_free, restrict_plan
 from etp_graph.latency import benchmark
 from etp_graph.model import named_tensors
 from etp_graph.plan import Plan, Selection
-from etp_graph.recovery import compensate_
+from etp_graph.recovery import prepare_compensation
 
 from ._models import BuiltModel
 from ._texts import perplexity, read_texts, score_on_texts
@@ -74,8 +75,12 @@ class PruningRun:
         """Change the weights that read removed units; return a sentence about it, empty without texts."""
         if self.texts is None:
             return ""
-        fits = compensate_(self.found.model, plan, selection, self.texts.batches).layers
-        return f"compensated {len(fits)} layers by least squares on the texts\n" if fits else ""
+        model, batches = self.found.model, self.texts.batches
+        weights = prepare_compensation(model, plan, selection, batches)
+        blend, _ = choose_blend(model, plan, selection, weights, batches)
+        weights.changes(blend).commit()
+        n_layers, part = len(weights.fits.layers), "" if blend == 1 else f"; {blend:.0%} of the change was best"
+        return f"compensated {n_layers} layers by least squares on the texts{part}\n" if n_layers else ""
 
     def comparison(self, dense: nn.Module) -> str:
         """Return perplexity, time and size of the dense and the pruned model, for models of transformers."""

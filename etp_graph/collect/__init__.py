@@ -7,7 +7,7 @@ from typing import Any
 
 from ._batches import naming_batch
 from ._collectors import Observations, UnwatchedGroups, activations, gradients, watch
-from ._divergence import Divergence, loss_growth
+from ._divergence import Divergence, IncomparableOutputsError, OutputError, loss_growth, returns_logits
 from ._own_labels import OwnLabels
 from ._statistics import OBSERVED, BackwardStatistic, Observed, RunningMean, Statistic, needs_backward
 from ._watch_points import WatchPoint, filters_only, out_axis, positions_by_width, silence_, unwatched_groups
@@ -16,8 +16,10 @@ __all__ = [
     "OBSERVED",
     "BackwardStatistic",
     "Divergence",
+    "IncomparableOutputsError",
     "Observations",
     "Observed",
+    "OutputError",
     "OwnLabels",
     "RunningMean",
     "Statistic",
@@ -31,6 +33,7 @@ __all__ = [
     "needs_backward",
     "out_axis",
     "positions_by_width",
+    "returns_logits",
     "silence_",
     "unwatched_groups",
     "watch",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ._blend import choose_blend
 from ._compress import budget_of, compress
 from ._oneshot import OneShotResult, oneshot_
 from ._phase import Phase
@@ -23,6 +24,7 @@ __all__ = [
     "StreamedResult",
     "Train",
     "budget_of",
+    "choose_blend",
     "compress",
     "model_folder",
     "oneshot",

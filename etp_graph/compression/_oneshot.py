@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from time import perf_counter
@@ -13,7 +13,14 @@ from torch import Tensor, nn
 
 from etp_graph._config import require, require_choice
 from etp_graph.budget import Budget, Rank, Targets, allocate, show_targets
-from etp_graph.collect import Observations, OwnLabels, naming_batch, needs_backward, watch
+from etp_graph.collect import (
+    Observations,
+    OwnLabels,
+    naming_batch,
+    needs_backward,
+    returns_logits,
+    watch,
+)
 from etp_graph.criteria import Score, find_criterion, sensitivity
 from etp_graph.errors import BudgetError, PlanError, ScoreError
 from etp_graph.graph import require_plan_alone, trace
@@ -23,6 +30,7 @@ from etp_graph.plan import Cost, Plan, Selection, cost
 from etp_graph.recovery import Compensation, InputMoments, prepare_batch_norms, prepare_compensation
 from etp_graph.surgery import PreparedChanges, prepare_block_removal, prepare_surgery
 
+from ._blend import BLENDS, checked_blends, choose_blend
 from ._compress import budget_of
 from ._depth import Depth
 from ._progress import Bar
@@ -37,7 +45,7 @@ _ESTIMATES_OF_LOSS = ("fisher", "kron_obs")
 
 Allocation = Literal["scores", "sensitivity"]
 
-_STEPS = ("trace", "calibrate", "allocate", "compensate", "prune", "batch norms")
+_STEPS = ("trace", "calibrate", "allocate", "compensate", "blend", "prune", "batch norms")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,12 +56,14 @@ class OneShotResult:
         plan: the plan that was used.
         selection: the units that stay.
         dense, pruned: cost before and after.
-        compensation: the fit of each layer, or ``None`` if nothing was compensated.
+        compensation: the fit of each layer to its new weights, or ``None`` if nothing was compensated.
+        blend: how much of the new weights was taken, in [0, 1].
         norms: number of batch norms that were measured anew.
         seconds: time of each step, by its name.
         removed_blocks: names of the blocks that were removed, as they were called before.
         divergences: for each number of blocks that was tried, how much worse a copy pruned to it was
             (:func:`etp_graph.collect.loss_growth`).
+        blends: for each blend that was tried, how far the outputs were from those of the dense model.
     """
 
     plan: Plan
@@ -65,6 +75,8 @@ class OneShotResult:
     seconds: dict[str, float]
     removed_blocks: tuple[str, ...] = ()
     divergences: dict[int, float] = field(default_factory=dict)
+    blend: float = 0.0
+    blends: dict[float, float] = field(default_factory=dict)
 
 
 @show_targets
@@ -76,6 +88,7 @@ def oneshot_(
     criterion: str | Score | None = None,
     compensate: bool | InputMoments = True,
     ridge: float = 1e-3,
+    blend: float | Sequence[float] = BLENDS,
     batch_norms: bool = False,
     loss: Loss | None = None,
     allocation: Allocation = "scores",
@@ -101,9 +114,14 @@ def oneshot_(
         criterion: a name of :data:`etp_graph.criteria.CRITERIA`, or a function of (model, plan). ``None``: ``fisher``
             if there is a loss, or the model returns a field ``logits`` (models of transformers), else ``magnitude``.
         compensate: change the weights that read removed units by least squares. Give what
-            :func:`etp_graph.recovery.input_moments` recorded to prune copies of one model to several sizes. New
-            weights may hurt where a criterion keeps few units of a layer, because all outputs count alike.
+            :func:`etp_graph.recovery.input_moments` recorded to prune copies of one model to several sizes.
         ridge: as for :func:`etp_graph.recovery.compensate_`.
+        blend: how much of the new weights the model gets: its weights become ``old + blend * (new - old)``. All outputs
+            of a layer count alike in the fit, so new weights may hurt where a criterion keeps few units of a layer. Of
+            several numbers the one is taken whose outputs are closest to those of the dense model on the batches, by
+            :func:`etp_graph.collect.loss_growth` without a loss. They are tried from large to small, until one is worse
+            than the one before. Each costs a forward of the batches. If the outputs cannot be compared, the largest is
+            taken.
         batch_norms: measure the statistics of batch norms anew after surgery
             (:func:`etp_graph.recovery.reestimate_batch_norms_`); for use without compensation.
         loss: function of (model, batch) that returns the loss, for criteria that read gradients. Without it a model
@@ -121,13 +139,16 @@ def oneshot_(
     Raises:
         PlanError, BudgetError: as the functions above. Also, if blocks are removed: a plan or recorded moments are
             given, which are those of the whole model, or the target is measured.
-        ScoreError: there are no batches, the criterion cannot be computed, or it needs a loss that is not given.
+        ScoreError: there are no batches, the criterion cannot be computed, it needs a loss that is not given, or a
+            blend is not in [0, 1].
     """
+    blends = checked_blends(blend)
     require_plan_alone(plan, prune=prune, ignore=ignore, outputs=outputs)
     repeatable = _repeatable(batches)
     first = next(iter(repeatable), None)
     require(first is not None, "batches is empty: pass at least one batch of example inputs.", ScoreError)
-    has_logits = _returns_logits(model, first)
+    with eval_mode(model), torch.no_grad(), naming_batch(1):
+        has_logits = returns_logits(run_model(model, first))
     if loss is None and has_logits and (criterion is None or needs_backward(find_criterion(criterion).observes)):
         loss = OwnLabels()
     method = scoring_method(criterion, loss)
@@ -148,7 +169,7 @@ def oneshot_(
         run = _Steps(bar)
         work = _Work(
             method=method, batches=repeatable, example=first, loss=loss, compensate=compensate, ridge=ridge,
-            batch_norms=batch_norms,
+            blends=blends, batch_norms=batch_norms,
             by_sensitivity=allocation == "sensitivity",
             trace=lambda one: plan or trace(one, first, prune=prune, ignore=ignore, outputs=outputs),
         )  # fmt: skip
@@ -171,6 +192,7 @@ class _Work:
     Attributes:
         trace: returns the plan of a model.
         example: the first batch.
+        blends: how much of the new weights is tried, from large to small.
         by_sensitivity: compare groups by the measured growth of the loss.
 
     The others are those of :func:`oneshot_`.
@@ -183,6 +205,7 @@ class _Work:
     loss: Loss | None
     compensate: bool | InputMoments
     ridge: float
+    blends: tuple[float, ...]
     batch_norms: bool
     by_sensitivity: bool
 
@@ -205,12 +228,13 @@ def _prune(
         )
     chosen = run.step("allocate", lambda: allocate(model, used, scores, budget=goal, example_inputs=work.example))
     dense, pruned = cost(model, used), cost(model, used, chosen)
-    fits, norms = None, 0
+    fits, blend, blends, norms = None, 0.0, dict[float, float](), 0
     if work.compensate is not False:
         data = work.batches if work.compensate is True else work.compensate
-        fits, changes = run.step(
-            "compensate", lambda: prepare_compensation(model, used, chosen, data, ridge=work.ridge)
-        )
+        weights = run.step("compensate", lambda: prepare_compensation(model, used, chosen, data, ridge=work.ridge))
+        fits = weights.fits
+        blend, blends = run.step("blend", lambda: choose_blend(model, used, chosen, weights, work.batches, work.blends))
+        changes = weights.changes(blend)
         pending.append(changes)
         changes.commit()
     surgery = run.step("prune", lambda: prepare_surgery(model, used, chosen))
@@ -221,8 +245,9 @@ def _prune(
         pending.append(changes)
         changes.commit()
     return OneShotResult(
-        plan=used, selection=chosen, dense=dense, pruned=pruned, compensation=fits, norms=norms, seconds=run.seconds
-    )
+        plan=used, selection=chosen, dense=dense, pruned=pruned, compensation=fits, norms=norms, seconds=run.seconds,
+        blend=blend, blends=blends,
+    )  # fmt: skip
 
 
 def _undo_all(pending: Sequence[PreparedChanges]) -> None:
@@ -254,14 +279,6 @@ def scoring_method(criterion: str | Score | None, loss: Loss | None) -> Method:
     chosen = criterion if criterion is not None else "magnitude" if loss is None else "fisher"
     rank: Rank = "score_per_mac" if chosen in _ESTIMATES_OF_LOSS else "score"
     return Method(name="one-shot", force=None, criterion=chosen, rank=rank)
-
-
-def _returns_logits(model: nn.Module, batch: Any) -> bool:
-    """Return True if the output of the model has a field ``logits``, as classifiers and language models have."""
-    with eval_mode(model), torch.no_grad(), naming_batch(1):
-        output = run_model(model, batch)
-    found = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
-    return isinstance(found, Tensor)
 
 
 def require_loss(method: Method, loss: Loss | None) -> None:

@@ -54,8 +54,8 @@ def sensitivity(
         plan: its plan.
         scores: scores of a criterion, float [plan.n_units].
         batches: example inputs as :func:`etp_graph.trace` takes them; a few dozen samples.
-        loss: function of (model, batch). Default: the Kullback-Leibler divergence of the logits from those of the dense
-            model, which needs no labels.
+        loss: function of (model, batch). Default: how far the outputs are from those of the dense model, which needs no
+            labels (:func:`etp_graph.collect.loss_growth`).
         shares: shares of a group that are removed, each in (0, 1]. 1 keeps one unit.
         progress: show a progress bar if stdout is a terminal.
 
@@ -65,7 +65,7 @@ def sensitivity(
     Raises:
         PlanError: the plan is not of this model.
         ScoreError: there are no batches, scores have another shape or are not finite, a share is out of range, the
-            model returns no logits and there is no loss, or a loss of the dense model is not finite.
+            outputs cannot be compared and there is no loss, or a loss of the dense model is not finite.
     """
     plan.check(model)
     held = list(batches)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ._batch_norms import prepare_batch_norms, reestimate_batch_norms_
-from ._compensate import compensate_, input_moments, prepare_compensation
+from ._compensate import NewWeights, compensate_, input_moments, prepare_compensation
 from ._distillation import Distillation
 from ._fit import Compensation, LayerFit, fit_readers, lossy_axes
 from ._record import InputMoments, record_inputs
@@ -13,6 +13,7 @@ __all__ = [
     "Distillation",
     "InputMoments",
     "LayerFit",
+    "NewWeights",
     "compensate_",
     "fit_readers",
     "input_moments",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -57,9 +58,29 @@ def compensate_(
         ScoreError: there are no batches, the model does not run on one, activations are not finite, or weights are on
             the meta device or sharded. The model is unchanged, as after any other exception.
     """
-    found, changes = prepare_compensation(model, plan, selection, batches, ridge=ridge, places=places)
-    changes.commit()
-    return found
+    found = prepare_compensation(model, plan, selection, batches, ridge=ridge, places=places)
+    found.changes().commit()
+    return found.fits
+
+
+@dataclass(frozen=True, slots=True)
+class NewWeights:
+    """New weights that :func:`prepare_compensation` found and nobody has written yet.
+
+    Attributes:
+        fits: the fit of each layer.
+        old: the parameters that change, by name.
+        new: their new values.
+    """
+
+    fits: Compensation
+    old: Mapping[str, Tensor]
+    new: Mapping[str, Tensor]
+
+    @torch.no_grad()
+    def changes(self, blend: float = 1.0) -> PreparedChanges:
+        """Return the change to ``old + blend * (new - old)``."""
+        return PreparedChanges([writing(old, old.lerp(self.new[name], blend)) for name, old in self.old.items()])
 
 
 @torch.no_grad()
@@ -71,7 +92,7 @@ def prepare_compensation(
     *,
     ridge: float = 1e-3,
     places: int = 4096,
-) -> tuple[Compensation, PreparedChanges]:
+) -> NewWeights:
     """Do all of :func:`compensate_` that can fail, and change nothing. The arguments are those of :func:`compensate_`.
 
     Raises:
@@ -85,7 +106,7 @@ def prepare_compensation(
     lossy = lossy_axes(plan, with_no_unit(selection.flat(plan).cpu(), True), tensors)
     recorded = batches if isinstance(batches, InputMoments) else _record(model, lossy, tensors, batches, places)
     values, done = fit_readers(recorded, lossy, tensors, ridge=ridge)
-    return done, PreparedChanges([writing(tensors[name], value) for name, value in values.items()])
+    return NewWeights(done, {name: tensors[name].detach() for name in values}, values)
 
 
 @torch.no_grad()

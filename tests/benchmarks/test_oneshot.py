@@ -39,7 +39,7 @@ def test_every_method_prunes_and_has_a_row(tmp_path: Path, task: str, monkeypatc
     dense, *rows = start(tmp_path, *words)
     assert dense["config"]["method"] == "dense"
     goods = {one["config"]["made_good"] for one in rows}
-    assert goods == ({"nothing", "norms", "weights"} if "resnet" in task else {"nothing", "weights"})
+    assert goods == {"nothing", "weights", "blend"} | ({"norms"} if "resnet" in task else set())
     assert len(rows) == len(goods) * len(TASKS[task])
     for one in rows:
         whole, left = one["params"]

@@ -49,7 +49,7 @@ def test_the_budget_is_met_and_compensation_lowers_the_error(criterion: str) -> 
 def test_the_result_is_that_of_the_single_functions() -> None:
     model, data = small_net(), batches()
     other = copy.deepcopy(model)
-    found = etp.oneshot_(model, data, params=300, batch_norms=True)
+    found = etp.oneshot_(model, data, params=300, batch_norms=True, blend=1)
     plan = etp.trace(other, data[0])
     selection = etp.allocate(other, plan, etp.criteria.magnitude(other, plan), budget=etp.Budget(params=300))
     etp.recovery.compensate_(other, plan, selection, data)
@@ -57,7 +57,7 @@ def test_the_result_is_that_of_the_single_functions() -> None:
     assert etp.recovery.reestimate_batch_norms_(other, data) == found.norms == 2
     for name, value in other.state_dict().items():
         assert torch.equal(value, model.state_dict()[name])
-    assert list(found.seconds) == ["trace", "calibrate", "allocate", "compensate", "prune", "batch norms"]
+    assert list(found.seconds) == ["trace", "calibrate", "allocate", "compensate", "blend", "prune", "batch norms"]
 
 
 def test_an_iterator_of_batches_is_read_once() -> None:
