@@ -21,6 +21,7 @@ from benchmarks.contest import contestants, protocol, run, strength, torch_pruni
 from benchmarks.contest import torch_pruning_check as check
 from benchmarks.contest.protocol import Config, Protocol, Trial
 from benchmarks.contest.training import checkpoint, train
+from benchmarks.recipes import recipe
 from benchmarks.recipes import weight_decay as decay
 from benchmarks.tasks import CONDITIONS, TASKS, Recipe, Task, TaskUnavailableError, base, make
 from benchmarks.tasks import cifar10 as cifar10_task
@@ -390,3 +391,13 @@ def test_a_weight_decay_is_judged_unpruned_and_never_by_the_test_part(toy: Toy) 
     plain, decayed = (decay.stages(toy, value, seed=7) for value in (toy.recipe.weight_decay, 50.0))
     assert len(plain) == len(decay.PHASES)
     assert plain != decayed
+
+
+def test_a_recipe_in_a_precision_that_is_emulated_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(recipe, "precision_here", lambda wanted, device: "fp32")
+    monkeypatch.setattr(recipe, "search", lambda *_, **__: pytest.fail("it is refused first"))
+    with pytest.raises(SystemExit):
+        recipe.main(["cora", "--scale", "smoke", "--precisions", "bf16"])
+    assert "bf16: this processor emulates it" in capsys.readouterr().err

@@ -35,7 +35,7 @@ def in_memory(
     same = tuple(
         replace(one, locked=groups[one.name].locked, multiple=groups[one.name].multiple) for one in plan.groups
     )
-    return model, etp.oneshot_(model, data, plan=replace(plan, groups=same), progress=False, **options)
+    return model, etp.oneshot_(model, data, plan=replace(plan, groups=same), progress=False, blend=1, **options)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import etp_graph as etp
+from etp_graph.standins._experts import experts_view
 
 EXPERTS, WIDTH, NEURONS, TOP = 4, 12, 16, 2
 
@@ -130,3 +131,12 @@ def test_experts_that_take_sorted_tokens_are_followed_by_their_operators() -> No
         plan = etp.trace(model, ids, prune=prune)
         assert "model.layers.0.feed_forward.experts" in [group.name for group in plan.prunable]
         etp.verify(model, plan, ids)
+
+
+def test_a_lack_of_memory_in_a_method_of_the_experts_is_raised() -> None:
+    class Large(Experts):
+        def _apply_gate(self, both: Tensor) -> Tensor:
+            raise MemoryError("no room for the gates")
+
+    with pytest.raises(MemoryError, match="no room for the gates"):
+        experts_view(Large(transposed=False, biased=False, interleaved=False))

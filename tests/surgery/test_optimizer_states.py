@@ -293,3 +293,12 @@ def test_copies_that_do_not_fit_change_nothing() -> None:
         with pytest.raises(etp.PlanError, match=words):
             etp.prune_(model, plan, selection, also=also)
         assert describe(model) == before
+
+
+def test_a_lack_of_memory_in_the_rehearsal_is_raised() -> None:
+    class Large(torch.optim.SGD):
+        def step(self, closure: Any = None) -> Any:
+            raise MemoryError("no room for the states")
+
+    with pytest.raises(MemoryError, match="no room for the states"):
+        rehearse_cut(Large(build().parameters(), lr=0.1))

@@ -44,10 +44,10 @@ def oneshot(
     """Prune a language model in a folder of transformers without training it and without loading it.
 
     The model is read block by block: the weights and the activations of one block are in memory at once. It does the
-    same as :func:`oneshot_` with ``Budget(uniform=True)``. The folder is read twice, three times for a criterion that
-    reads gradients: the scores of all blocks are needed before the first one is cut. What each block is given and
-    returns lies on the disk, in a hidden folder beside ``out``: for all batches after one block, or for criteria that
-    read gradients after all blocks.
+    same as :func:`oneshot_` with ``Budget(uniform=True)`` and ``blend=1``. The folder is read twice, three times for a
+    criterion that reads gradients: the scores of all blocks are needed before the first one is cut. What each block is
+    given and returns lies on the disk, in a hidden folder beside ``out``: for all batches after one block, or for
+    criteria that read gradients after all blocks.
 
     A killed run continues if it is called again in the same way, and gives the same bits. The state in the hidden
     folder is checked by its SHA-256. To begin anew, remove that folder.
