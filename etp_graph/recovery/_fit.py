@@ -12,7 +12,7 @@ from torch import Tensor
 from etp_graph.plan import Plan, Positions
 
 from ._least_squares import solve
-from ._readers import EMBEDDING, Reader
+from ._readers import ROW_READERS, Reader
 from ._record import InputMoments
 
 
@@ -21,7 +21,7 @@ class LayerFit:
     """How well one layer reproduces its output from the units that stay.
 
     Attributes:
-        layer: name of the weight.
+        layer: name of the weight; of experts with its number, ``mlp.experts.down_proj[3]``.
         before: root mean square error of the output relative to its size, with the old weights. The mean of what is
             lost counts as made good if the layer has a bias.
         after: the same with the new weights.
@@ -87,7 +87,7 @@ def fit_readers(
         ridge: as for :func:`compensate_`.
         release: free the recorded matrices as soon as they were used, so that they can serve no other selection.
     """
-    fits, values, skipped = [], dict[str, Tensor](), _unread(recorded, lossy)
+    fits, values, skipped = [], dict[str, Tensor](), _unread(recorded, lossy, tensors)
     todo = [
         (reader, lossy[place.parameter][reader.in_axis])
         for place, reader in recorded.readers.items()
@@ -99,7 +99,9 @@ def fit_readers(
     return values, Compensation(tuple(fits), skipped)
 
 
-def _unread(recorded: InputMoments, lossy: Mapping[str, Mapping[int, Tensor]]) -> dict[str, str]:
+def _unread(
+    recorded: InputMoments, lossy: Mapping[str, Mapping[int, Tensor]], tensors: Mapping[str, Tensor]
+) -> dict[str, str]:
     """Return the weights that stay as they are although they read removed units, with the reason of each."""
     readers = {place.parameter: reader.in_axis for place, reader in recorded.readers.items()}
     places = {name: [place for place in recorded.readers if place.parameter == name] for name in readers}
@@ -110,7 +112,7 @@ def _unread(recorded: InputMoments, lossy: Mapping[str, Mapping[int, Tensor]]) -
             found[name] = f"{other} reads it, too"
         elif any(a.overlaps(b) for a, b in combinations(places.get(name, ()), 2)):
             found[name] = "it is read as a whole and in parts"
-        elif name not in readers and 1 in axes and other != EMBEDDING:
+        elif name not in readers and max(axes) > 0 and not (tensors[name].ndim == 2 and other in ROW_READERS):
             found[name] = "no batch reads it" if other is None else f"it is read by {other}, which is no known layer"
     return found
 
@@ -122,7 +124,8 @@ def _fit(
     """Solve one layer, and write its new weight and bias to ``values``, the new parameters by name."""
     place, at = reader.weight, reader.bias
     new = _copy(values, tensors, place.parameter)
-    weight = new.movedim((place.axis, reader.in_axis), (0, 1)).narrow(0, place.first, place.rows)
+    weight = new.movedim((place.axis, reader.in_axis), (-2, -1) if place.entry is not None else (0, 1))
+    weight = (weight if place.entry is None else weight[place.entry]).narrow(0, place.first, place.rows)
     bias = None if at is None else _copy(values, tensors, at.parameter).narrow(0, at.first, at.rows)
     taps = 1 if reader.per_position else prod(weight.shape[2:])
     kept = kept.to(weight.device)
@@ -135,7 +138,8 @@ def _fit(
     if bias is not None:
         bias.add_(found.shift.to(bias.dtype))
     lost, left, total = (max(error, 0.0) for error in (found.lost, found.left, found.total))
-    return LayerFit(place.parameter, sqrt(lost / (total or 1)), sqrt(left / (total or 1)))
+    layer = place.parameter if place.entry is None else f"{place.parameter}[{place.entry}]"
+    return LayerFit(layer, sqrt(lost / (total or 1)), sqrt(left / (total or 1)))
 
 
 def _as_kernel(solution: Tensor, like: Tensor, *, per_position: bool) -> Tensor:

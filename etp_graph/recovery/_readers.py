@@ -21,24 +21,31 @@ from ._moments import Moments
 
 _ATEN = torch.ops.aten
 
-EMBEDDING = str(_ATEN.embedding.default)
-"""Name of the operator that reads rows of a table, whose second axis is an output."""
+_ROW_SUM = "a sum with one of its rows"
+
+ROW_READERS = frozenset((str(_ATEN.embedding.default), str(_ATEN.index.Tensor), _ROW_SUM))
+"""Names of operators that read whole rows of a table [rows, outputs]: embeddings, and biases of experts."""
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Rows ``first`` to ``first + rows`` of a parameter along one axis."""
+    """Rows ``first`` to ``first + rows`` of a parameter along one axis.
+
+    Attributes:
+        entry: index on the first axis, if the parameter holds one matrix for each expert; else ``None``.
+    """
 
     parameter: str
     axis: int
     first: int
     rows: int
+    entry: int | None = None
 
     def overlaps(self, other: Place) -> bool:
         """Return True if both are of one parameter and share rows."""
-        return self.parameter == other.parameter and max(self.first, other.first) < min(
-            self.first + self.rows, other.first + other.rows
-        )
+        if (self.parameter, self.entry) != (other.parameter, other.entry):
+            return False
+        return max(self.first, other.first) < min(self.first + self.rows, other.first + other.rows)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -137,7 +144,8 @@ class RecordReaders(TorchDispatchMode):
             return  # a view: whoever reads it is seen
         for leaf in tree_leaves((args, kwargs)):
             if isinstance(leaf, Tensor) and (name := self._name(leaf)) in self._parameters:
-                self.others.setdefault(name, str(func))
+                of_a_row = leaf.ndim == 1 and func is _ATEN.add.Tensor
+                self.others.setdefault(name, _ROW_SUM if of_a_row else str(func))
 
     def _name(self, tensor: Tensor) -> str:
         """Return the name of the parameter that a tensor is a view of, or an empty string."""
@@ -150,16 +158,32 @@ class RecordReaders(TorchDispatchMode):
     def matrix(self, vectors: Tensor, matrix: Tensor, bias: Tensor | None) -> Reader | None:
         """Record a product of ``vectors`` [n, in] and ``matrix`` [in, out], which is a view of a parameter."""
         whole = self._parameters.get(name := self._name(matrix))
-        if whole is None or whole.ndim != 2:
+        if whole is None or whole.ndim not in (2, 3):
             return None
-        in_axis = next((a for a in (0, 1) if whole.stride(a) == matrix.stride(0)), None)
-        if in_axis is None or whole.shape[in_axis] != matrix.shape[0]:
+        entry = None
+        if whole.ndim == 3:  # one matrix for each expert
+            entry, bias = (matrix.storage_offset() - whole.storage_offset()) // max(whole.stride(0), 1), None
+        part = whole if entry is None else whole[entry]
+        in_axis = next((a for a in (0, 1) if part.stride(a) == matrix.stride(0)), None)
+        if in_axis is None or part.shape[in_axis] != matrix.shape[0] or matrix.shape[1] > part.shape[1 - in_axis]:
             return None
-        place = self._place(name, whole, 1 - in_axis, matrix, rows=matrix.shape[1])
+        place = self._place(name, part, 1 - in_axis, matrix, rows=matrix.shape[1], entry=entry)
+        in_axis += whole.ndim - 2
         moments = self._moments(place, in_axis, vectors, None, vectors.shape[1])
-        if moments.waits:
-            moments.add(self._unpadded(vectors))
+        if moments.waits:  # an expert gets tokens in another order than that of the mask
+            moments.add(self._unpadded(vectors) if entry is None else vectors)
         return self._reader(place, in_axis, bias, moments.moments)
+
+    def grouped(self, vectors: Tensor, matrices: Tensor, ends: Tensor | None) -> Reader | None:
+        """Record products of the vectors of each expert, up to its entry of ``ends``, and its matrix [in, out]."""
+        if ends is None or vectors.ndim != 2 or matrices.ndim != 3:
+            return None
+        found, begin = None, 0
+        for matrix, end in zip(matrices, ends.tolist()):
+            if end > begin:
+                found = self.matrix(vectors[begin:end], matrix, None)
+            begin = end
+        return found
 
     def convolution(self, args: tuple[Any, ...]) -> Reader | None:
         """Record a convolution by its arguments."""
@@ -185,9 +209,11 @@ class RecordReaders(TorchDispatchMode):
             moments.add(channels)
         return self._reader(place, 0, None, moments.moments, per_position=True)
 
-    def _place(self, name: str, whole: Tensor, axis: int, part: Tensor, *, rows: int) -> Place:
+    def _place(
+        self, name: str, whole: Tensor, axis: int, part: Tensor, *, rows: int, entry: int | None = None
+    ) -> Place:
         first = (part.storage_offset() - whole.storage_offset()) // max(whole.stride(axis), 1)
-        return Place(name, axis, int(first), rows)
+        return Place(name, axis + (entry is not None), int(first), rows, entry)
 
     def _reader(
         self, place: Place, in_axis: int, bias: Tensor | None, moments: Moments, *, per_position: bool = False
@@ -253,6 +279,7 @@ def _memory(tensor: Tensor) -> int:
 _READERS: Mapping[Any, Callable[[RecordReaders, Any], Reader | None]] = {
     _ATEN.mm.default: lambda mode, args: mode.matrix(args[0], args[1], None),
     _ATEN.addmm.default: lambda mode, args: mode.matrix(args[1], args[2], args[0]),
+    _ATEN._grouped_mm.default: lambda mode, args: mode.grouped(args[0], args[1], args[2] if len(args) > 2 else None),
     _ATEN.convolution.default: lambda mode, args: mode.convolution(args),
 }
 """Operators that layers come to, and how each is recorded."""
