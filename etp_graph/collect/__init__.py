@@ -9,6 +9,7 @@ from ._batches import naming_batch
 from ._collectors import Observations, UnwatchedGroups, activations, gradients, watch
 from ._divergence import Divergence, IncomparableOutputsError, OutputError, loss_growth, returns_logits
 from ._own_labels import OwnLabels
+from ._packed_points import PackedPoint
 from ._statistics import OBSERVED, BackwardStatistic, Observed, RunningMean, Statistic, needs_backward
 from ._watch_points import WatchPoint, filters_only, out_axis, positions_by_width, silence_, unwatched_groups
 
@@ -21,6 +22,7 @@ __all__ = [
     "Observed",
     "OutputError",
     "OwnLabels",
+    "PackedPoint",
     "RunningMean",
     "Statistic",
     "UnwatchedGroups",

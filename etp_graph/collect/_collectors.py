@@ -27,6 +27,7 @@ from etp_graph.plan import Plan
 from etp_graph.units import Units
 
 from ._expert_points import expert_points
+from ._packed_points import PackedPoint, PackedReads, packed_points
 from ._padding import PaddingMasks
 from ._statistics import OBSERVED, BackwardStatistic, Observed, Statistic, needs_backward
 from ._watch_points import WatchPoint, watch_points
@@ -118,7 +119,8 @@ def activations(model: nn.Module, plan: Plan, *names: str) -> Iterator[Observati
 
     Positions that an ``attention_mask`` [samples, tokens] excludes are left out. The innermost module that gets the
     mask decides, so that an encoder and a decoder may have masks of their own. The same holds for masks of PyTorch's
-    transformer layers (``src_key_padding_mask``) with ``batch_first=True``.
+    transformer layers (``src_key_padding_mask``) with ``batch_first=True``. Neurons of packed experts are recorded for
+    all tokens.
 
     Groups that no module shows (units of bare parameters, attention that calls no module) are named by the warning
     :class:`UnwatchedGroups`. Their units are ranked by the norm of their weights.
@@ -142,9 +144,13 @@ def activations(model: nn.Module, plan: Plan, *names: str) -> Iterator[Observati
     with removing_hooks() as handles:
         handles.append(model.register_forward_pre_hook(begin))
         handles.extend(padding.register(model))
+        packed = PackedReads(model, [(s.site, _show(s)) for _, s in running if isinstance(s.site, PackedPoint)])
+        handles.extend(packed.register())
         for _, statistic in running:
             module = model.get_submodule(statistic.site.module)
             statistic.begin(module)
+            if isinstance(statistic.site, PackedPoint):
+                continue
             if isinstance(statistic, BackwardStatistic):
                 handles.append(_register_join(module, statistic, padding))
             else:
@@ -153,7 +159,7 @@ def activations(model: nn.Module, plan: Plan, *names: str) -> Iterator[Observati
     for name in chosen:
         seen = [statistic for key, statistic in running if key == name and statistic.samples]
         if seen:
-            record.values[name] = _merge(seen, plan)
+            record.values[name] = _merge(seen, plan, packed)
             record.unwatched |= _unseen_groups(seen, plan)
     if record.unwatched:
         warnings.warn(
@@ -170,7 +176,7 @@ def _is_plain(observed: Observed) -> bool:
 
 
 def _points(make: type[Statistic], model: nn.Module, plan: Plan) -> Sequence[WatchPoint]:
-    return expert_points(model, plan) if make.of_experts else watch_points(model, plan)
+    return expert_points(model, plan) if make.of_experts else watch_points(model, plan, packed=packed_points)
 
 
 def _statistic_of(name: str) -> type[Statistic]:
@@ -198,8 +204,20 @@ def _see(statistic: Statistic, labels: list[Tensor | None], padding: PaddingMask
     return hook
 
 
-def _register_join(module: nn.Module, statistic: BackwardStatistic, padding: PaddingMasks) -> Any:
-    """Add the activations and their gradients to a statistic in the backward of each call of the module."""
+def _show(statistic: Statistic) -> Callable[[Tensor], None]:
+    """Return what adds the neurons of packed experts to a statistic. Their order tells no padding."""
+    if isinstance(statistic, BackwardStatistic):
+        return _follow(statistic, None)
+
+    def show(x: Tensor) -> None:
+        with torch.no_grad():
+            statistic.update(statistic.site.arranged(x), None)
+
+    return show
+
+
+def _follow(statistic: BackwardStatistic, padding: PaddingMasks | None) -> Callable[[Tensor], None]:
+    """Return what adds activations and their gradients to a statistic, as soon as there are gradients."""
     site = statistic.site
 
     def follow(x: Tensor) -> None:
@@ -212,10 +230,18 @@ def _register_join(module: nn.Module, statistic: BackwardStatistic, padding: Pad
         @torch.no_grad()
         def add(gradient: Tensor) -> None:
             joined = torch.cat([values, site.arranged(gradient).to(values)], 1)
-            for part, _ in padding.without_padding(site.module, joined, None):
+            parts = [(joined, None)] if padding is None else padding.without_padding(site.module, joined, None)
+            for part, _ in parts:
                 statistic.join(*part.chunk(2, 1))
 
         x.register_hook(add)
+
+    return follow
+
+
+def _register_join(module: nn.Module, statistic: BackwardStatistic, padding: PaddingMasks) -> Any:
+    """Add the activations and their gradients to a statistic in the backward of each call of the module."""
+    site, follow = statistic.site, _follow(statistic, padding)
 
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         follow(site.tensor(args, kwargs, None))
@@ -236,13 +262,17 @@ def _unseen_groups(seen: list[Statistic], plan: Plan) -> set[str]:
     return {group.name for group, span in plan.spans() if group.locked is None and not bool(shown[span].all())}
 
 
-def _merge(seen: list[Statistic], plan: Plan) -> Tensor:
-    """Return the mean over the sites of each unit, float64 [n_units]; NaN for units without a site."""
+def _merge(seen: list[Statistic], plan: Plan, packed: PackedReads) -> Tensor:
+    """Return the mean over the sites of each unit, float64 [n_units]; NaN for units without a site.
+
+    A statistic of packed experts is a mean over pairs of a token and one of its experts. It is made one over tokens.
+    """
     total = torch.zeros(plan.n_units, dtype=torch.float64, device="cpu")
     count = torch.zeros_like(total)
     for statistic in seen:
         site: WatchPoint = statistic.site
-        total.index_add_(0, site.units, statistic.result().cpu())
+        times = packed.reads_per_token(site) if isinstance(site, PackedPoint) else 1.0
+        total.index_add_(0, site.units, times * statistic.result().cpu())
         count.index_add_(0, site.units, torch.ones(len(site.units), dtype=torch.float64, device="cpu"))
     return total / count
 

@@ -7,7 +7,7 @@ layer that produces them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -88,14 +88,24 @@ def positions_by_width(unit: Tensor, n_units: int) -> Iterator[tuple[Tensor, Ten
         yield chosen, order[starts[chosen].unsqueeze(1) + torch.arange(width, device=unit.device)]
 
 
-def watch_points(model: nn.Module, plan: Plan) -> tuple[WatchPoint, ...]:
+def watch_points(
+    model: nn.Module, plan: Plan, *, packed: Callable[[nn.Module, Group, int], Sequence[WatchPoint]] | None = None
+) -> tuple[WatchPoint, ...]:
     """Return the sites where the units of groups that are not locked can be observed.
+
+    Args:
+        model: the model.
+        plan: its plan.
+        packed: returns the sites of a group that is at no input or output of a module.
 
     Raises:
         ScoreError: no module reads or writes the units of any group; the message names the groups.
     """
     spans = [(group, span) for group, span in plan.spans() if group.locked is None]
-    found = [site for group, span in spans for site in _sites_of(model, group, span.start)]
+    found: list[WatchPoint] = []
+    for group, span in spans:
+        sites = _sites_of(model, group, span.start)
+        found += sites if sites or packed is None else packed(model, group, span.start)
     if spans and not found:
         other = "'reap', or one" if all(group.kind == "experts" for group, _ in spans) else "one"
         raise ScoreError(

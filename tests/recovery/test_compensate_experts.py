@@ -11,33 +11,15 @@ from torch import Tensor
 
 import etp_graph as etp
 from etp_graph.recovery import compensate_
+from tests.support.models.mixtures import EXPERTS, MIXTURES, NEURONS, WIDTH, experts_of, mixture, tokens
 
-EXPERTS, NEURONS, TWINS = 4, 24, 8
-
-FAMILIES = ["Mixtral", "Olmoe", "Qwen3Moe", "GptOss", "Phimoe", "Ernie4_5_Moe"]
-
-
-def build(family: str, implementation: str) -> Any:
-    transformers = pytest.importorskip("transformers")
-    torch.manual_seed(0)
-    config = getattr(transformers, f"{family}Config")(
-        vocab_size=64, hidden_size=32, intermediate_size=NEURONS, moe_intermediate_size=NEURONS, num_hidden_layers=1,
-        num_attention_heads=4, num_key_value_heads=2, head_dim=8, num_experts_per_tok=2, decoder_sparse_step=1,
-        num_local_experts=EXPERTS, num_experts=EXPERTS, moe_num_experts=EXPERTS, moe_k=2, moe_layer_start_index=0,
-        moe_num_shared_experts=1, layer_types=["full_attention"], use_cache=False, bos_token_id=1, eos_token_id=2,
-        pad_token_id=0, experts_implementation=implementation,
-    )  # fmt: skip
-    return getattr(transformers, f"{family}ForCausalLM")(config).eval()
-
-
-def experts_of(model: Any) -> tuple[str, Any]:
-    return next((name, part) for name, part in model.named_modules() if name.endswith(".experts"))
+TWINS = 8
 
 
 def make_twins(experts: Any) -> None:
     """Let the first neurons of each expert be equal to the next ones."""
     first = torch.arange(TWINS)
-    transposed = experts.gate_up_proj.shape[1] == 32
+    transposed = experts.gate_up_proj.shape[1] == WIDTH
     rows = experts.gate_up_proj.data.mT if transposed else experts.gate_up_proj.data  # [experts, 2 * neurons, d]
     places = (2 * first, 2 * first + 1) if transposed else (first, first + NEURONS)  # GptOss: they take turns
     step = 2 * TWINS if transposed else TWINS
@@ -47,14 +29,10 @@ def make_twins(experts: Any) -> None:
             experts.gate_up_proj_bias.data[:, place] = experts.gate_up_proj_bias.data[:, place + step]
 
 
-def tokens(count: int = 4) -> list[dict[str, Tensor]]:
-    return [{"input_ids": torch.randint(3, 64, (8, 16))} for _ in range(count)]
-
-
 @pytest.mark.parametrize("implementation", ["eager", "grouped_mm"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", MIXTURES)
 def test_twins_in_each_expert_are_made_good(family: str, implementation: str) -> None:
-    model, data = build(family, implementation), tokens()
+    model, data = mixture(family, implementation), tokens()
     name, experts = experts_of(model)
     make_twins(experts)
     expected = model(**data[0]).logits
@@ -72,7 +50,7 @@ def test_twins_in_each_expert_are_made_good(family: str, implementation: str) ->
 
 
 def test_experts_without_tokens_keep_their_weights() -> None:
-    model, data = build("Mixtral", "grouped_mm"), tokens()
+    model, data = mixture("Mixtral", "grouped_mm"), tokens()
     name, experts = experts_of(model)
     router = model.get_submodule(name.rpartition(".")[0]).gate
     chosen: list[Tensor] = []
@@ -90,7 +68,7 @@ def test_experts_without_tokens_keep_their_weights() -> None:
 
 
 def test_experts_whose_weights_are_gathered_are_named() -> None:
-    model, data = build("Mixtral", "batched_mm"), tokens()
+    model, data = mixture("Mixtral", "batched_mm"), tokens()
     name, _ = experts_of(model)
     plan = etp.trace(model, data[0])
     done = compensate_(model, plan, etp.Selection({name: torch.arange(NEURONS) >= TWINS}), data)

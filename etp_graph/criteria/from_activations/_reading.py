@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from etp_graph.collect import Statistic, WatchPoint, out_axis
+from etp_graph.collect import PackedPoint, Statistic, WatchPoint, out_axis
 
 _ROWS = 512
 """Positions whose weights are copied at once."""
@@ -39,6 +39,9 @@ class ReadingStatistic(Statistic):
 @torch.no_grad()
 def reading_columns(site: WatchPoint, module: nn.Module) -> Tensor:
     """Return the weights of a layer that read each position of a site, [positions, outputs]."""
+    if isinstance(site, PackedPoint):  # the outputs of all experts
+        packed: Tensor = getattr(module, site.parameter).detach()
+        return packed.movedim(site.axis, 0).flatten(1)[site.index.to(packed.device)]
     weight: Tensor | None = getattr(module, "weight", None)
     if site.side == "output" or not isinstance(weight, Tensor) or weight.ndim < 2:
         return torch.ones(len(site.index), 1, dtype=torch.float64, device="cpu")

@@ -1,0 +1,143 @@
+"""Watch the neurons of experts that are packed in one tensor: at the products with the weights that read them.
+
+No module shows these neurons. While the module that holds the weights runs, its products are looked at: the neurons are
+the left factor of a product with a view of the weights, if the product sums over the axis of the neurons.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from etp_graph.plan import Group, as_tensor
+
+from ._watch_points import WatchPoint
+
+_SUMMED = {
+    F.linear: -1,
+    **{
+        getattr(owner, name): -2
+        for owner, names in (
+            (torch, ("matmul", "mm", "bmm", "_grouped_mm")), (Tensor, ("matmul", "mm", "bmm", "__matmul__")),
+            (F, ("grouped_mm",)),
+        )
+        for name in names if hasattr(owner, name)
+    },
+}  # fmt: skip
+"""Products of a tensor and weights, and the dimension of the weights over which each sums."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PackedPoint(WatchPoint):
+    """Neurons of all experts, as the weights of one parameter read them.
+
+    Attributes:
+        parameter: attribute of the module that holds the weights, [experts, ...].
+        axis: its axis of the neurons.
+    """
+
+    parameter: str
+    axis: int
+
+
+def packed_points(model: nn.Module, group: Group, start: int) -> list[PackedPoint]:
+    """Return where neurons of packed experts may be read; of the places one is never seen, where they are produced.
+
+    Args:
+        model: the model.
+        group: a group of units that no module shows.
+        start: flat number of its first unit.
+    """
+    found = []
+    for piece in group.slices:
+        home, _, name = piece.tensor.rpartition(".")
+        parameter = dict(model.named_parameters()).get(piece.tensor)
+        if parameter is not None and parameter.ndim == 3 and piece.axis > 0 and group.kind != "experts":
+            units, local = (as_tensor(piece.unit) + start).unique(return_inverse=True)
+            index = as_tensor(piece.index)
+            found.append(PackedPoint(home, "input", -1, index, units, local, name, piece.axis))
+    return found
+
+
+class PackedReads:
+    """Shows the neurons of packed experts while their modules run.
+
+    Args:
+        model: the model.
+        watched: points, each with a function that takes the activations of one product, [..., neurons].
+    """
+
+    def __init__(self, model: nn.Module, watched: Sequence[tuple[PackedPoint, Callable[[Tensor], None]]]) -> None:
+        self._watched = watched
+        self._model = model
+        self._tokens: dict[str, int] = {}
+        self._read: dict[int, int] = {}
+
+    def register(self) -> list[Any]:
+        """Watch the modules, and return the handles of their hooks."""
+        handles = []
+        for name in dict.fromkeys(point.module for point, _ in self._watched):
+            module = self._model.get_submodule(name)
+            own = [(p, getattr(module, p.parameter), show) for p, show in self._watched if p.module == name]
+            calls = _Calls(name, own, self._tokens, self._read)
+            handles.append(module.register_forward_pre_hook(calls.begin, with_kwargs=True))
+            handles.append(module.register_forward_hook(calls.end, always_call=True))
+        return handles
+
+    def reads_per_token(self, point: PackedPoint) -> float:
+        """Return by how many experts a token is read on average."""
+        return self._read.get(id(point), 0) / max(self._tokens.get(point.module, 0), 1)
+
+
+Watched = Sequence[tuple[PackedPoint, Tensor, Callable[[Tensor], None]]]
+"""Points of one module, the weights of each, and what takes the activations."""
+
+
+class _Calls:
+    """Hooks of one module, inside of whose forward products are looked at."""
+
+    def __init__(self, name: str, watched: Watched, tokens: dict[str, int], read: dict[int, int]) -> None:
+        self._name, self._watched, self._tokens, self._read = name, watched, tokens, read
+        self._running: list[_Products] = []
+
+    def begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Count the tokens, and begin to look."""
+        given = (value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
+        tokens = next((value for value in given if value.is_floating_point() and value.ndim), None)
+        if tokens is not None:
+            count = tokens.numel() // max(tokens.shape[-1], 1)
+            self._tokens[self._name] = self._tokens.get(self._name, 0) + count
+        self._running.append(_Products(self._watched, self._read))
+        self._running[-1].__enter__()  # type: ignore[no-untyped-call]
+
+    def end(self, module: nn.Module, args: Any, output: Any) -> None:
+        """Look no more; also called after an exception."""
+        if self._running:
+            self._running.pop().__exit__(None, None, None)  # type: ignore[no-untyped-call]
+
+
+class _Products(TorchFunctionMode):
+    """Mode that shows the left factors of products with weights of packed experts."""
+
+    def __init__(self, watched: Watched, read: dict[int, int]) -> None:
+        super().__init__()
+        self._watched, self._read = watched, read
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _SUMMED and len(args) > 1 and isinstance(args[1], Tensor):
+            self._look(args[0], args[1], _SUMMED[func])
+        return func(*args, **(kwargs or {}))
+
+    def _look(self, x: Tensor, weights: Tensor, dim: int) -> None:
+        for point, whole, show in self._watched:
+            same = weights.untyped_storage().data_ptr() == whole.untyped_storage().data_ptr()
+            if same and weights.stride(dim) == whole.stride(point.axis) and x.shape[-1] == whole.shape[point.axis]:
+                self._read[id(point)] = self._read.get(id(point), 0) + x.numel() // max(x.shape[-1], 1)
+                if x.numel():
+                    show(x)
