@@ -108,11 +108,19 @@ def _slices_and_attributes(
 
 
 def _set_minimums(groups: list[Group], labels: Labels, root: Tensor, group_of: Tensor) -> None:
-    """Set the minimum number of units that each group keeps, and the number that it must be a multiple of."""
+    """Set the minimum number of units that each group keeps, and the number that it must be a multiple of.
+
+    Units that each have several positions of an axis keep it at a multiple with fewer units.
+    """
     for found, name in ((labels.floors, "min_units"), (labels.multiples, "multiple")):
         for ids, number in found:
-            for owner in set(group_of[root[ids]].tolist()) - {NO_UNIT}:
-                value = max(getattr(groups[owner], name), number)
+            units = root[ids]
+            for owner in set(group_of[units].tolist()) - {NO_UNIT}:
+                least = number
+                if name == "multiple":
+                    positions = units[group_of[units] == owner].unique(return_counts=True)[1]
+                    least = number // gcd(number, *positions.tolist())
+                value = max(getattr(groups[owner], name), least)
                 groups[owner] = replace(groups[owner], **{name: min(value, groups[owner].n_units)})
 
 

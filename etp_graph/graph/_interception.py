@@ -222,6 +222,8 @@ class OperationFollower:
         if seen.name in VIEWS and tracker.bare_base(seen.tensors[0]) is not None:
             self._pin_fixed_ends()
             return
+        if seen.name == "view_as_complex":
+            self._keep_rows_even()
         self._note_gathered()
         if seen.name in STACKS:
             note_gathered(tracker, seen.name, seen.args, seen.outs[0])
@@ -244,6 +246,14 @@ class OperationFollower:
             if found is not None and not _fits(found, tensor):
                 raise LabelDoesNotFit(f"label {list(found.shape)} for a result {list(tensor.shape)}")
             tracker.set(tensor, found)
+
+    def _keep_rows_even(self) -> None:
+        """Keep even the width of a tensor of which a part becomes complex numbers: PyTorch requires even strides."""
+        base, labels = self.seen.tensors[0]._base, self.tracker.labels
+        label = None if base is None else self.tracker.get(base)
+        if label is not None:
+            for dim in labelled_dims(label):
+                labels.multiples.append((label.movedim(dim, 0).flatten(1)[:, 0], 2))
 
     def _note_gathered(self) -> None:
         """Pass on what a tensor of matrices chosen by an index is, if the call leaves its shape. Else note its use."""

@@ -176,13 +176,22 @@ class RecordReaders(TorchDispatchMode):
 
     def grouped(self, vectors: Tensor, matrices: Tensor, ends: Tensor | None) -> Reader | None:
         """Record products of the vectors of each expert, up to its entry of ``ends``, and its matrix [in, out]."""
-        if ends is None or vectors.ndim != 2 or matrices.ndim != 3:
+        if ends is None or vectors.ndim != 2 or matrices.ndim != 3 or self._name(matrices) not in self._parameters:
             return None
         found, begin = None, 0
         for matrix, end in zip(matrices, ends.tolist()):
             if end > begin:
                 found = self.matrix(vectors[begin:end], matrix, None)
             begin = end
+        return found
+
+    def batched(self, vectors: Tensor, matrices: Tensor) -> Reader | None:
+        """Record products of the vectors [n, in] and the matrix [in, out] of each expert."""
+        if self._name(matrices) not in self._parameters:
+            return None  # queries and keys
+        found = None
+        for part, matrix in zip(vectors, matrices):
+            found = self.matrix(part, matrix, None)
         return found
 
     def convolution(self, args: tuple[Any, ...]) -> Reader | None:
@@ -279,6 +288,7 @@ def _memory(tensor: Tensor) -> int:
 _READERS: Mapping[Any, Callable[[RecordReaders, Any], Reader | None]] = {
     _ATEN.mm.default: lambda mode, args: mode.matrix(args[0], args[1], None),
     _ATEN.addmm.default: lambda mode, args: mode.matrix(args[1], args[2], args[0]),
+    _ATEN.bmm.default: lambda mode, args: mode.batched(args[0], args[1]),
     _ATEN._grouped_mm.default: lambda mode, args: mode.grouped(args[0], args[1], args[2] if len(args) > 2 else None),
     _ATEN.convolution.default: lambda mode, args: mode.convolution(args),
 }
