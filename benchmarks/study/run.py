@@ -99,7 +99,7 @@ def page(found: Mapping[str, Sequence[dict[str, Any]]], remarks: str = "", lengt
     lines = [
         f"# {length.title}", "",
         "This record compares `etp` with variants of it that differ in one thing each, to find which parts of the "
-        f"method matter. There are {len(found)} settings, each a task at a speed-up. All figures are on *validation* "
+        f"method matter. Settings, each a task at a speed-up: {len(found)}. All figures are on *validation* "
         f"parts; no test part was read. {length.what} [The second page]({length.figures.name}) has every figure and "
         "the commands.", "",
         "- Measure: `python -m benchmarks study TASK --speed-ups X --seeds N`.",
@@ -110,7 +110,8 @@ def page(found: Mapping[str, Sequence[dict[str, Any]]], remarks: str = "", lengt
         "Positive means worse than `etp`.", "",
         *_findings(by_task, found), "",
         "## Limits", "",
-        f"- There are {min(seeds)} to {max(seeds)} seeds for each setting. Small differences may be chance.",
+        f"- Seeds for each setting: {' to '.join(map(str, sorted({min(seeds), max(seeds)})))}. "
+        "Small differences may be chance.",
         "- Not every variant was run in every setting. Means over different settings cannot be compared exactly.",
         "- A setting in which a variant has exactly the figure of `etp` counts as 0 % in its mean.", "",
         "## Variants", "",

@@ -162,7 +162,7 @@ class RecordReaders(TorchDispatchMode):
             return None
         entry = None
         if whole.ndim == 3:  # one matrix for each expert
-            entry, bias = (matrix.storage_offset() - whole.storage_offset()) // max(whole.stride(0), 1), None
+            entry, bias = int(matrix.storage_offset() - whole.storage_offset()) // max(whole.stride(0), 1), None
         part = whole if entry is None else whole[entry]
         in_axis = next((a for a in (0, 1) if part.stride(a) == matrix.stride(0)), None)
         if in_axis is None or part.shape[in_axis] != matrix.shape[0] or matrix.shape[1] > part.shape[1 - in_axis]:
