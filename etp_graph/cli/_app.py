@@ -195,7 +195,7 @@ def prune(
         scores = run.scores(method, plan)
         selection = allocate(found.model, plan, scores, budget=budget, example_inputs=run.inputs)
         pruned = cost(found.model, plan, selection)
-        changed = run.compensate(plan, selection) if compensate else ""
+        changed = run.compensate(dense, plan, selection) if compensate else ""
         whole = copy_model(found.model) if remove_blocks or changed else dense
         prune_(found.model, plan, selection)
         error = compare_outputs(found.model, whole, plan, selection, run.inputs)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from etp_graph._config import require
 from etp_graph.budget import Budget, Rank
 from etp_graph.checkpoint import save
-from etp_graph.compression import choose_blend
+from etp_graph.compression import choose_blend, distance_from
 from etp_graph.criteria import COLLECTED, find_criterion, magnitude
 from etp_graph.depth import shorten_
 from etp_graph.errors import BudgetError
@@ -71,13 +71,19 @@ class PruningRun:
         result = shorten_(self.found.model, batches, n_blocks=number)
         return f"removed {', '.join(result.removed)}; the model that skips them differs by {result.error:.1e}"
 
-    def compensate(self, plan: Plan, selection: Selection) -> str:
-        """Change the weights that read removed units; return a sentence about it, empty without texts."""
+    def compensate(self, dense: nn.Module, plan: Plan, selection: Selection) -> str:
+        """Change the weights that read removed units; return a sentence about it, empty without texts.
+
+        Args:
+            dense: the model before its blocks were removed; not changed.
+            plan: the plan of the model now.
+            selection: the units that stay.
+        """
         if self.texts is None:
             return ""
         model, batches = self.found.model, self.texts.batches
         weights = prepare_compensation(model, plan, selection, batches)
-        blend, _ = choose_blend(model, plan, selection, weights, batches)
+        blend, _ = choose_blend(model, plan, selection, weights, distance_from(dense, batches))
         weights.changes(blend).commit()
         n_layers, part = len(weights.fits.layers), "" if blend == 1 else f"; {blend:.0%} of the change was best"
         return f"compensated {n_layers} layers by least squares on the texts{part}\n" if n_layers else ""

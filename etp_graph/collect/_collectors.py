@@ -120,7 +120,7 @@ def activations(model: nn.Module, plan: Plan, *names: str) -> Iterator[Observati
     Positions that an ``attention_mask`` [samples, tokens] excludes are left out. The innermost module that gets the
     mask decides, so that an encoder and a decoder may have masks of their own. The same holds for masks of PyTorch's
     transformer layers (``src_key_padding_mask``) with ``batch_first=True``. Neurons of packed experts are recorded for
-    all tokens.
+    all tokens, also those of padding.
 
     Groups that no module shows (units of bare parameters, attention that calls no module) are named by the warning
     :class:`UnwatchedGroups`. Their units are ranked by the norm of their weights.
@@ -139,12 +139,14 @@ def activations(model: nn.Module, plan: Plan, *names: str) -> Iterator[Observati
     def begin(module: nn.Module, args: Any) -> None:
         current[0] = record.take_labels()
         padding.clear()
+        packed.begin_forward()
 
     padding = PaddingMasks()
-    with removing_hooks() as handles:
+    shown = [(s.site, _show(s)) for _, s in running if isinstance(s.site, PackedPoint)]
+    packed = PackedReads(model, shown, padding)
+    with removing_hooks() as handles, packed.mode():
         handles.append(model.register_forward_pre_hook(begin))
         handles.extend(padding.register(model))
-        packed = PackedReads(model, [(s.site, _show(s)) for _, s in running if isinstance(s.site, PackedPoint)])
         handles.extend(packed.register())
         for _, statistic in running:
             module = model.get_submodule(statistic.site.module)
@@ -176,7 +178,9 @@ def _is_plain(observed: Observed) -> bool:
 
 
 def _points(make: type[Statistic], model: nn.Module, plan: Plan) -> Sequence[WatchPoint]:
-    return expert_points(model, plan) if make.of_experts else watch_points(model, plan, packed=packed_points)
+    if make.of_experts:
+        return expert_points(model, plan)
+    return watch_points(model, plan, packed=None if make.labelled else packed_points)  # whose rows are no samples
 
 
 def _statistic_of(name: str) -> type[Statistic]:

@@ -26,7 +26,7 @@ _KEPT = 2**28
 
 
 class IncomparableOutputsError(ScoreError):
-    """The outputs of the dense model hold no numbers that could be compared, or infinite ones."""
+    """Outputs hold no numbers that could be compared with those of the dense model, or infinite ones."""
 
 
 @contextmanager
@@ -81,6 +81,16 @@ class _Distance(ABC):
                 rows = rows[order[: ceil(len(rows) / self._one_of)].to(rows.device)]
             yield rows
 
+    def _pairs(self, model: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the rows of the dense model and of another one, batch by batch."""
+        for dense, found in zip(self._dense, self._parts(model), strict=True):
+            if dense.shape != found.shape:
+                raise IncomparableOutputsError(
+                    f"{self._what} of the changed model have another shape than those of the dense one, "
+                    f"{list(found.shape)} in place of {list(dense.shape)}: pass loss=, a function of (model, batch)."
+                )
+            yield dense, found
+
 
 class Divergence(_Distance):
     """Kullback-Leibler divergence of a model's predictions from those of the dense model, a function of the model.
@@ -107,7 +117,7 @@ class Divergence(_Distance):
     def __call__(self, model: nn.Module) -> float:
         """Return the divergence of a model, in nats; infinite or NaN if its logits are."""
         total, count = 0.0, 0
-        for a, b in zip(self._dense, self._parts(model), strict=True):
+        for a, b in self._pairs(model):
             total += float(F.kl_div(b, a, log_target=True, reduction="sum").double())
             count += len(a)
         return total / max(count, 1)
@@ -131,7 +141,7 @@ class OutputError(_Distance):
     def __call__(self, model: nn.Module) -> float:
         """Return the error of a model; infinite or NaN if its outputs are."""
         total, size = 0.0, 0.0
-        for a, b in zip(self._dense, self._parts(model), strict=True):
+        for a, b in self._pairs(model):
             total += float((a - b).double().square().sum())
             size += float(a.double().square().sum())
         return total / size if size else total
@@ -165,7 +175,8 @@ def loss_growth(
         batches: example inputs as :func:`etp_graph.trace` takes them, at least one.
         loss: function of (model, batch) whose mean is compared. For labels of the model's own the :class:`Divergence`
             is compared, which is what the loss on such labels estimates. ``None``: the :class:`Divergence` if the model
-            returns a field ``logits`` or a matrix [samples, classes], else the :class:`OutputError`.
+            returns a field ``logits`` with several classes, or a matrix, which counts as logits [samples, classes].
+            Else the :class:`OutputError`.
 
     Raises:
         ScoreError: as :class:`Divergence` and :class:`OutputError`, or the loss of the dense model is not finite.
@@ -193,8 +204,8 @@ def returns_logits(output: Any) -> bool:
 
 
 def _is_classifier(model: nn.Module, batch: Any) -> bool:
-    """Return True if a model returns a field ``logits``, or a matrix with at least two columns."""
+    """Return True if a model returns a field ``logits``, or a matrix, with at least two columns."""
     with _same_conditions(model), naming_batch(1):
         output = run_model(model, batch)
-    is_matrix = isinstance(output, Tensor) and output.ndim == 2 and output.shape[1] > 1
-    return is_matrix or returns_logits(output)
+    is_matrix = isinstance(output, Tensor) and output.ndim == 2
+    return (is_matrix or returns_logits(output)) and logits_of(output).shape[-1] > 1

@@ -7,7 +7,9 @@ the left factor of a product with a view of the weights, if the product sums ove
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from etp_graph.plan import Group, as_tensor
 
+from ._padding import PaddingMasks
 from ._watch_points import WatchPoint
 
 _SUMMED = {
@@ -65,19 +68,30 @@ def packed_points(model: nn.Module, group: Group, start: int) -> list[PackedPoin
     return found
 
 
+Watched = Sequence[tuple[PackedPoint, Tensor, Callable[[Tensor], None]]]
+"""Points of one module, the weights of each, and what takes the activations."""
+
+
 class PackedReads:
     """Shows the neurons of packed experts while their modules run.
 
     Args:
         model: the model.
         watched: points, each with a function that takes the activations of one product, [..., neurons].
+        padding: knows the tokens that are padding.
     """
 
-    def __init__(self, model: nn.Module, watched: Sequence[tuple[PackedPoint, Callable[[Tensor], None]]]) -> None:
-        self._watched = watched
-        self._model = model
+    def __init__(
+        self,
+        model: nn.Module,
+        watched: Sequence[tuple[PackedPoint, Callable[[Tensor], None]]],
+        padding: PaddingMasks,
+    ) -> None:
+        self._model, self._watched, self._padding = model, watched, padding
         self._tokens: dict[str, int] = {}
         self._read: dict[int, int] = {}
+        self._by_all: set[int] = set()
+        self._running: list[Watched] = []
 
     def register(self) -> list[Any]:
         """Watch the modules, and return the handles of their hooks."""
@@ -85,59 +99,64 @@ class PackedReads:
         for name in dict.fromkeys(point.module for point, _ in self._watched):
             module = self._model.get_submodule(name)
             own = [(p, getattr(module, p.parameter), show) for p, show in self._watched if p.module == name]
-            calls = _Calls(name, own, self._tokens, self._read)
-            handles.append(module.register_forward_pre_hook(calls.begin, with_kwargs=True))
-            handles.append(module.register_forward_hook(calls.end, always_call=True))
+            handles.append(module.register_forward_pre_hook(partial(self._begin, name, own), with_kwargs=True))
+            handles.append(module.register_forward_hook(self._end, always_call=True))
         return handles
 
+    def mode(self) -> AbstractContextManager[object]:
+        """Return the context of the forwards. Without points it does nothing."""
+        return _Products(self._running, self._note) if self._watched else nullcontext()
+
+    def begin_forward(self) -> None:
+        """Forget what an interrupt may have left."""
+        self._running.clear()
+
     def reads_per_token(self, point: PackedPoint) -> float:
-        """Return by how many experts a token is read on average."""
+        """Return by how many experts a token that is no padding is read on average."""
+        if id(point) in self._by_all:
+            return float(getattr(self._model.get_submodule(point.module), point.parameter).shape[0])
         return self._read.get(id(point), 0) / max(self._tokens.get(point.module, 0), 1)
 
-
-Watched = Sequence[tuple[PackedPoint, Tensor, Callable[[Tensor], None]]]
-"""Points of one module, the weights of each, and what takes the activations."""
-
-
-class _Calls:
-    """Hooks of one module, inside of whose forward products are looked at."""
-
-    def __init__(self, name: str, watched: Watched, tokens: dict[str, int], read: dict[int, int]) -> None:
-        self._name, self._watched, self._tokens, self._read = name, watched, tokens, read
-        self._running: list[_Products] = []
-
-    def begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _begin(
+        self, name: str, watched: Watched, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
         """Count the tokens, and begin to look."""
         given = (value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
         tokens = next((value for value in given if value.is_floating_point() and value.ndim), None)
         if tokens is not None:
-            count = tokens.numel() // max(tokens.shape[-1], 1)
-            self._tokens[self._name] = self._tokens.get(self._name, 0) + count
-        self._running.append(_Products(self._watched, self._read))
-        self._running[-1].__enter__()  # type: ignore[no-untyped-call]
+            count, mask = tokens.numel() // max(tokens.shape[-1], 1), self._padding.mask_at(name)
+            count = int(mask.sum()) if mask is not None and mask.numel() == count else count
+            self._tokens[name] = self._tokens.get(name, 0) + count
+        self._running.append(watched)
 
-    def end(self, module: nn.Module, args: Any, output: Any) -> None:
+    def _end(self, module: nn.Module, args: Any, output: Any) -> None:
         """Look no more; also called after an exception."""
         if self._running:
-            self._running.pop().__exit__(None, None, None)  # type: ignore[no-untyped-call]
+            self._running.pop()
+
+    def _note(self, point: PackedPoint, x: Tensor) -> None:
+        """Count the rows that an expert reads. Of three dimensions, all experts read all tokens."""
+        self._read[id(point)] = self._read.get(id(point), 0) + x.numel() // max(x.shape[-1], 1)
+        if x.ndim == 3:
+            self._by_all.add(id(point))
 
 
 class _Products(TorchFunctionMode):
-    """Mode that shows the left factors of products with weights of packed experts."""
+    """Mode that shows the left factors of products with weights of packed experts, while their module runs."""
 
-    def __init__(self, watched: Watched, read: dict[int, int]) -> None:
+    def __init__(self, running: Sequence[Watched], note: Callable[[PackedPoint, Tensor], None]) -> None:
         super().__init__()
-        self._watched, self._read = watched, read
+        self._running, self._note = running, note
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in _SUMMED and len(args) > 1 and isinstance(args[1], Tensor):
+        if self._running and func in _SUMMED and len(args) > 1 and isinstance(args[1], Tensor):
             self._look(args[0], args[1], _SUMMED[func])
         return func(*args, **(kwargs or {}))
 
     def _look(self, x: Tensor, weights: Tensor, dim: int) -> None:
-        for point, whole, show in self._watched:
+        for point, whole, show in self._running[-1]:
             same = weights.untyped_storage().data_ptr() == whole.untyped_storage().data_ptr()
             if same and weights.stride(dim) == whole.stride(point.axis) and x.shape[-1] == whole.shape[point.axis]:
-                self._read[id(point)] = self._read.get(id(point), 0) + x.numel() // max(x.shape[-1], 1)
+                self._note(point, x)
                 if x.numel():
                     show(x)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ._blend import choose_blend
+from ._blend import choose_blend, distance_from
 from ._compress import budget_of, compress
 from ._oneshot import OneShotResult, oneshot_
 from ._phase import Phase
@@ -26,6 +26,7 @@ __all__ = [
     "budget_of",
     "choose_blend",
     "compress",
+    "distance_from",
     "model_folder",
     "oneshot",
     "oneshot_",

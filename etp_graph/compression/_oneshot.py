@@ -30,7 +30,7 @@ from etp_graph.plan import Cost, Plan, Selection, cost
 from etp_graph.recovery import Compensation, InputMoments, prepare_batch_norms, prepare_compensation
 from etp_graph.surgery import PreparedChanges, prepare_block_removal, prepare_surgery
 
-from ._blend import BLENDS, checked_blends, choose_blend
+from ._blend import BLENDS, checked_blends, choose_blend, distance_from
 from ._compress import budget_of
 from ._depth import Depth
 from ._progress import Bar
@@ -120,8 +120,8 @@ def oneshot_(
             of a layer count alike in the fit, so new weights may hurt where a criterion keeps few units of a layer. Of
             several numbers the one is taken whose outputs are closest to those of the dense model on the batches, by
             :func:`etp_graph.collect.loss_growth` without a loss. They are tried from large to small, until one is worse
-            than the one before. Each costs a forward of the batches. If the outputs cannot be compared, the largest is
-            taken.
+            than the one before. Each costs a forward of the batches, which are kept in memory as a list. If the outputs
+            cannot be compared, the largest is taken. A matrix of outputs counts as logits.
         batch_norms: measure the statistics of batch norms anew after surgery
             (:func:`etp_graph.recovery.reestimate_batch_norms_`); for use without compensation.
         loss: function of (model, batch) that returns the loss, for criteria that read gradients. Without it a model
@@ -214,6 +214,8 @@ def _prune(
     model: nn.Module, blocks: Sequence[str], goal: Budget, work: _Work, run: _Steps, pending: list[PreparedChanges]
 ) -> OneShotResult:
     """Remove blocks and units of a model in place. What was changed is in ``pending``, which can undo it."""
+    measured = work.compensate is not False and len(work.blends) > 1
+    distance = distance_from(model, work.batches, work.loss) if measured else None
     if blocks:
         removal = run.step("blocks", lambda: prepare_block_removal(model, blocks))
         pending.append(removal)
@@ -233,7 +235,7 @@ def _prune(
         data = work.batches if work.compensate is True else work.compensate
         weights = run.step("compensate", lambda: prepare_compensation(model, used, chosen, data, ridge=work.ridge))
         fits = weights.fits
-        blend, blends = run.step("blend", lambda: choose_blend(model, used, chosen, weights, work.batches, work.blends))
+        blend, blends = run.step("blend", lambda: choose_blend(model, used, chosen, weights, distance, work.blends))
         changes = weights.changes(blend)
         pending.append(changes)
         changes.commit()

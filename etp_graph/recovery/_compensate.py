@@ -46,8 +46,8 @@ def compensate_(
         plan: its plan.
         selection: the units that stay.
         batches: example inputs as :func:`etp_graph.trace` takes them; a few hundred samples. Tokens whose
-            ``attention_mask`` is zero are left out. Or what :func:`input_moments` recorded of them, which serves for
-            any number of selections.
+            ``attention_mask`` is zero are left out, except of packed experts. Or what :func:`input_moments` recorded of
+            them, which serves for any number of selections.
         ridge: how strongly the old weights are preferred, relative to the mean square of an input. Raise it if there
             are fewer samples than inputs of a layer.
         places: at most this many pixels per convolution and batch are used, drawn at random with a fixed seed.
@@ -114,7 +114,7 @@ def input_moments(model: nn.Module, plan: Plan, batches: Iterable[Any], *, place
     """Record what :func:`compensate_` needs of batches, for all selections of a plan.
 
     Many pruned sizes of one model, or many criteria, then cost one run of the batches. Needs memory for a float64
-    matrix [inputs, inputs] of each layer that reads units.
+    matrix [inputs, inputs] of each layer that reads units, and of each expert of a mixture.
 
     Args:
         model: the dense model. It runs in eval mode and is not changed.

@@ -105,17 +105,18 @@ def test_labels_of_the_models_own_need_no_gradient_of_weights() -> None:
     assert bool((record.values["fisher"][span] > 0).all()) and not record.unwatched
 
 
-def test_no_mode_stays_after_an_exception() -> None:
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_no_mode_stays_after_an_exception(error: type[BaseException]) -> None:
     model, data = mixture("Mixtral", "grouped_mm"), tokens(1)
     plan = etp.trace(model, data[0])
     _, experts = experts_of(model)
 
     def fail(both: Tensor) -> Tensor:
-        raise RuntimeError("a fault of the user's")
+        raise error("a fault of the user's")
 
     experts._apply_gate = fail
     before = torch._C._len_torch_function_stack()
-    with pytest.raises(RuntimeError, match="a fault"), collect.activations(model, plan, "wanda"):
+    with pytest.raises(error, match="a fault"), collect.activations(model, plan, "wanda"):
         model(**data[0])
     assert torch._C._len_torch_function_stack() == before
     del experts._apply_gate
@@ -128,3 +129,60 @@ def test_experts_whose_weights_are_gathered_are_named() -> None:
     plan = etp.trace(model, data[0])
     with pytest.warns(UnwatchedGroups, match="experts"), collect.activations(model, plan, "wanda"):
         model(**data[0])
+
+
+def test_padding_does_not_change_how_much_neurons_matter() -> None:
+    """The scores of experts compare with those of heads, so that both must be means over the tokens of the data."""
+    model, (batch,) = mixture("Mixtral", "grouped_mm"), tokens(1)
+    plan, found = etp.trace(model, batch), []
+    for padded in (0, 48):
+        ids = F.pad(batch["input_ids"], (0, padded))
+        mask = F.pad(torch.ones_like(batch["input_ids"]), (0, padded))
+        with collect.activations(model, plan, "fisher") as record:
+            logits = model(input_ids=ids, attention_mask=mask).logits[:, : batch["input_ids"].shape[1]]
+            F.cross_entropy(logits.flatten(0, 1), batch["input_ids"].flatten(), reduction="sum").backward()
+        found.append(record.values["fisher"])
+    torch.testing.assert_close(*found, rtol=1e-3, atol=1e-12, equal_nan=True)
+
+
+def test_a_criterion_of_classes_sees_no_experts_and_says_so() -> None:
+    model, data = mixture("Mixtral", "grouped_mm"), tokens(1)
+    plan = etp.trace(model, data[0])
+
+    def run() -> None:
+        with collect.activations(model, plan, "f_statistic") as record:
+            record.labels(torch.arange(8) % 2)
+            model(**data[0])
+
+    with pytest.warns(UnwatchedGroups, match="experts"):
+        run()
+
+
+@pytest.mark.parametrize("criterion", ["obs", "fisher"])
+def test_more_equal_experts_change_no_score(criterion: str) -> None:
+    """With equal experts the layer is the same function, however many there are."""
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    data, found = tokens(2), []
+    for count in (2, 8):
+        torch.manual_seed(0)
+        config = MixtralConfig(
+            vocab_size=64, hidden_size=32, intermediate_size=24, num_hidden_layers=1, num_attention_heads=4,
+            num_key_value_heads=2, num_local_experts=count, num_experts_per_tok=1, use_cache=False,
+        )  # fmt: skip
+        model: Any = MixtralForCausalLM(config).eval()
+        name, _ = experts_of(model)
+        generator = torch.Generator().manual_seed(1)
+        for parameter in model.parameters():
+            if parameter.ndim == 3:
+                one = torch.randn(parameter.shape[1:], generator=generator) / 5
+                parameter.data.copy_(one.expand_as(parameter))
+            elif parameter.ndim == 2 and parameter.shape[0] != count:
+                parameter.data.copy_(torch.randn(parameter.shape, generator=generator) / 5)
+        plan = etp.trace(model, data[0])
+        with collect.activations(model, plan, criterion) as record:
+            for batch in data:
+                logits = model(**batch).logits
+                F.cross_entropy(logits.flatten(0, 1), batch["input_ids"].flatten(), reduction="sum").backward()
+        found.append(record.values[criterion][next(span for group, span in plan.spans() if group.name == name)])
+    torch.testing.assert_close(*found, rtol=1e-3, atol=1e-12)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -119,7 +121,83 @@ def test_outputs_that_cannot_be_compared_get_the_largest_blend() -> None:
     assert found.blend == 0.5 and found.blends == {}
 
 
-@pytest.mark.parametrize("blend", [(), 2, -0.5, (0.5, "half"), float("nan")])
+class Boxes(Classifier):
+    """Returns as many rows as it finds."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = super().forward(x)
+        return found[found[:, 0] > 0]
+
+
+class WithHidden(Classifier):
+    """Its first output has units, so that it gets another width."""
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        hidden = self.first(x).relu()
+        return {"hidden": hidden, "out": self.last(self.read(hidden).relu())}
+
+
+@pytest.mark.parametrize("kind", [Boxes, WithHidden])
+def test_outputs_of_another_shape_get_the_largest_blend(kind: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    model, x = kind(), torch.randn(2000, 8)
+    outputs = "out" if kind is WithHidden else None
+    plan = etp.trace(model, x, outputs=outputs, check=kind is WithHidden)
+    found = etp.oneshot_(model, [x], params=0.5, plan=plan)
+    assert found.blend == 1 and found.blends == {}
+    assert found.selection.n_removed > 0
+
+
+def test_a_single_output_is_compared_by_its_error() -> None:
+    class Reward(Classifier):
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            return {"logits": super().forward(x)[:, :1]}
+
+    found = etp.oneshot_(Reward(), [torch.randn(64, 8)], params=0.5, criterion="magnitude")
+    assert min(found.blends.values()) > 1e-6
+
+
+def test_with_fewer_blocks_the_blend_is_still_measured_from_the_dense_model() -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.wide, self.back = nn.Linear(8, 24), nn.Linear(24, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.back(self.wide(x).relu())
+
+    torch.manual_seed(0)
+    dense = nn.Sequential(nn.Sequential(*(Block() for _ in range(4))), nn.Linear(8, 3))
+    model, data = copy.deepcopy(dense), [torch.randn(64, 8)]
+    measure = Divergence(dense, data)
+    found = etp.oneshot_(model, data, params=0.6, blocks=1, criterion="magnitude")
+    assert found.removed_blocks
+    assert measure(model) == pytest.approx(found.blends[found.blend], rel=1e-4)
+
+
+def test_classes_in_another_dimension_are_compared_there() -> None:
+    from etp_graph.collect import OwnLabels
+
+    class Pixels(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 4, 1)
+
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            return {"logits": self.last(self.first(x).relu())}
+
+    dense, data = Pixels(), [torch.randn(4, 3, 9, 9)]
+    model = copy.deepcopy(dense)
+    found = etp.oneshot_(model, data, params=0.6, loss=OwnLabels(dim=1))
+    assert Divergence(dense, data, dim=1)(model) == pytest.approx(found.blends[found.blend], rel=1e-4)
+
+
+@pytest.mark.parametrize("blend", [np.float32(0.5), [0.5], (0.5,)])
+def test_numbers_of_numpy_and_lists_are_blends(blend: Any) -> None:
+    assert etp.oneshot_(Classifier(), [torch.randn(16, 8)], params=0.7, blend=blend).blend == 0.5
+
+
+@pytest.mark.parametrize("blend", [(), 2, -0.5, (0.5, "half"), float("nan"), None, "0.5"])
 def test_bad_blends_change_nothing(blend: object) -> None:
     model = Classifier()
     before = {name: value.clone() for name, value in model.state_dict().items()}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import sqrt
+
 import torch
 from torch import Tensor, nn
 
@@ -12,18 +14,22 @@ _ROWS = 512
 
 
 class ReadingStatistic(Statistic):
-    """Base class of statistics that join activations with the weights of the layer that reads them.
+    """Base class of statistics that join activations with the weights of the layer that reads them."""
 
-    Attributes:
-        columns: weights that read each position, [positions, outputs]; kernel positions count as outputs. At the output
-            of a layer, where no reader is known, it is 1 for each position.
-    """
-
-    columns: Tensor
+    _module: nn.Module
 
     def begin(self, module: nn.Module) -> None:
         """See :class:`Statistic`."""
-        self.columns = reading_columns(self.site, module)
+        self._module = module
+
+    @property
+    def columns(self) -> Tensor:
+        """Weights that read each position, [positions, outputs]; kernel positions count as outputs.
+
+        At the output of a layer, where no reader is known, it is 1 for each position. It is computed when it is read,
+        because it may be as large as the weights.
+        """
+        return reading_columns(self.site, self._module)
 
     def column_sums(self, power: int) -> Tensor:
         """Return ``Σ_i |W_ij|^power`` over the outputs i, float64 [positions]."""
@@ -39,9 +45,10 @@ class ReadingStatistic(Statistic):
 @torch.no_grad()
 def reading_columns(site: WatchPoint, module: nn.Module) -> Tensor:
     """Return the weights of a layer that read each position of a site, [positions, outputs]."""
-    if isinstance(site, PackedPoint):  # the outputs of all experts
+    if isinstance(site, PackedPoint):  # one expert reads, so that squares are means over the experts
         packed: Tensor = getattr(module, site.parameter).detach()
-        return packed.movedim(site.axis, 0).flatten(1)[site.index.to(packed.device)]
+        by_neuron: Tensor = packed.movedim(site.axis, 0).flatten(1)[site.index.to(packed.device)]
+        return by_neuron / sqrt(len(packed))
     weight: Tensor | None = getattr(module, "weight", None)
     if site.side == "output" or not isinstance(weight, Tensor) or weight.ndim < 2:
         return torch.ones(len(site.index), 1, dtype=torch.float64, device="cpu")
