@@ -52,11 +52,16 @@ def _findings(rows: Sequence[Record]) -> str:
     for steps in sorted({one["config"]["steps"] for one in rows}):
         some = [one for one in rows if one["config"]["steps"] == steps]
         control = next((one for one in some if _is_control(one)), None)
-        pruned = sorted((one for one in some if not _is_control(one)), key=lambda one: one["perplexity"]["ptb"])
-        shown = ", ".join(f"`{_name(one)}` {_against(one, control, 'ptb')}" for one in pruned)
         what = "divided by that of the dense model trained alike" if control is not None else "in perplexity"
-        lines.append(f"- After {steps} steps on the Penn Treebank, {what}, best first: {shown}.")
+        shown = {text: _best_first(some, control, text) for text in ("ptb", "sst2")}
+        lines.append(f"- After {steps} steps on the Penn Treebank, {what}, best first: {shown['ptb']}.")
+        lines.append(f"- The same on SST-2, which nobody trained on: {shown['sst2']}.")
     return "\n".join(lines) + "\n"
+
+
+def _best_first(rows: Sequence[Record], control: Record | None, text: str) -> str:
+    pruned = sorted((one for one in rows if not _is_control(one)), key=lambda one: one["perplexity"][text])
+    return ", ".join(f"`{_name(one)}` {_against(one, control, text)}" for one in pruned)
 
 
 def _is_control(row: Record) -> bool:
