@@ -269,7 +269,8 @@ def _unseen_groups(seen: list[Statistic], plan: Plan) -> set[str]:
 def _merge(seen: list[Statistic], plan: Plan, packed: PackedReads) -> Tensor:
     """Return the mean over the sites of each unit, float64 [n_units]; NaN for units without a site.
 
-    A statistic of packed experts is a mean over pairs of a token and one of its experts. It is made one over tokens.
+    A statistic of packed experts is a mean over pairs of a token and one of its experts. It is multiplied by the number
+    of experts of a token. This makes a mean of squares one over tokens; of another statistic it only scales a group.
     """
     total = torch.zeros(plan.n_units, dtype=torch.float64, device="cpu")
     count = torch.zeros_like(total)

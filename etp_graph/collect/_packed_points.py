@@ -57,11 +57,12 @@ def packed_points(model: nn.Module, group: Group, start: int) -> list[PackedPoin
         group: a group of units that no module shows.
         start: flat number of its first unit.
     """
-    found = []
+    if group.kind == "experts":
+        return []
+    found, parameters = [], dict(model.named_parameters())
     for piece in group.slices:
         home, _, name = piece.tensor.rpartition(".")
-        parameter = dict(model.named_parameters()).get(piece.tensor)
-        if parameter is not None and parameter.ndim == 3 and piece.axis > 0 and group.kind != "experts":
+        if piece.tensor in parameters and parameters[piece.tensor].ndim == 3 and piece.axis > 0:
             units, local = (as_tensor(piece.unit) + start).unique(return_inverse=True)
             index = as_tensor(piece.index)
             found.append(PackedPoint(home, "input", -1, index, units, local, name, piece.axis))

@@ -30,7 +30,7 @@ from etp_graph.plan import Cost, Plan, Selection, cost
 from etp_graph.recovery import Compensation, InputMoments, prepare_batch_norms, prepare_compensation
 from etp_graph.surgery import PreparedChanges, prepare_block_removal, prepare_surgery
 
-from ._blend import BLENDS, checked_blends, choose_blend, distance_from
+from ._blend import BLENDS, Distance, checked_blends, choose_blend, distance_from
 from ._compress import budget_of
 from ._depth import Depth
 from ._progress import Bar
@@ -70,9 +70,9 @@ class OneShotResult:
     selection: Selection
     dense: Cost
     pruned: Cost
-    compensation: Compensation | None
     norms: int
     seconds: dict[str, float]
+    compensation: Compensation | None = None
     removed_blocks: tuple[str, ...] = ()
     divergences: dict[int, float] = field(default_factory=dict)
     blend: float = 0.0
@@ -167,9 +167,11 @@ def oneshot_(
     n_steps = len(_STEPS) + depth.n_steps + (allocation == "sensitivity")
     with Bar(n_steps, show=progress) as bar, undone(lambda: _undo_all(pending)):
         run = _Steps(bar)
+        measured = compensate is not False and len(blends) > 1
         work = _Work(
             method=method, batches=repeatable, example=first, loss=loss, compensate=compensate, ridge=ridge,
             blends=blends, batch_norms=batch_norms,
+            distance=distance_from(model, repeatable, loss) if measured else None,
             by_sensitivity=allocation == "sensitivity",
             trace=lambda one: plan or trace(one, first, prune=prune, ignore=ignore, outputs=outputs),
         )  # fmt: skip
@@ -193,6 +195,7 @@ class _Work:
         trace: returns the plan of a model.
         example: the first batch.
         blends: how much of the new weights is tried, from large to small.
+        distance: measures how far a model is from the dense one, whatever its depth; ``None`` if that is not known.
         by_sensitivity: compare groups by the measured growth of the loss.
 
     The others are those of :func:`oneshot_`.
@@ -206,6 +209,7 @@ class _Work:
     compensate: bool | InputMoments
     ridge: float
     blends: tuple[float, ...]
+    distance: Distance | None
     batch_norms: bool
     by_sensitivity: bool
 
@@ -214,8 +218,6 @@ def _prune(
     model: nn.Module, blocks: Sequence[str], goal: Budget, work: _Work, run: _Steps, pending: list[PreparedChanges]
 ) -> OneShotResult:
     """Remove blocks and units of a model in place. What was changed is in ``pending``, which can undo it."""
-    measured = work.compensate is not False and len(work.blends) > 1
-    distance = distance_from(model, work.batches, work.loss) if measured else None
     if blocks:
         removal = run.step("blocks", lambda: prepare_block_removal(model, blocks))
         pending.append(removal)
@@ -230,15 +232,8 @@ def _prune(
         )
     chosen = run.step("allocate", lambda: allocate(model, used, scores, budget=goal, example_inputs=work.example))
     dense, pruned = cost(model, used), cost(model, used, chosen)
-    fits, blend, blends, norms = None, 0.0, dict[float, float](), 0
-    if work.compensate is not False:
-        data = work.batches if work.compensate is True else work.compensate
-        weights = run.step("compensate", lambda: prepare_compensation(model, used, chosen, data, ridge=work.ridge))
-        fits = weights.fits
-        blend, blends = run.step("blend", lambda: choose_blend(model, used, chosen, weights, distance, work.blends))
-        changes = weights.changes(blend)
-        pending.append(changes)
-        changes.commit()
+    done = _compensate(model, used, chosen, work, run, pending) if work.compensate is not False else {}
+    norms = 0
     surgery = run.step("prune", lambda: prepare_surgery(model, used, chosen))
     pending.append(surgery)
     surgery.commit()
@@ -247,9 +242,22 @@ def _prune(
         pending.append(changes)
         changes.commit()
     return OneShotResult(
-        plan=used, selection=chosen, dense=dense, pruned=pruned, compensation=fits, norms=norms, seconds=run.seconds,
-        blend=blend, blends=blends,
-    )  # fmt: skip
+        plan=used, selection=chosen, dense=dense, pruned=pruned, norms=norms, seconds=run.seconds, **done
+    )
+
+
+def _compensate(
+    model: nn.Module, plan: Plan, selection: Selection, work: _Work, run: _Steps, pending: list[PreparedChanges]
+) -> dict[str, Any]:
+    """Write the best blend of old and new weights in place, and return what is said of it in the result."""
+    data = work.batches if work.compensate is True else work.compensate
+    assert not isinstance(data, bool)
+    weights = run.step("compensate", lambda: prepare_compensation(model, plan, selection, data, ridge=work.ridge))
+    blend, blends = run.step("blend", lambda: choose_blend(model, plan, selection, weights, work.distance, work.blends))
+    changes = weights.changes(blend)
+    pending.append(changes)
+    changes.commit()
+    return {"compensation": weights.fits, "blend": blend, "blends": blends}
 
 
 def _undo_all(pending: Sequence[PreparedChanges]) -> None:
