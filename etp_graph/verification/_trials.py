@@ -79,7 +79,7 @@ class Trials:
     ) -> None:  # fmt: skip
         self.plan, self.gradients, self.seed, self.seeds = plan, gradients, seed, seeds
         self.ratios_of_gradients: frozenset[float] | None = None
-        self.seed_others, self.drawn = False, set[str]()
+        self.seed_others, self.drawn, self._n_together = False, set[str](), 1
         self.steady = self.draws = False
         self.note = ""
         self.dense: list[Tensor] | None = None
@@ -205,7 +205,11 @@ class Trials:
     def groups_that_fail(
         self, groups: Sequence[Group], ratio: float, trial: Trial | None = None
     ) -> list[tuple[Group, str]]:
-        """Return the groups that fail alone, or the smallest failing set found by bisection, with reasons."""
+        """Return the groups that fail alone, with reasons; if none does, one that fails together with others.
+
+        The caller locks these and asks again, until no trial fails. Each time that none fails alone, twice as many are
+        returned, because many that fail together have one cause.
+        """
         trial = trial or self.trial(groups, ratio)
         if trial.good:
             return []
@@ -213,14 +217,29 @@ class Trials:
             return [(groups[0], trial.why)]
         half = len(groups) // 2
         bad = self.groups_that_fail(groups[:half], ratio) + self.groups_that_fail(groups[half:], ratio)
-        return bad or [(group, trial.why) for group in groups]
+        if bad:
+            return bad
+        end = self._end_of_failing(groups, ratio, low=half)
+        found = groups[max(0, end - self._n_together) : end]
+        self._n_together *= 2
+        return [(group, f"together with others: {trial.why}") for group in found]
 
-    def equivalence_error(self, groups: Sequence[Group], ratio: float) -> EquivalenceError:
-        """Find by bisection the first group with which the trial of all groups up to it fails; return the error."""
-        low, high = 0, len(groups)
+    def _end_of_failing(self, groups: Sequence[Group], ratio: float, *, low: int = 0) -> int:
+        """Find by bisection a number of groups from the first on that fail, of which one less pass.
+
+        Args:
+            groups, ratio: of a trial that fails.
+            low: so many of them pass.
+        """
+        high = len(groups)
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (middle, high) if self.trial(groups[:middle], ratio).good else (low, middle)
+        return high
+
+    def equivalence_error(self, groups: Sequence[Group], ratio: float) -> EquivalenceError:
+        """Find by bisection the first group with which the trial of all groups up to it fails; return the error."""
+        high = self._end_of_failing(groups, ratio)
         group, alone = groups[high - 1], self.trial(groups[high - 1 : high], ratio)
         trial = self.trial(groups[:high], ratio) if alone.good else alone
         together = " together with groups before it" if alone.good else ""

@@ -273,3 +273,32 @@ def test_functional_dropout_does_not_refute_an_auxiliary_head() -> None:
     plan = etp.trace(model, x)
     assert plan.modes == ("eval", "train") and plan["a"].locked is None
     assert etp.verify(model, plan, x).error < 1e-12
+
+
+class Joint(nn.Module):
+    """It refuses when its branches are narrow together, and hides from the tracer that it asks."""
+
+    def __init__(self, branches: int, wanted: int) -> None:
+        super().__init__()
+        self.wanted = wanted
+        self.branches = nn.ModuleList(nn.Linear(5, 8) for _ in range(branches))
+        self.heads = nn.ModuleList(nn.Linear(8, 3) for _ in range(branches))
+
+    def forward(self, x: Tensor) -> Tensor:
+        widths = [branch.weight.untyped_storage().nbytes() // branch.weight[0].nbytes for branch in self.branches]
+        if sum(widths) < self.wanted:
+            raise ValueError("too narrow")
+        found = [head(branch(x).relu()) for branch, head in zip(self.branches, self.heads, strict=True)]
+        return torch.stack(found).sum(0)
+
+
+@pytest.mark.parametrize(("branches", "wanted", "locked"), [(2, 9, 1), (6, 13, 1), (6, 20, 3), (24, 50, 7)])
+def test_of_groups_that_fail_only_together_no_more_are_locked_than_doubling_finds(
+    branches: int, wanted: int, locked: int
+) -> None:
+    model, x = Joint(branches, wanted), torch.randn(2, 5)
+    plan = etp.trace(model, x)
+    failed = [group for group in plan.groups if group.locked and "together with others" in group.locked]
+    assert 0 < len(failed) <= locked < branches
+    assert all("too narrow" in str(group.locked) for group in failed)
+    assert etp.verify(model, plan, x).error < 1e-12
