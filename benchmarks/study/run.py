@@ -29,7 +29,7 @@ from benchmarks.tasks import TaskUnavailableError
 LINES = Path("benchmarks/results/study")
 SPEED_UPS: Mapping[str, float] = {
     "cifar10": 5.0, "cifar10-resnet56": 2.93, "cora": 9.0, "tolokers": 9.0, "ptb": 5.0, "ett": 5.0, "sst2": 6.0,
-    "mrpc": 8.0, "cifar10-adamw": 5.0, "cora-scratch": 9.0, "ptb-scratch": 5.0,
+    "mrpc": 8.0, "cifar100": 9.0, "flickr8k": 1.25, "cifar10-adamw": 5.0, "cora-scratch": 9.0, "ptb-scratch": 5.0,
 }  # fmt: skip
 CONTROLS = ("l1-uniform", "depgraph", "l1-gradual", "oneshot")
 
