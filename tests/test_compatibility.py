@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -72,14 +73,17 @@ def test_configurations_are_read() -> None:
     assert etp.Budget.from_json((DATA / "budget.json").read_text()) == etp.Budget(
         speed_up=2.5, min_units=2, scope="local"
     )
-    for file, name in (("method.json", "etp"), ("greg2.json", "greg2")):
-        assert methods.Method.from_json((DATA / file).read_text()) == methods.get(name)
+    was_global = replace(
+        methods.get("etp"), scope="global", source=methods.Method.from_json((DATA / "method.json").read_text()).source
+    )
+    for file, method in (("method.json", was_global), ("greg2.json", methods.get("greg2"))):
+        assert methods.Method.from_json((DATA / file).read_text()) == method
     result = etp.CompressResult.from_json((DATA / "result.json").read_text())
     assert len(result.rounds) == 2
     assert etp.CompressResult.from_json(result.to_json()).to_json() == result.to_json()
 
 
-def compress(folder: Path) -> tuple[etp.CompressResult, nn.Module, list[str]]:
+def compress(folder: Path, method: str | methods.Method = "etp") -> tuple[etp.CompressResult, nn.Module, list[str]]:
     y = torch.randint(4, (16,), generator=torch.Generator().manual_seed(2))
     x = torch.randn(16, 3, 6, 6, generator=torch.Generator().manual_seed(3))
     ran: list[str] = []
@@ -102,7 +106,7 @@ def compress(folder: Path) -> tuple[etp.CompressResult, nn.Module, list[str]]:
     torch.manual_seed(5)
     inputs = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(1))[:1]
     found = etp.compress(
-        model, inputs, train=train, evaluate=evaluate, speed_up=2, method="etp", rounds=2, checkpoint=folder
+        model, inputs, train=train, evaluate=evaluate, speed_up=2, method=method, rounds=2, checkpoint=folder
     )
     return found, model.eval(), ran
 
@@ -113,6 +117,17 @@ def test_a_finished_run_is_read_without_training(tmp_path: Path, tensors: dict[s
     assert not ran
     assert result.to_json() == (DATA / "result.json").read_text()
     torch.testing.assert_close(model(tensors["cnn.input"]), tensors["finished.output"])
+
+
+@pytest.mark.parametrize("folder", ["finished", "interrupted"])
+def test_a_run_keeps_the_settings_of_its_method_and_refuses_another_one(tmp_path: Path, folder: str) -> None:
+    shutil.copytree(DATA / folder, tmp_path / "run")
+    with pytest.raises(etp.CheckpointError, match=r"method\.scope was"):
+        compress(tmp_path / "run", method=methods.get("etp"))
+    with pytest.raises(etp.CheckpointError, match=r"method\.name was"):
+        compress(tmp_path / "run", method="l1-gradual")
+    result, _, _ = compress(tmp_path / "run")
+    assert result.method.scope == "global"
 
 
 def test_an_interrupted_run_goes_on(tmp_path: Path, tensors: dict[str, Tensor]) -> None:

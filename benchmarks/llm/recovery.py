@@ -37,8 +37,8 @@ VALIDATION = 4
 """Windows."""
 
 RUNS = (
-    (DENSE, "full"), (TUNED_ON, "full"), (TUNED_ON, "lora"), (TUNED_ON, "distilled"), ("flap", "full"), (DENSE, "etp"),
-    ("wanda-sp", "full"),
+    (DENSE, "full"), (TUNED_ON, "full"), (TUNED_ON, "lora"), (TUNED_ON, "distilled"), ("flap", "full"),
+    (DENSE, "etp-global"), ("wanda-sp", "full"),
 )  # fmt: skip
 """What is trained, and how."""
 

@@ -48,9 +48,10 @@ RECOVERIES: Mapping[str, Recovery] = {
         rates=(3e-4, 1e-3, 3e-3, 1e-2), adapters=True, source="Hu et al. 2022, as LLM-Pruner (Ma et al. 2023)"
     ),
     "distilled": Recovery(teacher=True, source="all weights, `etp.recovery.Distillation` with its defaults"),
-    "etp": Recovery(
+    "etp-global": Recovery(
         sparse=True,
-        source="this library: `compress` with the method `etp`, half of the steps sparse, half fine-tuning",
+        source="this library: `compress` with the method `etp` and scores that are compared across groups, half of the "
+        "steps sparse, half fine-tuning",
     ),
 }  # fmt: skip
 
@@ -112,7 +113,7 @@ def pruned_sparsely(model: Any, batches: Sequence[Mapping[str, Any]], windows: T
 
     etp.compress(
         copied, batches[0], train=train, evaluate=lambda one: 0.0, method="etp", check=False, progress=False,
-        budget=etp.Budget(params=params),
+        budget=etp.Budget(params=params, scope="global"),
     )  # fmt: skip
     return copied.eval()
 

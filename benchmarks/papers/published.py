@@ -62,7 +62,7 @@ SETTINGS: Mapping[tuple[str, str], Setting] = {
 """(task, model) of a row -> what stands for it."""
 
 METHODS: Mapping[str, tuple[str, ...]] = {
-    "ETP": ("etp",), "DepGraph": ("tp-groupnorm", "depgraph"),
+    "ETP": ("etp", "etp-global"), "DepGraph": ("tp-groupnorm", "depgraph"),
     "Torque": ("torque-published", "torque"), "Torque (p)": ("torque-published", "torque"),
     "Torque (r)": ("torque-published" + FRESH,),
     "GReg-1": ("greg1-published", "greg1"), "GReg-2": ("greg2-published", "greg2"),

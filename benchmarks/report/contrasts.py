@@ -43,6 +43,22 @@ CONTRASTS = (
         what="no force: the units of `etp`, or the same share everywhere by norm, at the same times",
     ),
     Contrast(
+        part="the allocation", left="etp", right="etp-global",
+        what="units of one score: every group loses the same share of them, or scores are compared across groups",
+    ),
+    Contrast(
+        part="the force, with scores across groups", left="etp-global", right="etp-global-hard",
+        what="as above, with `etp-global`",
+    ),
+    Contrast(
+        part="its shape, with scores across groups", left="etp-global", right="etp-global-uniform-force",
+        what="as above, with `etp-global`",
+    ),
+    Contrast(
+        part="the choice across groups", left="etp-global-hard", right="l1-gradual",
+        what="no force: the units of `etp-global`, or the same share everywhere by norm, at the same times",
+    ),
+    Contrast(
         part="the time", left="l1-gradual", right="l1-uniform",
         what="the same share everywhere by norm: in steps along the cubic schedule, or at once",
     ),

@@ -1,5 +1,7 @@
 """What makes ``etp`` what it is: variants of it, one thing different in each, on validation parts alone.
 
+On short schedules the method that is varied is ``etp-global``, what ``etp`` was when they were run.
+
 ``python -m benchmarks study cora ptb --seeds 1000 1001`` runs them (:mod:`benchmarks.contest.variants`) as
 :mod:`benchmarks.contest.run` runs methods, but never reads a test part. One JSON line a run in
 ``benchmarks/results/study/TASK.jsonl``, or ``TASK-full.jsonl`` with ``--scale full``. ``--page`` writes
@@ -23,7 +25,7 @@ from benchmarks.common.markdown import as_row, with_spread
 from benchmarks.common.records import PAGES, read_records
 from benchmarks.common.statistics import Cell, Spread, cells
 from benchmarks.contest.run import configs, run_all
-from benchmarks.contest.variants import QUESTIONS, STUDY
+from benchmarks.contest.variants import ETP, GLOBAL, STUDY, Question, questions
 from benchmarks.tasks import TaskUnavailableError
 
 LINES = Path("benchmarks/results/study")
@@ -31,7 +33,7 @@ SPEED_UPS: Mapping[str, float] = {
     "cifar10": 5.0, "cifar10-resnet56": 2.93, "cora": 9.0, "tolokers": 9.0, "ptb": 5.0, "ett": 5.0, "sst2": 6.0,
     "mrpc": 8.0, "cifar100": 9.0, "flickr8k": 1.25, "cifar10-adamw": 5.0, "cora-scratch": 9.0, "ptb-scratch": 5.0,
 }  # fmt: skip
-CONTROLS = ("l1-uniform", "depgraph", "l1-gradual", "oneshot")
+CONTROLS = ("l1-uniform", "depgraph", "l1-gradual", "taylor-gradual", "oneshot")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,15 +42,22 @@ class Length:
 
     Attributes:
         scale: of the tasks.
+        base: the method that is varied.
         title: of the page.
         stem: of the pages; the lines of a task have the same suffix.
         what: a sentence on the length.
     """
 
     scale: str
+    base: str
     title: str
     stem: str
     what: str
+
+    @property
+    def questions(self) -> tuple[Question, ...]:
+        """What is varied."""
+        return questions(GLOBAL if self.base == GLOBAL.name else ETP)
 
     @property
     def page(self) -> Path:
@@ -78,11 +87,13 @@ LENGTHS = {
     length.scale: length
     for length in (
         Length(
-            scale="cpu", title="The study behind `etp`", stem="study",
-            what="Schedules are short; [the evidence](evidence.md) has runs at full size.",
+            scale="cpu", base=GLOBAL.name, title="The study behind `etp`, on short schedules", stem="study",
+            what="`etp-global` compares scores across groups. It is what `etp` was when this study was made; `etp` now "
+            "takes the same share of every group, as its variant `etp-global[local]` does. Schedules are short; [the "
+            "evidence](evidence.md) has runs at full size.",
         ),
         Length(
-            scale="full", title="The study of `etp` at full size", stem="study-full",
+            scale="full", base=ETP.name, title="The study of `etp` at full size", stem="study-full",
             what="Recipes are those of [the evidence](evidence.md): whole data sets, and training that keeps the dense "
             "network's accuracy.",
         ),
@@ -91,14 +102,14 @@ LENGTHS = {
 """By the scale of their tasks."""
 
 
-def page(found: Mapping[str, Sequence[dict[str, Any]]], remarks: str = "", length: Length = LENGTHS["cpu"]) -> str:
+def page(found: Mapping[str, Sequence[dict[str, Any]]], remarks: str = "", length: Length = LENGTHS["full"]) -> str:
     """The summary, a pure function of the records of each task and of what follows from them."""
-    found = _by_speed_up(found)
+    found, base = _by_speed_up(found), length.base
     by_task = _by_task(found)
     seeds = [len({record["config"]["seed"] for record in records}) for records in found.values()]
     lines = [
         f"# {length.title}", "",
-        "This record compares `etp` with variants of it that differ in one thing each, to find which parts of the "
+        f"This record compares `{base}` with variants of it that differ in one thing each, to find which parts of the "
         f"method matter. Settings, each a task at a speed-up: {len(found)}. All figures are on *validation* "
         f"parts; no test part was read. {length.what} [The second page]({length.figures.name}) has every figure and "
         "the commands.", "",
@@ -106,37 +117,36 @@ def page(found: Mapping[str, Sequence[dict[str, Any]]], remarks: str = "", lengt
         "- Results: `benchmarks/results/study`.",
         "- Write the pages again without measuring: `python -m benchmarks study --page`.",
         "", "## Findings", "",
-        "The figure of a variant is its relative loss against `etp` after fine-tuning, the mean over its settings. "
-        "Positive means worse than `etp`.", "",
-        *_findings(by_task, found), "",
+        f"The figure of a variant is its relative loss against `{base}` after fine-tuning, the mean over its settings. "
+        f"Positive means worse than `{base}`.", "",
+        *_findings(by_task, found, length), "",
         "## Limits", "",
         f"- Seeds for each setting: {' to '.join(map(str, sorted({min(seeds), max(seeds)})))}. "
         "Small differences may be chance.",
         "- Not every variant was run in every setting. Means over different settings cannot be compared exactly.",
-        "- A setting in which a variant has exactly the figure of `etp` counts as 0 % in its mean.", "",
+        f"- A setting in which a variant has exactly the figure of `{base}` counts as 0 % in its mean.", "",
         "## Variants", "",
         as_row(("question", "variant", "settings in the mean", "worse by")), "| --- | --- | ---: | ---: |",
         *(as_row((title, f"`{name}`", str(len(losses)), _percent(losses)))
-          for title, name, losses in _worse(by_task, found)), "",
+          for title, name, losses in _worse(by_task, found, length)), "",
     ]  # fmt: skip
     return "\n".join([*lines, *(["## What follows", "", remarks.strip(), ""] if remarks else [])])
 
 
-def tables(found: Mapping[str, Sequence[dict[str, Any]]], length: Length = LENGTHS["cpu"]) -> str:
+def tables(found: Mapping[str, Sequence[dict[str, Any]]], length: Length = LENGTHS["full"]) -> str:
     """All figures, a table for each question, and the commands."""
-    found = _by_speed_up(found)
+    found, base = _by_speed_up(found), length.base
     by_task = _by_task(found)
-    names = ["etp", *STUDY, *CONTROLS]
     lines = [
         f"# {length.title}, all figures", "",
         f"This page lists every figure of [the study]({length.page.name}). In each field: right after surgery / after "
         "fine-tuning, on the validation part, mean ± standard deviation over the seeds. *Worse by*: the mean over the "
-        "settings of the relative loss against `etp`.", "",
+        f"settings of the relative loss against `{base}`.", "",
     ]  # fmt: skip
     titles = [_title(records) for records in found.values()]
-    for question in QUESTIONS:
-        shown = [name for name in ("etp", *question.variants, *CONTROLS) if name in names]
-        rows = {name: row for name in shown if (row := _row(name, by_task, found))}
+    for question in length.questions:
+        shown = (base, *question.variants, *CONTROLS)
+        rows = {name: row for name in shown if (row := _row(name, by_task, found, base))}
         if rows.keys() & question.variants.keys():
             head = [as_row(("variant", *titles, "worse by")), "| --- |" + " ---: |" * (len(titles) + 1)]
             lines += [f"## {question.title}", "", *head, *rows.values(), ""]
@@ -148,23 +158,25 @@ def _by_task(found: Mapping[str, Sequence[dict[str, Any]]]) -> dict[str, dict[st
 
 
 def _worse(
-    by_task: Mapping[str, Mapping[str, Cell]], found: Mapping[str, Sequence[dict[str, Any]]]
+    by_task: Mapping[str, Mapping[str, Cell]], found: Mapping[str, Sequence[dict[str, Any]]], length: Length
 ) -> list[tuple[str, str, list[float]]]:
     """Question, variant and its losses, of all that were run; the controls at the end."""
-    asked = [(question.title, name) for question in QUESTIONS for name in question.variants]
+    asked = [(question.title, name) for question in length.questions for name in question.variants]
     asked += [("control", name) for name in CONTROLS]
-    return [(title, name, losses) for title, name in asked if (losses := _losses(name, by_task, found))]
+    return [(title, name, own) for title, name in asked if (own := _losses(name, by_task, found, length.base))]
 
 
-def _findings(by_task: Mapping[str, Mapping[str, Cell]], found: Mapping[str, Sequence[dict[str, Any]]]) -> list[str]:
+def _findings(
+    by_task: Mapping[str, Mapping[str, Cell]], found: Mapping[str, Sequence[dict[str, Any]]], length: Length
+) -> list[str]:
     """The worst variant of each question, and how many are worse at all."""
-    rows = _worse(by_task, found)
+    rows = _worse(by_task, found, length)
     variants = [losses for title, _, losses in rows if title != "control"]
     if not variants:
         return ["- No variant was run."]
     worse = sum(statistics.fmean(losses) > 0 for losses in variants)
-    lines = [f"- {worse} of {len(variants)} variants are worse than `etp` on the mean of their settings."]
-    for question in QUESTIONS:
+    lines = [f"- {worse} of {len(variants)} variants are worse than `{length.base}` on the mean of their settings."]
+    for question in length.questions:
         own = [(statistics.fmean(losses), name, losses) for title, name, losses in rows if title == question.title]
         if own:
             _, name, losses = max(own)
@@ -204,7 +216,7 @@ def _title(records: Sequence[dict[str, Any]]) -> str:
 
 
 def _row(
-    name: str, by_task: Mapping[str, Mapping[str, Cell]], found: Mapping[str, Sequence[dict[str, Any]]]
+    name: str, by_task: Mapping[str, Mapping[str, Cell]], found: Mapping[str, Sequence[dict[str, Any]]], base: str
 ) -> str | None:
     fields = []
     for task, own in by_task.items():
@@ -216,21 +228,21 @@ def _row(
         fields.append(f"{with_spread(before, metric)} / {with_spread(after, metric)}")
     if all(field == "-" for field in fields):
         return None
-    losses = _losses(name, by_task, found)
-    return as_row((f"`{name}`", *fields, _percent(losses) if losses and name != "etp" else "-"))
+    losses = _losses(name, by_task, found, base)
+    return as_row((f"`{name}`", *fields, _percent(losses) if losses and name != base else "-"))
 
 
 def _losses(
-    name: str, by_task: Mapping[str, Mapping[str, Cell]], found: Mapping[str, Sequence[dict[str, Any]]]
+    name: str, by_task: Mapping[str, Mapping[str, Cell]], found: Mapping[str, Sequence[dict[str, Any]]], base: str
 ) -> list[float]:
-    """Return the relative losses against `etp` in the settings that both have; 0 if the figures are equal."""
+    """Return the relative losses against the base in the settings that both have; 0 if the figures are equal."""
     losses = []
     for task, own in by_task.items():
         higher, cell = found[task][0]["metric"]["higher"], own.get(name)
-        if cell is None or not cell.ok or "etp" not in own:
+        if cell is None or not cell.ok or base not in own:
             continue
-        base = own["etp"].stage("finetuned", "val")
-        loss = _loss(cell.stage("finetuned", "val"), base, higher=higher)
+        reference = own[base].stage("finetuned", "val")
+        loss = _loss(cell.stage("finetuned", "val"), reference, higher=higher)
         if loss is not None:
             losses.append(loss)
     return losses
@@ -246,19 +258,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks study", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("tasks", nargs="*", choices=[*SPEED_UPS, []], help="default: none, with --page")
-    parser.add_argument("--variants", nargs="+", default=["etp", *STUDY, *CONTROLS], metavar="NAME")
+    parser.add_argument("--variants", nargs="+", metavar="NAME", help="default: all of etp, and the controls")
     parser.add_argument("--speed-ups", nargs="+", type=float, metavar="X", help=f"default {dict(SPEED_UPS)}")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1000], metavar="N", help="default 1000")
     parser.add_argument("--scale", choices=list(LENGTHS), default="cpu", help="default cpu")
     parser.add_argument("--page", action="store_true", help="write the pages of all lines")
     options = parser.parse_args(arguments)
-    unknown = sorted(set(options.variants) - {"etp", *STUDY, *CONTROLS})
-    if unknown:
-        parser.error(f"unknown variants {unknown}; known are etp, {', '.join(STUDY)}, {', '.join(CONTROLS)}")
+    known = (ETP.name, GLOBAL.name, *STUDY, *CONTROLS)
+    variants = options.variants or [name for name in known if not name.startswith(GLOBAL.name)]
+    if unknown := sorted(set(variants) - {*known}):
+        parser.error(f"unknown variants {unknown}; known are {', '.join(known)}")
     torch.set_num_threads(1)
     console = Console(stderr=True)
     for task in options.tasks:
-        todo = configs(task, options.scale, options.variants, options.speed_ups or [SPEED_UPS[task]], options.seeds)
+        todo = configs(task, options.scale, variants, options.speed_ups or [SPEED_UPS[task]], options.seeds)
         try:
             run_all(todo, LENGTHS[options.scale].lines(task), console=console, blind=True)
         except TaskUnavailableError as error:

@@ -22,7 +22,7 @@ from etp_graph.plan import CostModel, Plan
 from etp_graph.schedules import Iterative, Schedule
 from etp_graph.surgery import bare_copies, list_copies
 
-from ._journal import Journal, check_dense, weights_digest
+from ._journal import METHOD, Journal, begun_method, check_dense, weights_digest
 from ._progress import Bar
 from ._result import CompressResult
 from ._steps import Compression, Evaluate, Train, n_steps
@@ -98,7 +98,7 @@ def compress(
     """
     if torch.is_inference_mode_enabled():
         raise PlanError("compress inside torch.inference_mode() can neither train nor prune; leave it first.")
-    chosen = _method(method, rounds, schedule)
+    chosen = _method(method, rounds, schedule, checkpoint)
     goal = budget_of(budget, chosen, targets)
     require_plan_alone(plan, prune=prune, ignore=ignore, outputs=outputs)
     copies = list_copies(also)
@@ -123,15 +123,22 @@ def compress(
         ).compress(lambda: trace(model, example_inputs, prune=kinds, check=check, outputs=counted))  # fmt: skip
 
 
-def _method(method: str | Method, rounds: int | None, schedule: Schedule | None) -> Method:
-    """Return the method with the rounds and the schedule of this call."""
+def _method(
+    method: str | Method, rounds: int | None, schedule: Schedule | None, checkpoint: str | os.PathLike[str] | None
+) -> Method:
+    """Return the method with the rounds and the schedule of this call.
+
+    A run whose method is given by name goes on with the settings with which it began, which another version of this
+    library may have under that name.
+    """
     chosen = get(method)
     if rounds is None:
         rounds = schedule.steps if isinstance(schedule, Iterative) else chosen.rounds
     if schedule is None:
         schedule = chosen.schedule
     check_rounds(rounds, schedule)
-    return replace(chosen, rounds=rounds, schedule=schedule)
+    begun = begun_method(checkpoint, method) if checkpoint is not None and isinstance(method, str) else None
+    return replace(begun or chosen, rounds=rounds, schedule=schedule)
 
 
 def _dry_run_scores(method: Method, model: nn.Module, plan: Plan) -> Tensor:
@@ -180,7 +187,7 @@ def _arguments(model: nn.Module, plan: Plan, method: Method, budget: Budget) -> 
     """Return the settings and digests that must be equal when a run continues from a checkpoint."""
     check_dense(model)
     return {
-        **{f"method.{name}": value for name, value in method.to_dict().items()},
+        **{METHOD + name: value for name, value in method.to_dict().items()},
         "budget": budget.to_json(),
         "plan": plan.fingerprint,
         "weights of the dense model": weights_digest(model),

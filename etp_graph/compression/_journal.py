@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from etp_graph._config import quoted
 from etp_graph._json import shorten
 from etp_graph.checkpoint import FileSum, load, replace_file, require_folder, save, sealed, storage_errors
-from etp_graph.errors import CheckpointError
+from etp_graph.errors import CheckpointError, EtpError
+from etp_graph.methods import Method
 from etp_graph.model import RNG, all_tensors, capture_rng, first_names, restore_rng_
 from etp_graph.plan import Plan
 from etp_graph.surgery import SurgeryRecord, get_record
@@ -39,6 +40,9 @@ from ._step_files import (
     read_plan,
     read_tensors,
 )
+
+METHOD = "method."
+"""Prefix of the settings of the method among the arguments of a run."""
 
 
 class Journal:
@@ -161,6 +165,27 @@ class Journal:
             found[FILES] = {name: FileSum.of_file(home / name).to_json() for name in files_of(found)}
             body = {"format": FORMAT, "arguments": self._arguments, "steps": [*self._steps, found]}
             replace_file(self._folder / JOURNAL_FILE, json.dumps(sealed(body)).encode())
+
+
+def begun_method(folder: str | os.PathLike[str], name: str) -> Method | None:
+    """Return the settings of the method with which the run in a folder began.
+
+    Returns ``None`` if there is no run, its method has another name, or these are no settings of a method.
+
+    Raises:
+        CheckpointError: the journal is damaged.
+    """
+    file = Path(folder).absolute() / JOURNAL_FILE
+    if not os.path.lexists(file):
+        return None
+    arguments, _ = read_journal(file)
+    stored = {key.removeprefix(METHOD): value for key, value in arguments.items() if key.startswith(METHOD)}
+    if stored.get("name") != name:
+        return None
+    try:
+        return Method.from_json(stored)
+    except EtpError:
+        return None
 
 
 def check_dense(model: nn.Module) -> None:

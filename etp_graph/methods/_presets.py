@@ -12,9 +12,9 @@ _PRESETS = (
     Method(
         name="etp",
         source="ETP: Modi et al. 2025; by rank of importance, as a proximal step as strong as the budget asks for, on "
-        "the units of least need and least effect on the loss (Molchanov et al. 2019) for what they cost",
+        "the units of least need and least effect on the loss (Molchanov et al. 2019), the same share of every group",
         force=forces.Exponential(), beta="auto", order="importance", mode="prox", kappa="mean",
-        acts_on="losers", chosen_by="need-taylor", criterion="etp", rank="score_per_sqrt_cost",
+        acts_on="losers", chosen_by="need-taylor", criterion="etp", scope="local", rank="score_per_sqrt_cost",
     ),
     Method(
         name="etp-paper",
