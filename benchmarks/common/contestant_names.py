@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 UNPRUNED = "dense"
 """The control that is never cut and takes as many steps."""
 
@@ -10,6 +13,9 @@ SMALL = "small-dense"
 
 ONESHOT = "oneshot"
 """This library's call that needs no training, before all steps of fine-tuning."""
+
+OURS, OURS_BEFORE = "etp", "etp-global"
+"""The default of this library; and what it was when the short schedules were run: scores compared across groups."""
 
 CONTROLS = (UNPRUNED, SMALL, "random", "l1-uniform")
 """The two above; random units; the L1 norm with the same share everywhere."""
@@ -24,6 +30,13 @@ FRESH = "+fresh"
 def bare_name(name: str) -> str:
     """Return the name of a contestant without its suffixes."""
     return name.removesuffix(DISTILLED).removesuffix(FRESH)
+
+
+def ours(records: Sequence[Mapping[str, Any]]) -> str:
+    """Return the name of the method that a page compares with others: short schedules were run before the change."""
+    configs = [record["config"] for record in records]
+    before = all(config["scale"] == "cpu" and config["method"] != OURS for config in configs)
+    return OURS_BEFORE if before else OURS
 
 
 def begins_fresh(name: str) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common.contestant_names import CONTROLS, UNPRUNED
+from benchmarks.common.contestant_names import CONTROLS, OURS, OURS_BEFORE, UNPRUNED
 from benchmarks.common.records import Record
 from benchmarks.common.statistics import Cell, Spread, cells
 
@@ -24,8 +24,9 @@ _OTHERS = ("#4c9a6a", "#a05195", "#d45087", "#8c6d46", "#3c8fa0", "#9aa03c", "#6
 
 
 def _colours(methods: Sequence[str]) -> dict[str, str]:
-    rest = [method for method in methods if method not in COLOURS]
-    return {**COLOURS, **{method: _OTHERS[i % len(_OTHERS)] for i, method in enumerate(rest)}}
+    known = dict(COLOURS) if OURS in methods else {**COLOURS, OURS_BEFORE: COLOURS[OURS]}
+    rest = [method for method in methods if method not in known]
+    return {**known, **{method: _OTHERS[i % len(_OTHERS)] for i, method in enumerate(rest)}}
 
 
 def new_figure(*, columns: int = 1, rows: int = 1) -> tuple[Any, list[Any]]:
@@ -68,7 +69,7 @@ def plot_curves(records: Sequence[Record], folder: Path, name: str) -> str | Non
             x_values, y_values, bars = zip(*points, strict=True)
             ax.errorbar(
                 x_values, y_values, yerr=bars, marker="o", markersize=4, capsize=3, linewidth=1.5,
-                color=colours[method], label=method, linestyle="-" if method == "etp" else "--",
+                color=colours[method], label=method, linestyle="-" if method in (OURS, OURS_BEFORE) else "--",
             )  # fmt: skip
         dense = next(record["test"]["dense"] for record in records if record["status"] == "ok")
         ax.axhline(by * dense, color=INK, linewidth=0.8, linestyle=":", label="checkpoint")
@@ -141,7 +142,7 @@ def _overview(ax: Any, records: Sequence[Record]) -> None:
             points.append((cell.method, spread))
     points.sort(key=lambda point: point[1].mean, reverse=not metric["higher"])
     for y, (method, spread) in enumerate(points):
-        colour, filled = COLOURS["etp"] if method == "etp" else INK, method not in CONTROLS
+        colour, filled = COLOURS[OURS] if method in (OURS, OURS_BEFORE) else INK, method not in CONTROLS
         ax.errorbar(
             by * spread.mean, y, xerr=by * (spread.deviation or 0.0), color=colour, marker="o", markersize=5,
             markerfacecolor=colour if filled else "none", capsize=2, linewidth=1.2,
@@ -154,7 +155,7 @@ def _overview(ax: Any, records: Sequence[Record]) -> None:
         ax.axvline(by * control.mean, color=INK, linewidth=0.8, linestyle="--")
     ax.set_yticks(range(len(points)), [method for method, _ in points])
     for label in ax.get_yticklabels():
-        label.set_fontweight("bold" if label.get_text() == "etp" else "normal")
+        label.set_fontweight("bold" if label.get_text() in (OURS, OURS_BEFORE) else "normal")
     ax.set_title(f"{records[0]['title'].partition(',')[0]}, {fastest:g}x")
     ax.set_xlabel(
         metric["name"] + (", %" if metric["percent"] else "") + ("" if metric["higher"] else " (less is better)")

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common.contestant_names import RIVALS, SMALL, STRONGEST
+from benchmarks.common.contestant_names import OURS, OURS_BEFORE, RIVALS, SMALL, STRONGEST, ours
 from benchmarks.common.markdown import as_row, with_spread
 from benchmarks.common.records import Record
 from benchmarks.common.statistics import Cell, Spread, cells, trial_seconds
@@ -38,7 +38,11 @@ def page(records: Sequence[Record], *, figures: Sequence[str] = (), remarks: str
     lines += ["## Terms", "", *_terms(metric), ""]
     for speed_up in speed_ups:
         lines += [f"## {speed_up:g}x fewer multiply-adds", "", *_table(found, speed_up, metric), ""]
-        lines += [*_impossible(found, speed_up), *_marks(found, speed_up, metric), ""]
+        lines += [
+            *_impossible(found, speed_up),
+            *_marks(_own(found, speed_up, ours(records)), found, metric),
+            "",
+        ]
     for name in figures:
         lines += [f"![{Path(name).stem.replace('-', ' ')}]({name})", ""]
     lines += ["## How it was run", "", *_conditions(records, config), ""]
@@ -67,7 +71,7 @@ def _introduction(records: Sequence[Record], found: Sequence[Cell]) -> list[str]
 
 def _findings(records: Sequence[Record], found: Sequence[Cell]) -> list[str]:
     """Sentences that follow from the figures alone."""
-    metric = records[0]["metric"]
+    metric, name = records[0]["metric"], ours(records)
     start = Spread.of(list(dict.fromkeys(record["test"]["dense"] for record in records if record["status"] == "ok")))
     unit = " in percent" if metric["percent"] else ""
     better = "more is better" if metric["higher"] else "less is better"
@@ -80,48 +84,53 @@ def _findings(records: Sequence[Record], found: Sequence[Cell]) -> list[str]:
         )  # fmt: skip
         lines.append(f"- The checkpoint has {with_spread(start, metric)}.{same}")
     for speed_up in speed_ups_of(found):
-        own = _own(found, speed_up)
+        own = _own(found, speed_up, name)
         if own is None:
             continue
         sorts: dict[str, list[str]] = {}
-        for name in RIVALS:
-            result = against(own, found, name, higher=metric["higher"])
+        for rival in RIVALS:
+            result = against(own, found, rival, higher=metric["higher"])
             if not isinstance(result, str):
                 sorts.setdefault(result[1].mark, []).append(f"`{result[0].method}`")
         said = "; ".join(f"{VERDICTS[sort]} {', '.join(names)}" for sort in VERDICTS if (names := sorts.get(sort)))
         compared = f" It is {said}." if said else ""
-        lines.append(f"- At {speed_up:g}x `etp` has {with_spread(own.stage('finetuned'), metric)}.{compared}")
+        lines.append(f"- At {speed_up:g}x `{name}` has {with_spread(own.stage('finetuned'), metric)}.{compared}")
         others = [cell for cell in found if cell.ok and cell.speed_up == speed_up and cell is not own]
         if not others:
             lines.append(f"- At {speed_up:g}x no other method has run yet.")
         elif not better_methods(own, found, higher=metric["higher"]):
-            lines.append(f"- At {speed_up:g}x no other pruned or narrow network has a better mean than `etp`.")
+            lines.append(f"- At {speed_up:g}x no other pruned or narrow network has a better mean than `{name}`.")
     return lines
 
 
-def _own(found: Sequence[Cell], speed_up: float) -> Cell | None:
-    return next((cell for cell in found if cell.method == "etp" and cell.speed_up == speed_up and cell.ok), None)
+def _own(found: Sequence[Cell], speed_up: float, name: str) -> Cell | None:
+    return next((cell for cell in found if cell.method == name and cell.speed_up == speed_up and cell.ok), None)
 
 
 def _limits(records: Sequence[Record], found: Sequence[Cell]) -> list[str]:
     """What does not hold: who is ahead of etp, which methods gave nothing, and how much the figures say."""
-    metric, lines = records[0]["metric"], []
+    metric, name, lines = records[0]["metric"], ours(records), []
     for speed_up in speed_ups_of(found):
-        own = _own(found, speed_up)
+        own = _own(found, speed_up, name)
         ahead = [] if own is None else better_methods(own, found, higher=metric["higher"])
         if ahead:
             said = ", ".join(f"`{cell.method}` ({with_spread(cell.stage('finetuned'), metric)})" for cell in ahead)
-            lines.append(f"- At {speed_up:g}x these have a better mean than `etp`: {said}.")
+            lines.append(f"- At {speed_up:g}x these have a better mean than `{name}`: {said}.")
     failed = dict.fromkeys(f"`{cell.method}` at {cell.speed_up:g}x" for cell in found if not cell.ok)
     if failed:
         lines.append(f"- Without a result: {', '.join(failed)}. The reason is below the table.")
-    seeds = [len(cell.ok) for cell in found if cell.method == "etp" and cell.ok]
+    seeds = [len(cell.ok) for cell in found if cell.method == name and cell.ok]
     if seeds:
         few = "1 seed, which says nothing about chance" if max(seeds) == 1 else f"{min(seeds)} seeds"
         several = f"{min(seeds)} to {max(seeds)} seeds" if min(seeds) != max(seeds) else few
-        lines.append(f"- The figures of `etp` come from {several}.")
+        lines.append(f"- The figures of `{name}` come from {several}.")
     if records[0]["config"]["scale"] == "cpu":
         lines.append("- The scale is `cpu`: parts of the data, narrower networks and short schedules.")
+    if name == OURS_BEFORE:
+        lines.append(
+            f"- The runs were made when `etp` compared scores across groups, as `{name}` does. It now takes the same "
+            "share of every group."
+        )
     return lines
 
 
@@ -164,11 +173,11 @@ def _impossible(found: Sequence[Cell], speed_up: float) -> list[str]:
     return ["Without a result:", "", *sorted(reasons), ""] if reasons else []
 
 
-def _marks(found: Sequence[Cell], speed_up: float, metric: Mapping[str, Any]) -> list[str]:
-    own = _own(found, speed_up)
+def _marks(own: Cell | None, found: Sequence[Cell], metric: Mapping[str, Any]) -> list[str]:
     if own is None:
         return []
-    return [f"- etp against {name}: {difference_text(own, found, name, metric)}" for name in (STRONGEST, *RIVALS)]
+    differences = {name: difference_text(own, found, name, metric) for name in (STRONGEST, *RIVALS)}
+    return [f"- {own.method} against {name}: {difference}" for name, difference in differences.items()]
 
 
 def _conditions(records: Sequence[Record], config: Mapping[str, Any]) -> list[str]:
@@ -228,7 +237,7 @@ def _command(records: Sequence[Record], config: Mapping[str, Any]) -> str:
 
 
 def _named(method: str) -> str:
-    return f"**{method}**" if method == "etp" else method
+    return f"**{method}**" if method in (OURS, OURS_BEFORE) else method
 
 
 def _ratio(spread: Spread | None) -> str:

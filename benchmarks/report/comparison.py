@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from benchmarks.common.contestant_names import RIVALS, STRONGEST, UNPRUNED
+from benchmarks.common.contestant_names import OURS, RIVALS, STRONGEST, UNPRUNED, ours
 from benchmarks.common.markdown import as_row, with_spread
 from benchmarks.common.records import Record
 from benchmarks.common.statistics import Cell, cells
@@ -28,12 +28,12 @@ Pages = Mapping[str, Sequence[Record]]
 
 def table(pages: Pages) -> list[str]:
     """The metric of etp on some tasks, and the difference to its rivals."""
-    names = (STRONGEST, *RIVALS)
-    columns = ("task", "metric", "speed-up", "control", "etp", *(f"against {name}" for name in names), "seeds")
+    names, own = (STRONGEST, *RIVALS), _ours(pages)
+    columns = ("task", "metric", "speed-up", "control", own, *(f"against {name}" for name in names), "seeds")
     lines = [as_row(columns), as_row(["---"] * len(columns))]
     for name, records in pages.items():
         found, metric = cells(records), records[0]["metric"]
-        for cell in sorted((c for c in found if c.method == "etp"), key=lambda c: c.speed_up):
+        for cell in sorted((c for c in found if c.method == own), key=lambda c: c.speed_up):
             spread = cell.stage("finetuned")
             apart = [difference_text(cell, found, other, metric) for other in names]
             lines.append(as_row((
@@ -43,11 +43,16 @@ def table(pages: Pages) -> list[str]:
     return lines
 
 
+def _ours(pages: Pages) -> str:
+    """The method that is compared with others, the same on all pages of a scale."""
+    return next((ours(records) for records in pages.values()), OURS)
+
+
 TABLE = (
-    "The table has the metric of `etp` on the test part and the mean difference to others over the common seeds with "
-    "its 95 % interval, in the units of the metric. Of several variants of a rival the one that is best on the "
-    "validation part is compared, and named; *the strongest* is the best of all others there. *Control* is what the "
-    "unpruned network gains on the validation part by the same further training."
+    "The table has the metric of this library's method on the test part and the mean difference to others over the "
+    "common seeds with its 95 % interval, in the units of the metric. Of several variants of a rival the one that is "
+    "best on the validation part is compared, and named; *the strongest* is the best of all others there. *Control* is "
+    "what the unpruned network gains on the validation part by the same further training."
 )
 
 
@@ -89,14 +94,14 @@ def verdicts(pages: Pages) -> list[str]:
         open_ = (NO_VERDICT, "not possible", "no such run yet")
         rest = "".join(f"; {sort} in {said[sort]}" for sort in open_ if said[sort])
         if own:
-            lines.append(f"- Against {name}, of {len(own)} tasks and speed-ups: `etp` is {counts}{rest}.")
-    return lines or ["- There are no runs of `etp` yet."]
+            lines.append(f"- Against {name}, of {len(own)} tasks and speed-ups: `{_ours(pages)}` is {counts}{rest}.")
+    return lines or [f"- There are no runs of `{_ours(pages)}` yet."]
 
 
 def cells_of_etp(pages: Pages) -> list[tuple[Cell, list[Cell], Mapping[str, Any]]]:
     """The cells of etp, each with all cells of its task and the metric."""
-    grouped = [(cells(records), records[0]["metric"]) for records in pages.values()]
-    return [(cell, found, metric) for found, metric in grouped for cell in found if cell.method == "etp" and cell.ok]
+    name, grouped = _ours(pages), [(cells(records), records[0]["metric"]) for records in pages.values()]
+    return [(cell, found, metric) for found, metric in grouped for cell in found if cell.method == name and cell.ok]
 
 
 def behind(pages: Pages) -> list[str]:
@@ -106,8 +111,8 @@ def behind(pages: Pages) -> list[str]:
     if not own:
         return []
     return [
-        f"- In {n} of {len(own)} tasks and speed-ups another method has a better mean than `etp` on the test part. "
-        "The page of the task names it."
+        f"- In {n} of {len(own)} tasks and speed-ups another method has a better mean than `{_ours(pages)}` on the "
+        "test part. The page of the task names it."
     ]
 
 

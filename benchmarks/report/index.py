@@ -69,7 +69,8 @@ def archive(pages: Pages, figure: str | None = None) -> str:
         "# Archive: short schedules", "",
         "These records use parts of the data, narrower networks and minutes of training. They were made to choose "
         "among variants. Where the unpruned control loses much, they measure how methods get on with a network that is "
-        "being damaged, and support no claim. [Evidence](evidence.md) has the runs at full size.", "",
+        "being damaged, and support no claim. [Evidence](evidence.md) has the runs at full size. They are from before "
+        "`etp` took the same share of every group; what it was then is called `etp-global` here.", "",
         *comparison.harmed(pages), *comparison.verdicts(pages), "- Fewer than three seeds give no verdict.", "",
         *_listed(pages), "",
         *([f"![All methods on every task]({figure})", "", _OVERVIEW, ""] if figure else []),
