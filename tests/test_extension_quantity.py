@@ -100,7 +100,7 @@ def test_a_malformed_budget_is_refused(arguments: dict[str, Any], message: str) 
 def test_the_prediction_is_the_count_of_the_pruned_model(seed: int) -> None:
     model, plan = synthetic(seed)
     dense, scores = weight_bytes(model), draw_scores(plan, seed)
-    budget = Budget(lighter=1.5 + seed / 4, scope=SCOPES[seed % 3], rank=RANKS[seed % 3])
+    budget = Budget(lighter=1.5 + seed / 4, scope=SCOPES[seed % len(SCOPES)], rank=RANKS[seed % 3])
     selection = allocate(model, plan, scores, budget=budget)
     predicted = etp.cost(model, plan, selection).amount("weight_bytes")
     assert plan.dense.amount("weight_bytes") == dense

@@ -28,7 +28,7 @@ from etp_graph.plan import (
 
 from ._uniform import Uniform, read_uniform
 
-Scope = Literal["global", "local", "isomorphic"]
+Scope = Literal["global", "local", "isomorphic", "balanced"]
 
 Rank = Literal["score", "score_per_sqrt_cost", "score_per_mac"]
 
@@ -103,7 +103,8 @@ class Budget:
             ``None``: 1; for a latency target, in groups that are large enough, the multiple at which measured layer
             times step.
         scope: ``global`` compares scores across groups; ``local`` removes the same share of every group;
-            ``isomorphic`` compares ranks within classes of equally built groups (Fang et al. 2024). ``None``: the
+            ``isomorphic`` compares ranks within classes of equally built groups (Fang et al. 2024); ``balanced``
+            compares the mean of a unit's rank in its group and its rank among all units. ``None``: the
             scope of the method, or ``global`` if there is no method.
         rank: value that is compared across groups. ``score``: the score. ``score_per_mac``: the score divided by the
             MACs that removing the unit alone saves. ``score_per_sqrt_cost``: the score divided by the square root of

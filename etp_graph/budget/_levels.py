@@ -227,7 +227,9 @@ class Levels:
     def _set_order(self) -> None:
         """Set the order of removal of all levels: by key, then by place in the group, then by name.
 
-        For the local scope the key is the place in the group; for the isomorphic scope, the rank within the class.
+        For the local scope the key is the place in the group; for the isomorphic scope, the rank within the class; for
+        the balanced scope, the mean of the place in the group and the rank among all. There, levels at zero come first:
+        they may be far up in a group of which most is at zero, and removing them costs nothing.
         """
         owner = np.repeat(np.arange(len(self.columns)), self.n_levels)
         middle = np.concatenate([np.zeros(0), *(column.middle for column in self.columns)])
@@ -235,22 +237,36 @@ class Levels:
         if self.budget.scope == "local":
             key = middle
         elif self.budget.scope == "isomorphic":
-            key = self._class_ranks(owner, np.lexsort((owner, middle, key)))
+            key = self._class_ranks(owner, np.lexsort((owner, middle, key)), self._classes())
+        elif self.budget.scope == "balanced":
+            one_class = np.zeros(len(self.columns), dtype=np.int64)
+            among_all = self._class_ranks(owner, np.lexsort((owner, middle, key)), one_class)
+            dead = np.concatenate([np.zeros(0, dtype=np.bool_), *(column.dead for column in self.columns)])
+            key = np.where(dead, -1.0, (among_all + middle) / 2)
         order = np.lexsort((owner, middle, key))
         position = np.empty(len(order), dtype=np.int64)
         position[order] = np.arange(len(order))
         self.order: Ints = owner[order]
         self.position = np.split(position, np.cumsum(self.n_levels)[:-1])
 
-    def _class_ranks(self, owner: Ints, order: Ints) -> Floats:
-        """Return for each level the share of the units of its class that rank below its middle (Fang et al. 2024)."""
+    def _classes(self) -> Ints:
+        """Return the number of the class of each column: equally built groups are of one class."""
         classes: dict[tuple[Any, ...], int] = {}
         marks = [_signature(self.costs.plan, column.group) for column in self.columns]
-        number = np.array([classes.setdefault(mark, len(classes)) for mark in marks], dtype=np.int64)
+        return np.array([classes.setdefault(mark, len(classes)) for mark in marks], dtype=np.int64)
+
+    def _class_ranks(self, owner: Ints, order: Ints, number: Ints) -> Floats:
+        """Return for each level the share of the units of its class that rank below its middle (Fang et al. 2024).
+
+        Args:
+            owner: column of each level.
+            order: the levels, lowest rank value first.
+            number: class of each column.
+        """
         sizes = np.array([column.n_units for column in self.columns], dtype=np.float64)
         units = np.concatenate([np.zeros(0), *(np.diff(c.end, prepend=0.0) * c.n_units for c in self.columns)])
         key = np.empty(len(owner))
-        for c in range(len(classes)):
+        for c in np.unique(number).tolist():
             mine = order[number[owner[order]] == c]
             key[mine] = (units[mine].cumsum() - units[mine] / 2) / sizes[number == c].sum()
         return key

@@ -201,6 +201,31 @@ def test_isomorphic_scope_ranks_within_classes() -> None:
     assert abs(low - high) < 0.1
 
 
+def test_balanced_scope_lies_between_the_local_and_the_global_one() -> None:
+    """Of two groups, one with scores on a tenth of the scale: global ranking empties it, local ranking halves both."""
+    model, plan = synthetic(5, width=64)
+    scores = draw_scores(plan, 5)
+    wide = [span for group, span in plan.spans() if group.n_units >= 64]
+    scores[wide[0]] *= 0.1
+
+    def share(scope: Any) -> float:
+        keep = allocate(model, plan, scores, budget=Budget(speed_up=2, scope=scope)).flat(plan)
+        return float(keep[wide[0]].float().mean())
+
+    assert share("global") + 0.1 < share("balanced") < share("local") - 0.1
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+def test_what_was_chosen_and_set_to_zero_is_chosen_again(scope: Any) -> None:
+    """Methods set units to zero while a model trains, and surgery must remove these and no others."""
+    for seed in range(6):
+        model, plan = synthetic(seed, width=16)
+        scores, budget = draw_scores(plan, seed), Budget(speed_up=2.5, scope=scope)
+        first = allocate(model, plan, scores, budget=budget).flat(plan)
+        again = allocate(model, plan, torch.where(first, scores, 0.0), budget=budget).flat(plan)
+        assert torch.equal(again, first)
+
+
 def test_score_per_mac_prefers_dear_units() -> None:
     """With equal scores everywhere the dearest units go first, so fewer of them have to."""
     model, plan = synthetic(7, width=32)

@@ -8,7 +8,7 @@ from torch import Tensor
 from etp_graph.budget import Budget
 from etp_graph.plan import Cost, Group, Plan
 
-SCOPES = ("global", "local", "isomorphic")
+SCOPES = ("global", "local", "isomorphic", "balanced")
 RANKS = ("score", "score_per_sqrt_cost", "score_per_mac")
 
 
