@@ -11,8 +11,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
+import etp_graph as etp
 from etp_graph.budget import Budget, allocate
 from etp_graph.errors import BudgetError
 from etp_graph.plan import CostModel, Group, Op, Plan
@@ -179,6 +180,18 @@ def test_local_scope_removes_the_same_share_everywhere() -> None:
     free = allocate(model, plan, scores, budget=Budget(speed_up=3)).flat(plan)
     spread = [float(free[span].float().mean()) for group, span in plan.spans() if group.n_units >= 64]
     assert max(spread) - min(spread) > 0.3
+
+
+@pytest.mark.parametrize("speed_up", [1.3, 2.0, 3.7])
+def test_local_scope_leaves_groups_of_one_size_equally_wide(speed_up: float) -> None:
+    """Layers of a transformer then keep the same widths, up to the units with which the target is met."""
+    layers = [layer for _ in range(5) for layer in (nn.Linear(24, 24), nn.ReLU())]
+    model = nn.Sequential(nn.Linear(8, 24), *layers, nn.Linear(24, 3))
+    plan = etp.trace(model, torch.randn(2, 8))
+    keep = allocate(model, plan, draw_scores(plan, 5), budget=Budget(speed_up=speed_up, scope="local")).keep
+    widths = [int(keep[group.name].sum()) for group in plan.prunable]
+    assert len(widths) == 6
+    assert max(widths) - min(widths) <= 2
 
 
 def test_isomorphic_scope_ranks_within_classes() -> None:
