@@ -113,7 +113,8 @@ def compress(folder: Path, method: str | methods.Method = "etp") -> tuple[etp.Co
 
 def test_a_finished_run_is_read_without_training(tmp_path: Path, tensors: dict[str, Tensor]) -> None:
     shutil.copytree(DATA / "finished", tmp_path / "run")
-    result, model, ran = compress(tmp_path / "run")
+    with pytest.warns(UserWarning, match="scope is 'global', today 'local'"):
+        result, model, ran = compress(tmp_path / "run")
     assert not ran
     assert result.to_json() == (DATA / "result.json").read_text()
     torch.testing.assert_close(model(tensors["cnn.input"]), tensors["finished.output"])
@@ -126,13 +127,24 @@ def test_a_run_keeps_the_settings_of_its_method_and_refuses_another_one(tmp_path
         compress(tmp_path / "run", method=methods.get("etp"))
     with pytest.raises(etp.CheckpointError, match=r"method\.name was"):
         compress(tmp_path / "run", method="l1-gradual")
-    result, _, _ = compress(tmp_path / "run")
+    with pytest.warns(UserWarning, match="with which it began"):
+        result, _, _ = compress(tmp_path / "run")
     assert result.method.scope == "global"
+
+
+def test_a_method_of_ones_own_that_changed_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = replace(methods.get("etp"), name="mine", scope="global")
+    monkeypatch.setitem(methods.METHODS._entries, "mine", mine)
+    compress(tmp_path / "run", method="mine")
+    monkeypatch.setitem(methods.METHODS._entries, "mine", replace(mine, scope="local"))
+    with pytest.raises(etp.CheckpointError, match=r"method\.scope was"):
+        compress(tmp_path / "run", method="mine")
 
 
 def test_an_interrupted_run_goes_on(tmp_path: Path, tensors: dict[str, Tensor]) -> None:
     shutil.copytree(DATA / "interrupted", tmp_path / "run")
-    _, model, ran = compress(tmp_path / "run")
+    with pytest.warns(UserWarning, match="with which it began"):
+        _, model, ran = compress(tmp_path / "run")
     assert ran == ["sparse", "finetune"]
     torch.testing.assert_close(model(tensors["cnn.input"]), tensors["finished.output"], rtol=1e-3, atol=1e-3)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,7 +17,7 @@ from etp_graph.collect import watch
 from etp_graph.criteria import magnitude
 from etp_graph.errors import BudgetError, CheckpointError, PlanError
 from etp_graph.graph import require_plan_alone, trace
-from etp_graph.methods import Method, check_rounds, get
+from etp_graph.methods import PRESETS, Method, check_rounds, get
 from etp_graph.model import Outputs
 from etp_graph.plan import CostModel, Plan
 from etp_graph.schedules import Iterative, Schedule
@@ -78,7 +79,8 @@ def compress(
         also: other models that lose the same units in every round, such as a moving average that ``train`` updates;
             see :func:`etp_graph.prune_`. Not together with ``checkpoint``, which does not store them.
         checkpoint: a folder that stores every finished step. Call ``compress`` again with the same arguments and the
-            same dense model to continue after the last finished step. The states of the global random number
+            same dense model to continue after the last finished step. A preset given by name keeps the settings with
+            which the run began, and a warning says where today's differ. The states of the global random number
             generators are stored too. The result is that of an uninterrupted run if ``train`` is deterministic given
             these states.
         progress: show a progress bar if stdout is a terminal.
@@ -128,8 +130,8 @@ def _method(
 ) -> Method:
     """Return the method with the rounds and the schedule of this call.
 
-    A run whose method is given by name goes on with the settings with which it began, which another version of this
-    library may have under that name.
+    A run whose method is given by the name of a preset goes on with the settings with which it began, which that preset
+    had in another version of this library.
     """
     chosen = get(method)
     if rounds is None:
@@ -137,8 +139,28 @@ def _method(
     if schedule is None:
         schedule = chosen.schedule
     check_rounds(rounds, schedule)
-    begun = begun_method(checkpoint, method) if checkpoint is not None and isinstance(method, str) else None
-    return replace(begun or chosen, rounds=rounds, schedule=schedule)
+    today = replace(chosen, rounds=rounds, schedule=schedule)
+    begun = None
+    if checkpoint is not None and isinstance(method, str) and method in PRESETS:
+        begun = begun_method(checkpoint, method)
+    if begun is None:
+        return today
+    begun = replace(begun, rounds=rounds, schedule=schedule)
+    _tell_what_changed(begun, today)
+    return begun
+
+
+def _tell_what_changed(begun: Method, today: Method) -> None:
+    """Warn if a run goes on with other settings than those that its method's name has today."""
+    before, now = begun.to_dict(), today.to_dict()
+    changed = [f"{name} is {before[name]!r}, today {now[name]!r}" for name in now if before[name] != now[name]]
+    told = [text for text in changed if not text.startswith("source ")]
+    if told:
+        warnings.warn(
+            f"the run in this folder goes on with the settings of {begun.name!r} with which it began: "
+            f"{'; '.join(told)}. To prune with the method of today, use another folder.",
+            stacklevel=4,
+        )
 
 
 def _dry_run_scores(method: Method, model: nn.Module, plan: Plan) -> Tensor:

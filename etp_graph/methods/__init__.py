@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from . import _presets  # noqa: F401 - registers the presets
 from ._method import Method, Part, check_rounds, scales_only
+from ._presets import PRESETS
 from ._registry import METHODS, get, register
 
 __all__ = [
     "METHODS",
+    "PRESETS",
     "Method",
     "Part",
     "check_rounds",

@@ -132,3 +132,6 @@ _PRESETS = (
 
 for _preset in _PRESETS:
     register(_preset)
+
+PRESETS = frozenset(preset.name for preset in _PRESETS)
+"""Names of the library's own methods."""
