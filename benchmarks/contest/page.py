@@ -124,6 +124,8 @@ def _limits(records: Sequence[Record], found: Sequence[Cell]) -> list[str]:
         few = "1 seed, which says nothing about chance" if max(seeds) == 1 else f"{min(seeds)} seeds"
         several = f"{min(seeds)} to {max(seeds)} seeds" if min(seeds) != max(seeds) else few
         lines.append(f"- The figures of `{name}` come from {several}.")
+    else:
+        lines.append(f"- There are no runs of `{name}` yet.")
     if records[0]["config"]["scale"] == "cpu":
         lines.append("- The scale is `cpu`: parts of the data, narrower networks and short schedules.")
     if name == OURS_BEFORE:

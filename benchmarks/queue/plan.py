@@ -55,7 +55,7 @@ class Planned:
     config: Config
 
 
-_UNTUNED = ("etp", "etp-hard", "l1-uniform", "l1-gradual", "etp-uniform-force", "taylor-gradual")
+_UNTUNED = ("etp", "etp-hard", "l1-uniform", "l1-gradual", "etp-uniform-force", "etp-global", "taylor-gradual")
 _TUNED = ("tp-groupnorm-local", "torque-published", "tp-groupnorm")
 _GRAPH = (*_UNTUNED, "taylor", "fpgm", "random", "depgraph", "torque-published")
 _CLAIM = ("index-uniform", "index-linear", "index-base", "index-exponential")
