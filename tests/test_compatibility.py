@@ -6,6 +6,7 @@ import importlib
 import shutil
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -83,7 +84,9 @@ def test_configurations_are_read() -> None:
     assert etp.CompressResult.from_json(result.to_json()).to_json() == result.to_json()
 
 
-def compress(folder: Path, method: str | methods.Method = "etp") -> tuple[etp.CompressResult, nn.Module, list[str]]:
+def compress(
+    folder: Path, method: str | methods.Method = "etp", rounds: int = 2
+) -> tuple[etp.CompressResult, nn.Module, list[str]]:
     y = torch.randint(4, (16,), generator=torch.Generator().manual_seed(2))
     x = torch.randn(16, 3, 6, 6, generator=torch.Generator().manual_seed(3))
     ran: list[str] = []
@@ -106,7 +109,7 @@ def compress(folder: Path, method: str | methods.Method = "etp") -> tuple[etp.Co
     torch.manual_seed(5)
     inputs = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(1))[:1]
     found = etp.compress(
-        model, inputs, train=train, evaluate=evaluate, speed_up=2, method=method, rounds=2, checkpoint=folder
+        model, inputs, train=train, evaluate=evaluate, speed_up=2, method=method, rounds=rounds, checkpoint=folder
     )
     return found, model.eval(), ran
 
@@ -123,27 +126,31 @@ def test_a_finished_run_is_read_without_training(tmp_path: Path, tensors: dict[s
 @pytest.mark.parametrize("folder", ["finished", "interrupted"])
 def test_a_run_keeps_the_settings_of_its_method_and_refuses_another_one(tmp_path: Path, folder: str) -> None:
     shutil.copytree(DATA / folder, tmp_path / "run")
-    with pytest.raises(etp.CheckpointError, match=r"method\.scope was"):
-        compress(tmp_path / "run", method=methods.get("etp"))
     with pytest.raises(etp.CheckpointError, match=r"method\.name was"):
         compress(tmp_path / "run", method="l1-gradual")
-    with pytest.warns(UserWarning, match="with which it began"):
+    with pytest.warns(UserWarning, match="of a former version and goes on"):
         result, _, _ = compress(tmp_path / "run")
     assert result.method.scope == "global"
 
 
-def test_a_method_of_ones_own_that_changed_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    mine = replace(methods.get("etp"), name="mine", scope="global")
-    monkeypatch.setitem(methods.METHODS._entries, "mine", mine)
-    compress(tmp_path / "run", method="mine")
-    monkeypatch.setitem(methods.METHODS._entries, "mine", replace(mine, scope="local"))
-    with pytest.raises(etp.CheckpointError, match=r"method\.scope was"):
-        compress(tmp_path / "run", method="mine")
+def test_a_method_of_ones_own_is_never_taken_for_a_former_preset(tmp_path: Path) -> None:
+    mine = replace(methods.get("etp"), beta=0.01, acts_on="units", scope="global")  # it keeps the name
+    compress(tmp_path / "run", method=mine)
+    with pytest.raises(etp.CheckpointError, match=r"method\.beta was"):
+        compress(tmp_path / "run")
+
+
+def test_a_run_of_a_former_preset_with_other_rounds_is_refused_without_a_warning(tmp_path: Path) -> None:
+    shutil.copytree(DATA / "finished", tmp_path / "run")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(etp.CheckpointError, match=r"method\.rounds was 2, is 3"):
+            compress(tmp_path / "run", rounds=3)
 
 
 def test_an_interrupted_run_goes_on(tmp_path: Path, tensors: dict[str, Tensor]) -> None:
     shutil.copytree(DATA / "interrupted", tmp_path / "run")
-    with pytest.warns(UserWarning, match="with which it began"):
+    with pytest.warns(UserWarning, match="of a former version and goes on"):
         _, model, ran = compress(tmp_path / "run")
     assert ran == ["sparse", "finetune"]
     torch.testing.assert_close(model(tensors["cnn.input"]), tensors["finished.output"], rtol=1e-3, atol=1e-3)

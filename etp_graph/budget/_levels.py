@@ -228,8 +228,8 @@ class Levels:
         """Set the order of removal of all levels: by key, then by place in the group, then by name.
 
         For the local scope the key is the place in the group; for the isomorphic scope, the rank within the class; for
-        the balanced scope, the mean of the place in the group and the rank among all. There, levels at zero come first:
-        they may be far up in a group of which most is at zero, and removing them costs nothing.
+        the balanced scope, the mean of the place in the group and the rank among all. There, levels at zero and those
+        below them come first: they may be far up in a group of which most is at zero, and removing them costs nothing.
         """
         owner = np.repeat(np.arange(len(self.columns)), self.n_levels)
         middle = np.concatenate([np.zeros(0), *(column.middle for column in self.columns)])
@@ -241,7 +241,8 @@ class Levels:
         elif self.budget.scope == "balanced":
             one_class = np.zeros(len(self.columns), dtype=np.int64)
             among_all = self._class_ranks(owner, np.lexsort((owner, middle, key)), one_class)
-            dead = np.concatenate([np.zeros(0, dtype=np.bool_), *(column.dead for column in self.columns)])
+            up_to_dead = [np.maximum.accumulate(column.dead[::-1])[::-1] for column in self.columns]
+            dead = np.concatenate([np.zeros(0, dtype=np.bool_), *up_to_dead])
             key = np.where(dead, -1.0, (among_all + middle) / 2)
         order = np.lexsort((owner, middle, key))
         position = np.empty(len(order), dtype=np.int64)

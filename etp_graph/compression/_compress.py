@@ -17,13 +17,13 @@ from etp_graph.collect import watch
 from etp_graph.criteria import magnitude
 from etp_graph.errors import BudgetError, CheckpointError, PlanError
 from etp_graph.graph import require_plan_alone, trace
-from etp_graph.methods import PRESETS, Method, check_rounds, get
+from etp_graph.methods import Method, check_rounds, former_versions, get
 from etp_graph.model import Outputs
 from etp_graph.plan import CostModel, Plan
 from etp_graph.schedules import Iterative, Schedule
 from etp_graph.surgery import bare_copies, list_copies
 
-from ._journal import METHOD, Journal, begun_method, check_dense, weights_digest
+from ._journal import METHOD, Journal, begun_with, check_dense, weights_digest
 from ._progress import Bar
 from ._result import CompressResult
 from ._steps import Compression, Evaluate, Train, n_steps
@@ -79,8 +79,8 @@ def compress(
         also: other models that lose the same units in every round, such as a moving average that ``train`` updates;
             see :func:`etp_graph.prune_`. Not together with ``checkpoint``, which does not store them.
         checkpoint: a folder that stores every finished step. Call ``compress`` again with the same arguments and the
-            same dense model to continue after the last finished step. A preset given by name keeps the settings with
-            which the run began, and a warning says where today's differ. The states of the global random number
+            same dense model to continue after the last finished step. A run that began with what a preset was in a
+            former version goes on with that, and a warning says so. The states of the global random number
             generators are stored too. The result is that of an uninterrupted run if ``train`` is deterministic given
             these states.
         progress: show a progress bar if stdout is a terminal.
@@ -100,7 +100,9 @@ def compress(
     """
     if torch.is_inference_mode_enabled():
         raise PlanError("compress inside torch.inference_mode() can neither train nor prune; leave it first.")
-    chosen = _method(method, rounds, schedule, checkpoint)
+    preset = get(method)
+    former = None if checkpoint is None else begun_with(checkpoint, former_versions(preset))
+    chosen = _method(former or preset, rounds, schedule)
     goal = budget_of(budget, chosen, targets)
     require_plan_alone(plan, prune=prune, ignore=ignore, outputs=outputs)
     copies = list_copies(also)
@@ -113,6 +115,8 @@ def compress(
     # A dry run of scoring and allocation: finds bad weights, criteria and budgets before hours of training.
     rehearsed = allocate(model, plan, _dry_run_scores(chosen, model, plan), budget=goal, example_inputs=example_inputs)
     journal = Journal(checkpoint, _arguments(model, plan, chosen, goal) if checkpoint is not None else {})
+    if former is not None:
+        _tell_former(former, preset)
     with _modes_kept(model), Bar(n_steps(chosen), show=progress) as bar:
         start, changed = TrainingState(model), journal.last_change
         require_restorable(changed and changed.get("training_state"))
@@ -125,42 +129,28 @@ def compress(
         ).compress(lambda: trace(model, example_inputs, prune=kinds, check=check, outputs=counted))  # fmt: skip
 
 
-def _method(
-    method: str | Method, rounds: int | None, schedule: Schedule | None, checkpoint: str | os.PathLike[str] | None
-) -> Method:
-    """Return the method with the rounds and the schedule of this call.
-
-    A run whose method is given by the name of a preset goes on with the settings with which it began, which that preset
-    had in another version of this library.
-    """
-    chosen = get(method)
+def _method(chosen: Method, rounds: int | None, schedule: Schedule | None) -> Method:
+    """Return the method with the rounds and the schedule of this call."""
     if rounds is None:
         rounds = schedule.steps if isinstance(schedule, Iterative) else chosen.rounds
     if schedule is None:
         schedule = chosen.schedule
     check_rounds(rounds, schedule)
-    today = replace(chosen, rounds=rounds, schedule=schedule)
-    begun = None
-    if checkpoint is not None and isinstance(method, str) and method in PRESETS:
-        begun = begun_method(checkpoint, method)
-    if begun is None:
-        return today
-    begun = replace(begun, rounds=rounds, schedule=schedule)
-    _tell_what_changed(begun, today)
-    return begun
+    return replace(chosen, rounds=rounds, schedule=schedule)
 
 
-def _tell_what_changed(begun: Method, today: Method) -> None:
-    """Warn if a run goes on with other settings than those that its method's name has today."""
-    before, now = begun.to_dict(), today.to_dict()
-    changed = [f"{name} is {before[name]!r}, today {now[name]!r}" for name in now if before[name] != now[name]]
-    told = [text for text in changed if not text.startswith("source ")]
-    if told:
-        warnings.warn(
-            f"the run in this folder goes on with the settings of {begun.name!r} with which it began: "
-            f"{'; '.join(told)}. To prune with the method of today, use another folder.",
-            stacklevel=4,
-        )
+def _tell_former(former: Method, today: Method) -> None:
+    """Warn that a run goes on with what its preset was in a former version."""
+    before, now = former.to_dict(), today.to_dict()
+    changed = [
+        f"{name} is {before[name]!r}, today {now[name]!r}"
+        for name in now if name != "source" and before[name] != now[name]
+    ]  # fmt: skip
+    warnings.warn(
+        f"the run in this folder began with {today.name!r} of a former version and goes on with it: "
+        f"{'; '.join(changed)}. To prune with the method of today, use another folder.",
+        stacklevel=3,
+    )
 
 
 def _dry_run_scores(method: Method, model: nn.Module, plan: Plan) -> Tensor:

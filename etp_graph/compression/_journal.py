@@ -11,7 +11,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -167,25 +168,27 @@ class Journal:
             replace_file(self._folder / JOURNAL_FILE, json.dumps(sealed(body)).encode())
 
 
-def begun_method(folder: str | os.PathLike[str], name: str) -> Method | None:
-    """Return the settings of the method with which the run in a folder began.
+def begun_with(folder: str | os.PathLike[str], methods: Sequence[Method]) -> Method | None:
+    """Return the one of these methods with which the run in a folder began; ``None`` if there is none, or no run.
 
-    Returns ``None`` if there is no run, its method has another name, or these are no settings of a method.
+    Its rounds, schedule and source do not count, and the source is that in the folder.
 
     Raises:
         CheckpointError: the journal is damaged.
     """
     file = Path(folder).absolute() / JOURNAL_FILE
-    if not os.path.lexists(file):
+    if not methods or not os.path.lexists(file):
         return None
     arguments, _ = read_journal(file)
-    stored = {key.removeprefix(METHOD): value for key, value in arguments.items() if key.startswith(METHOD)}
-    if stored.get("name") != name:
-        return None
     try:
-        return Method.from_json(stored)
-    except EtpError:
+        stored = Method.from_json({k.removeprefix(METHOD): v for k, v in arguments.items() if k.startswith(METHOD)})
+    except EtpError:  # the journal then refuses the arguments
         return None
+    for method in methods:
+        found = replace(method, source=stored.source)
+        if replace(found, rounds=stored.rounds, schedule=stored.schedule) == stored:
+            return found
+    return None
 
 
 def check_dense(model: nn.Module) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Unpack
 
 from torch import nn
@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_map
 from etp_graph import distributed
 from etp_graph.budget import Budget, Targets, allocate, show_targets
 from etp_graph.compression import budget_of
-from etp_graph.errors import BudgetError, CheckpointError, ForceError, PlanError
+from etp_graph.errors import BudgetError, CheckpointError, EtpError, ForceError, PlanError
 from etp_graph.graph import require_plan_alone, trace
 from etp_graph.methods import Method, get
 from etp_graph.model import Outputs, require_bare
@@ -102,6 +102,7 @@ class Pruning:
         _check_method(self.method)
         _check_moment(prune_at)
         self.budget = budget_of(budget, self.method, targets)
+        self._scope_of_method = Budget.of(budget, targets).scope is None
         self.example_inputs, self.prune_at, self.on_uncuttable = example_inputs, prune_at, on_uncuttable
         self.also = also if isinstance(also, (nn.Module, Collection)) else list(also)  # it is read several times
         self.stage: Stage = "idle"
@@ -167,6 +168,7 @@ class Pruning:
         require_cuttable(self._optimizers, self.on_uncuttable)
         self.plan = self._given or self._traced(model)
         bare_copies(model, self.plan, self.also)
+        self._keep_scope(saved)
         # A dry run of scoring and allocation, so that errors appear before training and not at surgery.
         scores = self.method.scores(model, self.plan)
         rehearsed = allocate(model, self.plan, scores, budget=self.budget, example_inputs=self.example_inputs)
@@ -188,6 +190,29 @@ class Pruning:
         except BaseException:
             self._release()
             raise
+
+    def _keep_scope(self, saved: Mapping[str, Any] | None) -> None:
+        """Go on with the scope with which saved training began, if it is the method's that changed.
+
+        Raises:
+            ForceError: the budget of this call gives another scope.
+        """
+        try:
+            before = Budget.from_json(saved["regularizer"]["settings"]["budget"]).scope if saved else None
+        except (EtpError, LookupError, TypeError, ValueError):  # no budget; of a damaged state, loading it says more
+            return
+        if before in (None, self.budget.scope):
+            return
+        if not self._scope_of_method:
+            raise ForceError(
+                f"training began with scope={before!r} in its budget, here it is {self.budget.scope!r}: use the same."
+            )
+        warnings.warn(
+            f"training began with scope={before!r}, which {self.method.name!r} had in a former version, and goes on "
+            f"with it. Today it has {self.budget.scope!r}.",
+            stacklevel=2,
+        )
+        self.budget = replace(self.budget, scope=before)
 
     def _aim(self, rehearsed: Selection, saved: Mapping[str, Any] | None) -> Budget:
         """Return the regularizer's budget: for a latency target, the MACs of the dry run's selection."""

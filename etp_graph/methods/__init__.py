@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from ._method import Method, Part, check_rounds, scales_only
-from ._presets import PRESETS
+from ._presets import former_versions
 from ._registry import METHODS, get, register
 
 __all__ = [
     "METHODS",
-    "PRESETS",
     "Method",
     "Part",
     "check_rounds",
+    "former_versions",
     "get",
     "register",
     "scales_only",

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
 from etp_graph import forces, schedules
 
 from ._method import Method
@@ -133,5 +137,10 @@ _PRESETS = (
 for _preset in _PRESETS:
     register(_preset)
 
-PRESETS = frozenset(preset.name for preset in _PRESETS)
-"""Names of the library's own methods."""
+_CHANGED: Mapping[str, tuple[Mapping[str, Any], ...]] = {"etp": ({"scope": "global"},)}
+"""Name of a preset -> the settings that differed in former versions."""
+
+
+def former_versions(method: Method) -> tuple[Method, ...]:
+    """Return what a preset was in former versions of the library; nothing if the method is no preset."""
+    return tuple(replace(method, **changed) for changed in _CHANGED.get(method.name, ()) if method in _PRESETS)

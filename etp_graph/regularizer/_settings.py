@@ -222,13 +222,23 @@ class RegularizerSettings(ForceSettings):
     def require_equal(self, other: Mapping[str, Any]) -> None:
         """Raise :class:`ForceError` if ``other`` (from ``to_dict``) differs; the message names every such field."""
         mine = self.describe()
+        other = {**other, **_fields_of_budget(other)}
+        mine = {**mine, **_fields_of_budget(mine)}
         differ = [
-            f"{k}: {other.get(k)!r:.80}, here {mine.get(k)!r}"
+            f"{k}: {other.get(k)!r:.80}, here {mine.get(k)!r:.80}"
             for k in {**mine, **other}
             if not _equal(other.get(k), mine.get(k))
         ]
         if differ:
             raise ForceError(f"the state was saved with other settings ({'; '.join(differ)}): use the same ones.")
+
+
+def _fields_of_budget(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of the budget by name, in place of the budget, so that a message can name those that differ."""
+    budget = settings.get("budget")
+    if not isinstance(budget, Mapping):
+        return {}
+    return {"budget": None, **{f"budget.{name}": value for name, value in budget.items()}}
 
 
 def _equal(found: object, mine: object) -> bool:

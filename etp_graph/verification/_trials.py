@@ -40,6 +40,9 @@ TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4}
 SCREENED = 5e-6
 """Largest relative error in float32 that rounding explains. That of right plans of deep models was at most 2.3e-6."""
 
+TOGETHER = "together with others: "
+"""How the reason begins of a group that fails only together with others."""
+
 _STEP = 1e-6
 """Step of the finite differences, for parameters of about 1."""
 
@@ -79,7 +82,7 @@ class Trials:
     ) -> None:  # fmt: skip
         self.plan, self.gradients, self.seed, self.seeds = plan, gradients, seed, seeds
         self.ratios_of_gradients: frozenset[float] | None = None
-        self.seed_others, self.drawn, self._n_together = False, set[str](), 1
+        self.seed_others, self.drawn = False, set[str]()
         self.steady = self.draws = False
         self.note = ""
         self.dense: list[Tensor] | None = None
@@ -203,12 +206,16 @@ class Trials:
         return abs(found - slope) / max(abs(found), abs(slope), 1e-12)
 
     def groups_that_fail(
-        self, groups: Sequence[Group], ratio: float, trial: Trial | None = None
+        self, groups: Sequence[Group], ratio: float, trial: Trial | None = None, *, together: int = 1
     ) -> list[tuple[Group, str]]:
-        """Return the groups that fail alone, with reasons; if none does, one that fails together with others.
+        """Return the groups that fail alone, with reasons; of a set of which none does, some that complete a failure.
 
-        The caller locks these and asks again, until no trial fails. Each time that none fails alone, twice as many are
-        returned, because many that fail together have one cause.
+        The caller locks these and asks again, until no trial fails.
+
+        Args:
+            groups, ratio: of the trial.
+            trial: its outcome, if it is known.
+            together: so many groups of each set that fails only together.
         """
         trial = trial or self.trial(groups, ratio)
         if trial.good:
@@ -216,13 +223,14 @@ class Trials:
         if len(groups) == 1:
             return [(groups[0], trial.why)]
         half = len(groups) // 2
-        bad = self.groups_that_fail(groups[:half], ratio) + self.groups_that_fail(groups[half:], ratio)
+        bad = [
+            *self.groups_that_fail(groups[:half], ratio, together=together),
+            *self.groups_that_fail(groups[half:], ratio, together=together),
+        ]
         if bad:
             return bad
         end = self._end_of_failing(groups, ratio, low=half)
-        found = groups[max(0, end - self._n_together) : end]
-        self._n_together *= 2
-        return [(group, f"together with others: {trial.why}") for group in found]
+        return [(group, TOGETHER + trial.why) for group in groups[max(0, end - together) : end]]
 
     def _end_of_failing(self, groups: Sequence[Group], ratio: float, *, low: int = 0) -> int:
         """Find by bisection a number of groups from the first on that fail, of which one less pass.

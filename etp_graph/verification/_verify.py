@@ -29,7 +29,7 @@ from ._comparison import as_real, relative_error
 from ._masked import Masked
 from ._memory import available_memory, real_inputs
 from ._repeats import copy_with_shared_blocks, count_numbers, find_repeated_blocks
-from ._trials import SCREENED, TOLERANCE, Trial, Trials
+from ._trials import SCREENED, TOGETHER, TOLERANCE, Trial, Trials
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -215,11 +215,12 @@ def _lock_failing(make: Callable[[Plan], Trials], plan: Plan, screen: Trials | N
     for ratio in _RATIOS:
         if screen is not None and (not plan.prunable or _passes(screen, plan, ratio)):
             continue
-        judge = judge or make(plan)
+        judge, together = judge or make(plan), 1
         while plan.prunable and not (trial := judge.trial(plan.prunable, ratio)).good:
-            plan = plan.lock(
-                {g.name: f"check failed: {why}" for g, why in judge.groups_that_fail(plan.prunable, ratio, trial)}
-            )
+            failing = judge.groups_that_fail(plan.prunable, ratio, trial, together=together)
+            if any(why.startswith(TOGETHER) for _, why in failing):
+                together *= 2  # what fails together again may have one cause for all
+            plan = plan.lock({group.name: f"check failed: {why}" for group, why in failing})
             judge.plan = plan
     return plan
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import etp_graph as etp
 from etp_graph.budget import Budget, allocate
+from etp_graph.budget._levels import Levels
 from etp_graph.errors import BudgetError
 from etp_graph.plan import CostModel, Group, Op, Plan
 from tests.support.budgets import RANKS, SCOPES, admissible, assert_lawful, draw_scores, quantity
@@ -237,6 +238,16 @@ def test_what_was_chosen_and_set_to_zero_is_chosen_again(scope: Any) -> None:
         first = allocate(model, plan, scores, budget=budget).flat(plan)
         again = allocate(model, plan, torch.where(first, scores, 0.0), budget=budget).flat(plan)
         assert torch.equal(again, first)
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+def test_levels_of_a_group_go_lowest_first_also_with_scores_below_zero(scope: Any) -> None:
+    for seed in range(4):
+        _, plan = synthetic(seed, width=16)
+        scores = draw_scores(plan, seed) - 0.5
+        scores[torch.rand(len(scores), generator=torch.Generator().manual_seed(seed)) < 0.3] = 0
+        levels = Levels(CostModel(plan), scores.double().numpy(), Budget(speed_up=2, scope=scope))
+        assert all((np.diff(places) > 0).all() for places in levels.position)
 
 
 def test_score_per_mac_prefers_dear_units() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 
 import pytest
 import torch
@@ -125,3 +126,39 @@ def test_the_core_refuses_what_it_cannot_continue() -> None:
     assert not pruning.advance(1)
     pruning.abort()
     assert not optimizer._optimizer_step_post_hooks
+
+
+def test_training_that_began_with_a_former_preset_goes_on_with_its_scope() -> None:
+    former = replace(etp.methods.get("etp"), scope="global")
+    data, plan = batches(6), toy_plan()
+
+    def stepped(pruning: Pruning, model: torch.nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> None:
+        for step in steps:
+            optimizer.zero_grad()
+            loss_of(model, data[step]).backward()
+            optimizer.step()
+            pruning.advance(step + 1)
+
+    def begun(method: str | etp.methods.Method, budget: etp.Budget) -> tuple[Pruning, torch.nn.Module, torch.optim.SGD]:
+        model = toy()
+        return Pruning(data[0][0][:1], prune_at=5, budget=budget, method=method, plan=plan), model, torch.optim.SGD(
+            model.parameters(), lr=0.05
+        )  # fmt: skip
+
+    whole, model, optimizer = begun(former, etp.Budget(speed_up=1.5))
+    whole.begin(model, optimizer, total=6, per_epoch=None)
+    stepped(whole, model, optimizer, range(2))
+    state, weights = whole.state(), {name: t.clone() for name, t in model.state_dict().items()}
+    stepped(whole, model, optimizer, range(2, 6))
+    again, other, fresh = begun("etp", etp.Budget(speed_up=1.5))
+    other.load_state_dict(weights)
+    again.load_state(state)
+    with pytest.warns(UserWarning, match="had in a former version"):
+        again.begin(other, fresh, done=2, total=6, per_epoch=None)
+    stepped(again, other, fresh, range(2, 6))
+    assert again.selection is not None and whole.selection is not None
+    assert torch.equal(again.selection.flat(plan), whole.selection.flat(plan))
+    refused, other, fresh = begun("etp", etp.Budget(speed_up=1.5, scope="local"))
+    refused.load_state(state)
+    with pytest.raises(etp.ForceError, match="scope='global' in its budget, here it is 'local'"):
+        refused.begin(other, fresh, done=2, total=6, per_epoch=None)

@@ -275,6 +275,31 @@ def test_functional_dropout_does_not_refute_an_auxiliary_head() -> None:
     assert etp.verify(model, plan, x).error < 1e-12
 
 
+class NarrowPairs(nn.Module):
+    """It refuses when both branches of a pair are narrow, and hides from the tracer that it asks."""
+
+    def __init__(self, pairs: int) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(nn.Linear(5, 8) for _ in range(2 * pairs))
+        self.heads = nn.ModuleList(nn.Linear(8, 3) for _ in range(2 * pairs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        widths = [branch.weight.untyped_storage().nbytes() // branch.weight[0].nbytes for branch in self.branches]
+        if any(max(pair) < 8 for pair in zip(widths[::2], widths[1::2], strict=True)):
+            raise ValueError("too narrow")
+        found = [head(branch(x).relu()) for branch, head in zip(self.branches, self.heads, strict=True)]
+        return torch.stack(found).sum(0)
+
+
+@pytest.mark.parametrize("pairs", [1, 2, 4, 8])
+def test_of_pairs_that_fail_only_together_one_each_is_locked(pairs: int) -> None:
+    model, x = NarrowPairs(pairs), torch.randn(2, 5)
+    plan = etp.trace(model, x)
+    failed = [group.name for group in plan.groups if group.locked and "together with others" in group.locked]
+    assert len(failed) == pairs
+    assert etp.verify(model, plan, x).error < 1e-12
+
+
 class Joint(nn.Module):
     """It refuses when its branches are narrow together, and hides from the tracer that it asks."""
 
