@@ -35,8 +35,13 @@ def bare_name(name: str) -> str:
 def ours(records: Sequence[Mapping[str, Any]]) -> str:
     """Return the name of the method that a page compares with others: short schedules were run before the change."""
     configs = [record["config"] for record in records]
-    before = all(config["scale"] == "cpu" and config["method"] != OURS for config in configs)
+    before = any(config["scale"] == "cpu" and config["method"] == OURS_BEFORE for config in configs)
     return OURS_BEFORE if before else OURS
+
+
+def stands_for(method: str, rival: str, own: str) -> bool:
+    """Return True if a method is a variant of a rival. The rival without a force is the control of ``own``."""
+    return method in RIVALS[rival] and (not method.endswith("-hard") or method == f"{own}-hard")
 
 
 def begins_fresh(name: str) -> bool:
@@ -46,8 +51,8 @@ def begins_fresh(name: str) -> bool:
 
 RIVALS = {
     "DepGraph": ("tp-groupnorm-local", "tp-groupnorm", "depgraph"), "Torque": ("torque-published", "torque"),
-    "L1": ("l1-uniform", "l1-gradual"), "Taylor": ("taylor", "taylor-gradual"), "no force": ("etp-hard",),
-    "a narrow network": (SMALL,),
+    "L1": ("l1-uniform", "l1-gradual"), "Taylor": ("taylor", "taylor-gradual"),
+    "no force": ("etp-hard", "etp-global-hard"), "a narrow network": (SMALL,),
 }  # fmt: skip
 """What `etp` is compared with. Of several variants of a rival the best on the validation part counts."""
 

@@ -13,7 +13,7 @@ from typing import get_args
 
 from benchmarks.contest.claim import CLAIM
 from etp_graph import forces, methods, schedules
-from etp_graph.budget import Scope
+from etp_graph.budget import Rank, Scope
 from etp_graph.methods import Method
 
 ETP = methods.get("etp")
@@ -79,6 +79,10 @@ def questions(base: Method) -> tuple[Question, ...]:
     hard = replace(base, mode="mask")
     scopes = {scope: replace(base, scope=scope) for scope in get_args(Scope) if scope != base.scope}
 
+    # Where every group loses the same share, no rank is compared.
+    compared: dict[str, Rank] = {"per_score": "score", "per_mac": "score_per_mac"} if base.scope == "global" else {}
+    ranks = {name: replace(base, rank=rank) for name, rank in compared.items()}
+
     def variants(**changed: Method) -> dict[str, Method]:
         names = {part: f"{base.name}[{part.replace('_', '-')}]" for part in changed}
         return {names[part]: replace(method, name=names[part]) for part, method in changed.items()}
@@ -129,8 +133,7 @@ def questions(base: Method) -> tuple[Question, ...]:
                 **scopes,
                 kappa_sqrt=replace(base, kappa="sqrt"),
                 kappa_one=replace(base, kappa="one"),
-                per_score=replace(base, scope="global", rank="score"),
-                per_mac=replace(base, scope="global", rank="score_per_mac"),
+                **ranks,
                 fixed_norm=replace(fixed, criterion="magnitude"),
                 fixed_taylor=replace(fixed, criterion="taylor"),
             ),

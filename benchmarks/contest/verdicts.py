@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from benchmarks.common.contestant_names import DISTILLED, RIVALS, STRONGEST, UNPRUNED
+from benchmarks.common.contestant_names import DISTILLED, STRONGEST, UNPRUNED, stands_for
 from benchmarks.common.statistics import FEWEST, Cell, Difference, difference
 
 VERDICTS = {"better": "better than", "not significant": "not significantly different from", "worse": "worse than"}
@@ -33,7 +33,7 @@ def rival(own: Cell, found: Sequence[Cell], name: str, *, higher: bool) -> Cell 
     others = [
         cell for cell in found
         if cell.ok and cell.speed_up == own.speed_up and cell.method not in (own.method, UNPRUNED)
-        and (cell.method in RIVALS[name] if name != STRONGEST else _on_equal_terms(own, cell))
+        and (stands_for(cell.method, name, own.method) if name != STRONGEST else _on_equal_terms(own, cell))
     ]  # fmt: skip
     return max(
         others, key=lambda cell: (min(FEWEST, _n_common(own, cell)), _mean(cell, "val", higher=higher)), default=None
@@ -100,4 +100,6 @@ def _on_equal_terms(own: Cell, other: Cell) -> bool:
 
 def _was_asked(own: Cell, found: Sequence[Cell], name: str) -> bool:
     """Whether a rival was asked for at the speed-up of ``own``, and gave no network."""
-    return name != STRONGEST and any(cell.method in RIVALS[name] and cell.speed_up == own.speed_up for cell in found)
+    return name != STRONGEST and any(
+        stands_for(cell.method, name, own.method) and cell.speed_up == own.speed_up for cell in found
+    )

@@ -33,7 +33,7 @@ def table(pages: Pages) -> list[str]:
     lines = [as_row(columns), as_row(["---"] * len(columns))]
     for name, records in pages.items():
         found, metric = cells(records), records[0]["metric"]
-        for cell in sorted((c for c in found if c.method == own), key=lambda c: c.speed_up):
+        for cell in sorted((c for c in found if c.method == ours(records)), key=lambda c: c.speed_up):
             spread = cell.stage("finetuned")
             apart = [difference_text(cell, found, other, metric) for other in names]
             lines.append(as_row((
@@ -44,8 +44,8 @@ def table(pages: Pages) -> list[str]:
 
 
 def _ours(pages: Pages) -> str:
-    """The method that is compared with others, the same on all pages of a scale."""
-    return next((ours(records) for records in pages.values()), OURS)
+    """The method that is compared with others; of pages that differ in it, both names."""
+    return " / ".join(dict.fromkeys(ours(records) for records in pages.values())) or OURS
 
 
 TABLE = (
@@ -100,8 +100,10 @@ def verdicts(pages: Pages) -> list[str]:
 
 def cells_of_etp(pages: Pages) -> list[tuple[Cell, list[Cell], Mapping[str, Any]]]:
     """The cells of etp, each with all cells of its task and the metric."""
-    name, grouped = _ours(pages), [(cells(records), records[0]["metric"]) for records in pages.values()]
-    return [(cell, found, metric) for found, metric in grouped for cell in found if cell.method == name and cell.ok]
+    grouped = [(ours(records), cells(records), records[0]["metric"]) for records in pages.values()]
+    return [
+        (cell, found, metric) for name, found, metric in grouped for cell in found if cell.method == name and cell.ok
+    ]
 
 
 def behind(pages: Pages) -> list[str]:

@@ -40,7 +40,7 @@ CONTRASTS = (
     ),
     Contrast(
         part="the choice", left="etp-hard", right="l1-gradual",
-        what="no force: the units of `etp`, or the same share everywhere by norm, at the same times",
+        what="no force, the same share everywhere, at the same times: the units of `etp`, or those of the least norm",
     ),
     Contrast(
         part="the allocation", left="etp", right="etp-global",

@@ -19,7 +19,10 @@ MORE = {
     "families": ("Families that load what was exported", "loads pruned models with the stock classes of transformers"),
     "serving": ("A served language model", "runs a pruned SmolLM2 in engines without this library"),
     "encoder": ("A served sentence encoder", "runs a pruned MiniLM in sentence-transformers and ONNX Runtime"),
-    "study": ("The study behind `etp`", "compares `etp` with variants of it that differ in one thing each"),
+    "study": (
+        "The study on short schedules",
+        "compares `etp-global` with variants of it that differ in one thing each",
+    ),
     "study-full": ("The study at full size", "asks on validation parts what the default of `etp` should be"),
     "paper-figures": ("The papers' figures", "trains a VGG-19 under the forces of the papers"),
     "llm": ("A language model without training", "compares methods that prune SmolLM2-135M without training it"),

@@ -258,14 +258,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks study", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("tasks", nargs="*", choices=[*SPEED_UPS, []], help="default: none, with --page")
-    parser.add_argument("--variants", nargs="+", metavar="NAME", help="default: all of etp, and the controls")
+    parser.add_argument(
+        "--variants",
+        nargs="+",
+        metavar="NAME",
+        help="default: all of the method that the page of the scale varies, and the controls",
+    )
     parser.add_argument("--speed-ups", nargs="+", type=float, metavar="X", help=f"default {dict(SPEED_UPS)}")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1000], metavar="N", help="default 1000")
     parser.add_argument("--scale", choices=list(LENGTHS), default="cpu", help="default cpu")
     parser.add_argument("--page", action="store_true", help="write the pages of all lines")
     options = parser.parse_args(arguments)
     known = (ETP.name, GLOBAL.name, *STUDY, *CONTROLS)
-    variants = options.variants or [name for name in known if not name.startswith(GLOBAL.name)]
+    length = LENGTHS[options.scale]
+    own = [name for question in length.questions for name in question.variants]
+    variants = options.variants or [length.base, *own, *CONTROLS]
     if unknown := sorted(set(variants) - {*known}):
         parser.error(f"unknown variants {unknown}; known are {', '.join(known)}")
     torch.set_num_threads(1)

@@ -158,7 +158,7 @@ def test_the_evidence_counts_verdicts() -> None:
 
 def test_the_index_lists_all_records() -> None:
     text = index({"toy": lines()}, ["study"])
-    assert "- [The study behind `etp`](study.md) compares" in text
+    assert "- [The study on short schedules](study.md) compares" in text
     assert "- [a toy](toy.md) compares 4 methods by accuracy at 2x." in text
     assert text.index("(evidence.md)") < text.index("(study.md)") < text.index("(archive.md)")
 
