@@ -16,7 +16,7 @@ from etp_graph.budget import Budget, Targets, allocate, show_targets
 from etp_graph.compression import budget_of
 from etp_graph.errors import BudgetError, CheckpointError, EtpError, ForceError, PlanError
 from etp_graph.graph import require_plan_alone, trace
-from etp_graph.methods import Method, get
+from etp_graph.methods import Method, former_versions, get
 from etp_graph.model import Outputs, require_bare
 from etp_graph.plan import CostModel, Plan, Selection
 from etp_graph.regularizer import Regularizer
@@ -192,10 +192,10 @@ class Pruning:
             raise
 
     def _keep_scope(self, saved: Mapping[str, Any] | None) -> None:
-        """Go on with the scope with which saved training began, if it is the method's that changed.
+        """Go on with the scope with which saved training began, if the method is a preset that had it before.
 
         Raises:
-            ForceError: the budget of this call gives another scope.
+            ForceError: the scope changed for another reason.
         """
         try:
             before = Budget.from_json(saved["regularizer"]["settings"]["budget"]).scope if saved else None
@@ -203,7 +203,8 @@ class Pruning:
             return
         if before in (None, self.budget.scope):
             return
-        if not self._scope_of_method:
+        known = {former.scope for former in former_versions(self.method)}
+        if not self._scope_of_method or before not in known:
             raise ForceError(
                 f"training began with scope={before!r} in its budget, here it is {self.budget.scope!r}: use the same."
             )

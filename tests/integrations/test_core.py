@@ -158,7 +158,9 @@ def test_training_that_began_with_a_former_preset_goes_on_with_its_scope() -> No
     stepped(again, other, fresh, range(2, 6))
     assert again.selection is not None and whole.selection is not None
     assert torch.equal(again.selection.flat(plan), whole.selection.flat(plan))
-    refused, other, fresh = begun("etp", etp.Budget(speed_up=1.5, scope="local"))
-    refused.load_state(state)
-    with pytest.raises(etp.ForceError, match="scope='global' in its budget, here it is 'local'"):
-        refused.begin(other, fresh, done=2, total=6, per_epoch=None)
+    mine = replace(etp.methods.get("etp"), name="mine")
+    for method, scope in (("etp", "local"), (mine, None)):
+        refused, other, fresh = begun(method, etp.Budget(speed_up=1.5, scope=scope))
+        refused.load_state(state)
+        with pytest.raises(etp.ForceError, match="scope='global' in its budget, here it is 'local'"):
+            refused.begin(other, fresh, done=2, total=6, per_epoch=None)
