@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import get_args
+from typing import Any, get_args
 
 from benchmarks.contest.claim import CLAIM
 from etp_graph import forces, methods, schedules
-from etp_graph.budget import Rank, Scope
+from etp_graph.budget import Scope
 from etp_graph.methods import Method
 
 ETP = methods.get("etp")
@@ -73,89 +73,61 @@ CONTROLS: Mapping[str, Method] = {
 """Controls: what the force of ``etp`` brings apart from its choice; and ETP with the λ of eq. 8 and of the code."""
 
 
+_FIXED: Mapping[str, Any] = {"beta": 3e-4, "acts_on": "units", "strength": None, "kappa": "sqrt"}
+"""The same force at a fixed strength, on all units."""
+
+_CHANGES: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
+    "Who is pushed, and how hard": {
+        "fixed": _FIXED, "auto-on-all": {"acts_on": "units"}, "fixed-refreshed": {**_FIXED, "refresh_every": 10},
+    },
+    "Who goes": {"need": {"chosen_by": "need"}, "taylor": {"chosen_by": "taylor"}},
+    "The force": {
+        "uniform": {"force": forces.Uniform()}, "linear": {"force": forces.Linear()},
+        **{f"rate-{rate}": {"force": forces.Exponential(rate=float(rate))} for rate in (2, 3, 8)},
+    },
+    "The order": {
+        "index": {"order": "index"}, "random": {"order": "random"}, "fixed-index": {**_FIXED, "order": "index"},
+    },
+    "How the force is applied": {
+        "gradient": {**_FIXED, "mode": "gradient"}, "loss": {**_FIXED, "mode": "loss"},
+        "heaviside": {**_FIXED, "force": forces.Heaviside()},
+        "growing": {**_FIXED, "force": forces.Growing(), "mode": "gradient", "kappa": "one"},
+    },
+    "What is compared": {
+        **{scope: {"scope": scope} for scope in get_args(Scope)},
+        "kappa-sqrt": {"kappa": "sqrt"}, "kappa-one": {"kappa": "one"},
+        "per-score": {"rank": "score"}, "per-mac": {"rank": "score_per_mac"},
+        "fixed-norm": {**_FIXED, "criterion": "magnitude"}, "fixed-taylor": {**_FIXED, "criterion": "taylor"},
+    },
+    "The way to the budget": {
+        **{f"end-{end}": {"strength": schedules.Cubic(end=end / 100)} for end in (50, 80, 100)},
+        "at-once": {"strength": schedules.Cubic(end=0.1)},
+    },
+    "Without a force": {
+        "hard": {"mode": "mask"}, "hard-end-50": {"mode": "mask", "strength": schedules.Cubic(end=0.5)},
+        "hard-at-once": {"mode": "mask", "strength": schedules.Cubic(end=0.1)},
+    },
+}  # fmt: skip
+"""Question -> part of the name of a variant -> the settings that differ."""
+
+
 def questions(base: Method) -> tuple[Question, ...]:
     """What the study asks of a method, ``etp`` or ``etp-global``."""
-    fixed = replace(base, beta=3e-4, acts_on="units", strength=None, kappa="sqrt")  # the same force on all units
-    hard = replace(base, mode="mask")
-    scopes = {scope: replace(base, scope=scope) for scope in get_args(Scope) if scope != base.scope}
 
-    # Where every group loses the same share, no rank is compared.
-    compared: dict[str, Rank] = {"per_score": "score", "per_mac": "score_per_mac"} if base.scope == "global" else {}
-    ranks = {name: replace(base, rank=rank) for name, rank in compared.items()}
+    def differs(changes: Mapping[str, Any]) -> bool:
+        alike = all(getattr(base, name) == value for name, value in changes.items())
+        return not alike and not (changes.keys() == {"rank"} and base.scope == "local")  # no rank is compared there
 
-    def variants(**changed: Method) -> dict[str, Method]:
-        names = {part: f"{base.name}[{part.replace('_', '-')}]" for part in changed}
-        return {names[part]: replace(method, name=names[part]) for part, method in changed.items()}
-
-    return (
+    return tuple(
         Question(
-            title="Who is pushed, and how hard",
-            variants=variants(
-                fixed=fixed,
-                auto_on_all=replace(base, acts_on="units"),
-                fixed_refreshed=replace(fixed, refresh_every=10),
-            ),
-        ),
-        Question(
-            title="Who goes",
-            variants=variants(need=replace(base, chosen_by="need"), taylor=replace(base, chosen_by="taylor")),
-        ),
-        Question(
-            title="The force",
-            variants=variants(
-                uniform=replace(base, force=forces.Uniform()),
-                rate_2=replace(base, force=forces.Exponential(rate=2.0)),
-                rate_3=replace(base, force=forces.Exponential(rate=3.0)),
-                rate_8=replace(base, force=forces.Exponential(rate=8.0)),
-                linear=replace(base, force=forces.Linear()),
-            ),
-        ),
-        Question(
-            title="The order",
-            variants=variants(
-                index=replace(base, order="index"),
-                random=replace(base, order="random"),
-                fixed_index=replace(fixed, order="index"),
-            ),
-        ),
-        Question(
-            title="How the force is applied",
-            variants=variants(
-                gradient=replace(fixed, mode="gradient"),
-                loss=replace(fixed, mode="loss"),
-                heaviside=replace(fixed, force=forces.Heaviside()),
-                growing=replace(fixed, force=forces.Growing(), mode="gradient", kappa="one"),
-            ),
-        ),
-        Question(
-            title="What is compared",
-            variants=variants(
-                **scopes,
-                kappa_sqrt=replace(base, kappa="sqrt"),
-                kappa_one=replace(base, kappa="one"),
-                **ranks,
-                fixed_norm=replace(fixed, criterion="magnitude"),
-                fixed_taylor=replace(fixed, criterion="taylor"),
-            ),
-        ),
-        Question(
-            title="The way to the budget",
-            variants=variants(
-                end_50=replace(base, strength=schedules.Cubic(end=0.5)),
-                end_80=replace(base, strength=schedules.Cubic(end=0.8)),
-                end_100=replace(base, strength=schedules.Cubic(end=1.0)),
-                at_once=replace(base, strength=schedules.Cubic(end=0.1)),
-            ),
-        ),
-        Question(
-            title="Without a force",
-            variants=variants(
-                hard=hard,
-                hard_end_50=replace(hard, strength=schedules.Cubic(end=0.5)),
-                hard_at_once=replace(hard, strength=schedules.Cubic(end=0.1)),
-            ),
-        ),
-    )
+            title=title,
+            variants={
+                f"{base.name}[{part}]": replace(base, name=f"{base.name}[{part}]", **changes)
+                for part, changes in variants.items() if differs(changes)
+            },
+        )
+        for title, variants in _CHANGES.items()
+    )  # fmt: skip
 
 
 STUDY: Mapping[str, Method] = {

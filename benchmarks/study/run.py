@@ -27,6 +27,7 @@ from benchmarks.common.statistics import Cell, Spread, cells
 from benchmarks.contest.run import configs, run_all
 from benchmarks.contest.variants import ETP, GLOBAL, STUDY, Question, questions
 from benchmarks.tasks import TaskUnavailableError
+from etp_graph.methods import Method
 
 LINES = Path("benchmarks/results/study")
 SPEED_UPS: Mapping[str, float] = {
@@ -49,7 +50,7 @@ class Length:
     """
 
     scale: str
-    base: str
+    base: Method
     title: str
     stem: str
     what: str
@@ -57,7 +58,7 @@ class Length:
     @property
     def questions(self) -> tuple[Question, ...]:
         """What is varied."""
-        return questions(GLOBAL if self.base == GLOBAL.name else ETP)
+        return questions(self.base)
 
     @property
     def page(self) -> Path:
@@ -87,13 +88,13 @@ LENGTHS = {
     length.scale: length
     for length in (
         Length(
-            scale="cpu", base=GLOBAL.name, title="The study behind `etp`, on short schedules", stem="study",
+            scale="cpu", base=GLOBAL, title="The study behind `etp`, on short schedules", stem="study",
             what="`etp-global` compares scores across groups. It is what `etp` was when this study was made; `etp` now "
             "takes the same share of every group, as its variant `etp-global[local]` does. Schedules are short; [the "
             "evidence](evidence.md) has runs at full size.",
         ),
         Length(
-            scale="full", base=ETP.name, title="The study of `etp` at full size", stem="study-full",
+            scale="full", base=ETP, title="The study of `etp` at full size", stem="study-full",
             what="Recipes are those of [the evidence](evidence.md): whole data sets, and training that keeps the dense "
             "network's accuracy.",
         ),
@@ -104,7 +105,7 @@ LENGTHS = {
 
 def page(found: Mapping[str, Sequence[dict[str, Any]]], remarks: str = "", length: Length = LENGTHS["full"]) -> str:
     """The summary, a pure function of the records of each task and of what follows from them."""
-    found, base = _by_speed_up(found), length.base
+    found, base = _by_speed_up(found), length.base.name
     by_task = _by_task(found)
     seeds = [len({record["config"]["seed"] for record in records}) for records in found.values()]
     lines = [
@@ -135,7 +136,7 @@ def page(found: Mapping[str, Sequence[dict[str, Any]]], remarks: str = "", lengt
 
 def tables(found: Mapping[str, Sequence[dict[str, Any]]], length: Length = LENGTHS["full"]) -> str:
     """All figures, a table for each question, and the commands."""
-    found, base = _by_speed_up(found), length.base
+    found, base = _by_speed_up(found), length.base.name
     by_task = _by_task(found)
     lines = [
         f"# {length.title}, all figures", "",
@@ -163,19 +164,19 @@ def _worse(
     """Question, variant and its losses, of all that were run; the controls at the end."""
     asked = [(question.title, name) for question in length.questions for name in question.variants]
     asked += [("control", name) for name in CONTROLS]
-    return [(title, name, own) for title, name in asked if (own := _losses(name, by_task, found, length.base))]
+    return [(title, name, own) for title, name in asked if (own := _losses(name, by_task, found, length.base.name))]
 
 
 def _findings(
     by_task: Mapping[str, Mapping[str, Cell]], found: Mapping[str, Sequence[dict[str, Any]]], length: Length
 ) -> list[str]:
     """The worst variant of each question, and how many are worse at all."""
-    rows = _worse(by_task, found, length)
+    rows, base = _worse(by_task, found, length), length.base.name
     variants = [losses for title, _, losses in rows if title != "control"]
     if not variants:
         return ["- No variant was run."]
     worse = sum(statistics.fmean(losses) > 0 for losses in variants)
-    lines = [f"- {worse} of {len(variants)} variants are worse than `{length.base}` on the mean of their settings."]
+    lines = [f"- {worse} of {len(variants)} variants are worse than `{base}` on the mean of their settings."]
     for question in length.questions:
         own = [(statistics.fmean(losses), name, losses) for title, name, losses in rows if title == question.title]
         if own:
@@ -272,7 +273,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     known = (ETP.name, GLOBAL.name, *STUDY, *CONTROLS)
     length = LENGTHS[options.scale]
     own = [name for question in length.questions for name in question.variants]
-    variants = options.variants or [length.base, *own, *CONTROLS]
+    variants = options.variants or [length.base.name, *own, *CONTROLS]
     if unknown := sorted(set(variants) - {*known}):
         parser.error(f"unknown variants {unknown}; known are {', '.join(known)}")
     torch.set_num_threads(1)
@@ -280,7 +281,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for task in options.tasks:
         todo = configs(task, options.scale, variants, options.speed_ups or [SPEED_UPS[task]], options.seeds)
         try:
-            run_all(todo, LENGTHS[options.scale].lines(task), console=console, blind=True)
+            run_all(todo, length.lines(task), console=console, blind=True)
         except TaskUnavailableError as error:
             parser.exit(2, f"{task}: {error}\n")
     if options.page:

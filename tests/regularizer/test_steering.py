@@ -520,3 +520,10 @@ def test_the_default_method_asks_for_the_number_of_steps() -> None:
 
     with pytest.raises(ForceError, match="steps=n"):
         etp.compress(model, X[:1], train=run, evaluate=lambda _: 0.0, speed_up=2.0)
+
+
+def test_a_state_of_another_scope_is_refused_and_the_scope_is_named() -> None:
+    model, plan = toy(), toy_plan()
+    state = steered(model, plan, budget=etp.Budget(speed_up=2.0, scope="global")).state_dict()
+    with pytest.raises(ForceError, match=r"other settings \(budget\.scope: 'global', here 'local'\)"):
+        steered(model, plan, budget=etp.Budget(speed_up=2.0, scope="local")).load_state_dict(state)
