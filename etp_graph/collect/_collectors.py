@@ -164,12 +164,16 @@ def activations(model: nn.Module, plan: Plan, *names: str) -> Iterator[Observati
             record.values[name] = _merge(seen, plan, packed)
             record.unwatched |= _unseen_groups(seen, plan)
     if record.unwatched:
-        warnings.warn(
-            f"no module showed the units of {quoted(sorted(record.unwatched))}: they are ranked by the norm of their "
-            "weights. To keep them all, plan.lock({name: reason}).",
-            UnwatchedGroups,
-            stacklevel=3,
-        )
+        _warn_of_unwatched(record.unwatched)
+
+
+def _warn_of_unwatched(groups: Collection[str]) -> None:
+    warnings.warn(
+        f"no module showed the units of {quoted(sorted(groups))}: they are ranked by the norm of their weights. To "
+        "keep them all, plan.lock({name: reason}).",
+        UnwatchedGroups,
+        stacklevel=4,
+    )
 
 
 def _is_plain(observed: Observed) -> bool:

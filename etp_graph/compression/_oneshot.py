@@ -178,7 +178,8 @@ def oneshot_(
         dense = None
         if depth.asked:
             whole = run.step("trace", lambda: work.trace(model))
-            dense, goal = cost(model, whole), depth.absolute(goal, cost(model, whole))
+            dense = cost(model, whole)
+            goal = depth.absolute(goal, dense)
         names = depth.choose(lambda copied, tried: _prune(copied, tried, goal, work, _Steps(None), []), run.step)
         found = _prune(model, names, goal, work, run, pending)
         pending = []
